@@ -210,10 +210,9 @@ class Region:
         if norm == "linf":
             # Rounded inwards: float32 of x + eps may lie half a unit in the last place outside the ball.
             exact = x.double()
-            lower, upper = (exact - eps).float(), (exact + eps).float()
-            lower = torch.where(exact - lower.double() > eps, lower.nextafter(torch.full_like(lower, 2.0)), lower)
-            upper = torch.where(upper.double() - exact > eps, upper.nextafter(torch.full_like(upper, -2.0)), upper)
-            self.lower, self.upper = lower.clamp(0, 1), upper.clamp(0, 1)
+            lower, upper = (exact - eps).float().clamp(0, 1), (exact + eps).float().clamp(0, 1)
+            self.lower = _nearer(lower, x, exact - lower.double() > eps)
+            self.upper = _nearer(upper, x, upper.double() - exact > eps)
         else:
             self._centre = x.double()
 
@@ -225,7 +224,7 @@ class Region:
         that is projected again.
         """
         if self.norm == "linf":
-            return torch.minimum(torch.maximum(x, self.lower), self.upper)
+            return x.clamp(self.lower, self.upper)
         centre = self._centre
         if self.norm == "l2" and not strict:
             near = x - self.x
@@ -249,7 +248,7 @@ class Region:
         Where all pixels are alike their roundings would not cancel.
         """
         moved = (self._centre + delta).float()
-        return torch.where((moved.double() - self._centre).abs() > delta.abs(), moved.nextafter(self.x), moved)
+        return _nearer(moved, self.x, (moved.double() - self._centre).abs() > delta.abs())
 
     def random_start(self, omega: Omega, restart: int = 0) -> Tensor:
         """A uniform point of the ball (keys ``("start", 2 r)`` and ``("start", 2 r + 1)``), projected."""
@@ -281,6 +280,15 @@ class Region:
         gradient = gradient / scale
         length = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp_min(1e-12)
         return self.project(x + size * gradient / length, strict=strict)
+
+
+def _nearer(x: Tensor, goal: Tensor, where: Tensor) -> Tensor:
+    """The next float towards ``goal`` where told, else ``x`` itself.
+
+    By arithmetic, which is exact between neighbouring floats: where each pixel is chosen as if by chance,
+    ``torch.where`` spends most of its time on branches that the processor guessed wrong.
+    """
+    return x.nextafter(goal).sub_(x).mul_(where).add_(x)
 
 
 def largest_signs(gradient: Tensor, count: Tensor) -> Tensor:

@@ -13,6 +13,10 @@ and where nothing is cut its squared error is :math:`(d - 1)\,\|g\|^2 / n`.
 A step follows :math:`\hat g` by ``adam`` (the original's choice), or is one of ``steepest`` ascent, along the sign
 (l_inf) or the normalised estimate (l_2); then it is projected. Of all iterates the one of highest loss is returned.
 
+**Defaults** are those of CleverHans (``SPSA``): Adam with rate 0.01, :math:`\delta = 0.01`, the margin, and 64
+directions, whose two ends it counts as 128 samples. It has no default number of steps. Not as there, the first
+iterate is the image itself and not a random point of the ball.
+
 **Scores of a stochastic defence** are made of ``eot`` draws. By default all queries of one step are answered with the
 same draws (``fixed_scores``): the difference of a pair on different draws is mostly that of its draws, which is
 divided by a small delta. The next step has others. With ``fixed_scores: false`` every query has fresh draws, which is
@@ -61,7 +65,7 @@ class SPSAConfig(AttackConfig):
     black_box: ClassVar[bool] = True
     attack: Literal["spsa"] = "spsa"
     steps: int = Field(default=100, ge=1)
-    samples: int = Field(default=128, ge=1)
+    samples: int = Field(default=64, ge=1)
     delta: float = Field(default=0.01, gt=0)
     update: Literal["adam", "steepest"] = "adam"
     step_size: float | None = Field(default=None, gt=0)
@@ -76,7 +80,7 @@ class SPSAConfig(AttackConfig):
         return data
 
     def method(self) -> str:
-        """``spsa-100x128 linf``, with the loss where it is not the margin."""
+        """``spsa-100x64 linf``, with the loss where it is not the margin."""
         parts = [f"spsa-{self.steps}x{self.samples}", self.norm]
         if self.loss != "margin":
             parts.append(self.loss)

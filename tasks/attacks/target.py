@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Literal, Protocol
 
 import torch
@@ -101,11 +102,11 @@ class Tally:
         """Count one gradient of each image, shape (B, ...)."""
         self.gradients.update(ids)
         largest = gradient.abs().flatten(1).amax(1)  # NaN if any is
-        zero, finite = largest == 0, largest.isfinite()
-        if zero.any():
-            self.zero.update(image for image, is_so in zip(ids, zero.tolist(), strict=True) if is_so)
-        if not finite.all():
-            self.nan.update(image for image, is_so in zip(ids, finite.tolist(), strict=True) if not is_so)
+        useful = (largest > 0) & (largest < torch.inf)
+        if not useful.all():  # the one look that makes a device wait
+            sizes = list(zip(ids, largest.tolist(), strict=True))
+            self.zero.update(image for image, size in sizes if size == 0)
+            self.nan.update(image for image, size in sizes if not isfinite(size))
 
 
 @dataclass
@@ -260,7 +261,7 @@ class Target:
 
     def _count(self, draws: int) -> None:
         self.evaluations += len(self) * draws
-        self.tally.evaluations.update(dict.fromkeys(self.omega.image_ids, draws))
+        self.tally.evaluations.update(self.omega.image_ids * draws)
 
     def _purify(self, x: Tensor, omega: Omega | None) -> Tensor:
         if self.purifier is None or omega is None:
@@ -273,7 +274,7 @@ class Target:
 
     def _by_image(self, x: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """Values of all draws, shape (B, K, ...)."""
-        values = torch.cat(list(parts))
+        values = parts[0] if len(parts) == 1 else torch.cat(list(parts))
         return values.reshape(len(x), -1, *values.shape[1:])
 
     def together(self, logits: Tensor) -> Tensor:
@@ -288,6 +289,8 @@ class Target:
         if self.attacked != "mean-loss":
             return loss(self.together(logits), self.labels)
         draws = logits.shape[1]
+        if draws == 1:
+            return loss(logits.squeeze(1), self.labels)
         each = loss(logits.flatten(0, 1), self.labels.repeat_interleave(draws))
         return each.reshape(len(logits), draws).mean(1)
 

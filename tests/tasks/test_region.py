@@ -19,7 +19,7 @@ from torch import Tensor
 
 from defense.randomness import Omega
 from tasks.attacks import Norm, perturbation_norms
-from tasks.attacks.base import Region, largest_signs
+from tasks.attacks.base import Region, _nearer, largest_signs
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 Array = npt.NDArray[np.float32]
@@ -269,6 +269,15 @@ def test_random_start_belongs_to_the_image_not_to_its_place_in_the_batch(norm: N
         assert torch.equal(start(order), whole[order])
     other = Region(images, norm, 0.2).random_start(Omega.of("spec", 1, "attack", ids))
     assert (other != whole).flatten(1).any(1).all()
+
+
+@given(data=st.data())
+def test_nearer_is_the_neighbouring_float_where_told_and_the_same_elsewhere(data: st.DataObject) -> None:
+    floats = hnp.arrays(np.float32, (1, 8), elements=st.floats(-2, 2, width=32))
+    x, goal = data.draw(floats), data.draw(floats)
+    where = data.draw(hnp.arrays(np.bool_, (1, 8)))
+    found = _nearer(torch.from_numpy(x), torch.from_numpy(goal), torch.from_numpy(where))
+    np.testing.assert_array_equal(found.numpy(), np.where(where, np.nextafter(x, goal), x))
 
 
 def test_linf_ascent_moves_every_pixel_by_the_step_along_the_sign() -> None:

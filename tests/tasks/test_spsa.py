@@ -102,6 +102,7 @@ def test_every_query_is_in_the_range_and_every_iterate_in_the_region(norm: Norm)
     target = Target(network, y, omega(4))
     found = attack.run(target, x, omega(4))
     assert target.evaluations == 4 * attack.evaluations == 4 * (30 * 17 + 1)
+    assert set(target.tally.evaluations.values()) == {attack.evaluations}  # every query of every image
     assert all(float(seen.min()) >= 0 and float(seen.max()) <= 1 for seen in network.seen)
     iterates = [seen for seen in network.seen if len(seen) == 4]
     assert len(iterates) == 31 and torch.equal(iterates[0], x)
@@ -213,7 +214,7 @@ def test_it_is_between_random_noise_and_pgd(
 
 def test_labels_and_defaults() -> None:
     attack = SPSAConfig(norm="linf", eps=0.1)
-    assert (attack.label(), attack.evaluations, attack.update) == ("spsa-100x128 linf", 25701, "adam")
+    assert (attack.label(), attack.evaluations, attack.update) == ("spsa-100x64 linf", 12901, "adam")
     assert attack.black_box and SPSAConfig(norm="l2", eps=0.5).update == "steepest"
     assert SPSAConfig(norm="l2", eps=0.5, update="adam").update == "adam"
     other = SPSAConfig(norm="l2", eps=0.5, steps=9, samples=4, loss="ce", knows="purifier", fixed_scores=False)

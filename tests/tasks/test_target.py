@@ -11,6 +11,7 @@ from torch import Tensor
 from defense import InvalidInput, Omega, Purifier
 from tasks.attacks import APGDConfig, PGDConfig, SquareConfig, Target, perturbation_norms
 from tasks.attacks.losses import margin, point_loss
+from tasks.attacks.target import Tally
 from workflows.sweep import load_sweep
 
 IDS = (7, 3, 11)
@@ -45,6 +46,17 @@ def test_evaluations_and_useless_gradients_are_counted_by_image() -> None:
     assert dict(tally.gradients) == {7: 1, 3: 2, 11: 1}
     assert dict(tally.zero) == {3: 2}
     assert dict(tally.nan) == {11: 1}
+
+
+def test_a_gradient_is_useless_if_it_is_zero_everywhere_or_not_finite_anywhere() -> None:
+    inf = torch.inf
+    values = [[0.0, -0.0], [0.0, -1e-44], [1.0, inf], [-inf, 0.0], [torch.nan, inf], [0.0, torch.nan], [-3.0, 2.0]]
+    tally = Tally()
+    tally.see((0, 1, 2, 3, 4, 5, 6), torch.tensor(values))
+    tally.see((0, 0), torch.tensor([[0.0, 0.0], [0.0, 0.0]]))  # an image twice, as queries in a batch are
+    assert dict(tally.zero) == {0: 3}
+    assert dict(tally.nan) == {2: 1, 3: 1, 4: 1, 5: 1}
+    assert dict(tally.gradients) == {0: 3, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1}
 
 
 def test_every_draw_is_an_evaluation() -> None:
