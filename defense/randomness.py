@@ -74,6 +74,19 @@ class Omega:
         """The randomness of batch elements ``start`` to ``stop``; the numbers do not change."""
         return replace(self, image_ids=self.image_ids[start:stop], draws=self.draws[start:stop])
 
+    def generators(self, purpose: str, step: int) -> list[np.random.Generator]:
+        """A NumPy generator for each batch element, for laws other than the normal.
+
+        Arguments:
+            purpose: What the numbers are for.
+            step: Number of the step or level that draws them.
+        """
+        key = np.array(_key(self.spec_id, self.seed, self.role, purpose), dtype=np.uint64)
+        return [
+            np.random.Generator(np.random.Philox(counter=np.array([0, step, draw, image], dtype=np.uint64), key=key))
+            for image, draw in zip(self.image_ids, self.draws, strict=True)
+        ]
+
     def select(self, positions: Sequence[int]) -> Omega:
         """The randomness of the batch elements at some positions; the numbers do not change."""
         ids, draws = self.image_ids, self.draws

@@ -82,12 +82,18 @@ class Context:
         """The loaded classifier."""
         return self.load(config)
 
-    def purifier(self, config: PurifierConfig, protecting: ClassifierConfig) -> Purifier:
-        """The loaded purifier in front of a classifier; purifiers of one denoiser share it."""
-        key = (config.id, protecting.id if config.uses_classifier else "")
+    def purifier(self, config: PurifierConfig, protecting: ClassifierConfig | None) -> Purifier:
+        """The loaded purifier in front of a classifier; purifiers of one denoiser share it.
+
+        Arguments:
+            config: The purifier.
+            protecting: The classifier; None where the purifier is not guided by it.
+        """
+        guide = protecting if config.uses_classifier else None
+        key = (config.id, "" if guide is None else guide.id)
         if key not in self._purifiers:
             with self._loading():
-                models = Models(self.classifier(protecting) if config.uses_classifier else None, self.load)
+                models = Models(None if guide is None else self.classifier(guide), self.load)
                 self._purifiers[key] = config.build(models).to(self.device)
         return self._purifiers[key]
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,22 @@ from defense.registry import Registry
 from defense.spec import Spec
 from defense.torchvision_cpu import allow_torchvision_import
 
-__all__ = ["DATASETS", "DATA_VARIABLE", "Cifar10Config", "DatasetConfig", "DigitsConfig", "ImageSet"]
+__all__ = [
+    "DATASETS",
+    "DATA_VARIABLE",
+    "Cifar10Config",
+    "Cifar100Config",
+    "DatasetConfig",
+    "DigitsConfig",
+    "FolderConfig",
+    "ImageSet",
+]
 
 DATA_VARIABLE = "PUREGRID_DATA"
 """Environment variable that names the data root where a sweep file gives none."""
+
+
+_LISTS = Path(__file__).parent / "classes"
 
 
 @dataclass(frozen=True)
@@ -137,8 +149,56 @@ def _digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     return (bunch.images / 16).astype(np.float32)[:, None], bunch.target.astype(np.int64)
 
 
+class _CifarConfig(DatasetConfig):
+    """What CIFAR-10 and CIFAR-100 share: torchvision's layout under a data root, md5s checked by torchvision.
+
+    Arguments:
+        root: Data root; by default the environment variable ``PUREGRID_DATA``.
+    """
+
+    root: str | None = Field(default=None, exclude=True)
+
+    source: ClassVar[str]
+    """torchvision's class."""
+    folder: ClassVar[str]
+    """Where the files lie under the root."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, 32, 32)."""
+        return 3, 32, 32
+
+    def resolved(self, base: Path) -> Self:
+        """This config with an absolute root and the digest."""
+        root = self.root or os.environ.get(DATA_VARIABLE)
+        if root is None:
+            raise InvalidInput(
+                f"{self.dataset} has no data root: give `root` in the sweep file or set {DATA_VARIABLE} to the "
+                f"folder that holds {self.folder}. `puregrid data fetch {self.dataset} --root FOLDER` downloads it "
+                "there."
+            )
+        here = self.model_copy(update={"root": str((base / root).resolve())})
+        return here.model_copy(update={"digest": here.read().digest()})
+
+    def read(self) -> ImageSet:
+        """The official split, in the official order."""
+        allow_torchvision_import()
+        from torchvision import datasets
+
+        try:
+            data = getattr(datasets, self.source)(self.root or "", train=self.split == "train", download=False)
+        except RuntimeError as error:
+            raise InvalidInput(
+                f"{self.source.replace('CIFAR', 'CIFAR-')} is not under {self.root!r}: {self.folder} is missing "
+                f"there or damaged (md5). `puregrid data fetch {self.dataset} --root {self.root}` downloads it; "
+                "puregrid never does so by itself."
+            ) from error
+        images = data.data.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255)
+        return ImageSet(np.ascontiguousarray(images), np.asarray(data.targets, dtype=np.int64))
+
+
 @DATASETS.register("cifar10")
-class Cifar10Config(DatasetConfig):
+class Cifar10Config(_CifarConfig):
     """CIFAR-10 (Krizhevsky, 2009) in torchvision's layout: ``ROOT/cifar-10-batches-py``.
 
     Arguments:
@@ -146,40 +206,179 @@ class Cifar10Config(DatasetConfig):
     """
 
     dataset: Literal["cifar10"] = "cifar10"
-    root: str | None = Field(default=None, exclude=True)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(3, 32, 32)."""
-        return 3, 32, 32
+    source = "CIFAR10"
+    folder = "cifar-10-batches-py"
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """In the official order."""
         return ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-    def resolved(self, base: Path) -> Cifar10Config:
-        """This config with an absolute root and the digest."""
+
+@DATASETS.register("cifar100")
+class Cifar100Config(_CifarConfig):
+    """CIFAR-100 (Krizhevsky, 2009), its 100 fine classes, in torchvision's layout: ``ROOT/cifar-100-python``.
+
+    Arguments:
+        root: Data root; by default the environment variable ``PUREGRID_DATA``.
+    """
+
+    dataset: Literal["cifar100"] = "cifar100"
+
+    source = "CIFAR100"
+    folder = "cifar-100-python"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the official order."""
+        return tuple(names[0] for names in _listed(_LISTS / "cifar100.txt"))
+
+
+_IMAGES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
+_SPLITS = {"test": ("test", "val"), "train": ("train",)}
+
+
+@DATASETS.register("folder")
+class FolderConfig(DatasetConfig):
+    """Images in folders, one for each class: ``ROOT/SPLIT/CLASS/.../IMAGE``; the test split may be called ``val``.
+
+    Images are decoded to 8-bit RGB, resized so that their shorter side is ``resize``, cropped at the centre, and
+    divided by 255; normalisation is the classifier's. Ids count through the classes in the order of the list and
+    through the file names of a class in alphabetical order. The digest is of the pixels that come out: another
+    decoder of JPEG gives another digest, and is refused.
+
+    All images are held in memory, 0.6 MB for each of 224 pixels a side; ``per_class`` limits them.
+
+    Arguments:
+        root: Folder of the splits; by default the environment variable ``PUREGRID_DATA``.
+        name: How tables call it.
+        classes: Text file with a line for each class, in the order of class numbers: its name, then further names
+            that its folder may have (a WordNet id). ``imagenet30`` ships with puregrid. By default the folders of
+            the split in alphabetical order, of which none may then be missing.
+        resize: Shorter side, pixels, before the crop.
+        crop: Side of the square that is cut out at the centre, pixels.
+        interpolation: Of the resize, always with Pillow's antialiasing.
+        per_class: Take the first so many images of each class.
+    """
+
+    dataset: Literal["folder"] = "folder"
+    root: str | None = Field(default=None, exclude=True)
+    name: str | None = Field(default=None, exclude=True)
+    classes: str | None = Field(default=None, exclude=True)
+    resize: int = Field(default=256, ge=1)
+    crop: int = Field(default=224, ge=1)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    per_class: int | None = Field(default=None, ge=1)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, crop, crop)."""
+        return 3, self.crop, self.crop
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """First name of each class."""
+        return tuple(names[0] for names in self._classes())
+
+    def label(self) -> str:
+        """Name in tables."""
+        name = self.name or Path(self.root or self.dataset).name
+        return name if self.split == "test" else f"{name} ({self.split})"
+
+    def resolved(self, base: Path) -> FolderConfig:
+        """This config with absolute paths and its digest.
+
+        Raises:
+            InvalidInput: No root, no such split, a class without images, or an image that cannot be read.
+        """
+        if self.crop > self.resize:
+            raise InvalidInput(
+                f"crop = {self.crop} is larger than resize = {self.resize}: there would be an edge without image."
+            )
         root = self.root or os.environ.get(DATA_VARIABLE)
         if root is None:
             raise InvalidInput(
-                f"cifar10 has no data root: give `root` in the sweep file or set {DATA_VARIABLE} to the folder that "
-                "holds cifar-10-batches-py. `puregrid data fetch cifar10 --root FOLDER` downloads it there."
+                f"folder has no root: give `root` in the sweep file or set {DATA_VARIABLE} to the folder that holds "
+                "test/CLASS/IMAGE (or val/CLASS/IMAGE)."
             )
-        here = self.model_copy(update={"root": str((base / root).resolve())})
+        fields: dict[str, str] = {"root": str((base / root).resolve())}
+        if self.classes is not None:
+            shipped = _LISTS / f"{self.classes}.txt"
+            fields["classes"] = str(shipped if shipped.is_file() else (base / self.classes).resolve())
+        here = self.model_copy(update=fields)
         return here.model_copy(update={"digest": here.read().digest()})
 
     def read(self) -> ImageSet:
-        """The official split, in the official order; torchvision checks the md5 of every file."""
-        allow_torchvision_import()
-        from torchvision.datasets import CIFAR10
+        """The split, class by class."""
+        files: list[tuple[str, int, int]] = []
+        labels: list[int] = []
+        folder = self._folder()
+        for number, names in enumerate(self._classes()):
+            found = next((folder / name for name in names if (folder / name).is_dir()), None)
+            images = sorted(p for p in found.rglob("*") if p.suffix.lower() in _IMAGES) if found else []
+            if not images:
+                raise InvalidInput(
+                    f"class {names[0]!r} has no images: there are none in {str(folder / names[0])!r}"
+                    + (f", nor in a folder {' or '.join(map(repr, names[1:]))} beside it" if names[1:] else "")
+                    + ". Add them, or correct the list of classes."
+                )
+            chosen = images[: self.per_class]
+            files += [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in chosen]
+            labels += [number] * len(chosen)
+        pixels = _decoded(tuple(files), self.resize, self.crop, self.interpolation)
+        return ImageSet(pixels, np.array(labels, dtype=np.int64))
 
-        try:
-            data = CIFAR10(self.root or "", train=self.split == "train", download=False)
-        except RuntimeError as error:
+    def _folder(self) -> Path:
+        root = Path(self.root or "")
+        found = next((root / name for name in _SPLITS[self.split] if (root / name).is_dir()), None)
+        if found is None:
             raise InvalidInput(
-                f"CIFAR-10 is not under {self.root!r}: cifar-10-batches-py is missing there or damaged (md5). "
-                f"`puregrid data fetch cifar10 --root {self.root}` downloads it; puregrid never does so by itself."
+                f"the {self.split} split is not under {str(root)!r}: there is no folder "
+                f"{' or '.join(map(repr, _SPLITS[self.split]))} in it, which holds a folder for each class."
+            )
+        return found
+
+    def _classes(self) -> list[list[str]]:
+        """The names of each class, the one that tables use first."""
+        if self.classes is None:
+            return [[path.name] for path in sorted(self._folder().iterdir()) if path.is_dir()]
+        try:
+            classes = _listed(Path(self.classes))
+        except OSError as error:
+            raise InvalidInput(
+                f"classes {self.classes!r} cannot be read ({error.strerror}): give a text file with a line for each "
+                f"class, or one of the lists that ship: {', '.join(sorted(p.stem for p in _LISTS.glob('*.txt')))}."
             ) from error
-        images = data.data.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255)
-        return ImageSet(np.ascontiguousarray(images), np.asarray(data.targets, dtype=np.int64))
+        if not classes or len({names[0] for names in classes}) < len(classes):
+            raise InvalidInput(f"classes {self.classes!r} is empty or names a class twice.")
+        return classes
+
+
+def _listed(path: Path) -> list[list[str]]:
+    """The words of each line of a class list, without comments and empty lines."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.split() for line in lines if line.strip() and not line.startswith("#")]
+
+
+@lru_cache(maxsize=1)
+def _decoded(
+    files: tuple[tuple[str, int, int], ...], resize: int, crop: int, interpolation: str
+) -> npt.NDArray[np.float32]:
+    """Images in [0, 1], shape (N, 3, crop, crop); kept while the files have the same sizes and times of change."""
+    allow_torchvision_import()
+    from PIL import Image
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import center_crop
+    from torchvision.transforms.functional import resize as resized
+
+    out = np.empty((len(files), 3, crop, crop), dtype=np.float32)
+    for row, (path, _, _) in enumerate(files):
+        try:
+            with Image.open(path) as image:
+                rgb = image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise of broken files
+            raise InvalidInput(f"image {path!r} cannot be decoded ({error}): replace or remove it.") from error
+        square = center_crop(resized(rgb, [resize], InterpolationMode(interpolation)), [crop, crop])
+        out[row] = np.asarray(square, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+    return out

@@ -28,15 +28,15 @@ _HINTS = {
 }
 
 
-def items(document: Document, keys: Keys, tag: str, *, default: list[Any] | None = None) -> list[tuple[Keys, Any]]:
+def items(document: Document, keys: Keys, tag: str, *, optional: bool = False) -> list[tuple[Keys, Any]]:
     """The entries of a list section; a bare name ``pgd`` stands for ``{attack: pgd}``."""
     section: Any = document.data
     for key in keys:
         section = section.get(key) if isinstance(section, dict) else section[key]
         if section is None:
             break
-    if section is None and default is not None:
-        section = default
+    if section is None and optional:
+        return []
     if not isinstance(section, list) or not section:
         raise document.error(
             keys, f"a sweep needs a list of {keys[-1]} with at least one entry, like `- {tag}: NAME`."
@@ -46,7 +46,11 @@ def items(document: Document, keys: Keys, tag: str, *, default: list[Any] | None
         place = (*keys, position)
         if isinstance(entry, str):
             entry = {tag: entry}
-        if not isinstance(entry, dict) or not isinstance(entry.get(tag), str):
+        if tag == "certificate" and isinstance(entry, dict):  # there is one kind
+            entry = {tag: "smoothing", **entry}
+        named = entry.get(tag) if isinstance(entry, dict) else None
+        several = tag == "corruption" and isinstance(named, list) and all(isinstance(one, str) for one in named)
+        if not isinstance(entry, dict) or not (isinstance(named, str) or several):
             raise document.error(place, f"an entry of {keys[-1]} is a name or a mapping with the key `{tag}`.")
         entries.append((place, entry))
     return entries

@@ -9,17 +9,40 @@ from typing import Any
 
 from defense.aggregate import Aggregation
 from defense.classifiers import ClassifierConfig
+from defense.errors import InvalidInput
 from defense.purifiers import PurifierConfig
 from defense.spec import digest
 from tasks.attacks import AttackConfig, LadderConfig, TransferConfig
+from tasks.certificates import CertificateConfig
 from tasks.compute import Compute
+from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
-from tasks.stages import AttackStage, Chunk, EvaluateStage
+from tasks.stages import (
+    AttackStage,
+    CertifyStage,
+    Chunk,
+    CorruptStage,
+    EvaluateStage,
+    QualityStage,
+    Smoothed,
+    StageSpec,
+)
+from tasks.stages.quality import QualityConfig
 
-__all__ = ["PARTS", "Cell", "Defence", "Images", "Sweep"]
+__all__ = ["PARTS", "Cell", "Defence", "Images", "Sweep", "Threat"]
 
-PARTS = {"dataset": "dataset", "classifier": "classifier", "defence": "purifier", "attack": "attack"}
+PARTS = {
+    "dataset": "dataset",
+    "classifier": "classifier",
+    "defence": "purifier",
+    "attack": "attack",
+    "corruption": "corruption",
+    "certificate": "certificate",
+}
 """The parts of a cell that have names, with the field that names each in its config."""
+
+Threat = AttackConfig | CorruptionConfig | CertificateConfig | None
+"""What a defence is up against; None for clean images."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,21 @@ class Defence:
         """Name in tables."""
         return self.purifier.label()
 
+    def smoothed(self, certificate: CertificateConfig) -> Defence:
+        """What a certificate is of: the purifier at the depth of its noise, and the draws that vote on a sample.
+
+        Raises:
+            InvalidInput: The certificate does not fit the purifier, or draws are aggregated in another way.
+        """
+        base, purifier = certificate.base_of(self.purifier)
+        if self.aggregation not in ("single", "majority-vote"):
+            raise InvalidInput(
+                f"aggregation {self.aggregation!r} has no certificate: the base classifier answers with one draw "
+                "(single) or with the vote of several (majority-vote)."
+            )
+        votes = self.draws if self.aggregation == "majority-vote" and base != "bare" else 1
+        return Defence(purifier, votes, "single" if votes == 1 else "majority-vote")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -56,33 +94,109 @@ class Cell:
         images: Data set and chunks.
         classifier: The protected classifier.
         defence: The purifier, and how its draws are aggregated.
-        attack: The attack, None for clean images.
+        threat: An attack, a corruption or a certificate; None for clean images.
         seed: Seed of all randomness.
         compute: How units compute.
         resubmissions: M: how often the attacker may submit an image, for worst-of-M accuracy; None for as often as
             there are draws. It is the same for clean images.
+        quality: Whether image quality is measured too, and how.
     """
 
     images: Images
     classifier: ClassifierConfig
     defence: Defence
-    attack: AttackConfig | None
+    threat: Threat
     seed: int
     compute: Compute
     resubmissions: int | None = None
+    quality: QualityConfig | None = None
+
+    @property
+    def attack(self) -> AttackConfig | None:
+        """The attack, if that is the threat."""
+        return self.threat if isinstance(self.threat, AttackConfig) else None
+
+    @property
+    def corruption(self) -> CorruptionConfig | None:
+        """The corruption, if that is the threat."""
+        return self.threat if isinstance(self.threat, CorruptionConfig) else None
+
+    @property
+    def certificate(self) -> CertificateConfig | None:
+        """The certificate, if that is the threat."""
+        return self.threat if isinstance(self.threat, CertificateConfig) else None
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether its line is in the robustness table: clean, or under attack."""
+        return self.threat is None or self.attack is not None
+
+    @cached_property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """The last stages of the cell; they hold the others."""
+        if self.certificate is not None:
+            return (self.certify,)
+        measured = self.measure
+        return (self.evaluate,) if measured is None else (self.evaluate, measured)
 
     @cached_property
     def evaluate(self) -> EvaluateStage:
-        """The last stage of the cell; it holds the others."""
+        """The judgement of the defence, of a cell that is no certificate."""
         return EvaluateStage(
             dataset=self.images.dataset,
-            source=None if self.attack is None else self._source(self.attack),
+            source=self.source,
             classifier=self.classifier,
             purifier=self.defence.purifier,
             draws=self.defence.draws,
             seed=self.seed,
             compute=self.compute,
         )
+
+    @cached_property
+    def measure(self) -> QualityStage | None:
+        """The measurement of image quality, if the sweep wants one and the cell judges images."""
+        if self.quality is None or self.certificate is not None:
+            return None
+        purifier = self.defence.purifier
+        return QualityStage(
+            dataset=self.images.dataset,
+            source=self.source,
+            classifier=self.classifier if purifier.uses_classifier else None,
+            purifier=purifier,
+            quality=self.quality,
+            seed=self.seed,
+            compute=self.compute,
+        )
+
+    @cached_property
+    def certify(self) -> CertifyStage:
+        """The certificates, of a cell whose threat they are."""
+        if self.certificate is None:
+            raise ValueError("this cell is no certificate")
+        base, purifier = self.certificate.base_of(self.defence.purifier)
+        smoothed = Smoothed(
+            dataset=self.images.dataset,
+            classifier=self.classifier,
+            purifier=purifier,
+            base=base,
+            votes=self.defence.draws if self.defence.aggregation == "majority-vote" else 1,
+            sigma=self.certificate.sigma,
+            seed=self.seed,
+            compute=self.compute,
+        )
+        return CertifyStage(smoothed=smoothed, certificate=self.certificate)
+
+    @cached_property
+    def source(self) -> AttackStage | CorruptStage | None:
+        """The stage that makes the images which are judged; None for clean ones."""
+        if self.corruption is not None:
+            return CorruptStage(dataset=self.images.dataset, corruption=self.corruption, seed=self.seed)
+        return self.attack_stage
+
+    @cached_property
+    def attack_stage(self) -> AttackStage | None:
+        """The stage of the attack, if that is the threat."""
+        return None if self.attack is None else self._source(self.attack)
 
     def _source(self, attack: AttackConfig) -> AttackStage:
         """The stage that makes the images which are judged."""
@@ -117,12 +231,15 @@ class Cell:
 
     @cached_property
     def id(self) -> str:
-        """Content id: the judged stage, what is made of its draws, and on which images."""
+        """Content id: its last stage, what is made of its draws, and on which images."""
         chunks = [chunk.name for chunk in self.images.chunks]
-        return digest(json.dumps([self.evaluate.id, self.defence.aggregation, self.resubmissions, chunks]))
+        if self.certificate is not None:
+            return digest(json.dumps([self.certify.id, chunks]))
+        measured = [] if self.measure is None else [self.measure.id]
+        return digest(json.dumps([self.evaluate.id, self.defence.aggregation, self.resubmissions, chunks, *measured]))
 
-    def part(self, name: str) -> tuple[str, dict[str, Any]]:
-        """Label and identifying fields of the cell's dataset, classifier, defence or attack.
+    def part(self, name: str) -> tuple[str, dict[str, Any]] | None:
+        """Label and identifying fields of one of :data:`PARTS`; None of a threat that is another one.
 
         The budget is not a part of an attack's fields here: tables have a column of its own for it.
         """
@@ -134,9 +251,12 @@ class Cell:
         if name == "defence":
             own = {"draws": self.defence.draws, "aggregation": self.defence.aggregation}
             return self.defence.label(), {**self.defence.purifier.identity(), **own}
-        if self.attack is None:
+        if name == "attack" and self.threat is None:
             return "clean", {"attack": "none"}
-        return self.attack.label(), {k: v for k, v in self.attack.identity().items() if k != "eps"}
+        if name == "attack" and self.attack is not None:
+            return self.attack.label(), {k: v for k, v in self.attack.identity().items() if k != "eps"}
+        other = self.corruption if name == "corruption" else self.certificate if name == "certificate" else None
+        return None if other is None else (other.label(), other.identity())
 
     def matches(self, wanted: dict[str, Any]) -> bool:
         """Whether an ``exclude`` entry means this cell."""
@@ -145,7 +265,10 @@ class Cell:
                 if self.seed != value:
                     return False
                 continue
-            label, fields = self.part(key)
+            part = self.part(key)
+            if part is None:
+                return False
+            label, fields = part
             if key == "attack" and self.attack is not None:
                 fields["eps"] = self.attack.eps
             if isinstance(value, dict):
@@ -185,6 +308,21 @@ class Sweep:
     cells: tuple[Cell, ...]
 
     @cached_property
+    def adversarial(self) -> tuple[Cell, ...]:
+        """The cells of the robustness table: clean images and attacks."""
+        return tuple(cell for cell in self.cells if cell.adversarial)
+
+    @cached_property
+    def corrupted(self) -> tuple[Cell, ...]:
+        """The cells of corruptions."""
+        return tuple(cell for cell in self.cells if cell.corruption is not None)
+
+    @cached_property
+    def certified(self) -> tuple[Cell, ...]:
+        """The cells of certificates."""
+        return tuple(cell for cell in self.cells if cell.certificate is not None)
+
+    @cached_property
     def labels(self) -> dict[str, dict[str, str]]:
         """What tables call the parts of each cell, by cell id; two different parts never have one name.
 
@@ -193,11 +331,10 @@ class Sweep:
         found: dict[str, dict[str, str]] = {cell.id: {} for cell in self.cells}
         for part in PARTS:
             names: dict[str, dict[str, dict[str, Any]]] = {}
-            for cell in self.cells:
-                label, fields = cell.part(part)
+            named = [(cell, *said) for cell in self.cells if (said := cell.part(part)) is not None]
+            for _, label, fields in named:
                 names.setdefault(label, {})[json.dumps(fields, sort_keys=True)] = fields
-            for cell in self.cells:
-                label, fields = cell.part(part)
+            for cell, label, fields in named:
                 others = names[label].values()
                 differs = [k for k in fields if any(other.get(k) != fields[k] for other in others)]
                 extra = ", ".join(f"{key}={_short(fields[key])}" for key in differs)

@@ -25,7 +25,7 @@ def ladder_table(results: Results) -> pd.DataFrame:
     """
     found = []
     for cell in results.sweep.cells:
-        source = cell.evaluate.source
+        source = cell.attack_stage
         if source is None or not isinstance(source.attack, LadderConfig):
             continue
         rows = results.attack_rows(cell)

@@ -100,5 +100,6 @@ def make_plan(sweep: Sweep | Iterable[Cell]) -> Plan:
     """The plan of a sweep."""
     plan = Plan()
     for cell in sweep.cells if isinstance(sweep, Sweep) else sweep:
-        plan.add(cell.evaluate, cell.images.chunks)
+        for stage in cell.stages:
+            plan.add(stage, cell.images.chunks)
     return plan

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from defense.aggregate import Aggregation, aggregate
 from defense.spec import digest
-from tasks.stages import StageSpec
+from tasks.stages import SampleStage, SequenceStage, StageSpec
 from workflows.plan import make_plan
 from workflows.statistics import (
     Proportion,
@@ -69,7 +69,7 @@ class CellRecord:
                 cell.defence.aggregation,
                 tuple(chunk.name for chunk in cell.images.chunks),
             )
-            for cell in sweep.cells
+            for cell in sweep.adversarial
         ]
 
     @classmethod
@@ -112,12 +112,19 @@ class Results:
         self._tables: dict[tuple[str, str], pa.Table | None] = {}
 
     def rows(self, cell: Cell) -> pd.DataFrame:
-        """The judged rows of a cell, one per image, in the sweep's order; empty if none is committed."""
-        return self._stage(cell.evaluate, cell)
+        """The last rows of a cell, one per image, in the sweep's order; empty if none is committed.
+
+        Of a certificate they are the certificates, of all others the judgements.
+        """
+        return self._stage(cell.stages[0], cell)
+
+    def quality_rows(self, cell: Cell) -> pd.DataFrame:
+        """The rows of image quality of a cell; empty if it is not measured or none is committed."""
+        return pd.DataFrame() if cell.measure is None else self._stage(cell.measure, cell)
 
     def attack_rows(self, cell: Cell) -> pd.DataFrame:
         """The rows of the attack that made the cell's images; empty for a clean cell."""
-        source = cell.evaluate.source
+        source = cell.attack_stage
         return pd.DataFrame() if source is None else self._stage(source, cell)
 
     def _stage(self, spec: StageSpec, cell: Cell) -> pd.DataFrame:
@@ -133,16 +140,19 @@ class Results:
         return self._tables[key]
 
     def robustness(self) -> pd.DataFrame:
-        """One row a cell: what it is, on how many images and draws, and its accuracies with intervals.
+        """One row a clean or attacked cell: what it is, on how many images and draws, its accuracies with intervals.
 
         Columns ``accuracy`` (the defence's own aggregation), ``avg``, ``worst`` (unbiased, of ``resubmissions``
         draws), ``vote``, ``mean_probability`` and ``fixed`` (draw 0 alone: what an evaluation with one fixed noise
         sees), each with ``_low`` and ``_high``; ``images`` committed of ``planned``. A cell without any committed row
         has no accuracies.
         """
+        cells = self.sweep.adversarial
         frame = pd.DataFrame(
-            [{**_identity(cell, self.sweep.labels[cell.id]), **self._measures(cell)} for cell in self.sweep.cells]
+            [{**_identity(cell, self.sweep.labels[cell.id]), **self._measures(cell)} for cell in cells],
         )
+        if frame.empty:
+            return frame
         return frame.astype({"t_star": "Int64"})  # whole numbers with gaps, of which pandas would make floats
 
     def _measures(self, cell: Cell) -> dict[str, object]:
@@ -181,10 +191,10 @@ class Results:
         how many there are. Cells that are not complete are left out, and budgets in different norms stay apart.
         """
         groups: dict[tuple[object, ...], dict[str, Cell]] = {}
-        for cell in self.sweep.cells:
-            if cell.evaluate.source is None:
+        for cell in self.sweep.adversarial:
+            if cell.attack_stage is None:
                 continue
-            attack, stage = cell.evaluate.source.attack, cell.evaluate
+            attack, stage = cell.attack_stage.attack, cell.evaluate
             chunks = tuple(chunk.name for chunk in cell.images.chunks)
             key = (stage.dataset.id, chunks, stage.classifier.id, stage.purifier.id, stage.draws, stage.seed)
             groups.setdefault((*key, attack.norm, attack.eps), {}).setdefault(stage.id, cell)
@@ -216,9 +226,83 @@ class Results:
         found.update(_columns("fixed_aa_any", fixed_aa_any(matrices)))
         return found
 
+    def corrupted(self) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+        """Answers under corruptions, for each data set, classifier, seed and origin of images.
+
+        Returns:
+            What each group is, and its frame with a row an image of every complete cell: ``defence``, ``corruption``,
+            ``severity``, ``image_id``, ``correct`` (share of right draws).
+        """
+        groups: dict[tuple[object, ...], list[pd.DataFrame]] = {}
+        for cell in self.sweep.corrupted:
+            corruption, rows = cell.corruption, self.rows(cell)
+            if corruption is None or len(rows) < cell.images.count:
+                continue
+            labels = self.sweep.labels[cell.id]
+            frame = pd.DataFrame(
+                {
+                    "defence": labels["defence"],
+                    "corruption": corruption.corruption,
+                    "severity": corruption.severity,
+                    "image_id": rows["image_id"],
+                    "correct": _correct(rows).mean(1),
+                }
+            )
+            key = (labels["dataset"], labels["classifier"], cell.seed, corruption.origin)
+            groups.setdefault(key, []).append(frame)
+        names = ("dataset", "classifier", "seed", "origin")
+        return [
+            (dict(zip(names, key, strict=True)), pd.concat(frames, ignore_index=True))
+            for key, frames in groups.items()
+        ]
+
+    def quality(self) -> pd.DataFrame:
+        """Image quality, one row an image and pair of images; empty if it was not measured.
+
+        Columns: ``dataset``, ``classifier``, ``defence``, ``threat``, ``eps``, ``seed``; ``pair`` (``input``,
+        ``output``, ``change``, see :mod:`tasks.stages.quality`; those that compare an image with itself are left
+        out); ``image_id``, ``psnr``, ``ssim``, ``lpips``, and ``missing``, why one of these is NaN.
+        """
+        found: dict[str, list[pd.DataFrame]] = {}
+        for cell in self.sweep.cells:
+            rows = self.quality_rows(cell)
+            if rows.empty or cell.measure is None or cell.measure.id in found:
+                continue
+            labels, missing = self.sweep.labels[cell.id], self._missing_measures(cell)
+            threat = labels.get("attack") or labels["corruption"]
+            found[cell.measure.id] = [
+                pd.DataFrame(
+                    {
+                        **{part: labels[part] for part in ("dataset", "classifier", "defence")},
+                        "threat": threat,
+                        "eps": 0.0 if cell.attack is None else cell.attack.eps,
+                        "seed": cell.seed,
+                        "pair": pair,
+                        "image_id": rows["image_id"],
+                        **{name: rows[f"{name}_{pair}"].astype(float) for name in ("psnr", "ssim", "lpips")},
+                        "missing": missing,
+                    }
+                )
+                for pair in _pairs(cell)
+            ]
+        return pd.concat([frame for frames in found.values() for frame in frames] or [pd.DataFrame()])
+
+    def _missing_measures(self, cell: Cell) -> str:
+        """What the commits of the measurement say of measures that could not be taken."""
+        assert cell.measure is not None
+        stage_id = cell.measure.id
+        for chunk in cell.images.chunks:
+            commit = self.store.committed("quality", stage_id, chunk.name)
+            if commit is not None:
+                return " ".join(str(why) for name, why in commit.notes.items() if name.startswith("no "))
+        return ""
+
     def cost(self) -> pd.DataFrame:
-        """One row a distinct stage: images, network evaluations (from rows), seconds (from commits)."""
-        found = []
+        """One row a distinct stage: images, network evaluations (from rows), seconds (from commits).
+
+        Samples of certificates are many stages of one kind, and one row.
+        """
+        found: dict[tuple[str, ...], dict[str, Any]] = {}
         for stage in make_plan(self.sweep).stages:
             done = self.store.committed_chunks(stage.spec.stage, stage.id)
             commits = [
@@ -227,25 +311,41 @@ class Results:
                 if chunk.name in done
                 and (commit := self.store.committed(stage.spec.stage, stage.id, chunk.name)) is not None
             ]
-            found.append({**_stage_identity(stage.spec), **self._spent(stage.spec, stage.id, commits)})
-        return pd.DataFrame(found)
+            identity = _stage_identity(stage.spec)
+            key: tuple[str, ...] = (stage.id,)
+            if isinstance(stage.spec, SampleStage | SequenceStage):
+                key = (stage.spec.stage, stage.spec.smoothed.id, str(identity["attack"]))
+            spent = self._spent(stage.spec, stage.id, commits)
+            line = found.setdefault(key, {**identity, **dict.fromkeys(spent, 0)})
+            line["images"] = max(line["images"], spent.pop("images"))
+            for name, value in spent.items():
+                line[name] += value
+        for line in found.values():
+            line["seconds"] = round(line["seconds"], 2)
+            line["images_per_second"] = round(line["images"] / line["seconds"], 2) if line["seconds"] else None
+        return pd.DataFrame(list(found.values()))
 
-    def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[Commit]) -> dict[str, object]:
+    def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[Commit]) -> dict[str, Any]:
         images, seconds, denoiser, classifier = 0, 0.0, 0, 0
         for commit in commits:
             rows = self._read(spec.stage, stage_id, commit.chunk)
             images += commit.rows
             seconds += commit.seconds
-            classifier += sum(rows["classifier_evaluations"].to_pylist())
-            if "denoiser_evaluations" in rows.column_names:
-                denoiser += sum(rows["denoiser_evaluations"].to_pylist())
+            denoiser += _sum(rows, "denoiser_evaluations")
+            classifier += _sum(rows, "classifier_evaluations")
         return {
             "images": images,
             "denoiser_evaluations": denoiser,
             "classifier_evaluations": classifier,
-            "seconds": round(seconds, 2),
-            "images_per_second": round(images / seconds, 2) if seconds else None,
+            "seconds": seconds,
         }
+
+
+def _pairs(cell: Cell) -> tuple[str, ...]:
+    """The pairs of images of which the two are not the same by definition."""
+    if cell.threat is None:
+        return ("output",)
+    return ("input",) if cell.defence.purifier.purifier == "none" else ("input", "output", "change")
 
 
 def _resubmissions(cell: Cell) -> int:
@@ -276,16 +376,23 @@ def _identity(cell: Cell, labels: dict[str, str]) -> dict[str, object]:
 
 
 def _stage_identity(spec: StageSpec) -> dict[str, object]:
+    of = getattr(spec, "smoothed", spec)
     source = getattr(spec, "source", None)
-    attack = getattr(spec, "attack", None) or (source.attack if source is not None else None)
-    purifier = getattr(spec, "purifier", None)
+    attack = getattr(spec, "attack", None) or getattr(source, "attack", None)
+    corruption = getattr(spec, "corruption", None) or getattr(source, "corruption", None)
+    classifier, purifier = getattr(of, "classifier", None), getattr(of, "purifier", None)
+    threat = attack or corruption
     return {
         "stage": spec.stage,
-        "classifier": spec.classifier.label(),  # type: ignore[attr-defined]
+        "classifier": "" if classifier is None else classifier.label(),
         "defence": "" if purifier is None else purifier.label(),
-        "attack": "clean" if attack is None else attack.label(),
+        "attack": spec.threat_label() if threat is None else threat.label(),
         "eps": 0.0 if attack is None else attack.eps,
     }
+
+
+def _sum(rows: pa.Table, column: str) -> int:
+    return sum(rows[column].to_pylist()) if column in rows.column_names else 0
 
 
 def _columns(name: str, value: Proportion) -> dict[str, float]:

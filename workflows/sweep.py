@@ -1,7 +1,8 @@
 """From a sweep file to cells: one YAML file, validated before anything runs.
 
-Grid = datasets x classifiers x defences x attacks x seeds, minus ``exclude``, plus ``include`` (further grids
-that inherit the axes they do not name). Inside an entry, a list where a single value is expected is an axis too.
+Grid = datasets x classifiers x defences x threats x seeds, minus ``exclude``, plus ``include`` (further grids that
+inherit the axes they do not name). Threats are the attacks, the corruptions and the certificates together; without
+any of them there are clean images alone. Inside an entry, a list where a single value is expected is an axis too.
 """
 
 from __future__ import annotations
@@ -21,17 +22,24 @@ from defense.errors import nearest
 from defense.purifiers import PURIFIERS, NoPurifierConfig
 from defense.spec import Spec
 from tasks.attacks import ATTACKS, AttackConfig
+from tasks.certificates import CertificateConfig
 from tasks.compute import Compute
+from tasks.corruptions import BENCHMARK, EXTRA, SEVERITIES
+from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DATASETS
 from tasks.stages import Chunk
+from tasks.stages.quality import QualityConfig
 from workflows.axes import expand, items, known_keys, located, validate
-from workflows.cells import PARTS, Cell, Defence, Images, Sweep
+from workflows.cells import PARTS, Cell, Defence, Images, Sweep, Threat
+from workflows.requirements import check_requirements
 from workflows.sweepfile import Document, Keys, read_document
 
 __all__ = ["Cell", "Defence", "Images", "Sweep", "load_sweep"]
 
-_AXES = ("datasets", "classifiers", "defences", "attacks", "seeds")
-_TOP = {"sweep", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "exclude", "include"}
+_THREATS = ("attacks", "corruptions", "certificates")
+_AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
+_TOP = {"sweep", "requires", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality"}
+_TOP = {*_TOP, "exclude", "include"}
 _MATCHERS = {*PARTS, "seed"}
 
 
@@ -52,6 +60,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         InvalidInput: Anything that would make the sweep fail or mean something else than was meant.
     """
+    check_requirements(path, overrides)
     return _Builder(read_document(path, overrides)).sweep()
 
 
@@ -60,11 +69,13 @@ class _Builder:
 
     def __init__(self, document: Document) -> None:
         self.document = document
+        self._corrupted: dict[tuple[CorruptionConfig, str], CorruptionConfig] = {}
         self.base = document.path.resolve().parent
         known_keys(document, (), document.data, _TOP)
         self.compute = self._compute()
         self.chunk = self._chunk()
         self.resubmissions = self._resubmissions()
+        self.quality = self._quality()
         self.denoisers = self._denoisers()
 
     def sweep(self) -> Sweep:
@@ -73,12 +84,16 @@ class _Builder:
         if not isinstance(name, str) or not name:
             raise document.error(("sweep",), "the name of a sweep is a string.")
         axes = {axis: self._axis(axis, (axis,)) for axis in _AXES}
+        if not any(axes[axis] for axis in _THREATS):
+            axes["attacks"] = [None]
         cells = list(self._grid(axes))
         cells = self._excluded(cells)
         for position, entry in enumerate(self._list("include")):
             keys = ("include", position)
             known_keys(document, keys, entry, set(_AXES))
             own = {axis: self._axis(axis, (*keys, axis)) if axis in entry else axes[axis] for axis in _AXES}
+            if any(axis in entry for axis in _THREATS):  # it names its threats: the file's others are not meant
+                own |= {axis: [] for axis in _THREATS if axis not in entry}
             cells += self._grid(own)
         unique = tuple({cell.id: cell for cell in cells}.values())
         if not unique:
@@ -102,10 +117,28 @@ class _Builder:
                 )
 
     def _grid(self, axes: dict[str, list[Any]]) -> Iterable[Cell]:
-        for images, classifier, defence, attack, seed in itertools.product(*(axes[axis] for axis in _AXES)):
-            if attack is not None and isinstance(defence.purifier, NoPurifierConfig):
-                attack = attack.on_bare_classifier()  # so that the adaptive attacks on no defence are one cell
-            yield Cell(images, classifier, defence, attack, seed, self.compute, self.resubmissions)
+        threats = [threat for axis in _THREATS for threat in axes[axis]]
+        fixed = (axes[axis] for axis in ("datasets", "classifiers", "defences"))
+        for images, classifier, defence, threat, seed in itertools.product(*fixed, threats, axes["seeds"]):
+            threat = self._on(images, threat)
+            if isinstance(threat, CertificateConfig):
+                defence = located(self.document, ("certificates",), partial(defence.smoothed, threat))
+            elif isinstance(threat, AttackConfig) and isinstance(defence.purifier, NoPurifierConfig):
+                threat = threat.on_bare_classifier()  # so that the adaptive attacks on no defence are one cell
+            yield Cell(
+                images, classifier, defence, threat, seed, self.compute, self.resubmissions, quality=self.quality
+            )
+
+    def _on(self, images: Images, threat: Threat) -> Threat:
+        """A corruption with the files that it is made of, which depend on the data set; other threats as they are."""
+        if not isinstance(threat, CorruptionConfig):
+            return threat
+        key = (threat, images.dataset.id)
+        if key not in self._corrupted:
+            self._corrupted[key] = located(
+                self.document, ("corruptions",), partial(threat.resolved, self.base, images.dataset)
+            )
+        return self._corrupted[key]
 
     def _list(self, key: str) -> list[Any]:
         value = self.document.data.get(key) or []
@@ -116,15 +149,17 @@ class _Builder:
     def _axis(self, axis: str, keys: Keys) -> list[Any]:
         if axis == "seeds":
             return self._seeds(keys)
-        readers: dict[str, tuple[Callable[[Keys, dict[str, Any]], Sequence[Any]], str, list[Any] | None]] = {
-            "datasets": (self._images, "dataset", None),
-            "classifiers": (self._classifiers, "classifier", None),
-            "defences": (self._defences, "purifier", None),
-            "attacks": (self._attacks, "attack", ["none"]),
+        readers: dict[str, tuple[Callable[[Keys, dict[str, Any]], Sequence[Any]], str]] = {
+            "datasets": (self._images, "dataset"),
+            "classifiers": (self._classifiers, "classifier"),
+            "defences": (self._defences, "purifier"),
+            "attacks": (self._attacks, "attack"),
+            "corruptions": (self._corruptions, "corruption"),
+            "certificates": (self._certificates, "certificate"),
         }
-        method, tag, default = readers[axis]
+        method, tag = readers[axis]
         found: list[Any] = []
-        for place, entry in items(self.document, keys, tag, default=default):
+        for place, entry in items(self.document, keys, tag, optional=axis in _THREATS):
             found += method(place, entry)
         return found
 
@@ -149,6 +184,20 @@ class _Builder:
                 f"resubmissions is how often an attacker may submit an image, at least 1, not {value!r}.",
             )
         return value
+
+    def _quality(self) -> QualityConfig | None:
+        """``quality: {}`` measures PSNR and SSIM, ``quality: {lpips: FILE}`` LPIPS too."""
+        fields = self.document.data.get("quality")
+        if fields is None or fields is False:
+            return None
+        keys: Keys = ("quality",)
+        fields = known_keys(self.document, keys, {} if fields is True else fields, set(QualityConfig.model_fields))
+        if isinstance(fields.get("lpips"), str):
+            fields = {"lpips": {"weights": fields["lpips"]}}
+        found = validate(self.document, keys, QualityConfig, fields, set())
+        if found.lpips is None:
+            return found
+        return QualityConfig(lpips=located(self.document, keys, partial(found.lpips.resolved, self.base)))
 
     def _seeds(self, keys: Keys) -> list[int]:
         section: Any = self.document.data
@@ -272,6 +321,25 @@ class _Builder:
             found.append(located(document, keys, partial(config.resolved, self.base)))
         return found
 
+    def _corruptions(self, keys: Keys, entry: dict[str, Any]) -> list[CorruptionConfig]:
+        """``corruption`` is a name, a list of names, ``benchmark`` (the fifteen) or ``extra`` (the other four)."""
+        named = entry["corruption"]
+        groups = {"benchmark": list(BENCHMARK), "extra": list(EXTRA)}
+        names = [one for name in ([named] if isinstance(named, str) else named) for one in groups.get(name, [name])]
+        entry = {"severity": list(SEVERITIES), **entry, "corruption": names}
+        found = []
+        for fields in expand(self.document, keys, entry, CorruptionConfig):
+            if fields["corruption"] != "frost" and len(names) > 1:
+                fields = {name: value for name, value in fields.items() if name != "photographs"}
+            found.append(validate(self.document, keys, CorruptionConfig, fields, set()))
+        return found
+
+    def _certificates(self, keys: Keys, entry: dict[str, Any]) -> list[CertificateConfig]:
+        found = []
+        for fields in expand(self.document, keys, entry, CertificateConfig):
+            found.append(validate(self.document, keys, CertificateConfig, fields, set()))
+        return found
+
     def _with_attacks(self, keys: Keys, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields of an attack with the attacks, the classifier and the purifier inside it."""
         fields = dict(fields)
@@ -344,7 +412,8 @@ class _Builder:
     def _fits(self, cell: Cell) -> None:
         """A cell's parts take the same images, its attack has a meaning for its defence, its draws suffice."""
         defence = cell.defence
-        if defence.purifier.stochastic and cell.resubmissions is not None and cell.resubmissions > defence.draws:
+        judged = cell.certificate is None and defence.purifier.stochastic
+        if judged and cell.resubmissions is not None and cell.resubmissions > defence.draws:
             raise self.document.error(
                 ("resubmissions",),
                 f"worst-of-{cell.resubmissions} accuracy needs as many draws, {defence.label()!r} has "

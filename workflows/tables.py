@@ -14,6 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from workflows.audit import Finding
+    from workflows.sections import Section
 
 __all__ = [
     "COMBINED_NOTE",
@@ -60,6 +61,7 @@ def render(
     findings: Sequence[Finding] | None = None,
     combined: pd.DataFrame | None = None,
     ladders: pd.DataFrame | None = None,
+    further: Sequence[Section] = (),
 ) -> str:
     """All tables as one text, the auditor's findings among them.
 
@@ -73,6 +75,7 @@ def render(
             if there was no audit, which ``json`` and ``csv`` tell from an audit that found nothing.
         combined: From ``Results.combined``: shown where several attacks met one defence.
         ladders: From :func:`workflows.ladders.ladder_table`: shown where there are ladders.
+        further: From :func:`workflows.sections.sections`: certificates, corruptions, image quality.
     """
     if how == "csv":
         return _with_rules(robustness, findings).to_csv(index=False)
@@ -82,24 +85,33 @@ def render(
             content["combined"] = _records(combined)
         if ladders is not None:
             content["ladders"] = _records(ladders)
+        content |= {section.name: _records(section.frame) for section in further}
         if findings is not None:
             content["findings"] = [finding.as_dict() for finding in findings]
         return json.dumps(content, indent=1) + "\n"
     writer: Callable[[str, Grid], str] = {"text": _text, "md": _markdown, "latex": _latex}[how]
     return "\n".join(
         [
-            writer(
-                f"{title}: accuracy in %, 95 % Wilson intervals over images".strip(": "), robustness_grid(robustness)
-            ),
+            *([writer(_heading(title), robustness_grid(robustness))] if len(robustness) else []),
             *[f"Note: {note}\n" for note in notes(robustness)],
             *([writer(LADDER_TITLE, ladder_grid(ladders))] if ladders is not None and len(ladders) else []),
             *([f"Note: {LADDER_NOTE}\n"] if ladders is not None and len(ladders) else []),
             *([writer(COMBINED_TITLE, combined_grid(combined))] if combined is not None and len(combined) else []),
             *([f"Note: {COMBINED_NOTE}\n"] if combined is not None and len(combined) else []),
+            *[
+                part
+                for section in further
+                if section.title
+                for part in (writer(section.title, section.grid), f"Note: {section.note}\n")
+            ],
             *([_findings(findings, robustness, how)] if findings else []),
             writer("cost", cost_grid(cost)),
         ]
     )
+
+
+def _heading(title: str) -> str:
+    return f"{title}: accuracy in %, 95 % Wilson intervals over images".strip(": ")
 
 
 LADDER_TITLE = "ladders, rung by rung, accuracy in %"
@@ -119,7 +131,9 @@ COMBINED_NOTE = (
 
 def notes(robustness: pd.DataFrame) -> list[str]:
     """What a reader of the table must know so as not to take it for more than it is."""
-    found = []
+    found: list[str] = []
+    if robustness.empty:
+        return found
     defended = robustness["purifier"] != "none"
     if bool((robustness["static"] & defended).any()):
         adaptive = bool(((robustness["attack"] != "clean") & ~robustness["static"] & defended).any())
@@ -141,7 +155,7 @@ def _with_rules(robustness: pd.DataFrame, found: Sequence[Finding] | None) -> pd
 
     return (
         robustness
-        if found is None
+        if found is None or robustness.empty
         else robustness.assign(findings=[rules_on(found, [cell]) for cell in robustness["cell"]])
     )
 
@@ -167,9 +181,13 @@ def auditor_line(found: Sequence[Finding]) -> str:
 
 
 def cell_names(finding: Finding, robustness: pd.DataFrame) -> list[str]:
-    """What the table calls the cells of a finding: one by one, or the defence where all cells of it are meant."""
+    """What tables call the cells of a finding: one by one, or the defence where all cells of it are meant."""
+    beside = list(finding.names)
+    if robustness.empty:
+        return beside
     if set(robustness["cell"]) <= set(finding.cells):
-        return ["all cells" if len(robustness) > 1 else "the cell"]
+        every = "all cells" if len(robustness) > 1 else "the cell"
+        return [f"{every} of the robustness table", *beside] if beside else [every]
     several = [name for name in ("dataset", "seed") if robustness[name].nunique() > 1]
     found = []
     for key, lines in robustness.groupby(["classifier", "defence", *several], sort=False):
@@ -184,7 +202,7 @@ def cell_names(finding: Finding, robustness: pd.DataFrame) -> list[str]:
             for line in meant
         ]
         found += [f"{where}, {attack}" for attack in attacks]
-    return found
+    return found + beside
 
 
 def evidence_text(finding: Finding) -> str:
@@ -333,7 +351,21 @@ def cost_grid(frame: pd.DataFrame) -> Grid:
     return names, lines
 
 
-TEXT_COLUMNS = {"stage", "dataset", "classifier", "defence", "attack", "norm", "answer"}
+TEXT_COLUMNS = {
+    "stage",
+    "dataset",
+    "classifier",
+    "defence",
+    "attack",
+    "norm",
+    "answer",
+    "base",
+    "guarantee",
+    "corruption",
+    "origin",
+    "threat",
+    "pair",
+}
 
 
 def _text(title: str, grid: Grid) -> str:

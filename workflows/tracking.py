@@ -17,7 +17,11 @@ from typing import Any
 import pandas as pd
 
 from defense.spec import digest
+from workflows.aliases import OUTCOMES
 from workflows.audit import Finding, counts, rules_on
+from workflows.certified_table import family
+from workflows.section_metrics import section_metrics
+from workflows.sections import Section
 from workflows.sweep import Cell, Sweep
 from workflows.tables import format_eps, render
 
@@ -45,25 +49,31 @@ def track(
     findings: Sequence[Finding] | None = None,
     combined: pd.DataFrame | None = None,
     ladders: pd.DataFrame | None = None,
+    further: Sequence[Section] = (),
+    outcomes: str | None = None,
+    complete: bool = True,
 ) -> str:
     """Log or update the runs of a sweep; returns the parent's run id.
 
     A child has the metrics of its cells, and where ``combined`` (``Results.combined``) has several attacks on them,
-    those of all together: ``fixed_aa_mean/3 attacks linf eps 0.1``. ``ladders`` is in the tables of the parent.
+    those of all together: ``fixed_aa_mean/3 attacks linf eps 0.1``. Certificates of a defence are a child of
+    their own, corruptions and image quality metrics of the defence's child. ``ladders`` is in the parent's tables,
+    ``outcomes`` (:func:`workflows.baselines.to_text`) an artifact of it, by which runs are compared image by image.
 
     Of the auditor's findings the parent gets ``findings.json`` and how many there are of each severity
     (``findings/error``), each child a tag with the rules that fired on its cells; nothing if ``findings`` is None.
+    ``complete`` says whether every unit of the sweep is committed; a parent that is not counts as failed.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from mlflow import MlflowClient
 
     log = _Log(MlflowClient(tracking_uri=uri), sweep, None if "://" in store_uri else Path(store_uri))
-    complete = bool((robustness["images"] == robustness["planned"]).all())
+    complete = complete and (robustness.empty or bool((robustness["images"] == robustness["planned"]).all()))
     parent = log.run(sweep.id, sweep.name, None)
     log.tags(parent, {"puregrid.complete": str(complete).lower(), **{f"version.{k}": v for k, v in versions.items()}})
     log.params(parent, {"cells": len(sweep.cells), "sweep": sweep.name})
-    every = {"findings": findings, "combined": combined, "ladders": ladders}
+    every = {"findings": findings, "combined": combined, "ladders": ladders, "further": further}
     markdown = render(robustness, cost, "md", title=sweep.name, **every)  # type: ignore[arg-type]
     log.tags(parent, {"mlflow.note.content": _note(markdown)})
     seconds = float(cost["seconds"].sum())
@@ -79,29 +89,45 @@ def track(
             "tables/tables.md": markdown,
         },
     )
+    if outcomes is not None:
+        log.texts(parent, {OUTCOMES: outcomes})
     if findings is not None:
         log.texts(parent, {"findings.json": json.dumps([each.as_dict() for each in findings], indent=1) + "\n"})
         log.metrics(parent, {f"findings/{severity}": float(n) for severity, n in counts(findings).items()})
-    groups: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
-    for cell, row in zip(sweep.cells, robustness.to_dict("records"), strict=True):
-        groups.setdefault(_group(cell), []).append((cell, {str(k): v for k, v in row.items()}))
+    rows = dict(zip((cell.id for cell in sweep.adversarial), robustness.to_dict("records"), strict=True))
+    groups: dict[str, list[Cell]] = {}
+    for cell in sweep.cells:
+        groups.setdefault(_group(cell), []).append(cell)
     for key, members in groups.items():
-        cell = members[0][0]
-        child = log.run(digest(sweep.id + key), f"{members[0][1]['classifier']} · {members[0][1]['defence']}", parent)
+        cell, own = members[0], [{str(k): v for k, v in rows[m.id].items()} for m in members if m.id in rows]
+        ids = {member.id for member in members}
+        child = log.run(digest(sweep.id + key), _name(sweep, cell), parent)
         log.params(child, _params(cell))
         log.dataset(child, cell)
         if findings is not None:
-            rules = rules_on(findings, {member.id for member, _ in members})
-            log.tags(child, {"puregrid.findings": rules or "none"})
-        log.metrics(child, _metrics(row for _, row in members))
-        log.metrics(child, _together(combined, {member.id for member, _ in members}))
-        log.curves(child, _curves([row for _, row in members]))
-        log.finish(child, all(row["images"] == row["planned"] for _, row in members))
+            log.tags(child, {"puregrid.findings": rules_on(findings, ids) or "none"})
+        beside = section_metrics(further, sweep, members)
+        log.metrics(child, {**_metrics(own), **_together(combined, ids), **beside.metrics})
+        log.curves(child, {**_curves(own), **beside.curves})
+        log.finish(child, complete or (bool(own) and all(row["images"] == row["planned"] for row in own)))
     log.finish(parent, complete)
     return parent
 
 
+def _name(sweep: Sweep, cell: Cell) -> str:
+    """``resnet56 · diffpure t*=50``; of certificates without the depth, which follows sigma."""
+    labels = sweep.labels[cell.id]
+    if cell.certificate is not None:
+        return f"{labels['classifier']} · {family(cell)[0]} · certificates"
+    return f"{labels['classifier']} · {labels['defence']}"
+
+
 def _group(cell: Cell) -> str:
+    if cell.certificate is not None:
+        smoothed = cell.certify.smoothed
+        chunks = [chunk.name for chunk in cell.images.chunks]
+        of = [smoothed.dataset.id, chunks, smoothed.classifier.id, family(cell)[1], smoothed.base, smoothed.votes]
+        return json.dumps(["certificates", *of, smoothed.seed])
     stage = cell.evaluate
     parts = [
         stage.dataset.id,
@@ -119,6 +145,10 @@ def _params(cell: Cell) -> dict[str, Any]:
     purifier = {f"purifier.{k}": v for k, v in cell.defence.purifier.identity().items() if k != "denoiser"}
     denoiser = getattr(cell.defence.purifier, "denoiser", None)
     level = cell.defence.purifier.noise_level
+    if cell.certificate is not None:  # depths follow sigma: they are of a cell, not of the child
+        level = None
+        purifier = {k: v for k, v in purifier.items() if k not in ("purifier.t_star", "purifier.steps")}
+        purifier["base"] = cell.certify.smoothed.base
     return {
         "dataset": cell.images.dataset.label(),
         "images": cell.images.count,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 
 from defense.errors import InvalidInput, nearest
-from defense.randomness import Omega, _key
+from defense.randomness import Omega
 from tasks.corruptions.base import SEVERITIES, Corrupted, Corruption, truncated
 from tasks.corruptions.blur import DEFOCUS_BLUR, GAUSSIAN_BLUR, GLASS_BLUR, MOTION_BLUR, ZOOM_BLUR
 from tasks.corruptions.digital import CONTRAST, ELASTIC_TRANSFORM, JPEG_COMPRESSION, PIXELATE, SATURATE
@@ -112,7 +112,7 @@ def corrupt(
     extra = (photographs,) if corruption.photographs else ()
     constant = corruption.constants[severity - 1]
     out = np.empty_like(images, dtype=np.uint8)
-    for row, (pixels, rng) in enumerate(zip(given, _generators(omega, name, severity), strict=True)):
+    for row, (pixels, rng) in enumerate(zip(given, omega.generators(f"corrupt {name}", severity), strict=True)):
         grey = corruption.coloured and pixels.shape[2] == 1
         x = (np.repeat(pixels, 3, 2) if grey else pixels) / 255.0
         done = truncated(corruption.function(x, constant, rng, *extra))
@@ -122,12 +122,3 @@ def corrupt(
 
 def _luma(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray(Pillow.fromarray(pixels).convert("L"))[..., None]
-
-
-def _generators(omega: Omega, name: str, severity: int) -> list[np.random.Generator]:
-    """A generator for each batch element: the numbers that ``omega`` gives, for laws that it does not have."""
-    key = np.array(_key(omega.spec_id, omega.seed, omega.role, f"corrupt {name}"), dtype=np.uint64)
-    return [
-        np.random.Generator(np.random.Philox(counter=np.array([0, severity, draw, image], dtype=np.uint64), key=key))
-        for image, draw in zip(omega.image_ids, omega.draws, strict=True)
-    ]

@@ -10,7 +10,7 @@ import pytest
 
 from defense.errors import InvalidInput
 from tasks.attacks import LadderConfig, TransferConfig
-from tests.workflows.helpers_small import ASSETS, compute, small_sweep
+from helpers_small import ASSETS, compute, small_sweep
 from workflows.ladders import ladder_table
 from workflows.plan import make_plan
 from workflows.reader import Results

@@ -1,0 +1,123 @@
+"""What a sweep file says of a corruption: which one, how severe, and whose images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from defense.errors import InvalidInput
+from defense.randomness import Omega
+from defense.spec import Spec
+from tasks.cifar_c import CIFAR10_C, CIFAR100_C, CifarC
+from tasks.corruptions.base import Corrupted, Origin
+from tasks.corruptions.generate import corrupt, find
+from tasks.corruptions.weather import Photographs
+from tasks.datasets import DATA_VARIABLE, DatasetConfig, ImageSet
+
+__all__ = ["CorruptionConfig"]
+
+_RELEASES = MappingProxyType({"cifar10": CIFAR10_C, "cifar100": CIFAR100_C})
+
+
+class CorruptionConfig(Spec):
+    """One corruption at one severity.
+
+    Arguments:
+        corruption: Its name; see ``puregrid list corruptions``.
+        severity: 1 to 5.
+        origin: ``generated`` from the images of any data set by the definition of the official script, or
+            ``official`` for the published arrays of CIFAR-10-C and CIFAR-100-C. The two are never the same images.
+        path: Of official arrays: the tar, the folder unpacked from it, or a folder that holds either; by default the
+            environment variable ``PUREGRID_DATA``.
+        photographs: Of generated ``frost``: the folder of the photographs that it blends in.
+        digest: What the images are made of: md5 of the official file, sha256 of the photographs; filled in.
+    """
+
+    corruption: str
+    severity: int
+    origin: Origin = "generated"
+    path: str | None = Field(default=None, exclude=True)
+    photographs: str | None = Field(default=None, exclude=True)
+    digest: str | None = None
+
+    @model_validator(mode="after")
+    def _exists(self) -> Self:
+        needs = find(self.corruption, self.severity).photographs and self.origin == "generated"
+        if self.photographs is not None and not needs:
+            raise InvalidInput(f"photographs are for generated frost; {self.label()} takes none.")
+        if needs and self.photographs is None:
+            raise InvalidInput(
+                "photographs are missing: generated frost blends in five photographs that come with the official "
+                "script (frost1.png to frost3.png, frost4.jpg, frost5.jpg of ImageNet-C/create_c in the repository "
+                "hendrycks/robustness). Give `photographs: FOLDER`, or leave frost out and say so."
+            )
+        if self.path is not None and self.origin == "generated":
+            raise InvalidInput("path is where official arrays lie: write `origin: official` with it.")
+        return self
+
+    def label(self) -> str:
+        """``glass_blur 3``, and whether it is official."""
+        return f"{self.corruption} {self.severity}{' (official)' if self.origin == 'official' else ''}"
+
+    def resolved(self, base: Path, dataset: DatasetConfig) -> CorruptionConfig:
+        """This config with its files found, checked and hashed.
+
+        Arguments:
+            base: The sweep file's folder.
+            dataset: The data set whose images are to be corrupted.
+
+        Raises:
+            InvalidInput: Files are missing or not the published ones, or the data set has no official arrays.
+        """
+        if self.origin == "official":
+            path = self.path or os.environ.get(DATA_VARIABLE)
+            if path is None:
+                raise InvalidInput(
+                    f"path is missing: give the folder of the official arrays, or set {DATA_VARIABLE} to it."
+                )
+            here = self.model_copy(update={"path": str((base / path).resolve())})
+            release = here._release(dataset)
+            release.read(self.corruption, self.severity, [0])  # which compares the md5
+            return here.model_copy(update={"digest": release.release.files[self.corruption]})
+        if self.photographs is not None:
+            folder = str((base / self.photographs).resolve())
+            return self.model_copy(update={"photographs": folder, "digest": Photographs.read(folder).digest})
+        return self
+
+    def _release(self, dataset: DatasetConfig) -> CifarC:
+        if dataset.dataset not in _RELEASES or dataset.split != "test":
+            raise InvalidInput(
+                f"origin official: there are published arrays of the test images of {' and '.join(_RELEASES)} alone, "
+                f"not of {dataset.label()}. Write `origin: generated`."
+            )
+        return CifarC(self.path or "", _RELEASES[dataset.dataset])
+
+    def apply(self, dataset: DatasetConfig, data: ImageSet, ids: npt.NDArray[np.int64], seed: int) -> Corrupted:
+        """Corrupted images of a data set.
+
+        Arguments:
+            dataset: The data set.
+            data: Its images.
+            ids: Image ids.
+            seed: Seed of what is random in generated ones; of it and of the image id alone, not of the batch.
+
+        Raises:
+            InvalidInput: Official files are not those of this data set.
+        """
+        if self.origin == "generated":
+            frost = None if self.photographs is None else Photographs.read(self.photographs)
+            omega = Omega.of("corruption", seed, "corrupt", ids.tolist())
+            return corrupt(data.images[ids], self.corruption, self.severity, omega, frost)
+        release = self._release(dataset)
+        if not np.array_equal(release.labels(ids.tolist()), data.labels[ids]):
+            raise InvalidInput(
+                f"labels of {release.release.name} at {str(release.path)!r} are not those of {dataset.label()}: the "
+                "images are in another order, so that image ids mean nothing."
+            )
+        return release.read(self.corruption, self.severity, ids.tolist())

@@ -1,0 +1,34 @@
+"""Stages: what a cell is made of, each with a content id, each a pure function of its spec and a chunk.
+
+*attack* turns clean images into adversarial ones, *corrupt* into corrupted ones; *evaluate* judges a defence on fresh
+draws of its randomness, *quality* measures what it does to images. *sample* and *sample-sequence* count the answers
+of a smoothed classifier, *certify* makes certificates of the counts. A static attack on the bare classifier, or a
+corruption, does not mention the defence, so all defences share it; an adaptive one holds the purifier, and one that
+is made of the images of others (a ladder, a transfer) holds their stages. A stage's ``version`` is raised when the
+results of its code change.
+"""
+
+from __future__ import annotations
+
+from tasks.stages.attack import AttackStage
+from tasks.stages.base import Chunk, Output, StageSpec, images_from_table, images_to_table
+from tasks.stages.certify import CertifyStage, SampleStage, SequenceStage, Smoothed
+from tasks.stages.corrupt import CorruptStage
+from tasks.stages.evaluate import EvaluateStage
+from tasks.stages.quality import QualityStage
+
+__all__ = [
+    "AttackStage",
+    "CertifyStage",
+    "Chunk",
+    "CorruptStage",
+    "EvaluateStage",
+    "Output",
+    "QualityStage",
+    "SampleStage",
+    "SequenceStage",
+    "Smoothed",
+    "StageSpec",
+    "images_from_table",
+    "images_to_table",
+]

@@ -1,0 +1,250 @@
+"""*attack*: clean images to adversarial ones, on the bare classifier or on a defence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import SerializeAsAny
+from torch import Tensor
+
+from defense.classifiers import ClassifierConfig
+from defense.gradients import GradientMode
+from defense.purifiers import IterativePurifier, Purifier, PurifierConfig, Sequence
+from defense.randomness import Omega
+from tasks.attacks import AttackConfig, DerivedAttackConfig, Given, LadderConfig, Target, perturbation_norms
+from tasks.attacks.base import AttackResult
+from tasks.compute import Compute, Context
+from tasks.datasets import DatasetConfig
+from tasks.stages.base import Chunk, Output, StageSpec, images_from_table, images_to_table
+
+__all__ = ["AttackStage"]
+
+
+class AttackStage(StageSpec):
+    """An attack: on the bare classifier (static, and then nothing of the defence is in it), or on the defence.
+
+    Arguments:
+        sources: The stages of whose images the attack is made, for attacks that are made of others'.
+        after: A ladder of earlier rungs: images that it has broken are passed on as they are.
+    """
+
+    stage: Literal["attack"] = "attack"
+    version: Literal[4] = 4
+    dataset: SerializeAsAny[DatasetConfig]
+    classifier: ClassifierConfig
+    purifier: SerializeAsAny[PurifierConfig] | None = None
+    attack: SerializeAsAny[AttackConfig]
+    sources: tuple[AttackStage, ...] = ()
+    after: AttackStage | None = None
+    seed: int
+    compute: Compute
+
+    def inputs(self) -> dict[str, StageSpec]:
+        """The sources in order, and the ladder so far."""
+        found: dict[str, StageSpec] = {f"source {i}": source for i, source in enumerate(self.sources)}
+        return found if self.after is None else {**found, "after": self.after}
+
+    @property
+    def reads(self) -> Literal["images", "images and rows"]:
+        """See :class:`StageSpec`."""
+        return "images and rows" if self.sources or self.after is not None else "images"
+
+    def label(self) -> str:
+        """Data set, classifier, purifier if it is attacked, attack, budget."""
+        behind = "" if self.purifier is None else f" behind {self.purifier.label()}"
+        attack = f"{self.attack.label()} eps {self.attack.eps:.4g}"
+        rest = "" if self.after is None else ", where the rungs before failed"
+        return f"{self.dataset.label()}, {self.classifier.label()}{behind}, {attack}{rest}"
+
+    def model_key(self) -> str:
+        """The purifier's network, or the classifier."""
+        return (self.purifier.model_key() if self.purifier is not None else "") or self.classifier.id
+
+    def settings(self) -> Compute:
+        """See :class:`StageSpec`."""
+        return self.compute
+
+    def work_per_image(self) -> float:
+        """Evaluations of the classifier, or of the purifier's network: a gradient counts as three."""
+        if self.purifier is None:
+            return float(self.attack.evaluations)
+        if isinstance(self.attack, LadderConfig):
+            return float(self.attack.evaluations * max(self.purifier.evaluations, 1))
+        times = 1.0 if self.attack.black_box else 3.0
+        return times * self.attack.evaluations * self.attack.eot * max(self.purifier.evaluations, 1)
+
+    def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
+        """Rows: label, clean and adversarial prediction of the bare classifier, loss, norms, evaluations.
+
+        What the attack itself says of an image is in columns with the prefix ``attack_``; its notes go into the
+        commit, counts summed over the batches.
+        """
+        data = context.images(self.dataset)
+        ids = np.array(chunk.ids)
+        classifier = context.classifier(self.classifier)
+        omega = Omega.of(self.attack.id, self.seed, "attack", chunk.ids)
+        given = [_given(inputs[f"source {i}"], chunk.ids) for i in range(len(self.sources))]
+        before = None if self.after is None else _given(inputs["after"], chunk.ids)
+        notes: dict[str, int | float | str] = {}
+
+        def attack(start: int, stop: int) -> dict[str, Tensor]:
+            x = context.tensor(data.images[ids[start:stop]])
+            y = context.tensor(data.labels[ids[start:stop]])
+            own = omega.part(start, stop)
+            target = self._target(context, y, own)
+            if isinstance(self.attack, DerivedAttackConfig):
+                found = self.attack.combine(target, x, [_part(each, start, stop, context) for each in given])
+            elif before is not None:
+                found = self._rest(target, x, own, _part(before, start, stop, context))
+            else:
+                found = self.attack.run(target, x, own)
+            _add(notes, found.notes)
+            told = {name: getattr(target.tally, name) for name in ("evaluations", "gradients", "zero", "nan")}
+            asked = {
+                name: torch.tensor([counter[image] for image in own.image_ids]) for name, counter in told.items()
+            }
+            with torch.no_grad():
+                right, wrong = classifier(x).argmax(1), classifier(found.images).argmax(1)
+            return {
+                "images": found.images,
+                "clean_prediction": right,
+                "adversarial_prediction": wrong,
+                "loss": found.loss,
+                **perturbation_norms(found.images, x),
+                "evaluations": asked["evaluations"],
+                "attack_gradients": asked["gradients"],
+                "attack_gradient_zero": asked["zero"],
+                "attack_gradient_nan": asked["nan"],
+                **{f"attack_{name}": values for name, values in found.columns.items()},
+            }
+
+        parts = context.in_batches(f"{self.stage}-{self.model_key()}", len(ids), self.compute.batch, attack)
+        column = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+        images = column.pop("images")
+        rows = self._rows(chunk, data.labels[ids], column, self._share_of_steps(context))
+        return Output(rows, images_to_table(chunk.ids, images), notes)
+
+    def _rest(self, target: Target, x: Tensor, omega: Omega, before: Given) -> AttackResult:
+        """The attack on the images that the rungs before have left, and the others as they are."""
+        skipped = before.columns["right"] == 0
+        images, loss = before.images.clone(), before.columns["loss"].clone()
+        index = (~skipped).nonzero().flatten()
+        notes: dict[str, int | float | str] = {}
+        if len(index):
+            found = self.attack.run(target.select(index), x[index], omega.select(index.tolist()))
+            images[index], loss[index], notes = found.images, found.loss.to(loss), found.notes
+        return AttackResult(images, loss, notes, {"skipped": skipped})
+
+    def _share_of_steps(self, context: Context) -> float:
+        """Steps of the chain that the attack walks through, as a share of the purifier's: below 1 for surrogates."""
+        mode = GradientMode.parse(self.attack.gradient or "exact")
+        if self.purifier is None or mode.name != "surrogate" or self.attack.black_box:
+            return 1.0
+        purifier = context.purifier(self.purifier, self.classifier)
+        return _steps(purifier.surrogate(mode.steps)) / max(_steps(purifier), 1)
+
+    def _rows(self, chunk: Chunk, labels: npt.NDArray[np.int64], column: dict[str, Tensor], steps: float) -> pa.Table:
+        """``steps`` is the share of the purifier's steps that every evaluation took."""
+        denoising, guiding = (
+            (0, 0) if self.purifier is None else (self.purifier.evaluations, self.purifier.classifier_evaluations)
+        )
+        evaluations = column["evaluations"].numpy()
+        own = {name: column[name] for name in sorted(column) if name.startswith("attack_")}
+        return pa.table(
+            {
+                "image_id": pa.array(chunk.ids, pa.int32()),
+                "label": pa.array(labels, pa.int16()),
+                "clean_prediction": pa.array(column["clean_prediction"].numpy(), pa.int16()),
+                "adversarial_prediction": pa.array(column["adversarial_prediction"].numpy(), pa.int16()),
+                "loss": pa.array(column["loss"].numpy(), pa.float32()),
+                **{
+                    norm: pa.array(column[norm].numpy(), pa.float64())
+                    for norm in ("linf", "l2", "l1")
+                    if norm in column
+                },
+                "denoiser_evaluations": pa.array((evaluations * steps * denoising).round(), pa.int64()),
+                "classifier_evaluations": pa.array((evaluations * (1 + steps * guiding)).round(), pa.int64()),
+                **{name: _column(values) for name, values in own.items()},
+            }
+        )
+
+    def _target(self, context: Context, labels: Tensor, omega: Omega) -> Target:
+        """The attacked function for one batch."""
+        classifier = context.classifier(self.classifier)
+        if self.purifier is None:
+            return Target(classifier, labels, omega)
+        if isinstance(self.attack, LadderConfig):
+            # Of the purifier and not of the attack: all ladders of a defence compare their rungs on the same draws.
+            return Target(
+                classifier,
+                labels,
+                replace(omega, spec_id=self.purifier.id, role="select"),
+                context.purifier(self.purifier, self.classifier),
+                draws=self.attack.select,
+                fixed=True,
+                batch=self.compute.batch,
+                precision=lambda: context.autocast(self.compute),
+            )
+        fixed = self.attack.knows == "randomness"
+        # Who knows the randomness attacks the very draws of the judgement; who does not, draws of their own.
+        draws = replace(omega, spec_id=self.purifier.id, role="judge") if fixed else omega.within("eot")
+        return Target(
+            classifier,
+            labels,
+            draws,
+            context.purifier(self.purifier, self.classifier),
+            mode=GradientMode.parse(self.attack.gradient or "exact"),
+            draws=self.attack.eot,
+            fixed=fixed,
+            attacked=self.attack.attacked,
+            batch=self.compute.batch,
+            precision=lambda: context.autocast(self.compute),
+        )
+
+
+def _steps(purifier: Purifier) -> int:
+    """Steps of all chains in a purifier; 1 for one that is no chain."""
+    if isinstance(purifier, Sequence):
+        return sum(_steps(stage) for stage in purifier.stages if isinstance(stage, Purifier))
+    return purifier.length if isinstance(purifier, IterativePurifier) else 1
+
+
+def _given(table: pa.Table, ids: tuple[int, ...]) -> Given:
+    """Images and columns of a source."""
+    columns = {}
+    for name in table.column_names:
+        if name == "loss" or name.startswith("attack_"):
+            values = table[name].to_pylist()
+            columns[name.removeprefix("attack_")] = torch.tensor(values)
+    return Given(torch.from_numpy(images_from_table(table, ids)), columns)
+
+
+def _part(given: Given, start: int, stop: int, context: Context) -> Given:
+    """Some of it, on the device."""
+    columns = {name: context.tensor(values[start:stop]) for name, values in given.columns.items()}
+    return Given(context.tensor(given.images[start:stop]), columns)
+
+
+def _add(notes: dict[str, int | float | str], more: Mapping[str, int | float | str]) -> None:
+    """Notes of several batches as one: numbers add up, texts that differ stand side by side."""
+    for name, value in more.items():
+        old = notes.get(name)
+        if old is None or (old == value and isinstance(value, str)):
+            notes[name] = value
+        elif isinstance(old, str) or isinstance(value, str):
+            notes[name] = f"{old}; {value}"
+        else:
+            notes[name] = old + value
+
+
+def _column(values: Tensor) -> pa.Array:
+    """One value an image, or a list of them."""
+    if values.is_floating_point():
+        values = values.double()
+    return pa.array(values.numpy() if values.dim() == 1 else values.tolist())

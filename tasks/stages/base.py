@@ -1,0 +1,106 @@
+"""What a stage is, the chunk of images that a unit of it works on, and images as Arrow tables."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from torch import Tensor
+
+from defense.spec import Spec, digest
+from tasks.compute import Compute, Context
+
+__all__ = ["Chunk", "Output", "StageSpec", "images_from_table", "images_to_table"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A fixed list of image ids: what one unit of every stage of a sweep works on."""
+
+    ids: tuple[int, ...]
+
+    @cached_property
+    def name(self) -> str:
+        """File name: the first image id and the hash of them all, so that equal chunks of two sweeps meet."""
+        return f"{self.ids[0]:07d}-{digest(','.join(map(str, self.ids)))[:10]}"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a unit leaves: rows, and images if the stage makes any."""
+
+    rows: pa.Table
+    images: pa.Table | None = None
+    notes: dict[str, int | float | str] = field(default_factory=dict)
+
+
+class StageSpec(Spec):
+    """A stage of a cell. Subclasses are frozen and define what is computed for one chunk."""
+
+    stage: str
+    version: int
+
+    def inputs(self) -> dict[str, StageSpec]:
+        """Stages whose images or rows this one reads, by role."""
+        return {}
+
+    @property
+    def reads(self) -> Literal["images", "rows", "images and rows"]:
+        """What it wants of its inputs; with ``images and rows`` the other columns of the rows are joined."""
+        return "images"
+
+    def model_key(self) -> str:
+        """Units with equal keys go preferably to the worker that has the models loaded."""
+        return ""
+
+    def label(self) -> str:
+        """What it is, in words, for plans."""
+        return self.stage
+
+    def threat_label(self) -> str:
+        """What stands in the attack column of the cost table where there is neither attack nor corruption."""
+        return "clean"
+
+    def settings(self) -> Compute:
+        """How the unit computes."""
+        return Compute()
+
+    def work_per_image(self) -> float:
+        """Network evaluations that one image costs, for estimates."""
+        return 1.0
+
+    @abstractmethod
+    def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
+        """Compute one unit.
+
+        Arguments:
+            chunk: The image ids.
+            inputs: Tables of :meth:`inputs` for the same chunk, of what :attr:`reads` says.
+            context: The worker's models, data and device.
+        """
+
+
+def images_to_table(ids: tuple[int, ...], images: Tensor) -> pa.Table:
+    """Images as float32 bytes, with their shape in the schema."""
+    array = np.ascontiguousarray(images.cpu().numpy(), dtype="<f4")
+    width = int(np.prod(array.shape[1:]))
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), width)
+    metadata = {"shape": ",".join(map(str, array.shape[1:]))}
+    schema = pa.schema([("image_id", pa.int32()), ("image", pa.list_(pa.float32(), width))], metadata=metadata)
+    return pa.table([pa.array(ids, pa.int32()), flat], schema=schema)
+
+
+def images_from_table(table: pa.Table, ids: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """The images of :func:`images_to_table`, shape (N, C, H, W), checked to be those of ``ids``."""
+    if tuple(table["image_id"].to_pylist()) != ids:
+        raise ValueError("the stored images are not those of this chunk")
+    shape = tuple(map(int, table.schema.metadata[b"shape"].decode().split(",")))
+    flat = table["image"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    # A copy: Arrow's own memory is read-only, and torch must not be handed that.
+    return np.array(flat, dtype=np.float32).reshape(len(ids), *shape)

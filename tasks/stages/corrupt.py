@@ -1,0 +1,57 @@
+"""*corrupt*: clean images to corrupted ones; no network is asked, and all classifiers and defences share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import SerializeAsAny
+
+from tasks.attacks import perturbation_norms
+from tasks.compute import Compute, Context
+from tasks.corruptions.config import CorruptionConfig
+from tasks.datasets import DatasetConfig
+from tasks.stages.base import Chunk, Output, StageSpec, images_to_table
+
+__all__ = ["CorruptStage"]
+
+
+class CorruptStage(StageSpec):
+    """A corruption of the images of a data set."""
+
+    stage: Literal["corrupt"] = "corrupt"
+    version: Literal[1] = 1
+    dataset: SerializeAsAny[DatasetConfig]
+    corruption: CorruptionConfig
+    seed: int
+
+    def label(self) -> str:
+        """Data set, corruption, severity."""
+        return f"{self.dataset.label()}, {self.corruption.label()}"
+
+    def work_per_image(self) -> float:
+        """One: what a corruption costs is measured, and hardly counts."""
+        return 1.0
+
+    def settings(self) -> Compute:
+        """No network, so nothing to set."""
+        return Compute()
+
+    def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
+        """Rows: label, and how far the image was moved, l_inf and l_2 in units of [0, 1] pixels."""
+        data, ids = context.images(self.dataset), np.array(chunk.ids)
+        corrupted = self.corruption.apply(self.dataset, data, ids, self.seed)
+        images = torch.from_numpy(corrupted.images)
+        norms = perturbation_norms(images, torch.from_numpy(data.images[ids]))
+        rows = pa.table(
+            {
+                "image_id": pa.array(chunk.ids, pa.int32()),
+                "label": pa.array(data.labels[ids], pa.int16()),
+                "origin": pa.array([corrupted.origin] * len(ids), pa.string()),
+                **{name: pa.array(norms[name].numpy(), pa.float64()) for name in ("linf", "l2")},
+            }
+        )
+        return Output(rows, images_to_table(chunk.ids, images))

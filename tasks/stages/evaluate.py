@@ -1,0 +1,110 @@
+"""*evaluate*: judgement of a defence on fresh draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import Field, SerializeAsAny
+from torch import Tensor
+
+from defense.classifiers import ClassifierConfig
+from defense.purifiers import PurifierConfig
+from defense.randomness import Omega
+from tasks.compute import Compute, Context
+from tasks.datasets import DatasetConfig
+from tasks.stages.attack import AttackStage
+from tasks.stages.base import Chunk, Output, StageSpec, images_from_table
+from tasks.stages.corrupt import CorruptStage
+
+__all__ = ["EvaluateStage"]
+
+
+class EvaluateStage(StageSpec):
+    """Judgement of a defence on fresh draws, on clean images or on those that ``source`` made."""
+
+    stage: Literal["evaluate"] = "evaluate"
+    version: Literal[1] = 1
+    dataset: SerializeAsAny[DatasetConfig]
+    source: AttackStage | CorruptStage | None
+    classifier: ClassifierConfig
+    purifier: SerializeAsAny[PurifierConfig]
+    draws: int = Field(ge=1)
+    seed: int
+    compute: Compute
+
+    def inputs(self) -> dict[str, StageSpec]:
+        """The attack or corruption, if any."""
+        return {} if self.source is None else {"source": self.source}
+
+    def label(self) -> str:
+        """What is judged, on which images."""
+        images = (
+            f"{self.dataset.label()}, {self.classifier.label()}, clean"
+            if self.source is None
+            else self.source.label()
+        )
+        return f"{images}, behind {self.purifier.label()}, {self.draws} draws"
+
+    def model_key(self) -> str:
+        """The purifier's network, or the classifier where there is none."""
+        return self.purifier.model_key() or self.classifier.id
+
+    def settings(self) -> Compute:
+        """See :class:`StageSpec`."""
+        return self.compute
+
+    def work_per_image(self) -> float:
+        """Evaluations of the purifier's network, or of the classifier where it has none."""
+        return float(self.draws * max(self.purifier.evaluations, 1))
+
+    def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
+        """Rows: label, and per draw the prediction and the label's probability; mean probabilities; costs."""
+        data = context.images(self.dataset)
+        ids = np.array(chunk.ids)
+        images = data.images[ids] if self.source is None else images_from_table(inputs["source"], chunk.ids)
+        classifier, purifier = context.classifier(self.classifier), context.purifier(self.purifier, self.classifier)
+
+        def judge(start: int, stop: int) -> Tensor:
+            x = context.tensor(images[start:stop])
+            draws = []
+            for draw in range(self.draws):
+                omega = Omega.of(self.purifier.id, self.seed, "judge", chunk.ids[start:stop], draw)
+                with torch.no_grad():
+                    with context.autocast(self.compute):
+                        purified = purifier(x, omega)
+                    draws.append(classifier(purified.float()).double().softmax(1))
+            return torch.stack(draws, 1).cpu()
+
+        key = f"{self.stage}-{self.model_key()}"
+        probability = torch.cat(context.in_batches(key, len(ids), self.compute.batch, judge))  # (N, draws, classes)
+        return Output(self._rows(chunk, data.labels[ids], probability.numpy()))
+
+    def _rows(self, chunk: Chunk, labels: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> pa.Table:
+        if not np.isfinite(probability).all():
+            raise FloatingPointError("the defended classifier gave NaN or infinite probabilities")
+        count, draws, _ = probability.shape
+        level = self.purifier.noise_level
+        of_label = np.take_along_axis(probability, labels[:, None, None].repeat(draws, 1), 2)[..., 0]
+
+        def constant(value: float | None, kind: pa.DataType) -> pa.Array:
+            return pa.array([value] * count, kind)
+
+        return pa.table(
+            {
+                "image_id": pa.array(chunk.ids, pa.int32()),
+                "label": pa.array(labels, pa.int16()),
+                "prediction": pa.array(probability.argmax(2).tolist(), pa.list_(pa.int16())),
+                "label_probability": pa.array(of_label.astype(np.float32).tolist(), pa.list_(pa.float32())),
+                "mean_probability": pa.array(probability.mean(1).astype(np.float32).tolist(), pa.list_(pa.float32())),
+                "t_star": constant(None if level is None else level.t_star, pa.int32()),
+                "abar": constant(None if level is None else level.abar, pa.float64()),
+                "sigma_eq": constant(None if level is None else level.sigma_eq, pa.float64()),
+                "denoiser_evaluations": constant(draws * self.purifier.evaluations, pa.int32()),
+                "classifier_evaluations": constant(draws * (1 + self.purifier.classifier_evaluations), pa.int32()),
+            }
+        )
