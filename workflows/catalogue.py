@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 
 from defense.classifiers import CLASSIFIERS
@@ -13,11 +14,12 @@ from defense.errors import InvalidInput, nearest
 from defense.purifiers import PURIFIERS, PurifierConfig
 from defense.schedules import SCHEDULES, get_schedule
 from tasks.attacks import ATTACKS
+from tasks.corruptions import BENCHMARK, CORRUPTIONS
 from tasks.datasets import DATASETS
 
 __all__ = ["KINDS", "catalogue"]
 
-KINDS = ("attacks", "classifiers", "datasets", "denoisers", "energies", "purifiers", "schedules")
+KINDS = ("attacks", "classifiers", "corruptions", "datasets", "denoisers", "energies", "purifiers", "schedules")
 
 
 def catalogue(kind: str) -> list[dict[str, Any]]:
@@ -28,6 +30,8 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
     """
     if kind == "classifiers":
         return [_classifier(name) for name in CLASSIFIERS.names()]
+    if kind == "corruptions":
+        return [_corruption(name) for name in CORRUPTIONS]
     if kind == "schedules":
         return [
             {"name": name, "summary": f"{get_schedule(name).steps} steps", "fields": []} for name in sorted(SCHEDULES)
@@ -55,6 +59,20 @@ def _classifier(name: str) -> dict[str, Any]:
         "summary": f"{architecture.classes} classes, images {shape}, {ships}",
         "fields": ["weights", "sha256", "name", "mean", "std"],
     }
+
+
+def _corruption(name: str) -> dict[str, Any]:
+    corruption = CORRUPTIONS[name]
+    place = "benchmark" if name in BENCHMARK else "extra"
+    needs = ", needs photographs" if corruption.photographs else ""
+    constants = "  ".join(map(_constant, corruption.constants))
+    return {"name": name, "summary": f"{place}, severities 1 to 5: {constants}{needs}", "fields": []}
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, np.ndarray):  # a range of zooms
+        return f"{value[0]:g}..{value[-1]:g}"
+    return f"({', '.join(map(_constant, value))})" if isinstance(value, tuple) else f"{value:g}"
 
 
 def _energy(name: str) -> dict[str, Any]:

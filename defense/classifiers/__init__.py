@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from defense.classifiers import robustbench, zoos
 from defense.classifiers.base import CLASSIFIERS, Architecture, ClassifierConfig, FeatureNet, Normalised
 from defense.classifiers.digits_cnn import DigitsCNN
 from defense.classifiers.mobile import MobileNetV2, ShuffleNetV2
 from defense.classifiers.resnet18 import ResNet18
+from defense.classifiers.resnet50 import ResNet50
 from defense.classifiers.resnet_cifar import ResNetCIFAR
 from defense.classifiers.small_robust import CNNA, ResNet4b
 from defense.classifiers.wide_resnet import WideResNet
@@ -21,7 +23,10 @@ __all__ = [
     "Normalised",
     "ResNet4b",
     "ResNet18",
+    "ResNet50",
     "ResNetCIFAR",
     "ShuffleNetV2",
     "WideResNet",
+    "robustbench",
+    "zoos",
 ]

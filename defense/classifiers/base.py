@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from defense.errors import InvalidInput
 from defense.registry import Registry
 from defense.spec import Spec
 
-__all__ = ["CLASSIFIERS", "Architecture", "ClassifierConfig", "FeatureNet", "Normalised"]
+__all__ = ["CLASSIFIERS", "Architecture", "ClassifierConfig", "FeatureNet", "Normalised", "register_cifar"]
 
 
 class FeatureNet(nn.Module, ABC):
@@ -89,6 +90,8 @@ class Architecture:
         mean: Default normalisation of its public checkpoints.
         std: Likewise.
         weights: Weights that ship with puregrid, if any.
+        load: Returns the network with the weights of a file, if there is more to it than :func:`load_weights`.
+        source: Where its weights can be had, for messages.
     """
 
     build: Callable[[], nn.Module]
@@ -97,9 +100,80 @@ class Architecture:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     weights: Path | None = None
+    load: Callable[[str | Path], nn.Module] | None = None
+    source: str = ""
 
 
-CLASSIFIERS: Registry[Architecture] = Registry("classifier", "puregrid.classifiers", instance_of=Architecture)
+class Classifiers(Registry[Architecture]):
+    """The architectures that a sweep file can name, whole families of other packages (``timm:NAME``) among them."""
+
+    def __init__(self) -> None:
+        super().__init__("classifier", "puregrid.classifiers", instance_of=Architecture)
+        self._families: dict[str, Callable[[str], Architecture]] = {}
+
+    def family(self, prefix: str) -> Callable[[Callable[[str], Architecture]], Callable[[str], Architecture]]:
+        """Decorator for what finds ``PREFIX:REST``; it is called with REST, once for each."""
+
+        def add(find: Callable[[str], Architecture]) -> Callable[[str], Architecture]:
+            self._families[prefix] = lru_cache(maxsize=None)(find)
+            return find
+
+        return add
+
+    def get(self, name: str) -> Architecture:
+        """The architecture of that name.
+
+        Raises:
+            InvalidInput: As :meth:`Registry.get`; or a family does not know it, or its package is not installed.
+        """
+        prefix, _, rest = name.partition(":")
+        return self._families[prefix](rest) if prefix in self._families else super().get(name)
+
+
+CLASSIFIERS = Classifiers()
+
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per channel, in units of [0, 1] pixels."""
+
+NOT_NORMALISED: Statistics = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+def register_cifar(
+    name: str,
+    network: Callable[..., nn.Module],
+    *,
+    cifar10: Statistics = NOT_NORMALISED,
+    cifar100: Statistics = NOT_NORMALISED,
+    load: Callable[[nn.Module, str | Path], nn.Module] = load_weights,
+) -> None:
+    """Register a network for 32x32 images as NAME with 10 classes, and as NAME-cifar100 with 100.
+
+    Arguments:
+        name: Its name.
+        network: Makes the network; takes ``classes``.
+        cifar10: Normalisation that its public CIFAR-10 checkpoints were trained with.
+        cifar100: Likewise.
+        load: Loads a checkpoint that has other names than the network.
+    """
+    for suffix, classes, (mean, std) in (("", 10, cifar10), ("-cifar100", 100, cifar100)):
+        build = partial(network, classes=classes)
+        CLASSIFIERS.register(f"{name}{suffix}")(
+            Architecture(
+                build=build,
+                image_shape=(3, 32, 32),
+                classes=classes,
+                mean=mean,
+                std=std,
+                load=partial(_loaded, build, load),
+            )
+        )
+
+
+def _loaded(
+    build: Callable[[], nn.Module], load: Callable[[nn.Module, str | Path], nn.Module], path: str | Path
+) -> nn.Module:
+    return load(build(), path)
 
 
 class ClassifierConfig(Spec):
@@ -142,8 +216,10 @@ class ClassifierConfig(Spec):
         elif architecture.weights is not None:
             path = architecture.weights
         else:
+            source = f" {architecture.source}" if architecture.source else ""
             raise InvalidInput(
                 f"classifier {self.classifier!r} needs `weights`, the path of its checkpoint: puregrid ships none."
+                f"{source}"
             )
         mean, std = self.mean or architecture.mean, self.std or architecture.std
         if len(mean) != architecture.image_shape[0] or len(std) != len(mean) or min(std) <= 0:
@@ -165,5 +241,6 @@ class ClassifierConfig(Spec):
         if self.weights is None or self.sha256 is None or self.mean is None or self.std is None:
             raise ValueError("resolve the config before building")
         assert_sha256(self.weights, self.sha256, what="classifier weights")
-        net = load_weights(self.architecture.build(), self.weights)
-        return Normalised(net, self.mean, self.std).eval()
+        architecture = self.architecture
+        load = architecture.load or (lambda path: load_weights(architecture.build(), path))
+        return Normalised(load(self.weights), self.mean, self.std).eval()

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from defense.classifiers.base import CLASSIFIERS, Architecture, FeatureNet
+from defense.classifiers.base import FeatureNet, register_cifar
 from defense.torchvision_cpu import allow_torchvision_import
 
 __all__ = ["MobileNetV2", "ShuffleNetV2"]
@@ -104,13 +104,10 @@ class ShuffleNetV2(_Borrowed):
 
 
 for _name, _network in (("mobilenetv2", MobileNetV2), ("shufflenetv2", ShuffleNetV2)):
-    CLASSIFIERS.register(_name)(
-        Architecture(
-            build=_network,
-            image_shape=(3, 32, 32),
-            classes=10,
-            # Mean and standard deviation of the CIFAR-10 training set per channel.
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-        )
+    # What the checkpoints of github.com/chenyaofo/pytorch-cifar-models were trained with, says their log.
+    register_cifar(
+        _name,
+        _network,
+        cifar10=((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        cifar100=((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defense.classifiers.base import CLASSIFIERS, Architecture, FeatureNet
+from defense.classifiers.base import FeatureNet, register_cifar
 
 __all__ = ["ResNet18"]
 
@@ -68,6 +68,4 @@ class ResNet18(FeatureNet):
         return logits
 
 
-CLASSIFIERS.register("resnet18")(
-    Architecture(build=ResNet18, image_shape=(3, 32, 32), classes=10, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-)
+register_cifar("resnet18", ResNet18)

@@ -11,10 +11,12 @@ normalised by default, as in TRADES; give ``mean`` and ``std`` for a checkpoint 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defense.classifiers.base import CLASSIFIERS, Architecture, FeatureNet
+from defense.classifiers.base import FeatureNet, register_cifar
 
 __all__ = ["WideResNet"]
 
@@ -89,15 +91,5 @@ class WideResNet(FeatureNet):
         return logits
 
 
-def _architecture(depth: int, width: int) -> Architecture:
-    return Architecture(
-        build=lambda: WideResNet(depth, width),
-        image_shape=(3, 32, 32),
-        classes=10,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
-
-
 for _depth, _width in ((28, 10), (70, 16)):
-    CLASSIFIERS.register(f"wrn{_depth}-{_width}")(_architecture(_depth, _width))
+    register_cifar(f"wrn{_depth}-{_width}", partial(WideResNet, _depth, _width))

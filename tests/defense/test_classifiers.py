@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from defense import CLASSIFIERS, ClassifierConfig, InvalidInput
 from defense.checkpoints import load_state_dict, load_weights, sha256_file
 from defense.classifiers import CNNA, DigitsCNN, FeatureNet, Normalised, ResNet4b, ResNetCIFAR, WideResNet
+from defense.classifiers.resnet50 import BottleneckBlock
 from defense.classifiers.resnet_cifar import BasicBlock
 from defense.randomness import Omega
 from defense.torchvision_cpu import allow_torchvision_import
@@ -81,12 +83,21 @@ LATENT = {
     "cnn-a": (214_918, 100),
     "mobilenetv2": (2_236_682, 1280),
     "resnet18": (11_173_962, 512),
+    "resnet50": (23_520_842, 2048),
     "resnet4b": (123_734, 100),
     "shufflenetv2": (1_263_854, 1024),
     "wrn28-10": (36_479_194, 640),
     "wrn70-16": (266_796_506, 1024),
     **{f"resnet{depth}": (parameters, 64) for depth, parameters in DEPTHS.items()},
+    # Option B has two projections: 16 x 32 and 32 x 64 weights, and two batch norms.
+    **{f"resnet{depth}-b": (parameters + 16 * 32 + 32 * 64 + 2 * 96, 64) for depth, parameters in DEPTHS.items()},
     **{f"digits-{way}": (94_442, 64) for way in ("cnn", "gaussian", "at", "at-alp", "trades", "trades-awp", "macer")},
+}
+# With 100 classes the last layer alone is larger.
+LATENT |= {
+    f"{name}-cifar100": (parameters + 90 * (features + 1), features)
+    for name, (parameters, features) in LATENT.items()
+    if name.startswith(("resnet", "wrn", "mobile", "shuffle")) and name != "resnet4b"
 }
 
 
@@ -108,7 +119,9 @@ class TestArchitectures:
         last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
         assert (last.in_features, last.out_features) == (features, architecture.classes)
 
-    @pytest.mark.parametrize("name", [name for name in LATENT if not name.startswith(("wrn", "digits-a"))])
+    @pytest.mark.parametrize(
+        "name", [n for n in LATENT if not n.startswith(("wrn", "digits-a")) and not n.endswith("cifar100")]
+    )
     def test_logits_are_the_last_layer_of_the_latent(self, name: str) -> None:
         architecture = CLASSIFIERS.get(name)
         with torch.random.fork_rng():
@@ -167,6 +180,193 @@ class TestArchitectures:
         shapes, expected = ({k: v.shape for k, v in n.state_dict().items()} for n in (net, theirs))
         assert shapes == expected
         assert (sizes[0], sizes[-1]) == ((32, 32), (4, 4))
+
+
+class TestResNet50:
+    def test_a_block_that_changes_shape_projects_and_strides_in_the_middle(self) -> None:
+        block = BottleneckBlock(2, 1, 2).eval()
+        assert [m.stride for m in (block.conv1, block.conv2, block.conv3)] == [(1, 1), (2, 2), (1, 1)]
+        nn.init.zeros_(block.conv3.weight)  # leaves the shortcut alone
+        nn.init.ones_(block.shortcut[0].weight)
+        x = torch.rand(1, 2, 4, 4)
+        torch.testing.assert_close(
+            block(x), x[:, :, ::2, ::2].sum(1, keepdim=True).expand(1, 4, 2, 2), atol=1e-4, rtol=1e-4
+        )
+        assert not list(BottleneckBlock(4, 1, 1).shortcut.children())
+
+    def test_it_has_fifty_layers_and_no_pooling_in_the_stem(self) -> None:
+        with torch.device("meta"):
+            net = CLASSIFIERS.get("resnet50").build()
+            sizes: list[int] = []
+            for module in net.modules():
+                if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                    module.register_forward_hook(lambda _, x, y: sizes.append(y.shape[2]))
+            net(torch.zeros(1, 3, 32, 32))
+        assert sizes == [32] * 4 + [16] * 4 + [8] * 6 + [4] * 3
+        projections = [name for name, _ in net.named_modules() if name.endswith("shortcut.0")]
+        layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert (len(projections), len(layers) - len(projections)) == (4, 50)
+
+
+class TestOptionB:
+    def test_a_checkpoint_in_the_names_of_the_hub_loads(self, tmp_path: Path) -> None:
+        net = varied(ResNetCIFAR(3, projected=True))
+        state = {key.replace("linear.", "fc."): value for key, value in net.state_dict().items()}
+        assert {"fc.weight", "layer2.0.downsample.0.weight", "layer3.0.downsample.1.running_mean"} <= state.keys()
+        assert not [key for key in state if "layer1" in key and "downsample" in key]
+        torch.save(state, tmp_path / "cifar10_resnet20.pt")
+        config = ClassifierConfig(classifier="resnet20-b", weights="cifar10_resnet20.pt").resolved(tmp_path)
+        x = torch.rand(2, 3, 32, 32)
+        mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
+        expected = net((x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+        torch.testing.assert_close(config.build()(x), expected)
+        with pytest.raises(InvalidInput, match=r"ResNetCIFAR: missing: linear\.bias.* unknown: fc\.bias"):
+            ClassifierConfig(classifier="resnet20", weights="cifar10_resnet20.pt").resolved(tmp_path).build()
+
+    def test_a_projected_shortcut_is_a_strided_1x1_convolution_with_batch_norm(self) -> None:
+        block = BasicBlock(2, 4, 2, projected=True).eval()
+        nn.init.zeros_(block.conv2.weight)
+        assert block.downsample is not None
+        nn.init.constant_(block.downsample[0].weight, 0.5)
+        nn.init.constant_(block.downsample[1].bias, 1.0)
+        x = torch.rand(1, 2, 4, 4)
+        expected = (x[:, :, ::2, ::2].sum(1, keepdim=True) * 0.5 + 1).expand(1, 4, 2, 2)
+        torch.testing.assert_close(block(x), expected, atol=1e-4, rtol=1e-4)
+
+
+class TestZoos:
+    """Names of other packages; their networks are real, their weights random."""
+
+    @pytest.mark.parametrize(
+        ("name", "features", "side", "mean"),
+        [
+            ("timm:resnet18?classes=30&size=64", 512, 64, 0.485),
+            ("timm:mobilenetv2_100?classes=30&size=64", 1280, 64, 0.485),
+            ("timm:vit_tiny_patch16_224?classes=30", 192, 224, 0.5),
+            ("torchvision:shufflenet_v2_x1_0?classes=30&size=64", 1024, 64, 0.485),
+            ("torchvision:mobilenet_v2?classes=30&size=64", 1280, 64, 0.485),
+        ],
+    )
+    def test_a_checkpoint_in_the_package_s_names_gives_the_package_s_logits(
+        self, name: str, features: int, side: int, mean: float, tmp_path: Path
+    ) -> None:
+        architecture = CLASSIFIERS.get(name)
+        assert (architecture.image_shape, architecture.classes) == ((3, side, side), 30)
+        assert architecture.mean[0] == mean
+        net = varied(original(name, classes=30))
+        torch.save(net.state_dict(), tmp_path / "weights.pth")
+        config = ClassifierConfig(classifier=name, weights="weights.pth").resolved(tmp_path)
+        classifier = config.build()
+        x = torch.rand(2, 3, side, side)
+        normalised = (x - torch.tensor(config.mean).view(1, 3, 1, 1)) / torch.tensor(config.std).view(1, 3, 1, 1)
+        with torch.no_grad():
+            expected = net(normalised)
+            assert expected.std() > 0
+            torch.testing.assert_close(classifier(x), expected)
+            assert isinstance(classifier, Normalised) and isinstance(classifier.net, FeatureNet)
+            latent = classifier.latent(x)
+            assert latent.shape == (2, features)
+            torch.testing.assert_close(classifier.net.classify(latent), expected)
+        assert not classifier.training and not any(p.requires_grad for p in classifier.parameters())
+
+    def test_the_paper_s_inception_resnet_takes_299_pixels_and_its_own_normalisation(self) -> None:
+        found = CLASSIFIERS.get("timm:inception_resnet_v2?classes=30")
+        assert (found.image_shape, found.classes, found.mean, found.std) == (
+            *((3, 299, 299), 30),
+            *((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        )
+
+    def test_a_network_with_two_heads_is_left_whole(self, tmp_path: Path) -> None:
+        net = CLASSIFIERS.get("timm:deit_tiny_distilled_patch16_224?classes=3").build().eval()
+        assert not isinstance(net, FeatureNet) and net(torch.zeros(1, 3, 224, 224)).shape == (1, 3)
+
+    def test_weights_of_another_network_are_refused(self, tmp_path: Path) -> None:
+        torch.save(original("timm:resnet18", classes=5).state_dict(), tmp_path / "five.pth")
+        config = ClassifierConfig(classifier="timm:resnet18?classes=30", weights="five.pth").resolved(tmp_path)
+        with pytest.raises(InvalidInput, match=r"of another shape: fc\.bias, fc\.weight"):
+            config.build()
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("timm:resnet1", r"timm .* has no model 'resnet1'; did you mean 'resnet18'\?$"),
+            ("torchvision:resnt50", r"torchvision has no classifier 'resnt50'; did you mean 'resnet50'\?$"),
+            ("timm:resnet18?clases=3", r"unknown option 'clases'; did you mean 'classes'\?"),
+            ("timm:resnet18?classes=0", r"option classes = '0' is no whole number above 0"),
+            ("torchvision:resnet18?30", r"options '30' are not KEY=VALUE"),
+            ("robustbench:Standrad", r"has no network 'Standrad' for cifar10, Linf; did you mean 'Standard'\?"),
+            (
+                "robustbench:Standard?dataset=mnist",
+                r"has no dataset 'mnist'; Valid names: cifar10, cifar100, im",
+            ),
+            ("robustbench:Standard?threat=linf", r"has no threat 'linf'; did you mean 'Linf'\?"),
+            ("robustbench:Chen2020Adversarial", r"are not one file of its own but 3"),
+            ("timm:resnet18", r"needs `weights`.* hub repository timm/resnet18\.a1_in1k; puregrid never fetches"),
+            ("torchvision:resnet18", r"needs `weights`.* https://download\.pytorch\.org/models/resnet18-"),
+            ("robustbench:Carmon2019Unlabeled", r"needs `weights`.* https://drive\.google\.com/uc\?id=15tUx-gkZMYx"),
+        ],
+    )
+    def test_what_cannot_be_had_is_said_with_the_way_to_it(self, name: str, message: str) -> None:
+        with pytest.raises(InvalidInput, match=message):
+            ClassifierConfig(classifier=name).resolved(Path())
+
+    @pytest.mark.parametrize(("name", "module"), [("timm:resnet18", "timm"), ("robustbench:Standard", "robustbench")])
+    def test_an_absent_package_is_named_with_its_extra(
+        self, name: str, module: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for loaded in [key for key in sys.modules if key.partition(".")[0] == module]:
+            monkeypatch.delitem(sys.modules, loaded)
+        monkeypatch.setitem(sys.modules, module, None)
+        for family in CLASSIFIERS._families.values():
+            family.cache_clear()  # type: ignore[attr-defined]
+        with pytest.raises(InvalidInput, match=rf"pip install puregrid\[{module}\]"):
+            CLASSIFIERS.get(name)
+
+
+class TestRobustBench:
+    @pytest.mark.slow
+    def test_a_checkpoint_gives_the_package_s_logits_without_any_download(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = "robustbench:Sehwag2021Proxy_R18"
+        architecture = CLASSIFIERS.get(name)
+        import robustbench.utils
+
+        asked: list[object] = []
+        monkeypatch.setattr(robustbench.utils, "download_gdrive_new", lambda *given: asked.append(given))
+        net = varied(architecture.build())
+        torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "mine.pt")
+        classifier = ClassifierConfig(classifier=name, weights="mine.pt").resolved(tmp_path).build()
+        x = torch.rand(2, 3, 32, 32)
+        with torch.no_grad():
+            assert torch.equal(classifier(x), net(x)) and net(x).std() > 0
+        assert asked == [] and not any(p.requires_grad for p in classifier.parameters())
+        assert "autoattack" not in sys.modules  # only lent to the package's import
+
+        torch.save(ResNetCIFAR(3).state_dict(), tmp_path / "other.pt")
+        with pytest.raises(InvalidInput, match=r"other\.pt' are not those of RobustBench's Sehwag2021Proxy_R18"):
+            ClassifierConfig(classifier=name, weights="other.pt").resolved(tmp_path).build()
+        mark = tmp_path / "ran"
+        torch.save({"state_dict": {"conv1.weight": Touch(mark)}}, tmp_path / "evil.pt")
+        with pytest.raises(InvalidInput, match="cannot be read as plain tensors"):
+            ClassifierConfig(classifier=name, weights="evil.pt").resolved(tmp_path).build()
+        assert not mark.exists()
+
+
+def original(name: str, classes: int) -> nn.Module:
+    """The package's own network of a name."""
+    allow_torchvision_import()
+    package, _, rest = name.partition(":")
+    rest = rest.partition("?")[0]
+    if package == "timm":
+        import timm
+
+        net: nn.Module = timm.create_model(rest, pretrained=False, num_classes=classes)
+        return net
+    from torchvision import models
+
+    built: nn.Module = models.get_model(rest, weights=None, num_classes=classes)
+    return built
 
 
 @pytest.mark.slow

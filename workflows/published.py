@@ -1,0 +1,357 @@
+"""Published figures as data, and beside what a sweep measured.
+
+``workflows/published/PAPER.yaml`` holds what a paper prints, each value with where it was seen and how sure that is:
+``read`` in the paper, ``inferred`` where a heading or a setting of it is a conclusion, ``second-hand`` where another
+text quotes it. A published figure is never a measurement of ours: it stands in a column of its own, with the settings
+that differ and the known anomalies of its table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import Field, model_validator
+
+from defense.aggregate import aggregate
+from defense.errors import InvalidInput, nearest
+from defense.spec import Spec
+from tasks.corruptions import SEVERITIES
+from workflows.cells import Cell
+from workflows.reader import Results
+from workflows.statistics import proportion
+from workflows.sweepfile import read_document
+
+__all__ = ["Anomaly", "Column", "Paper", "Published", "compare", "load_paper", "mean_gains", "papers"]
+
+_FOLDER = Path(__file__).parent / "published"
+
+Certainty = Literal["read", "inferred", "second-hand"]
+
+
+class Column(Spec):
+    """What images a published value is of.
+
+    Arguments:
+        threat: ``clean``, ``attack`` or ``corruption``.
+        norm: Of an attack.
+        eps: Its budget, in units of [0, 1] pixels.
+        adaptive: Whether it goes through the purifier; None where that is not stated.
+        attack: Which one, where stated.
+        corruption: Name of the corruption; the value is a mean over its severities.
+    """
+
+    threat: Literal["clean", "attack", "corruption"]
+    norm: Literal["linf", "l2"] | None = None
+    eps: float | None = None
+    adaptive: bool | None = None
+    attack: str | None = None
+    corruption: str | None = None
+
+    def label(self) -> str:
+        """``clean``, ``attack linf 8/255``, ``glass_blur``."""
+        if self.threat != "attack" or self.eps is None:
+            return self.corruption or self.threat
+        levels = self.eps * 255
+        budget = f"{levels:g}/255" if abs(levels - round(levels)) < 1e-9 else f"{self.eps:g}"
+        kind = {None: "", True: "adaptive ", False: "static "}[self.adaptive]
+        return f"{kind}{self.attack or 'attack'} {self.norm} {budget}"
+
+
+class Row(Spec):
+    """A line of a published table: accuracies in %, one a column; a classifier of None is not stated."""
+
+    defence: str
+    classifier: str | None = None
+    values: tuple[float, ...] = Field(min_length=1)
+
+
+Settings = dict[str, int | float | str | None]
+"""What is stated of each setting; None for what is left open."""
+
+
+class Table(Spec):
+    """A part of a published table with one source and one certainty; its settings go before those of the paper."""
+
+    table: str
+    dataset: str
+    certainty: Certainty
+    source: str
+    settings: Settings = Field(default_factory=dict)
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        for row in self.rows:
+            if len(row.values) != len(self.columns) or not all(0 <= value <= 100 for value in row.values):
+                raise ValueError(f"row {row} has not {len(self.columns)} values in %")
+        return self
+
+
+class Anomaly(Spec):
+    """Something in a paper's figures that cannot be, or does not fit, and the tables that it concerns."""
+
+    tables: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published accuracy.
+
+    Arguments:
+        table: Table of the paper.
+        dataset: Name of the data set.
+        classifier: Name of the classifier; None if not stated.
+        defence: Purifier, or the training of a baseline.
+        column: What images it is of.
+        accuracy: In %.
+        certainty: How sure the value and its meaning are.
+        source: Where it was seen.
+        settings: What is stated of its settings.
+    """
+
+    table: str
+    dataset: str
+    classifier: str | None
+    defence: str
+    column: Column
+    accuracy: float
+    certainty: Certainty
+    source: str
+    settings: Settings
+
+
+class Paper(Spec):
+    """The figures of a paper.
+
+    Arguments:
+        paper: Its name here.
+        title: Its title.
+        link: Where it is.
+        settings: What it states of its settings.
+        tables: Its tables.
+        anomalies: What an auditor would print next to any comparison.
+    """
+
+    paper: str
+    title: str
+    link: str
+    settings: Settings
+    tables: tuple[Table, ...]
+    anomalies: tuple[Anomaly, ...]
+
+    @property
+    def values(self) -> tuple[Published, ...]:
+        """Every value, table by table."""
+        return tuple(
+            Published(
+                *(t.table, t.dataset, row.classifier, row.defence, column, value, t.certainty, t.source),
+                settings=self.settings | t.settings,
+            )
+            for t in self.tables
+            for row in t.rows
+            for column, value in zip(t.columns, row.values, strict=True)
+        )
+
+
+def papers() -> list[str]:
+    """Names of the papers whose figures are here."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_paper(name: str) -> Paper:
+    """The figures of a paper.
+
+    Raises:
+        InvalidInput: None of that name is here.
+    """
+    if name not in papers():
+        raise InvalidInput(f"no published figures {name!r}; {nearest(name, papers())}")
+    return Paper.model_validate(_tuples(read_document(_FOLDER / f"{name}.yaml").data))
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, which strict specs ask for."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def mean_gains(paper: Paper, defence: str, table: str) -> dict[str, float]:
+    """Mean over corruptions of accuracy with a defence minus without, in points, for each classifier.
+
+    Arguments:
+        paper: The paper.
+        defence: Which defence.
+        table: Which table.
+
+    Returns:
+        By classifier, and as ``all`` the mean over all cells.
+    """
+    cells = {
+        (value.classifier, value.column.corruption, value.defence): value.accuracy
+        for value in paper.values
+        if value.table == table and value.column.threat == "corruption" and value.classifier is not None
+    }
+    gains: dict[str, list[float]] = {}
+    for (classifier, corruption, kind), accuracy in cells.items():
+        if kind == defence and classifier is not None:
+            gains.setdefault(classifier, []).append(accuracy - cells[classifier, corruption, "none"])
+    every = [gain for found in gains.values() for gain in found]
+    return {name: float(np.mean(found)) for name, found in gains.items()} | {"all": float(np.mean(every))}
+
+
+_COLUMNS = [
+    *("paper", "table", "dataset", "classifier", "defence", "threat", "published", "certainty"),
+    *("measured", "low", "high", "images", "defence_measured", "threat_measured", "seed", "differs"),
+    *("anomalies", "source"),
+]
+
+
+def compare(results: Results, names: Iterable[str] | None = None) -> pd.DataFrame:
+    """Published and measured accuracies side by side, both in %.
+
+    A cell of the sweep and a published value belong together if they agree in data set, classifier (by
+    architecture), defence, and threat: norm, budget and, where the paper states them, attack and whether it sees the
+    purifier. A value of an unstated classifier goes with every classifier. Under a corruption, measured is the mean
+    over those of its severities that the sweep has complete. A baseline of the paper (AT, TRADES, ...) is a cell
+    without purifier whose classifier is called so, by ``name: trades`` or ``name: trades resnet18``.
+
+    Arguments:
+        results: The committed results of a sweep.
+        names: Papers; by default all.
+
+    Returns:
+        A line for each pair: ``published`` with its ``certainty`` and ``source``; ``measured`` (mean over draws) with
+        its 95 % Wilson interval over ``images``; ``differs``, the settings of the two where they are not the same or
+        not stated; ``anomalies`` of the table.
+    """
+    lines = []
+    groups = _groups(results)
+    for name in papers() if names is None else names:
+        paper = load_paper(name)
+        for value in paper.values:
+            for cells in groups:
+                if _same(value, cells[0]):
+                    lines.append({"paper": name, **_line(paper, value, cells, results)})
+    return pd.DataFrame(lines, columns=_COLUMNS)
+
+
+def _groups(results: Results) -> list[list[Cell]]:
+    """Complete cells; those that differ in the severity of a corruption alone are together."""
+    found: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in results.sweep.cells:
+        if cell.certificate is not None or len(results.rows(cell)) < cell.images.count:
+            continue
+        if cell.corruption is None:
+            found[(cell.id,)] = [cell]
+            continue
+        stage = cell.evaluate
+        key = (stage.dataset.id, stage.classifier.id, stage.purifier.id, stage.draws, cell.seed)
+        chunks = tuple(chunk.name for chunk in cell.images.chunks)
+        found.setdefault((*key, chunks, cell.corruption.corruption, cell.corruption.origin), []).append(cell)
+    return list(found.values())
+
+
+def _architecture(name: str) -> str:
+    """``torchvision:mobilenet_v2?classes=30`` and ``mobilenetv2`` as one name, ``resnet56-b`` and ``resnet56``."""
+    plain = re.sub(r"[^a-z0-9]", "", re.sub(r"^[a-z]+:|\?.*$|-b$|_x1_0|_100\b", "", name.lower()))
+    return {"standard": "wrn2810", "wideresnet2810": "wrn2810"}.get(plain, plain)
+
+
+def _same(value: Published, cell: Cell) -> bool:
+    column, dataset = value.column, cell.images.dataset
+    if value.dataset not in (dataset.dataset, dataset.label()):
+        return False
+    architecture = _architecture(cell.classifier.classifier)
+    if value.classifier is not None and _architecture(value.classifier) != architecture:
+        return False
+    if value.defence != cell.defence.purifier.purifier:
+        named = {value.defence, f"{value.defence} {value.classifier}"}
+        if cell.defence.purifier.purifier != "none" or cell.classifier.label().lower() not in named:
+            return False
+    if column.threat == "corruption":
+        return cell.corruption is not None and cell.corruption.corruption == column.corruption
+    if column.threat == "clean":
+        return cell.threat is None
+    attack = cell.attack
+    if attack is None or attack.norm != column.norm or abs(attack.eps - (column.eps or 0)) > 1e-3:
+        return False
+    if column.attack is not None and column.attack != attack.attack:
+        return False
+    return column.adaptive is None or column.adaptive != attack.static
+
+
+def _line(paper: Paper, value: Published, cells: list[Cell], results: Results) -> dict[str, object]:
+    cell = cells[0]
+    found = proportion(np.mean([_average(results, each) for each in cells], axis=0))
+    labels = results.sweep.labels[cell.id]
+    severities = sorted({each.corruption.severity for each in cells if each.corruption is not None})
+    threat = value.column.corruption or ("clean" if cell.attack is None else cell.attack.label())
+    return {
+        "table": value.table,
+        "dataset": value.dataset,
+        "classifier": labels["classifier"],
+        "defence": value.defence,
+        "threat": value.column.label(),
+        "published": value.accuracy,
+        "certainty": value.certainty,
+        "measured": 100 * found.value,
+        "low": 100 * found.low,
+        "high": 100 * found.high,
+        "images": cell.images.count,
+        "defence_measured": labels["defence"],
+        "threat_measured": threat,
+        "seed": cell.seed,
+        "differs": "; ".join(_differences(value, cell, severities)),
+        "anomalies": " ".join(each.text for each in paper.anomalies if value.table in each.tables),
+        "source": value.source,
+    }
+
+
+def _average(results: Results, cell: Cell) -> npt.NDArray[np.float64]:
+    """Share of right draws of each image; of one answer made of several draws, whether it is right."""
+    rows = results.rows(cell)
+    votes, label = np.stack(list(rows["prediction"])), rows["label"].to_numpy()
+    if cell.defence.aggregation == "single":
+        return np.asarray((votes == label[:, None]).mean(axis=1), dtype=np.float64)
+    mean = np.stack(list(rows["mean_probability"]))
+    return np.asarray(aggregate(votes, mean, cell.defence.aggregation) == label, dtype=np.float64)
+
+
+def _differences(value: Published, cell: Cell, severities: list[int]) -> list[str]:
+    """Settings that are not those of the paper, or that it does not state."""
+    purifier = cell.defence.purifier
+    level = purifier.noise_level
+    measured: dict[str, object] = {"images": cell.images.count, "draws": cell.defence.draws}
+    if purifier.purifier != "none":
+        measured |= {
+            "t_star": None if level is None else level.t_star,
+            "schedule": getattr(purifier, "schedule", None),
+            "scale": getattr(purifier, "scale", None),
+        }
+    if cell.attack is not None:
+        measured["attack_steps"] = getattr(cell.attack, "steps", None)
+    found = []
+    for key, have in measured.items():
+        stated = value.settings.get(key)
+        if have is not None and have != stated:
+            found.append(f"{key}: published {'not stated' if stated is None else stated}, measured {have}")
+    if value.classifier is None:
+        found.append("classifier: published not stated")
+    if value.column.threat == "attack" and value.column.adaptive is None and cell.attack is not None:
+        sees = "does not see" if cell.attack.static else "sees"
+        found.append(f"attack: published not stated whether it sees the purifier, measured {sees} it")
+    if severities and tuple(severities) != SEVERITIES:
+        found.append(f"severities: measured {', '.join(map(str, severities))} alone")
+    if cell.corruption is not None and cell.corruption.origin != "official":
+        found.append("images: published the official arrays, measured generated ones")
+    return found
