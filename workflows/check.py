@@ -1,42 +1,89 @@
-r"""``puregrid check``: did something get worse than the baseline by more than a stated margin?
+"""``puregrid check``: did a sweep get worse than its baseline by more than a stated margin?
 
-For each cell with accuracy b in the baseline and c now, the drop is d = b - c. A cell has **regressed** if the lower
-end of the 95 % interval of d is above the margin; chance alone then rarely explains it.
+For every cell the accuracy on each image is paired with the baseline's on the same image. A cell has **regressed** if
 
-* Baseline a *store*: per image, on the same images: the paired t interval of :math:`d_i = b_i - c_i`.
-* Baseline a *file* (``puregrid tables --format json``) or ``mlflow:ALIAS`` (the parent run of the sweep's experiment
-  whose tag ``puregrid.baseline`` is ALIAS): only accuracies are known, so the interval of a difference of two
-  independent proportions (Newcombe, Statistics in Medicine 1998, method 10).
+* a drop above the margin is significant: :func:`workflows.gate.drop_p` below alpha, corrected by Holm over all tests,
+  so that a sweep in which nothing changed raises an alarm in at most a share alpha of the runs; or
+* its defence asks a network more often for one answer than before, by more than the cost margin: counts are exact.
+  Seconds count only on request, since they are the machine's too.
 
-Cells are matched by what tables call them, so that new weights or code meet the old ones. Where a cell is missing,
-incomplete or judged on other images, the answer is *could not tell*, never *holds*.
+It **holds** only where that could have been found out: cells without a counterpart or on other images, incomplete
+ones, cells aggregated otherwise, under another attack, or with too few images to see a drop of a stated size in 80 %
+of the runs are **unknown**. Other weights, depths or code are what a check is for: they are reported, and judged.
+
+Judged are Avg, the aggregated answer where several draws make one, and certified accuracy at some radii; see
+:func:`measures`.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-from scipy import stats
+from xml.etree import ElementTree
 
 from defense.errors import InvalidInput
-from workflows.reader import CellRecord, Results
-from workflows.statistics import wilson
-from workflows.store import Store
-from workflows.sweep import Sweep
+from workflows.compare import Change, Match, changes_text, match, table
+from workflows.gate import Drop, detectable, holm, paired_drop
+from workflows.outcomes import Outcome, Snapshot
 
-__all__ = ["CellVerdict", "check", "paired_drop", "unpaired_drop"]
+__all__ = ["CellVerdict", "Gate", "Judgement", "Verdict", "check", "check_text", "junit", "measures", "verdict_of"]
 
 Verdict = Literal["holds", "regressed", "unknown"]
-Drop = tuple[float, float, float]
-"""Estimate of the drop, and the ends of its 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What counts as worse.
+
+    Arguments:
+        margin: Drop in accuracy that is tolerated, in [0, 1).
+        alpha: Chance of any false alarm in a sweep in which no cell dropped by more than the margin, in (0, 0.5).
+        detect: A drop that must be found in 80 % of the runs for a cell to hold, in (margin, 1].
+        cost_margin: Tolerated growth of network evaluations per answer, as a share: 0.1 for 10 %.
+        seconds_margin: The same for seconds per image; None not to judge them.
+
+    Raises:
+        InvalidInput: One of them is out of range.
+    """
+
+    margin: float = 0.01
+    alpha: float = 0.05
+    detect: float = 0.2
+    cost_margin: float = 0.0
+    seconds_margin: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, ok, wanted in (
+            ("margin", 0 <= self.margin < 1, "a drop of at least 0 and below 1, like 0.01 for one point"),
+            ("alpha", 0 < self.alpha < 0.5, "above 0 and below 0.5"),
+            ("detect", self.margin < self.detect <= 1, f"above the margin, {self.margin:g}, and at most 1"),
+            ("cost-margin", self.cost_margin >= 0, "a share of at least 0, like 0.1 for 10 %"),
+            ("seconds-margin", (self.seconds_margin or 0) >= 0, "a share of at least 0, like 0.2 for 20 %"),
+        ):
+            if not ok:
+                raise InvalidInput(
+                    f"{getattr(self, name.replace('-', '_'))} cannot be it: it is {wanted}.", where=f"--{name}"
+                )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One measure of one cell.
+
+    Arguments:
+        measure: Its name.
+        drop: The paired comparison.
+        p_holm: Corrected for the number of tests of the sweep.
+        detectable: The smallest drop found in 80 % of the runs; None if there is none.
+        regressed: Whether the drop is significantly above the margin.
+    """
+
+    measure: str
+    drop: Drop
+    p_holm: float
+    detectable: float | None
+    regressed: bool
 
 
 @dataclass(frozen=True)
@@ -47,136 +94,204 @@ class CellVerdict:
         cell: Its name: data set, classifier, defence, attack, budget, seed.
         verdict: ``holds``, ``regressed`` or ``unknown``.
         why: In words, with the numbers.
+        judged: One judgement a measure; none where runs cannot be paired.
+        changes: Fields in which the specs differ.
+        cost: Before and now, by network.
+        seconds: Per image, before and now.
     """
 
     cell: str
     verdict: Verdict
     why: str
+    judged: tuple[Judgement, ...] = ()
+    changes: tuple[Change, ...] = ()
+    cost: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    seconds: tuple[float, float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        found = asdict(self)
+        for each, one in zip(found["judged"], self.judged, strict=True):
+            each["drop"]["value"] = one.drop.value
+        return found
 
 
-def paired_drop(before: npt.NDArray[np.float64], now: npt.NDArray[np.float64]) -> Drop:
-    """Mean drop over images and its paired t interval; values per image in [0, 1], same images."""
-    d = before - now
-    mean, spread = float(d.mean()), float(d.std(ddof=1)) if len(d) > 1 else math.inf
-    if spread == 0:
-        return mean, mean, mean
-    half = float(stats.t.ppf(0.975, max(len(d) - 1, 1))) * spread / math.sqrt(len(d))
-    return mean, mean - half, mean + half
+def measures(cell: Outcome) -> list[str]:
+    """The measures by which a cell is judged.
+
+    An answer of one draw is Avg with more noise, so that it is judged only where several draws make it. Measures of
+    other stages are judged as they come.
+    """
+    single = cell.spec.get("aggregation") == "single"
+    return [name for name in cell.values if not (single and name == "answer")]
 
 
-def unpaired_drop(before: float, n_before: int, now: float, n_now: int) -> Drop:
-    """Drop between two independent proportions and Newcombe's interval from Wilson's."""
-    low_b, high_b = wilson(before, n_before)
-    low_c, high_c = wilson(now, n_now)
-    d = before - now
-    return d, d - math.hypot(before - low_b, high_c - now), d + math.hypot(high_b - before, now - low_c)
-
-
-def check(results: Results, baseline: str, margin: float, tracking_uri: str | None) -> list[CellVerdict]:
+def check(before: Snapshot, now: Snapshot, gate: Gate) -> list[CellVerdict]:
     """Compare every cell of a sweep with a baseline.
 
     Arguments:
-        results: The sweep's results.
-        baseline: A store, a JSON file, or ``mlflow:ALIAS``.
-        margin: Drop in accuracy that is tolerated, in [0, 1].
-        tracking_uri: Where MLflow keeps runs, for ``mlflow:ALIAS``.
+        before: The baseline.
+        now: The sweep.
+        gate: What counts as worse.
+
+    Returns:
+        A verdict a cell of the sweep, in its order, then of cells that only the baseline has.
 
     Raises:
-        InvalidInput: There is no such baseline, or it knows nothing of this sweep.
+        InvalidInput: The baseline has no cell.
     """
-    if baseline.startswith("mlflow:"):
-        tables = _from_mlflow(results.sweep, baseline.removeprefix("mlflow:"), tracking_uri)
-    elif Path(baseline).is_file():
-        tables = _parsed(Path(baseline).read_text(), baseline)
-    else:
-        return _against_store(results, Store(baseline), margin)
-    return _against_table(results, tables, margin)
+    if not before.cells:
+        raise InvalidInput("it holds no cell: there is nothing to compare with.", where=f"--baseline {before.source}")
+    pairs = match(before, now)
+    obstacles = [_obstacle(pair) for pair in pairs]
+    drops: dict[tuple[int, str], Drop] = {}
+    for i, (pair, obstacle) in enumerate(zip(pairs, obstacles, strict=True)):
+        if obstacle is None and pair.first is not None and pair.second is not None:
+            for name in measures(pair.second):
+                b, c = pair.first.values[name].values, pair.second.values[name].values
+                drops[i, name] = paired_drop(b, c, gate.margin)
+    corrected = dict(zip(drops, holm([drop.p for drop in drops.values()]), strict=True))
+    level = gate.alpha / max(len(drops), 1)  # of the first step of Holm: one cell that drops must pass this one
+    judged: dict[int, list[Judgement]] = {}
+    for (i, name), drop in drops.items():
+        # What the drop itself adds to the spread is counted by `detectable`.
+        unrelated = max(drop.spread**2 - abs(drop.value) * (1 - abs(drop.value)), 0.0) ** 0.5
+        smallest = detectable(drop.images, unrelated, level, gate.margin)
+        p = corrected[i, name]
+        judged.setdefault(i, []).append(Judgement(name, drop, p, smallest, p <= gate.alpha))
+    return [
+        CellVerdict(pair.name, "unknown", obstacle, changes=pair.changes)
+        if obstacle is not None
+        else _verdict(pair, tuple(judged[i]), gate)
+        for i, (pair, obstacle) in enumerate(zip(pairs, obstacles, strict=True))
+    ]
 
 
-def _against_store(results: Results, store: Store, margin: float) -> list[CellVerdict]:
-    old = {record.name: record for record in CellRecord.latest(store, results.sweep.name)}
-    if not old:
-        raise InvalidInput(
-            f"there is no sweep {results.sweep.name!r} in it: give a store in which this sweep ran, or a JSON file "
-            "of its tables.",
-            where=f"--baseline {store.uri}",
-        )
-    verdicts = []
-    for record in CellRecord.of_sweep(results.sweep):
-        if record.name not in old:
-            verdicts.append(CellVerdict(record.name, "unknown", "the baseline has no such cell"))
-            continue
-        before, now = old[record.name].correct(store), record.correct(results.store)
-        if before is None or now is None:
-            which = "the baseline" if before is None else "this run"
-            verdicts.append(CellVerdict(record.name, "unknown", f"{which} is not complete"))
-        elif before.index.tolist() != now.index.tolist():
-            verdicts.append(CellVerdict(record.name, "unknown", "judged on other images"))
-        else:
-            drop = paired_drop(before.to_numpy(float), now.to_numpy(float))
-            verdicts.append(_judged(record.name, float(before.mean()), float(now.mean()), drop, margin, len(now)))
-    return verdicts
+def _obstacle(pair: Match) -> str | None:
+    """Why two runs of a cell cannot be compared."""
+    before, now = pair.first, pair.second
+    if before is None:
+        return "the baseline has no such cell"
+    if now is None:
+        return "the sweep has no such cell any more: put it back, or promote a new baseline"
+    missing = [name for name, cell in (("the baseline", before), ("this run", now)) if not cell.complete]
+    if missing:
+        return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not complete"
+    if before.data != now.data or before.images != now.images:
+        return f"judged on other images: {_images(before)} before, {_images(now)} now"
+    if before.spec.get("aggregation") != now.spec.get("aggregation"):
+        return f"draws are aggregated by {before.spec.get('aggregation')} before, {now.spec.get('aggregation')} now"
+    unpaired = sorted(set(measures(before)) ^ set(measures(now)))
+    if unpaired:
+        return f"other statistics: only one of the runs has {', '.join(unpaired)}"
+    if len(now.images) < 2:
+        return "too few images: one has no spread"
+    return None
 
 
-def _against_table(results: Results, tables: Mapping[str, Any], margin: float) -> list[CellVerdict]:
-    old = {_name(row): row for row in tables["robustness"]}
-    verdicts = []
-    for row in results.robustness().to_dict("records"):
-        name = _name(row)
-        before = old.get(name)
-        if before is None:
-            verdicts.append(CellVerdict(name, "unknown", "the baseline has no such cell"))
-        elif before["images"] != before["planned"] or row["images"] != row["planned"] or not row["images"]:
-            verdicts.append(CellVerdict(name, "unknown", "the baseline or this run is not complete"))
-        elif before["aggregation"] != row["aggregation"]:
-            verdicts.append(CellVerdict(name, "unknown", "the draws are aggregated differently"))
-        else:
-            b, n_b, c, n_c = before["accuracy"], before["images"], row["accuracy"], row["images"]
-            verdicts.append(_judged(name, b, c, unpaired_drop(b, n_b, c, n_c), margin, n_c))
-    return verdicts
+def _images(cell: Outcome) -> str:
+    return f"{len(cell.images)} of data {cell.data[:8]}, ids {cell.images[0]} to {cell.images[-1]}"
 
 
-def _judged(name: str, before: float, now: float, drop: Drop, margin: float, images: int) -> CellVerdict:
-    value, low, high = (100 * part for part in drop)
-    why = (
-        f"{100 * before:.1f} % before, {100 * now:.1f} % now on {images} images: dropped by {value:+.1f} points "
-        f"[{low:+.1f}, {high:+.1f}], margin {100 * margin:.1f}"
+def _verdict(pair: Match, judged: tuple[Judgement, ...], gate: Gate) -> CellVerdict:
+    before, now = pair.first, pair.second
+    assert before is not None and now is not None
+    names = [name for name in now.cost if name in before.cost]
+    cost = {name: (before.cost[name], now.cost[name]) for name in names}
+    seconds = None if before.seconds is None or now.seconds is None else (before.seconds, now.seconds)
+    worse = [_accuracy(one) for one in judged if one.regressed]
+    for name, (old, new) in cost.items():
+        if new > old * (1 + gate.cost_margin) + 1e-9:
+            worse.append(f"{name} evaluations per answer rose from {old:g} to {new:g}")
+    doubts = []
+    if gate.seconds_margin is not None:
+        if seconds is None:
+            doubts.append("the baseline or this run does not know its seconds")
+        elif seconds[1] > seconds[0] * (1 + gate.seconds_margin):
+            worse.append(f"seconds per image rose from {seconds[0]:.3g} to {seconds[1]:.3g}")
+    threat = [change for change in pair.changes if change.of_threat]
+    if threat:
+        doubts.append(f"it is under another threat ({', '.join(map(str, threat))})")
+    for one in judged:
+        if one.detectable is None or one.detectable > gate.detect:
+            seen = "no drop at all" if one.detectable is None else f"drops of {100 * one.detectable:.1f} points"
+            doubts.append(
+                f"too few images: {one.drop.images} show {seen} in 80 % of the runs, not of "
+                f"{100 * gate.detect:.1f} (--detect)"
+            )
+            break
+    verdict: Verdict = "regressed" if worse else "unknown" if doubts else "holds"
+    why = worse + doubts or [_accuracy(judged[0])]
+    return CellVerdict(pair.name, verdict, "; ".join(why), judged, pair.changes, cost, seconds)
+
+
+def _accuracy(one: Judgement) -> str:
+    drop = one.drop
+    return (
+        f"{one.measure} {100 * drop.before:.1f} % before, {100 * drop.now:.1f} % now on {drop.images} images: "
+        f"{drop.worse} worse, {drop.better} better, dropped by {100 * drop.value:+.1f} points "
+        f"[{100 * drop.low:+.1f}, {100 * drop.high:+.1f}], p {one.p_holm:.2g}"
     )
-    return CellVerdict(name, "regressed" if low > 100 * margin else "holds", why)
 
 
-def _name(row: Mapping[Any, Any]) -> str:
-    return CellRecord.name_of(row)
+def verdict_of(verdicts: Sequence[CellVerdict]) -> Verdict:
+    """Of the sweep: regressed if any cell is, else unknown if any cell is."""
+    found = {one.verdict for one in verdicts}
+    return "regressed" if "regressed" in found else "unknown" if "unknown" in found else "holds"
 
 
-def _parsed(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-        pd.DataFrame(content["robustness"])[["classifier", "defence", "attack", "eps", "accuracy", "images"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(
-            f"this is not a table of puregrid ({error}): write one with `puregrid tables SWEEP.yaml --format json`.",
-            where=f"--baseline {where}",
-        ) from error
-    found: dict[str, Any] = content
-    return found
+def check_text(verdicts: Sequence[CellVerdict], gate: Gate, before: str, now: str) -> str:
+    """For people: the verdict of the sweep, the rule, a line a cell and measure, what changed."""
+    lines = []
+    for one in verdicts:
+        for each in one.judged:
+            drop = each.drop
+            lines.append(
+                [
+                    one.verdict,
+                    one.cell,
+                    each.measure,
+                    str(drop.images),
+                    f"{100 * drop.before:.1f}",
+                    f"{100 * drop.now:.1f}",
+                    f"{100 * drop.value:+.1f} [{100 * drop.low:+.1f}, {100 * drop.high:+.1f}]",
+                    f"{each.p_holm:.2g}",
+                    "-" if each.detectable is None else f"{100 * each.detectable:.1f}",
+                ]
+            )
+        if not one.judged:
+            lines.append([one.verdict, one.cell, *"-------"])
+    names = ["verdict", "cell", "measure", "images", "before", "now", "drop", "p (Holm)", "80 % power at"]
+    counts = {kind: sum(one.verdict == kind for one in verdicts) for kind in ("holds", "regressed", "unknown")}
+    head = [
+        f"{verdict_of(verdicts)}: {', '.join(f'{n} {kind}' for kind, n in counts.items() if n)}",
+        f"baseline: {before}\nthis run: {now}",
+        f"regressed: a drop above {100 * gate.margin:g} points, significant at {gate.alpha:g} over all cells, or "
+        f"more network evaluations per answer{f' (+{100 * gate.cost_margin:g} %)' if gate.cost_margin else ''}",
+    ]
+    reasons = [f"  {one.cell}: {one.why}" for one in verdicts if one.verdict != "holds"]
+    parts = [
+        "\n".join(head) + "\n",
+        table("accuracy in %, drop in points with its paired 95 % interval", names, lines),
+        "\n".join(["because:", *reasons]) + "\n" if reasons else "",
+        changes_text(verdicts),
+    ]
+    return "\n".join(part for part in parts if part)
 
 
-def _from_mlflow(sweep: Sweep, alias: str, uri: str | None) -> dict[str, Any]:
-    where = f"--baseline mlflow:{alias}"
-    if uri is None:
-        raise InvalidInput("there is no MLflow here: set MLFLOW_TRACKING_URI or give --mlflow URI.", where=where)
-    import mlflow
-
-    client = mlflow.MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(sweep.name)
-    query = f"tags.`puregrid.baseline` = '{alias}'"
-    runs = client.search_runs([experiment.experiment_id], query, max_results=1) if experiment else []
-    if not runs:
-        raise InvalidInput(
-            f"experiment {sweep.name!r} has no run with the tag puregrid.baseline = {alias}: set this tag on "
-            "the sweep's parent run in MLflow.",
-            where=where,
-        )
-    uri_of_tables = f"{runs[0].info.artifact_uri}/tables/tables.json"
-    return _parsed(mlflow.artifacts.load_text(uri_of_tables), where)
+def junit(verdicts: Sequence[CellVerdict], sweep: str) -> str:
+    """JUnit XML, a test case a cell: *regressed* is a failure, *unknown* an error."""
+    counts = {kind: str(sum(one.verdict == kind for one in verdicts)) for kind in ("regressed", "unknown")}
+    totals = {"tests": str(len(verdicts)), "failures": counts["regressed"], "errors": counts["unknown"]}
+    suites = ElementTree.Element("testsuites", {"name": "puregrid check", **totals})
+    suite = ElementTree.SubElement(suites, "testsuite", {"name": sweep, **totals, "skipped": "0"})
+    for one in verdicts:
+        case = ElementTree.SubElement(suite, "testcase", {"classname": sweep, "name": one.cell})
+        if one.verdict != "holds":
+            tag = "failure" if one.verdict == "regressed" else "error"
+            ElementTree.SubElement(case, tag, {"message": one.why, "type": one.verdict}).text = one.why
+        out = [one.why, *(f"changed: {change}" for change in one.changes)]
+        ElementTree.SubElement(case, "system-out").text = "\n".join(out)
+    ElementTree.indent(suites, " ")
+    raw: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return raw.decode() + "\n"
