@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,6 +45,9 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_RUN_HELP = (
+    "SWEEP.yaml (in --store), SWEEP.yaml@STORE, a store, a file that promote wrote, mlflow:ALIAS or mlflow:RUN_ID."
+)
 
 
 def _say(message: str) -> None:
@@ -70,7 +74,9 @@ def _load(path: Path, overrides: list[str] | None, store: str) -> tuple[Sweep, S
     from workflows.store import Store
     from workflows.sweep import load_sweep
 
-    return load_sweep(path, overrides or ()), Store(store)
+    loaded, opened = load_sweep(path, overrides or ()), Store(store)
+    opened.files.check()
+    return loaded, opened
 
 
 @app.command()
@@ -165,22 +171,27 @@ def run(
     with _errors():
         loaded, opened = _load(sweep, set_, store)
         from workflows.audit import findings
+        from workflows.baselines import to_text
         from workflows.ladders import ladder_table
+        from workflows.outcomes import of_results
         from workflows.run import Options, driver_versions, run_sweep
+        from workflows.sections import sections
         from workflows.tables import auditor_line, render
         from workflows.tracking import track
 
         options = Options(workers, gpus_per_worker, address, max_attempts, unit_timeout)
         outcome, results = run_sweep(loaded, opened, options, _say)
         robustness, cost, combined = results.robustness(), results.cost(), results.combined()
-        ladders = ladder_table(results)
+        ladders, further = ladder_table(results), sections(results)
         found = findings(results)
+        tables = partial(render, robustness, cost, combined=combined, ladders=ladders, further=further)
         if json_:
-            text = render(robustness, cost, "json", findings=found, combined=combined, ladders=ladders)
-            typer.echo(json.dumps({**json.loads(text), "run": _outcome(outcome)}, indent=1))
+            typer.echo(
+                json.dumps({**json.loads(tables("json", findings=found)), "run": _outcome(outcome)}, indent=1)
+            )
         else:
             # Findings have a line of their own below: a table that one scrolls past is no place for them.
-            typer.echo(render(robustness, cost, "text", title=loaded.name, combined=combined, ladders=ladders))
+            typer.echo(tables("text", title=loaded.name))
         _say(auditor_line(found))
         if outcome.failures or outcome.blocked:
             _say(
@@ -198,6 +209,9 @@ def run(
             findings=found,
             combined=combined,
             ladders=ladders,
+            further=further,
+            outcomes=to_text(of_results(results)),
+            complete=not (outcome.failures or outcome.blocked or outcome.interrupted),
         )
         # After the messages about units: a broken MLflow must not hide them.
         _log_to_mlflow(mlflow, opened.uri, log)
@@ -214,6 +228,10 @@ def _outcome(outcome: Any) -> dict[str, Any]:
         "compute_seconds": round(outcome.seconds, 2),
         "retries": outcome.retries,
         "workers_replaced": outcome.replaced,
+        "nodes_lost": outcome.nodes_lost,
+        "copies": outcome.copies,
+        "copies_first": outcome.copies_first,
+        "committed_elsewhere": outcome.elsewhere,
         "failed_units": len(outcome.failures),
         "blocked_units": outcome.blocked,
         "interrupted": outcome.interrupted,
@@ -283,72 +301,201 @@ def tables(
         loaded, opened = _load(sweep, set_, store)
         from workflows.ladders import ladder_table
         from workflows.reader import Results
+        from workflows.sections import sections
 
         results = Results(opened, loaded)
         robustness, cost, combined = results.robustness(), results.cost(), results.combined()
-        ladders = ladder_table(results)
+        ladders, further = ladder_table(results), sections(results)
         found = None
         if audit:
             from workflows.audit import findings
 
             found = findings(results)
         text = render(
-            robustness, cost, format_, title=loaded.name, findings=found, combined=combined, ladders=ladders
+            robustness,
+            cost,
+            format_,
+            title=loaded.name,
+            findings=found,
+            combined=combined,
+            ladders=ladders,
+            further=further,
         )
         typer.echo(text, nl=False)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN", help=_RUN_HELP)],
+    second: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The run to compare with.")] = None,
+    with_: Annotated[str | None, typer.Option("--with", metavar="RUN", help="The same, as an option.")] = None,
+    store: StoreUri = "results",
+    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI.")] = None,
+    json_: AsJson = False,
+) -> None:
+    """Compare two runs cell by cell on the same images: paired differences, and what changed in the specs."""
+    with _errors():
+        other = second if with_ is None else with_
+        if other is None or (second is not None and with_ is not None):
+            raise InvalidInput("name two runs: `compare RUN RUN`, or `compare RUN --with RUN`.")
+        from workflows.baselines import load_pair
+        from workflows.compare import compare as compared
+        from workflows.compare import comparison_text
+        from workflows.tracking import default_uri
+
+        one, two = load_pair(first, other, store=store, tracking_uri=mlflow or default_uri(store))
+        found = compared(one, two)
+        if json_:
+            typer.echo(json.dumps([each.as_dict() for each in found], indent=1))
+        else:
+            typer.echo(comparison_text(found, first, other), nl=False)
 
 
 @app.command()
 def check(
     sweep: SweepFile,
     baseline: Annotated[
-        str, typer.Option(metavar="STORE|FILE|mlflow:ALIAS", help="A store, a JSON file of tables, or a tagged run.")
+        str,
+        typer.Option(
+            metavar="STORE|FILE|mlflow:ALIAS", help="A store, a file that promote wrote, or a promoted run."
+        ),
     ],
     store: StoreUri = "results",
-    margin: Annotated[float, typer.Option(min=0, max=1, metavar="D", help="Tolerated drop in accuracy.")] = 0.0,
-    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI.")] = None,
+    margin: Annotated[float, typer.Option(metavar="D", help="Tolerated drop in accuracy: 0.01 is one point.")] = 0.01,
+    alpha: Annotated[float, typer.Option(metavar="A", help="Chance of a false alarm in the whole sweep.")] = 0.05,
+    detect: Annotated[float, typer.Option(metavar="D", help="A drop that 80 % of the runs must find.")] = 0.2,
+    cost_margin: Annotated[
+        float, typer.Option(metavar="S", help="Tolerated growth of network evaluations: 0.1 is 10 %.")
+    ] = 0.0,
+    seconds_margin: Annotated[
+        float | None, typer.Option(metavar="S", help="Judge seconds too, with this tolerated growth.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, a test case a cell.")] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI|off", help="MLflow tracking URI; the sweep's run is tagged there.")
+    ] = None,
     set_: Overrides = None,
     json_: AsJson = False,
 ) -> None:
-    """Compare with a baseline: exit 0 if accuracy holds, 1 if it regressed, 2 if that could not be told."""
+    """Compare with a baseline: exit 0 if accuracy and cost hold, 1 if one regressed, 2 if that could not be told."""
     with _errors():
-        loaded, opened = _load(sweep, set_, store)
-        from dataclasses import asdict
+        from workflows.check import Gate
 
-        from workflows.check import check as compare
+        gate = Gate(margin, alpha, detect, cost_margin, seconds_margin)
+        loaded, opened = _load(sweep, set_, store)
+        from workflows.baselines import load
+        from workflows.check import check as checked
+        from workflows.check import check_text, verdict_of
+        from workflows.check import junit as junit_xml
+        from workflows.outcomes import of_results
         from workflows.reader import Results
         from workflows.tracking import default_uri
 
-        verdicts = compare(Results(opened, loaded), baseline, margin, mlflow or default_uri(opened.uri))
+        uri = mlflow or default_uri(opened.uri)
+        before = load(baseline, sweep=loaded.name, tracking_uri=uri, where="--baseline")
+        if before.source == opened.uri:
+            _say(f"note: the baseline is this run's own store, {opened.uri}: compared with itself a run holds.")
+        verdicts = checked(before, of_results(Results(opened, loaded)), gate)
+        verdict = verdict_of(verdicts)
+        if junit is not None:
+            junit.write_text(junit_xml(verdicts, loaded.name), encoding="utf-8")
         if json_:
-            typer.echo(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
+            cells = [each.as_dict() for each in verdicts]
+            typer.echo(
+                json.dumps({"verdict": verdict, "baseline": baseline, **asdict(gate), "cells": cells}, indent=1)
+            )
         else:
-            for verdict in verdicts:
-                typer.echo(f"{verdict.verdict:<10}{verdict.cell}: {verdict.why}")
-        found = {verdict.verdict for verdict in verdicts}
-        if "regressed" in found:
-            raise typer.Exit(1)
-        if "unknown" in found:
-            raise typer.Exit(2)
+            typer.echo(check_text(verdicts, gate, baseline, f"{sweep} in {opened.uri}"), nl=False)
+        _tag_verdict(uri, loaded, verdict, baseline, [each for each in verdicts if each.verdict != "holds"])
+        if verdict != "holds":
+            raise typer.Exit(1 if verdict == "regressed" else 2)
+
+
+def _tag_verdict(uri: str | None, sweep: Sweep, verdict: str, baseline: str, cells: list[Any]) -> None:
+    """The verdict on the sweep's run in MLflow; a broken MLflow changes no verdict."""
+    from workflows.aliases import record_verdict
+
+    if uri is None or uri == "off":
+        return
+    why = "; ".join(f"{each.cell}: {each.why}" for each in cells)
+    try:
+        record_verdict(uri, sweep, {"verdict": verdict, "baseline": baseline, "why": why or "every cell holds"})
+    except Exception as error:  # MLflow raises whatever its stores and servers raise
+        _say(f"the verdict could not be set in MLflow at {uri} ({type(error).__name__}: {error})")
+
+
+@app.command()
+def promote(
+    sweep: SweepFile,
+    store: StoreUri = "results",
+    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a baseline to commit, as JSON.")] = None,
+    alias: Annotated[
+        str | None, typer.Option(metavar="ALIAS", help="Name of the baseline in MLflow [champion, without --to].")
+    ] = None,
+    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI.")] = None,
+    set_: Overrides = None,
+) -> None:
+    """Make the results of a sweep the baseline of `puregrid check`: in MLflow, or in a file."""
+    with _errors():
+        loaded, opened = _load(sweep, set_, store)
+        from workflows import aliases
+        from workflows.baselines import complete_text
+        from workflows.reader import Results
+        from workflows.tracking import default_uri
+
+        if alias is not None:
+            aliases.valid_alias(alias)
+        text = complete_text(Results(opened, loaded))
+        if to is not None:
+            to.write_text(text, encoding="utf-8")
+            typer.echo(to)
+        if alias is not None or to is None:
+            name = alias or "champion"
+            run_id = aliases.promote(mlflow or default_uri(opened.uri), loaded, name, text)
+            typer.echo(f"mlflow:{name} is run {run_id}")
+
+
+@app.command()
+def compact(sweep: SweepFile, store: StoreUri = "results", set_: Overrides = None, json_: AsJson = False) -> None:
+    """Copy a sweep's committed rows into one Parquet file a stage, for pandas, DuckDB and the like."""
+    with _errors():
+        loaded, opened = _load(sweep, set_, store)
+        from workflows.compact import compact as compacted
+
+        found = compacted(opened, loaded)
+        if json_:
+            typer.echo(json.dumps(asdict(found), indent=1))
+        else:
+            typer.echo(found.folder)
+            _say(f"{found.rows} rows of {found.units} units in {found.files} files, {found.written} of them new")
+        if found.missing:
+            _say(f"{found.missing} units of the sweep are not committed; run it, then compact again")
 
 
 @app.command()
 def report(
     sweep: SweepFile,
     store: StoreUri = "results",
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the page.")] = Path("report.html"),
+    out: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The page [report.html], or the folder [report].")
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", metavar="html|md|latex", help="A page, or a folder of tables and SVG figures.")
+    ] = "html",
     set_: Overrides = None,
 ) -> None:
-    """Write a self-contained HTML page: figures, tables, provenance; recomputed from committed rows."""
+    """Write a self-contained HTML page: figures, tables, images, provenance; recomputed from committed rows."""
     with _errors():
+        from workflows.report import FORMATS, report_to
+
+        if format_ not in FORMATS:
+            raise InvalidInput(f"unknown format {format_!r}; {nearest(format_, FORMATS)}", where="--format")
         loaded, opened = _load(sweep, set_, store)
         from workflows.reader import Results
-        from workflows.report import report as page
 
         settings = "".join(f" --set {shlex.quote(setting)}" for setting in set_ or ())
         command = f"puregrid run {sweep}{settings} && puregrid report {sweep}{settings}"
-        out.write_text(page(Results(opened, loaded), command=command))
-        typer.echo(out)
+        typer.echo(report_to(Results(opened, loaded), out, format_, command=command))
 
 
 @app.command()
@@ -389,7 +536,7 @@ def train(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="KIND", help="purifiers, attacks, datasets, classifiers, ...")],
+    what: Annotated[str, typer.Argument(metavar="KIND", help="purifiers, attacks, datasets, corruptions, ...")],
     json_: AsJson = False,
 ) -> None:
     """List what a sweep file can name."""
@@ -410,12 +557,15 @@ def list_(
 data = typer.Typer(help="Fetch or verify data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
 
-Root = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Data root [$PUREGRID_DATA].")]
+Root = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Where it lies [$PUREGRID_DATA; of lpips $PUREGRID_WEIGHTS]."),
+]
 
 
 @data.command()
 def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], root: Root = None) -> None:
-    """Download a data set to the data root; nothing else in puregrid downloads data."""
+    """Download cifar10, cifar100, cifar10-c, cifar100-c or the weights of lpips; nothing else downloads them."""
     with _errors():
         from workflows.data import fetch_dataset
 

@@ -1,0 +1,593 @@
+"""The page against the store that it is from: numbers, figures, images, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+from helpers_small import ASSETS, compute, small_sweep  # type: ignore[import-not-found]
+from PIL import Image
+from typer.testing import CliRunner
+
+from tasks.datasets import ImageSet
+from tasks.stages import images_from_table
+from workflows.audit import findings
+from workflows.cli import app
+from workflows.reader import Results
+from workflows.report import report
+from workflows.report.gallery import amplified, png
+from workflows.store import Store
+from workflows.tables import format_eps
+
+pytestmark = pytest.mark.slow  # the sweep of which the page is, once for all tests
+
+HEAD = f"""
+sweep: '<full> & "more"'
+datasets:
+  - dataset: digits
+    images: {{first: 12}}
+classifiers: [digits-cnn]
+denoisers:
+  digits-ddpm: {{format: diffusers, path: {ASSETS / "digits-ddpm"}, schedule: linear-1000}}
+chunk: 12
+"""
+DEFENCES = """
+defences:
+  - none
+  - {purifier: diffpure, denoiser: digits-ddpm, schedule: linear-1000, t_star: [10, 60], steps: 2, draws: 2}
+"""
+ATTACKS = """
+attacks:
+  - none
+  - {attack: pgd, norm: linf, eps: [0.05, 0.2], steps: 2, step_size: 0.06}
+  - {attack: fgsm, norm: linf, eps: 0.2}
+"""
+CORRUPTIONS = """
+corruptions:
+  - {corruption: [gaussian_noise, contrast], severity: [1, 5]}
+"""
+CERTIFIED = """
+include:
+  - defences: [none, {purifier: one-shot, denoiser: digits-ddpm, sigma_eq: 0.25}]
+    attacks: null
+    corruptions: null
+    certificates: [{sigma: [0.25, 0.5], n: 40, n0: 10, shard: 40}]
+"""
+FULL = HEAD + DEFENCES + ATTACKS + CORRUPTIONS + CERTIFIED + "quality: true\n"
+COMMAND = "puregrid run 'a b.yaml' && puregrid report <it>"
+
+
+class Full:
+    """A computed sweep with everything, its page, and what the command line says in JSON."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sweep, self.store = small_sweep(folder, FULL), Store(str(folder / "store"))
+        self.path = folder / "small.yaml"
+        compute(self.sweep, self.store.uri)
+        self.results = Results(self.store, self.sweep)
+        self.text = report(self.results, command=COMMAND)
+        self.page = ElementTree.fromstring(self.text)
+        found = CliRunner().invoke(
+            app, ["tables", str(self.path), "--store", self.store.uri, "--format", "json"], catch_exceptions=False
+        )
+        self.json: dict[str, list[dict[str, Any]]] = json.loads(found.stdout)
+
+    def part(self, text: str, folder: Path) -> Results:
+        """Another sweep of the same stages, of which the rows are all there."""
+        return Results(self.store, small_sweep(folder, text))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Full:
+    return Full(tmp_path_factory.mktemp("full"))
+
+
+def by_id(page: Element, name: str) -> Element:
+    found = [element for element in page.iter() if element.get("id") == name]
+    assert len(found) == 1, name
+    return found[0]
+
+
+def words(element: Element) -> str:
+    """Text of an element without marks of findings."""
+    inner = "".join(words(child) + (child.tail or "") for child in element if "mark" not in child.get("class", ""))
+    return (element.text or "") + inner
+
+
+def table(page: Element, name: str) -> list[dict[str, str]]:
+    """The lines of a table by column, whitespace as one blank before an interval."""
+    grid = by_id(page, name).find(".//table")
+    assert grid is not None
+    names = [words(cell) for cell in grid.findall("thead/tr/th")]
+    lines = [[words(cell).replace("[", " [") for cell in line.findall("td")] for line in grid.findall("tbody/tr")]
+    return [dict(zip(names, line, strict=True)) for line in lines]
+
+
+def download(page: Element, file: str) -> str:
+    found = [link for link in page.iter("a") if link.get("download") == file]
+    assert len(found) == 1, file
+    return base64.b64decode(found[0].get("href", "").partition("base64,")[2]).decode()
+
+
+def percent(value: float | None, low: float | None = None, high: float | None = None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    text = f"{100 * value:{sign}.1f}"
+    return text if low is None or high is None else f"{text} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def interval(row: dict[str, Any], name: str) -> str:
+    return percent(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+# Numbers
+
+
+def test_the_robustness_table_is_that_of_json(full: Full) -> None:
+    lines, rows = table(full.page, "robustness"), full.json["robustness"]
+    assert len(lines) == len(rows) == 12
+    for line, row in zip(lines, rows, strict=True):
+        several = row["draws"] > 1
+        assert line == {
+            **{name: row[name] for name in ("classifier", "defence", "attack")},
+            **{name: str(row[name]) for name in ("images", "draws")},
+            "eps": format_eps(row["eps"]),
+            "Avg": interval(row, "avg"),
+            "worst": interval(row, "worst") if several else percent(row["worst"]),
+            "vote": interval(row, "vote") if several else percent(row["vote"]),
+            "draw 0": interval(row, "fixed") if several else percent(row["fixed"]),
+        }
+
+
+def test_certificates_envelope_corruptions_gains_quality_and_cost_are_those_of_json(full: Full) -> None:
+    certified = table(full.page, "certified")
+    assert len(certified) == len(full.json["certified"]) == 4
+    for line, row in zip(certified, full.json["certified"], strict=True):
+        assert (line["ACR"], line["sigma"]) == (f"{row['acr']:.3f}", f"{row['sigma']:g}")
+        assert (line["bound"], line["abstained"]) == (percent(row["bound"]), percent(row["abstained"]))
+        curve = [c for c in full.json["certified_curves"] if c["cell"] == row["cell"]]
+        assert {f"r={c['radius']:g}": percent(c["accuracy"]) for c in curve}.items() <= line.items()
+    envelope = [(line["radius"], line["certified"], line["sigma"]) for line in table(full.page, "envelope")]
+    assert envelope == [
+        (f"{r['radius']:g}", percent(r["accuracy"]), f"{r['sigma']:g}") for r in full.json["envelope"]
+    ]
+    for line, defence in zip(table(full.page, "corruptions"), ("none", "t*=10", "t*=60"), strict=True):
+        assert defence in line["defence"]
+        own = [r for r in full.json["corruptions"] if r["defence"] == line["defence"] and r["severity"] == "all"]
+        assert len(own) == 3 and {r["corruption"]: percent(r["accuracy"]) for r in own}.items() <= line.items()
+    gains = [r for r in full.json["corruption_gains"] if r["severity"] == "all"]
+    assert [line["gain"] for line in table(full.page, "corruption_gains")] == [
+        percent(r["gain"], r["low"], r["high"], sign="+") for r in gains
+    ]
+    quality = table(full.page, "quality")
+    assert [(line["pair"], line["PSNR"], line["SSIM"]) for line in quality] == [
+        (r["pair"], f"{r['psnr']:.2f}" if math.isfinite(r["psnr"]) else "inf", f"{r['ssim']:.4f}")
+        for r in full.json["quality"]
+    ]
+    cost = [(line["stage"], line["denoiser evals"], line["classifier evals"]) for line in table(full.page, "cost")]
+    assert cost == [
+        (r["stage"], f"{r['denoiser_evaluations']:,}", f"{r['classifier_evaluations']:,}") for r in full.json["cost"]
+    ]
+    combined = [line["lowest"] for line in table(full.page, "combined")]
+    assert combined == [interval(row, "lowest") for row in full.json["combined"]] and len(combined) == 3
+
+
+def test_every_table_can_be_had_unrounded(full: Full) -> None:
+    for name, rows in full.json.items():
+        if name in ("findings", "certified_curves", "ladders"):
+            continue
+        frame = pd.read_csv(io.StringIO(download(full.page, f"{name}.csv")))
+        assert len(frame) == len(rows) > 0
+        for column in frame.select_dtypes("number"):
+            there = [row[column] for row in rows]
+            expected = np.array([np.nan if value is None else value for value in there], dtype=float)
+            np.testing.assert_array_equal(frame[column].to_numpy(float), expected, err_msg=f"{name} {column}")
+
+
+def test_the_words_name_the_best_defence_by_what_its_strongest_attack_leaves(full: Full) -> None:
+    top = pd.DataFrame(full.json["robustness"])
+    top = top[top["eps"] == 0.2]
+    worst = top.groupby("defence", sort=False)["avg"].min()
+    assert worst.nunique() > 1
+    lead = [words(p) for p in full.page.iter("p") if p.get("class") == "lead"]
+    line = next(text for text in lead if "linf attacks at eps 0.2" in text)
+    assert f"{percent(worst['none'])} % [" in line and f"{percent(worst.max())} % [" in line
+    assert f"with {worst.idxmax()} under" in line and "The auditor doubts this figure." in line
+    best = max(full.json["certified"], key=lambda row: row["acr"])
+    assert any(f"largest average radius is {best['acr']:.3f}, with {best['defence']}" in text for text in lead)
+
+
+def test_rows_carry_the_findings_on_their_cells_and_lead_to_them(full: Full) -> None:
+    found = findings(full.results)
+    grid = by_id(full.page, "robustness")
+    labels = full.sweep.labels
+    corrupted = [
+        [cell.id for cell in full.sweep.corrupted if labels[cell.id]["defence"] == line["defence"]]
+        for line in table(full.page, "corruptions")
+    ]
+    lines = [*grid.findall(".//tbody/tr"), *by_id(full.page, "corruptions").findall(".//tbody/tr")]
+    cells = [*([row["cell"]] for row in full.json["robustness"]), *corrupted]
+    assert [len(own) for own in corrupted] == [4, 4, 4]
+    seen = 0
+    for line, own in zip(lines, cells, strict=True):
+        marks = [mark for mark in line.iter("a") if "mark" in mark.get("class", "").split()]
+        expected = [number for number, finding in enumerate(found, 1) if set(own) & set(finding.cells)]
+        assert [mark.text for mark in marks] == [str(number) for number in expected]
+        for mark, number in zip(marks, expected, strict=True):
+            target = by_id(full.page, mark.get("href", "").removeprefix("#"))
+            assert found[number - 1].rule in words(target) and f"{found[number - 1].severity} {number}" in words(
+                target
+            )
+            assert found[number - 1].severity in mark.get("class", "")
+        seen += len(marks)
+    assert seen > 0
+
+
+# Figures
+
+
+def dots(figure: Element) -> list[tuple[str, float, str]]:
+    """Class, value on the y axis and words of each dot."""
+    return [
+        (circle.get("class", ""), (312 - float(circle.get("cy", ""))) / 296, circle.findtext("title") or "")
+        for circle in figure.iter("circle")
+        if circle.find("title") is not None
+    ]
+
+
+def figure_of(full: Full, caption: str) -> tuple[Element, pd.DataFrame]:
+    found = [figure for figure in full.page.iter("figure") if caption in words(figure)]
+    assert len(found) == 1, caption
+    return found[0], pd.read_csv(io.StringIO(download(full.page, f"{found[0].get('id')}.csv")))
+
+
+def test_figures_of_accuracy_show_their_rows_and_these_are_those_of_json(full: Full) -> None:
+    rows = {row["cell"]: row for row in full.json["robustness"]}
+    for caption, count in (
+        ("pgd-2 linf, seed 0", 9),  # three defences clean and at two budgets
+        ("fgsm linf, seed 0", 6),
+        ("diffpure, seed 0; dashed: clean", 8),  # two depths; clean, pgd at two budgets, fgsm
+        ("pgd-2 linf at eps 0.2, seed 0", 6),
+    ):
+        figure, frame = figure_of(full, caption)
+        assert len(frame) == count
+        for row in frame.to_dict("records"):
+            for name in ("avg", "avg_low", "avg_high", "eps", "defence", "attack", "images"):
+                assert row[name] == rows[row["cell"]][name]
+        shown = dots(figure)
+        assert sorted(y for _, y, _ in shown) == pytest.approx(sorted(frame["avg"]), abs=3e-4)
+        assert sorted(f"{percent(row['avg'])} %" for _, row in frame.iterrows()) == sorted(
+            re.findall(r"[\d.]+ %", " ".join(text for _, _, text in shown))
+        )
+
+
+def test_cost_is_network_evaluations_of_one_answer(full: Full) -> None:
+    _, frame = figure_of(full, "pgd-2 linf at eps 0.2, seed 0")
+    # The classifier alone, and the denoiser's two steps before it, whatever the number of draws.
+    assert set(zip(frame["defence"] == "none", frame["evaluations"], strict=True)) == {(True, 1.0), (False, 3.0)}
+
+
+def step(points: list[tuple[float, float]], at: float) -> float:
+    """Value of a drawn step at a place between its corners."""
+    return next(b for (x, _), (y, b) in pairwise(points) if x < at < y)
+
+
+def test_certified_curves_fall_where_the_rows_say(full: Full) -> None:
+    shown = 0
+    for figure in full.page.iter("figure"):
+        if not figure.get("id", "").startswith("certified-"):
+            continue
+        frame = pd.read_csv(io.StringIO(download(full.page, f"{figure.get('id')}.csv")))
+        lines = [line for line in figure.iter("polyline") if "stroke-dasharray" not in line.attrib]
+        dashed = [line for line in figure.iter("polyline") if "stroke-dasharray" in line.attrib]
+        truths: list[tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]] = []
+        for _, (cell, own) in zip(lines, frame.groupby("cell", sort=False), strict=True):
+            rows = full.results.rows(next(c for c in full.sweep.cells if c.id == cell))
+            right, radius = (rows["prediction"] == rows["label"]).to_numpy(), rows["radius"].to_numpy()
+            truths.append((right, radius))
+            expected = [(right & (radius >= r)).mean() for r in own["radius"]]
+            np.testing.assert_allclose(own["accuracy"], expected, atol=1e-15)
+            assert set(radius[right]) <= set(own["radius"])
+            table = {c["radius"]: c for c in full.json["certified_curves"] if c["cell"] == cell}
+            at = own.set_index("radius")
+            for r, row in table.items():
+                assert (at["accuracy"][r], at["low"][r], at["high"][r]) == (row["accuracy"], row["low"], row["high"])
+            shown += 1
+        span = frame["radius"].max()
+        for line, several in (
+            *((line, [truth]) for line, truth in zip(lines, truths, strict=True)),
+            *((line, truths) for line in dashed),
+        ):
+            corners = [tuple(map(float, pair.split(","))) for pair in line.get("points", "").split()]
+            drawn = [((x - 56) / 568 * span, (312 - y) / 296) for x, y in corners]
+            for r in np.linspace(0.003, span - 0.003, 41):
+                near = min(abs(r - x) for x, _ in drawn)
+                if near > 2e-3:  # between corners, which are drawn to a tenth of a pixel
+                    best = max((right & (radius >= r)).mean() for right, radius in several)
+                    assert step(drawn, r) == pytest.approx(best, abs=1e-3)
+        assert len(dashed) == 1
+    assert shown == 4
+
+
+def test_maps_of_corruptions_show_accuracies_and_gains(full: Full) -> None:
+    seen = 0
+    for kind, name, sign in (("accuracy", "corruptions", ""), ("gain", "corruption_gains", "+")):
+        for defence in dict.fromkeys(row["defence"] for row in full.json[name]):
+            figure, frame = figure_of(full, f"{defence}, generated, seed 0: {kind}")
+            rows = [row for row in full.json[name] if row["defence"] == defence]
+            assert frame[kind].tolist() == [row[kind] for row in rows]
+            tiles = {group.findtext("title"): group.findtext("text") for group in figure.iter("g")}
+            assert len(tiles) == len(rows) == 7
+            for row in rows:
+                said = [v for t, v in tiles.items() if t and t.startswith(f"{row['corruption']} {row['severity']}:")]
+                assert said == [percent(row[kind], sign=sign)]
+            seen += 1
+    assert seen == 5
+
+
+def test_every_figure_can_be_had_as_a_file_of_its_own(full: Full) -> None:
+    figures = list(full.page.iter("figure"))
+    assert len(figures) > 8
+    for figure in figures:
+        file = download(full.page, f"{figure.get('id')}.svg")
+        root = ElementTree.fromstring(file)
+        inline = figure.find("svg")
+        assert inline is not None and "var(" not in file
+        count = len(list(inline.iter("circle"))) + len(list(inline.iter("polyline"))) + len(list(inline.iter("rect")))
+        tags = [element.tag.rpartition("}")[2] for element in root.iter()]
+        legend = file.count('<circle class="dot') - sum(1 for _ in inline.iter("circle"))
+        assert tags.count("circle") + tags.count("polyline") + tags.count("rect") == count + 1 + legend  # the ground
+
+
+# Images
+
+
+def pixels(uri: str) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2]))))
+
+
+def test_the_gallery_shows_the_stored_images(full: Full) -> None:
+    section = by_id(full.page, "images")
+    titles = [words(title) for title in section.iter("h3")]
+    tables = list(section.iter("table"))
+    assert len(titles) == len(tables) == 8  # two defences; the strongest of both attacks, and severity 5, and so on
+    assert all("eps 0.2" in title for title in titles[:4])
+    for title, grid in zip(titles, tables, strict=True):
+        cell = next(
+            cell
+            for cell in full.sweep.cells
+            if cell.source is not None
+            and (labels := full.sweep.labels[cell.id])["defence"] in title
+            and (labels.get("corruption") or f"{labels['attack']} eps {format_eps(cell.attack.eps)}") in title  # type: ignore[union-attr]
+        )
+        ids = cell.images.chunks[0].ids
+        data: ImageSet = cell.images.dataset.load()
+        assert cell.measure is not None and cell.source is not None
+        clean = data.images[list(ids)]
+        given, made = (
+            images_from_table(full.store.read_images(stage.stage, stage.id, cell.images.chunks[0].name), ids)
+            for stage in (cell.source, cell.measure)
+        )
+        factors = [np.float32(number) for number in re.findall(r"×([\d.]+)", words(next(grid.iter("thead"))))]
+        rows = full.results.rows(cell)
+        for i, line in enumerate(grid.findall("tbody/tr")):
+            shown = [pixels(image.get("src", "")) for image in line.iter("img")]
+            amplified = (
+                np.clip(0.5 + factors[0] * (given[i] - clean[i]), 0, 1),
+                np.clip(0.5 + factors[1] * (made[i] - clean[i]), 0, 1),
+            )
+            for image, expected in zip(shown, (clean[i], given[i], made[i], *amplified), strict=True):
+                np.testing.assert_array_equal(image, np.round(np.clip(expected[0], 0, 1) * 255))
+            right = int((np.asarray(rows["prediction"][i]) == data.labels[ids[i]]).sum())
+            assert f"class {data.labels[ids[i]]}" in words(line) and f"{right} of 2 right" in words(line)
+        assert i == 3
+
+
+def test_a_difference_is_amplified_as_far_as_nothing_is_cut() -> None:
+    for largest, factor in ((0.5, 1), (0.26, 1), (0.25, 2), (8 / 255, 10), (0.01, 50), (0.0, 50), (0.9, 0.5)):
+        difference = np.array([[[largest, -largest / 2]]], dtype=np.float32)
+        shown, k = amplified(difference)
+        assert k == factor
+        np.testing.assert_allclose((shown - 0.5) / k, difference, atol=1e-6)
+
+
+def test_colour_images_keep_their_channels() -> None:
+    image = np.zeros((3, 2, 2), dtype=np.float32)
+    image[0, 0, 0], image[1, 0, 1], image[2, 1, 0] = 1, 0.5, 2
+    shown = np.asarray(Image.open(io.BytesIO(png(image))))
+    assert shown[0, 0].tolist() == [255, 0, 0] and shown[0, 1].tolist() == [0, 128, 0]
+    assert shown[1, 0].tolist() == [0, 0, 255] and shown[1, 1].tolist() == [0, 0, 0]
+
+
+# The file
+
+
+def test_the_page_is_one_well_formed_file_that_fetches_nothing(full: Full) -> None:
+    assert len(full.text) < 1_000_000
+    ids = {element.get("id") for element in full.page.iter() if element.get("id")}
+    for element in full.page.iter():
+        assert element.tag not in ("script", "link", "iframe", "object")
+        for name, value in element.attrib.items():
+            assert not name.startswith("on")
+            if name in ("href", "src"):
+                assert value.startswith("data:") or value.removeprefix("#") in ids
+            else:
+                assert "http" not in value
+    style = next(full.page.iter("style")).text or ""
+    assert "@import" not in style and "url(" not in style
+    assert "color-scheme: light dark" in style and "prefers-color-scheme: dark" in style and "@media print" in style
+
+
+def test_names_are_text_and_facts_are_there(full: Full) -> None:
+    assert words(next(full.page.iter("h1"))) == '<full> & "more"'
+    assert "<full>" not in full.text and "<it>" not in full.text
+    provenance = words(by_id(full.page, "provenance"))
+    for cell in full.sweep.cells:
+        for stage in cell.stages:
+            assert stage.id in provenance
+    cell = full.sweep.cells[0]
+    for fact in (COMMAND, cell.classifier.sha256, cell.images.dataset.digest, full.sweep.text, '"eps": 0.05'):
+        assert fact is not None and fact in provenance
+
+
+@pytest.mark.parametrize(
+    ("parts", "there", "absent"),
+    [
+        (
+            (CERTIFIED.replace("include:\n  - defences", "defences").replace("\n    ", "\n"),),
+            "certified",
+            "robustness",
+        ),
+        ((DEFENCES, CORRUPTIONS), "corruptions", "robustness"),
+        (("defences: [none]\n",), "robustness", "corruptions"),
+    ],
+)
+def test_a_sweep_may_have_one_kind_of_cell(
+    full: Full, tmp_path: Path, parts: tuple[str, ...], there: str, absent: str
+) -> None:
+    results = full.part(HEAD + "".join(parts), tmp_path)
+    page = ElementTree.fromstring(report(results, command="c"))
+    assert table(page, there) and absent not in {element.get("id") for element in page.iter()}
+    assert "not complete" not in words(page) and "quality: true" in words(by_id(page, "images"))
+
+
+def test_nothing_committed_makes_a_page_that_says_so(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path, FULL)
+    page = ElementTree.fromstring(report(Results(Store(str(tmp_path / "empty")), sweep), command="c"))
+    count = len(sweep.cells)
+    assert f"{count} of {count} cells are not complete" in words(page) and not list(page.iter("figure"))
+    assert "No purified images are committed yet" in words(page)
+
+
+def test_many_lines_and_figures_are_folded(full: Full, tmp_path: Path) -> None:
+    many = ATTACKS.replace("[0.05, 0.2]", str([round(0.005 * i, 3) for i in range(1, 41)]))
+    attacks = many + "".join(f"  - {{attack: pgd, norm: linf, eps: 0.2, steps: {n}}}\n" for n in range(3, 9))
+    results = full.part(HEAD + DEFENCES + attacks, tmp_path)
+    page = ElementTree.fromstring(report(results, command="c"))
+    assert len(table(page, "robustness")) == len(results.sweep.cells) > 120
+    assert (
+        by_id(page, "robustness").find("details") is not None
+        and by_id(full.page, "robustness").find("details") is None
+    )
+
+
+# Files for papers
+
+
+def run(full: Full, *arguments: object) -> Any:
+    command = ["report", str(full.path), "--store", full.store.uri, *map(str, arguments)]
+    return CliRunner().invoke(app, command)
+
+
+@pytest.mark.parametrize(("how", "name"), [("md", "report.md"), ("latex", "report.tex")])
+def test_a_folder_has_the_tables_of_the_command_line_and_the_figures(
+    full: Full, tmp_path: Path, how: str, name: str
+) -> None:
+    found = run(full, "--format", how, "--out", tmp_path / "paper")
+    assert found.exit_code == 0 and found.stdout.strip() == str(tmp_path / "paper" / name)
+    text = (tmp_path / "paper" / name).read_text()
+    tables = (
+        CliRunner()
+        .invoke(app, ["tables", str(full.path), "--store", full.store.uri, "--format", how, "--no-audit"])
+        .stdout
+    )
+    body = [line for line in tables.splitlines() if line.startswith("| ") or line.endswith(r" \\")]
+    assert len(body) > 40 and set(body) <= set(text.splitlines())
+    figures = {figure.get("id") for figure in full.page.iter("figure")}
+    assert {path.stem for path in (tmp_path / "paper" / "figures").glob("*.svg")} == figures
+    for figure in figures:
+        assert (tmp_path / "paper" / "figures" / f"{figure}.csv").read_text() == download(full.page, f"{figure}.csv")
+        assert (tmp_path / "paper" / "figures" / f"{figure}.svg").read_text() == download(full.page, f"{figure}.svg")
+        assert f"figures/{figure}.svg" in text
+    if how == "latex":
+        outside = re.sub(r"\\begin\{table\}.*?\\end\{table\}", "", text, flags=re.DOTALL)
+        assert all(line.startswith("%") or not line.strip() for line in outside.splitlines())
+
+
+def test_the_command_writes_the_page_and_refuses_before_it_computes(full: Full, tmp_path: Path) -> None:
+    assert run(full, "--out", tmp_path / "r.html").exit_code == 0
+    assert ElementTree.parse(tmp_path / "r.html").findtext(".//h1") == '<full> & "more"'
+    for arguments, said in (
+        (("--format", "pdf"), "unknown format 'pdf'"),
+        (("--out", tmp_path), "is a folder"),
+        (("--out", tmp_path / "nowhere" / "r.html"), "which is no folder"),
+        (("--format", "md", "--out", tmp_path / "r.html"), "is a file"),
+    ):
+        found = run(full, *arguments)
+        assert found.exit_code == 2 and said in found.stderr
+
+
+# A browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_MEASURE = """<script>
+const frame = document.querySelector("iframe");
+frame.onload = () => {
+  const page = frame.contentDocument, root = page.documentElement;
+  const images = [...page.images].filter(image => image.complete && image.naturalWidth > 0).length;
+  const colour = getComputedStyle(page.body).color;
+  document.body.innerHTML = `<p>${root.scrollWidth} ${frame.clientWidth} ${images} ${colour}</p>`;
+};
+frame.srcdoc = SOURCE;
+</script>"""
+
+
+def browse(page: Path, folder: Path, *options: str) -> tuple[str, str]:
+    """The page's document after loading, and what the console said."""
+    assert CHROMIUM is not None
+    options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", *options)
+    logs = ("--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--dump-dom")
+    done = subprocess.run(
+        [CHROMIUM, *options, *logs, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.fixture
+def phone(full: Full, tmp_path: Path) -> Iterator[Path]:
+    """A page that shows the report on a screen 390 px wide, and says what became of it."""
+    path = tmp_path / "phone.html"
+    source = json.dumps(full.text).replace("</", "<\\/")
+    path.write_text(
+        f'<!doctype html><body><iframe width="390" height="800"></iframe>{_MEASURE.replace("SOURCE", source)}'
+    )
+    yield path
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH")
+def test_a_browser_shows_it_in_both_schemes_and_on_a_phone_without_complaint(
+    full: Full, tmp_path: Path, phone: Path
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(full.text, encoding="utf-8")
+    document, said = browse(path, tmp_path)
+    assert not said and html.escape("<full>") in document
+    colours = set()
+    for scheme in (0, 1):
+        document, said = browse(phone, tmp_path, f"--blink-settings=preferredColorScheme={scheme}")
+        found = re.search(r"<p>(\d+) (\d+) (\d+) (.*?)</p>", document)
+        assert found is not None and not said
+        assert int(found[1]) <= int(found[2])  # nothing but tables is wider than the screen
+        assert int(found[3]) == len(list(full.page.iter("img"))) > 0
+        colours.add(found[4])
+    assert len(colours) == 2

@@ -1,0 +1,321 @@
+"""The figures of a report, each with the rows that it shows.
+
+Of every figure the frame is the truth: its points are the frame's rows, and nothing is drawn that is not in it. The
+share of images certified at radius r, :math:`c(r)`, is a step function that falls behind the radius of each image
+that is right; it is drawn at these radii, not at those of the table alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from defense.spec import digest
+from workflows.certified_table import envelope_table, radii_of
+from workflows.charts import Drawing, Point, Series, Tile, heat_map, line_chart
+from workflows.reader import Results
+from workflows.sections import Section
+from workflows.statistics import wilson
+from workflows.tables import format_eps
+
+__all__ = ["Figure", "figures"]
+
+_MOST_RADII = 400
+"""Of more distinct radii than this, evenly spaced ones are drawn: a screen has no more pixels."""
+
+_WAY = ["dataset", "classifier", "family", "family_id", "base", "votes", "n", "alpha", "rule", "guarantee", "seed"]
+
+_SHOWN = ["cell", "dataset", "classifier", "defence", "attack", "norm", "eps", "seed", "t_star", "images"]
+_AVG = ["avg", "avg_low", "avg_high"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure.
+
+    Arguments:
+        name: Name of its files.
+        topic: Heading under which it stands.
+        caption: What it shows.
+        drawing: The figure itself.
+        frame: The numbers that it shows.
+    """
+
+    name: str
+    topic: str
+    caption: str
+    drawing: Drawing
+    frame: pd.DataFrame
+
+
+def figures(results: Results, robustness: pd.DataFrame, further: Sequence[Section]) -> list[Figure]:
+    """The figures that a sweep has rows for, in the order in which they are read.
+
+    Arguments:
+        results: The sweep's results.
+        robustness: Their robustness table.
+        further: Their :func:`workflows.sections.sections`.
+    """
+    frames = {section.name: section.frame for section in further}
+    found: list[tuple[str, str, str, Drawing, pd.DataFrame]] = []
+    judged = robustness[robustness["images"] > 0] if len(robustness) else robustness
+    if len(judged):
+        found += [("eps", "Accuracy against the budget", *each) for each in _by_eps(judged)]
+        found += [("depth", "Accuracy against purification depth", *each) for each in _by_depth(results, judged)]
+        found += [("cost", "Accuracy against cost", *each) for each in _by_cost(results, judged)]
+    if "certified" in frames:
+        found += [
+            ("certified", "Certified accuracy against the radius", *each)
+            for each in _certified(results, frames["certified"])
+        ]
+    if "corruptions" in frames:
+        gains = frames.get("corruption_gains", pd.DataFrame())
+        found += [
+            ("corruptions", "Accuracy under each corruption", *each)
+            for each in _corruptions(frames["corruptions"], gains)
+        ]
+    numbers: Counter[str] = Counter()
+    named = []
+    for kind, topic, caption, drawing, frame in found:
+        numbers[kind] += 1
+        named.append(Figure(f"{kind}-{numbers[kind]}", topic, caption, drawing, frame))
+    return named
+
+
+_Found = Iterator[tuple[str, Drawing, pd.DataFrame]]
+
+
+def _groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    for key, rows in frame.groupby(list(by), sort=False, dropna=False):
+        yield (key if isinstance(key, tuple) else (key,)), rows
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _percent(value: float, low: float, high: float) -> str:
+    return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _threat(row: dict[str, Any]) -> str:
+    return "clean" if row["attack"] == "clean" else f"{row['attack']} eps {format_eps(row['eps'])}"
+
+
+def _point(x: float, row: dict[str, Any]) -> Point:
+    value = row["avg"], row["avg_low"], row["avg_high"]
+    return Point(float(x), *value, f"{row['defence']}, {_threat(row)}: {_percent(*value)}, {row['images']} images")
+
+
+def _attacked(members: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for (attack,), rows in _groups(members[members["attack"] != "clean"], ["attack"]):
+        yield str(attack), rows
+
+
+def _by_eps(judged: pd.DataFrame) -> _Found:
+    """Accuracy against the budget, one figure a classifier and attack, one line a defence; clean is eps 0."""
+    for (dataset, classifier, seed), members in _groups(judged, ["dataset", "classifier", "seed"]):
+        clean = members[members["attack"] == "clean"]
+        colours = {name: i for i, name in enumerate(members["defence"].unique())}
+        for attack, attacked in _attacked(members):
+            shown = pd.concat([clean[clean["defence"].isin(attacked["defence"])], attacked])[[*_SHOWN, *_AVG]]
+            budgets = sorted(set(shown["eps"]))
+            if len(budgets) < 2:
+                continue
+            lines = [
+                Series(
+                    name, [_point(row["eps"], row) for row in _records(line.sort_values("eps"))], colour=colours[name]
+                )
+                for (name,), line in _groups(shown, ["defence"])
+            ]
+            drawing = line_chart(lines, "eps", "accuracy, %", [(eps, format_eps(eps)) for eps in budgets])
+            yield f"{classifier} on {dataset}, {attack}, seed {seed}", drawing, shown
+
+
+def _by_depth(results: Results, judged: pd.DataFrame) -> _Found:
+    """Accuracy against t*, clean and at each budget, of defences that differ in depth alone."""
+    cells = {cell.id: cell for cell in results.sweep.cells}
+    deep = judged[judged["t_star"].notna()]
+    if deep.empty:
+        return
+    families = []
+    for cell, depth in zip(deep["cell"], deep["t_star"], strict=True):
+        defence = cells[cell].defence
+        rest = {k: v for k, v in defence.purifier.identity().items() if k not in ("t_star", "sigma_eq")}
+        if rest.get("steps") == depth:  # as many steps as it is deep: the steps follow it
+            del rest["steps"]
+        rest |= {"draws": defence.draws, "aggregation": defence.aggregation}
+        families.append(digest(json.dumps(rest, sort_keys=True, default=str)))
+    for (dataset, classifier, seed, _), members in _groups(
+        deep.assign(family=families), ["dataset", "classifier", "seed", "family"]
+    ):
+        lines, rows = [], []
+        for (attack, _), line in _groups(members, ["attack", "eps"]):
+            if line["t_star"].nunique() < max(2, len(line)):
+                continue
+            ordered = line.sort_values("t_star")
+            points = [_point(row["t_star"], row) for row in _records(ordered)]
+            name = _threat(_records(line)[0])
+            lines.append(Series(name, points, dashed=attack == "clean"))
+            rows.append(ordered)
+        if lines:
+            shown = pd.concat(rows)[[*_SHOWN, *_AVG]]
+            depths = sorted({int(value) for value in shown["t_star"]})
+            drawing = line_chart(lines, "t*", "accuracy, %", [(t, str(t)) for t in depths])
+            purifier = members["purifier"].iloc[0]
+            yield f"{classifier} on {dataset}, {purifier}, seed {seed}; dashed: clean", drawing, shown
+
+
+def _by_cost(results: Results, judged: pd.DataFrame) -> _Found:
+    """Accuracy against network evaluations of one answer, clean (hollow) and at the attack's largest budget."""
+    cells = {cell.id: cell for cell in results.sweep.cells}
+    evaluations = []
+    for cell in judged["cell"]:
+        rows = results.rows(cells[cell])
+        spent = rows["denoiser_evaluations"] + rows["classifier_evaluations"]
+        evaluations.append(float(spent.mean()) / cells[cell].defence.draws)
+    judged = judged.assign(evaluations=evaluations)
+    for (dataset, classifier, seed), members in _groups(judged, ["dataset", "classifier", "seed"]):
+        clean = members[members["attack"] == "clean"]
+        colours = {name: i for i, name in enumerate(members["defence"].unique())}
+        for attack, attacked in _attacked(members):
+            top = attacked[attacked["eps"] == attacked["eps"].max()]
+            if top["defence"].nunique() < 2:
+                continue
+            shown = pd.concat([clean[clean["defence"].isin(top["defence"])], top])
+            shown = shown[[*_SHOWN, "draws", "evaluations", *_AVG]]
+            lines = []
+            for (name,), line in _groups(shown, ["defence"]):
+                for hollow, part in (
+                    (True, line[line["attack"] == "clean"]),
+                    (False, line[line["attack"] != "clean"]),
+                ):
+                    points = [_point(row["evaluations"], row) for row in _records(part)]
+                    if points:
+                        said = "" if hollow else name
+                        lines.append(Series(said, points, kind="points", colour=colours[name], hollow=hollow))
+            drawing = line_chart(lines, "network evaluations per answer", "accuracy, %", logarithmic=True)
+            eps = format_eps(top["eps"].iloc[0])
+            yield f"{classifier} on {dataset}, {attack} at eps {eps}, seed {seed}; hollow: clean", drawing, shown
+
+
+def _certified(results: Results, table: pd.DataFrame) -> _Found:
+    """Certified accuracy at the radii of the rows, one line a sigma; dashed the best sigma at each radius."""
+    cells = {cell.id: cell for cell in results.sweep.certified}
+    for key, members in _groups(table, _WAY):
+        way = dict(zip(_WAY, key, strict=True))
+        ordered = members.sort_values("sigma")
+        rows = [(row, results.rows(cells[row["cell"]])) for row in _records(ordered)]
+        judged = [
+            (row, (own["prediction"] == own["label"]).to_numpy(), own["radius"].to_numpy(np.float64))
+            for row, own in rows
+        ]
+        radii = _radii([radius[right] for _, right, radius in judged], radii_of(results))
+        curves = pd.concat([_curve(row, right, radius, radii) for row, right, radius in judged], ignore_index=True)
+        lines = [
+            Series(
+                f"sigma {row['sigma']:g}",
+                _steps(curves[curves["cell"] == row["cell"]], radii_of(results)),
+                kind="step",
+            )
+            for row, _, _ in judged
+        ]
+        best = envelope_table(curves)
+        if len(best) and curves["images"].nunique() == 1:
+            points = [Point(row["radius"], at := row["accuracy"], at, at, "") for row in _records(best)]
+            lines.append(Series("best sigma at each radius", points, kind="step", dashed=True, colour=7))
+        ticks = [(radius, f"{radius:g}") for radius in radii_of(results)]
+        drawing = line_chart(lines, "l_2 radius", "certified accuracy, %", ticks)
+        extra = ", ".join([f"n = {way['n']}", way["guarantee"], f"seed {way['seed']}"])
+        caption = f"{way['classifier']} on {way['dataset']}, {way['family']} ({way['base']}), {extra}"
+        yield caption, drawing, curves
+
+
+def _radii(own: Sequence[npt.NDArray[np.float64]], grid: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Where curves are drawn: at every radius there is and those of the table; at some of them if there are many."""
+    there = np.unique(np.concatenate([np.zeros(1), *own]))
+    if len(there) > _MOST_RADII:
+        there = np.linspace(0, there[-1], _MOST_RADII)
+    return np.unique(np.concatenate([there, np.asarray(grid)]))
+
+
+def _curve(
+    row: dict[str, Any], right: npt.NDArray[np.bool_], radius: npt.NDArray[np.float64], radii: npt.NDArray[np.float64]
+) -> pd.DataFrame:
+    n = len(radius)
+    # Sorted once: how many right images have a radius of at least r.
+    counts = np.count_nonzero(right) - np.searchsorted(np.sort(radius[right]), radii, side="left")
+    shares = counts / n
+    intervals = [wilson(float(share), n) for share in shares]
+    names = ["cell", *_WAY, "defence", "sigma", "images"]
+    return pd.DataFrame(
+        {
+            **{name: row[name] for name in names},
+            "radius": radii,
+            "accuracy": shares,
+            "low": [low for low, _ in intervals],
+            "high": [high for _, high in intervals],
+        }
+    )
+
+
+def _steps(curve: pd.DataFrame, said: Sequence[float]) -> list[Point]:
+    """The points at which a curve changes, and those of the table, which have dots."""
+    found: list[Point] = []
+    rows = _records(curve)
+    for i, row in enumerate(rows):
+        value = row["accuracy"], row["low"], row["high"]
+        text = f"{row['defence']}, sigma {row['sigma']:g}, radius {row['radius']:g}: {_percent(*value)}"
+        told = row["radius"] in said
+        last = i + 1 == len(rows)
+        if told or last or rows[i + 1]["accuracy"] != row["accuracy"]:
+            found.append(Point(row["radius"], *value, text if told else ""))
+    return found
+
+
+def _corruptions(table: pd.DataFrame, gains: pd.DataFrame) -> _Found:
+    """Accuracy of each corruption and severity, one map a defence; behind it what it gains over no defence."""
+    where = ["dataset", "classifier", "origin", "seed", "defence"]
+    for key, own in _groups(table, where):
+        dataset, classifier, origin, seed, defence = key
+        said = f"{classifier} on {dataset}, {defence}, {origin}, seed {seed}"
+        yield f"{said}: accuracy, %", _map(own, "accuracy", "accuracy, %"), own
+        if len(gains):
+            gained = gains[(gains[where] == list(key)).all(axis=1)]
+            if len(gained):
+                yield (
+                    f"{said}: gain over no defence in points, bold where its 95 % interval leaves out 0",
+                    _map(gained, "gain", "gain over no defence, points"),
+                    gained,
+                )
+
+
+def _map(frame: pd.DataFrame, measure: str, title: str) -> Drawing:
+    rows = _records(frame)
+    # Severities are numbers and the word "all" for their mean.
+    severities = sorted({str(row["severity"]) for row in rows}, key=lambda text: (text == "all", text))
+    corruptions = list(dict.fromkeys(row["corruption"] for row in rows))
+    largest = max([0.05, *(abs(row[measure]) for row in rows)]) if measure == "gain" else 1.0
+    tiles = {}
+    for row in rows:
+        value, low, high = row[measure], row["low"], row["high"]
+        said = f"{row['corruption']} {row['severity']}: {_percent(value, low, high)}, {row['images']} images"
+        tiles[row["corruption"], _column(str(row["severity"]))] = Tile(
+            f"{100 * value:+.1f}" if measure == "gain" else f"{100 * value:.1f}",
+            abs(value) / largest,
+            said.replace(" % ", " points ") if measure == "gain" else said,
+            colour=1 if value < 0 else 0,
+            strong=measure == "gain" and (low > 0 or high < 0),
+        )
+    return heat_map(title, corruptions, [_column(name) for name in severities], tiles)
+
+
+def _column(severity: str) -> str:
+    return "mean" if severity == "all" else f"severity {severity}"
