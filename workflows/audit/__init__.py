@@ -9,15 +9,29 @@ small function whose docstring gives its reasoning and source; ``docs/auditor.md
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
-from workflows.audit import order, reference, stored, threat
+from workflows.audit import certified, corrupted, order, reference, stored, threat
 from workflows.audit.finding import SEVERITIES, Finding, Severity, counts, rules_on
-from workflows.audit.view import View, views
+from workflows.audit.names import names_beside
+from workflows.audit.view import Certified, View, certificates, views
 from workflows.reader import Results
 
-__all__ = ["RULES", "SEVERITIES", "Finding", "Severity", "counts", "findings", "rules_on"]
+__all__ = [
+    "CERTIFIED_RULES",
+    "CORRUPTED_RULES",
+    "RULES",
+    "SEVERITIES",
+    "Finding",
+    "Severity",
+    "counts",
+    "findings",
+    "rules_on",
+]
 
 Rule = Callable[[Sequence[View]], Iterator[Finding]]
+CertifiedRule = Callable[[Sequence[Certified], Sequence[View]], Iterator[Finding]]
+CorruptedRule = Callable[[Sequence[View], Sequence[View]], Iterator[Finding]]
 
 RULES: tuple[Rule, ...] = (
     order.attacked_above_clean,
@@ -44,10 +58,24 @@ RULES: tuple[Rule, ...] = (
     stored.did_nothing,
     stored.no_gradient,
     stored.not_a_number,
-    threat.few_images,
     threat.clean_missing,
 )
 """The rules that look at rows and specs, in the order of their findings; stored images are checked besides."""
+
+CERTIFIED_RULES: tuple[CertifiedRule, ...] = (
+    certified.beaten,
+    certified.radius_of_counts,
+    certified.depth_of_noise,
+    certified.too_few_samples,
+)
+"""Those that look at certificates, with the clean and attacked cells beside them."""
+
+CORRUPTED_RULES: tuple[CorruptedRule, ...] = (
+    corrupted.above_clean,
+    corrupted.generated,
+    corrupted.incomplete,
+)
+"""Those that look at corruptions, likewise."""
 
 
 def findings(results: Results, *, images: bool = True) -> list[Finding]:
@@ -57,8 +85,13 @@ def findings(results: Results, *, images: bool = True) -> list[Finding]:
         results: The sweep's results; cells without rows are passed over.
         images: Also compare the stored adversarial images with the data set, which reads them all.
     """
-    seen = views(results)
+    sweep, seen = results.sweep, views(results)
+    smoothed, spoiled = certificates(results), views(results, results.sweep.corrupted)
     found = [finding for rule in RULES for finding in rule(seen)]
+    found += [finding for rule in CERTIFIED_RULES for finding in rule(smoothed, seen)]
+    found += [finding for rule in CORRUPTED_RULES for finding in rule(spoiled, seen)]
+    found += threat.few_images([*seen, *spoiled, *smoothed])
     if images:
         found += stored.check_images(seen, results.store)
+    found = [replace(finding, names=names_beside(sweep, finding.cells)) for finding in found]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))  # stable: in the rules' order

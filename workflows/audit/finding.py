@@ -25,6 +25,7 @@ class Finding:
         text: What was found, for a reader.
         evidence: The numbers it rests on: accuracies in [0, 1], ``p`` where a test was made, counts.
         action: What to do about it.
+        names: What people call those of its cells that have no line in the robustness table.
     """
 
     rule: str
@@ -33,6 +34,7 @@ class Finding:
     text: str
     evidence: dict[str, float]
     action: str
+    names: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON values."""

@@ -58,7 +58,7 @@ def _autoattacks(all_views: Sequence[View]) -> Iterator[tuple[View, tuple[str, .
     """One view of each run of the package, with all the cells that it made the images of."""
     groups: dict[str, list[View]] = {}
     for view in all_views:
-        source = view.cell.evaluate.source
+        source = view.cell.attack_stage
         if source is not None and "autoattack" in source.attack.attack.lower():
             groups.setdefault(source.id, []).append(view)
     for members in groups.values():

@@ -35,7 +35,7 @@ def _distinct(all_views: Sequence[View]) -> Iterator[tuple[View, tuple[str, ...]
     """One view of each attack that was run, with all the cells that it made the images of."""
     groups: dict[tuple[object, ...], list[View]] = {}
     for view in all_views:
-        source = view.cell.evaluate.source
+        source = view.cell.attack_stage
         if source is not None and not view.attack_rows.empty:
             groups.setdefault((source.id, *view.images[:2]), []).append(view)
     for members in groups.values():
@@ -177,7 +177,7 @@ def check_images(all_views: Sequence[View], store: Store) -> Iterator[Finding]:
     """
     data: dict[str, ImageSet] = {}
     for view, cells in _distinct(all_views):
-        source, attack = view.cell.evaluate.source, view.attack
+        source, attack = view.cell.attack_stage, view.attack
         assert source is not None and attack is not None
         found, by_id = _Excess(), view.attack_rows.set_index("image_id")
         try:

@@ -13,7 +13,7 @@ import pandas as pd
 from defense.schedules import SCHEDULES, get_schedule
 from defense.spec import Spec
 from workflows.audit.finding import Finding, Severity
-from workflows.audit.view import View, alike, strongest
+from workflows.audit.view import Judged, View, alike, strongest
 from workflows.statistics import wilson
 
 __all__ = [
@@ -40,7 +40,7 @@ _LABEL_FIELD = re.compile(r"((use|uses|used|know|knows|true|given|oracle|with)_)
 _LABEL_VALUES = {"true-label", "true_label", "ground-truth", "ground_truth", "oracle-label"}
 
 
-def _cells(members: Sequence[View]) -> tuple[str, ...]:
+def _cells(members: Sequence[Judged]) -> tuple[str, ...]:
     return tuple(cell for view in members for cell in view.ids)
 
 
@@ -181,7 +181,7 @@ def only_static(all_views: Sequence[View]) -> Iterator[Finding]:
         )
 
 
-def few_images(all_views: Sequence[View]) -> Iterator[Finding]:
+def few_images(all_views: Sequence[Judged]) -> Iterator[Finding]:
     """Fewer than 512 images, with the half-width of the 95 % interval that this means."""
     for members in alike(all_views, "images"):
         n = min(len(view.correct) for view in members)

@@ -1,4 +1,4 @@
-"""Cells as the rules see them: specs, and per image the share of right draws, read once."""
+"""Cells as the rules see them: specs, rows, and which answers are right, read once."""
 
 from __future__ import annotations
 
@@ -6,20 +6,34 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from defense.certify import ABSTAIN
 from defense.gradients import GradientMode
 from defense.purifiers import NoPurifierConfig
 from tasks.attacks import AttackConfig, LadderConfig
+from tasks.certificates import CertificateConfig
+from tasks.stages import Smoothed
 from workflows.reader import Results
 from workflows.statistics import PairedTest, paired_test
 from workflows.sweep import Cell
 
-__all__ = ["BLACK_BOX", "LEVEL", "View", "alike", "exceeds", "strongest", "views"]
+__all__ = [
+    "BLACK_BOX",
+    "LEVEL",
+    "Certified",
+    "Judged",
+    "View",
+    "alike",
+    "certificates",
+    "exceeds",
+    "strongest",
+    "views",
+]
 
 LEVEL = 0.01
 """A comparison counts where p is below this."""
@@ -28,6 +42,34 @@ BLACK_BOX = frozenset({"square", "spsa", "nes", "transfer", "random-noise", "ran
 """Names of attacks that never look at a gradient of what they attack."""
 
 Key = tuple[object, ...]
+
+
+class Judged(Protocol):
+    """What cells of every kind have: images, and answers that are right or not."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the cells."""
+
+    @property
+    def images(self) -> Key:
+        """Which images, classifier and seed."""
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Right answers, shape (images,) or (images, draws)."""
+
+    @property
+    def accuracy(self) -> float:
+        """Their mean."""
+
+
+J = TypeVar("J", bound=Judged)
+
+
+def _images(cell: Cell) -> Key:
+    chunks = tuple(chunk.name for chunk in cell.images.chunks)
+    return cell.images.dataset.id, chunks, cell.classifier.id, cell.seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +93,7 @@ class View:
     @property
     def attack(self) -> AttackConfig | None:
         """The attack that was run: on a classifier without a purifier, the one that knows no purifier."""
-        source = self.cell.evaluate.source
+        source = self.cell.attack_stage
         return None if source is None else source.attack
 
     @property
@@ -118,8 +160,7 @@ class View:
     @cached_property
     def images(self) -> Key:
         """Which images, classifier and seed: what cells must share to be compared at all."""
-        chunks = tuple(chunk.name for chunk in self.cell.images.chunks)
-        return self.cell.images.dataset.id, chunks, self.cell.classifier.id, self.cell.seed
+        return _images(self.cell)
 
     @cached_property
     def defended(self) -> Key:
@@ -154,23 +195,90 @@ class View:
         return float(self.correct.mean())
 
 
-def views(results: Results) -> list[View]:
-    """The judgements of a sweep of which rows are committed, in its order."""
+@dataclass(frozen=True, eq=False)
+class Certified:
+    """A certificate cell.
+
+    Arguments:
+        cell: The cell.
+        rows: Its certificates, one an image, not empty.
+    """
+
+    cell: Cell
+    rows: pd.DataFrame
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Its id."""
+        return (self.cell.id,)
+
+    @property
+    def certificate(self) -> CertificateConfig:
+        """What was asked for."""
+        assert self.cell.certificate is not None
+        return self.cell.certificate
+
+    @property
+    def smoothed(self) -> Smoothed:
+        """The classifier that it is of."""
+        return self.cell.certify.smoothed
+
+    @cached_property
+    def images(self) -> Key:
+        """See :class:`View`."""
+        return _images(self.cell)
+
+    @cached_property
+    def image_ids(self) -> npt.NDArray[np.int64]:
+        """Ids of the certified images."""
+        return self.rows["image_id"].to_numpy(dtype=np.int64)
+
+    @cached_property
+    def radius(self) -> npt.NDArray[np.float64]:
+        """Certified l_2 radii, units of [0, 1] pixels, shape (images,)."""
+        return self.rows["radius"].to_numpy(dtype=np.float64)
+
+    @cached_property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether the certified class is the label, shape (images,); an abstention is not right."""
+        answer = self.rows["prediction"].to_numpy()
+        found: npt.NDArray[np.bool_] = (answer == self.rows["label"].to_numpy()) & (answer != ABSTAIN)
+        return found
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Certified accuracy at radius 0."""
+        return float(self.correct.mean())
+
+
+def certificates(results: Results) -> list[Certified]:
+    """The certificate cells of a sweep of which rows are committed, in its order."""
+    cells = ((cell, results.rows(cell)) for cell in results.sweep.certified)
+    return [Certified(cell, rows) for cell, rows in cells if not rows.empty]
+
+
+def views(results: Results, cells: Iterable[Cell] | None = None) -> list[View]:
+    """The judgements of which rows are committed, in the sweep's order.
+
+    Arguments:
+        results: The sweep's results.
+        cells: Which of its cells, none of them a certificate; by default clean and attacked ones.
+    """
     groups: dict[Key, list[Cell]] = defaultdict(list)
-    for cell in results.sweep.cells:
+    for cell in results.sweep.adversarial if cells is None else cells:
         groups[cell.evaluate.id, tuple(chunk.name for chunk in cell.images.chunks)].append(cell)
     found = []
-    for cells in groups.values():
-        rows = results.rows(cells[0])
+    for same in groups.values():
+        rows = results.rows(same[0])
         if not rows.empty:
-            ids = tuple(cell.id for cell in cells)
-            found.append(View(cells[0], ids, rows, results.attack_rows(cells[0]), _notes(results, cells[0])))
+            ids = tuple(cell.id for cell in same)
+            found.append(View(same[0], ids, rows, results.attack_rows(same[0]), _notes(results, same[0])))
     return found
 
 
 def _notes(results: Results, cell: Cell) -> dict[str, float]:
     total: Counter[str] = Counter()
-    source = cell.evaluate.source
+    source = cell.attack_stage
     for chunk in cell.images.chunks if source is not None else ():
         assert source is not None
         commit = results.store.committed("attack", source.id, chunk.name)
@@ -180,9 +288,9 @@ def _notes(results: Results, cell: Cell) -> dict[str, float]:
     return dict(total)
 
 
-def alike(members: Iterable[View], key: str) -> Iterator[list[View]]:
+def alike(members: Iterable[J], key: str) -> Iterator[list[J]]:
     """The views in groups of equal ``key`` (``images``, ``defended``, ``threat``)."""
-    groups: dict[Any, list[View]] = defaultdict(list)
+    groups: dict[Any, list[J]] = defaultdict(list)
     for view in members:
         groups[getattr(view, key)].append(view)
     yield from groups.values()

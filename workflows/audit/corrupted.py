@@ -1,0 +1,120 @@
+"""Rules about corruptions: in the wrong order, of whose images, and of how many of them a mean is."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from tasks.cifar_c import RELEASES
+from tasks.corruptions import BENCHMARK, SEVERITIES
+from tasks.corruptions.config import CorruptionConfig
+from workflows.audit.finding import Finding, Severity
+from workflows.audit.view import View, alike, exceeds
+
+__all__ = ["above_clean", "generated", "incomplete"]
+
+MILD = 2
+"""Severities up to this one leave some corruptions almost without effect."""
+
+
+def _corruption(view: View) -> CorruptionConfig:
+    assert view.cell.corruption is not None
+    return view.cell.corruption
+
+
+def _cells(members: Sequence[View]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(cell for view in members for cell in view.ids))
+
+
+def _by_dataset(members: Sequence[View]) -> Iterable[list[View]]:
+    groups: dict[str, list[View]] = defaultdict(list)
+    for view in members:
+        groups[view.cell.images.dataset.id].append(view)
+    return groups.values()
+
+
+def _places(members: Sequence[View]) -> set[tuple[str, int]]:
+    return {(_corruption(view).corruption, _corruption(view).severity) for view in members}
+
+
+def above_clean(corrupted: Sequence[View], all_views: Sequence[View]) -> Iterator[Finding]:
+    """More accurate on corrupted images than on clean ones.
+
+    Nobody promises the reverse, so it is no error: a little contrast may help, and so may noise a classifier that was
+    trained with it. But it is rare. p is multiplied by the number of corrupted cells that are compared with a clean
+    one, so that chance alone seldom gets here. It is a note where it happens at severities 1 and 2 alone, at which
+    some corruptions hardly change an image.
+    """
+    clean = {view.defended: view for view in all_views if view.attack is None}
+    pairs = [(view, clean[view.defended]) for view in corrupted if view.defended in clean]
+    found = [(test, view, base) for view, base in pairs if (test := exceeds(view, base, len(pairs))) is not None]
+    for same in alike((view for _, view, _ in found), "defended"):
+        severe = any(_corruption(view).severity > MILD for view in same)
+        severity: Severity = "warning" if severe else "note"
+        test, worst, base = max((one for one in found if one[1] in same), key=lambda one: one[0].difference)
+        others = f", and {len(same) - 1} more like it" if len(same) > 1 else ""
+        yield Finding(
+            "corrupted-above-clean",
+            severity,
+            _cells([*same, base]),
+            f"Accuracy is {100 * test.first:.1f} % under {_corruption(worst).label()} and {100 * test.second:.1f} % "
+            f"on the same images without it{others}.",
+            {
+                "corrupted": test.first,
+                "clean": test.second,
+                "difference": test.difference,
+                "p": test.p,
+                "images": test.n,
+                "images_changed": test.changed,
+                "cells": len(same),
+            },
+            "Check that corrupted images and labels belong together, and what the classifier was trained on.",
+        )
+
+
+def generated(corrupted: Sequence[View], _: Sequence[View]) -> Iterator[Finding]:
+    """Generated images where there are published ones.
+
+    The published arrays were drawn once, without a seed: generated images follow the same definition and are other
+    images, so that a figure on them is none on CIFAR-10-C. Data sets without published arrays have no other way.
+    """
+    for members in _by_dataset(corrupted):
+        dataset = members[0].cell.images.dataset
+        release = RELEASES.get(f"{dataset.dataset}-c") if dataset.split == "test" else None
+        own = [view for view in members if _corruption(view).origin == "generated"]
+        if release is not None and own:
+            yield Finding(
+                "generated-corruptions",
+                "note",
+                _cells(own),
+                f"The images are generated, and not the published arrays of {release.folder}.",
+                {"cells": len(own), "images": len(own[0].rows)},
+                f"Write `origin: official` to compare with published figures on {release.folder}.",
+            )
+
+
+def incomplete(corrupted: Sequence[View], _: Sequence[View]) -> Iterator[Finding]:
+    """A mean over fewer than the fifteen corruptions of the benchmark at five severities each.
+
+    Corruptions differ so much that a mean over some of them is not comparable with one over all. The four extra ones
+    are no part of it, and cells that are not finished have no part in it.
+    """
+    complete = [view for view in corrupted if len(view.rows) == view.cell.images.count]
+    for members in _by_dataset([view for view in complete if _corruption(view).corruption in BENCHMARK]):
+        means: dict[tuple[object, ...], list[View]] = defaultdict(list)
+        for view in members:
+            means[(*view.defended, _corruption(view).origin)].append(view)
+        lacking = [same for same in means.values() if len(_places(same)) < len(BENCHMARK) * len(SEVERITIES)]
+        if not lacking:
+            continue
+        fewest = min(map(_places, lacking), key=len)
+        severities = Counter(name for name, _ in fewest).values()
+        yield Finding(
+            "incomplete-benchmark",
+            "note",
+            _cells([view for same in lacking for view in same]),
+            f"The mean over corruptions is over {len(fewest)} of the benchmark's {len(BENCHMARK) * len(SEVERITIES)} "
+            f"pairs of corruption and severity, of {len(severities)} of its {len(BENCHMARK)} corruptions.",
+            {"corruptions": len(severities), "severities": min(severities), "cells": len(fewest)},
+            "Write `corruption: benchmark` without `severity` for a mean that is to be compared.",
+        )
