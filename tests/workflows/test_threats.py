@@ -24,6 +24,7 @@ from workflows.sections import Section, sections
 from workflows.store import Store
 from workflows.sweep import Sweep
 from workflows.tables import render
+from workflows.tracking import track
 
 HEAD = f"""
 sweep: threats
@@ -181,6 +182,46 @@ def test_every_format_has_the_tables(computed: Results) -> None:
     # Ranges of samples are one line of the cost table, and their evaluations the sum.
     counted = cost[(cost["stage"] == "sample") & (cost["defence"] == "one-shot t*=71")]
     assert sorted(counted["denoiser_evaluations"]) == [12 * 100, 12 * 150]
+
+
+@pytest.mark.slow
+def test_mlflow_has_certificates_corruptions_and_quality(computed: Results, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    further, sweep = sections(computed), computed.sweep
+    for _ in range(2):  # the second time nothing is new
+        parent = track(
+            uri, str(tmp_path), sweep, computed.robustness(), computed.cost(), {}, further=further, complete=True
+        )
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_run(parent).info.experiment_id])
+    children = {run.info.run_name: run for run in runs if run.info.run_id != parent}
+    assert set(children) == {
+        "digits-cnn · none",
+        "digits-cnn · one-shot t*=59",
+        "digits-cnn · none · certificates",
+        "digits-cnn · one-shot · certificates",
+    }
+    tables = {section.name: section.frame for section in further}
+    certified = children["digits-cnn · one-shot · certificates"].data.metrics
+    for row in tables["certified"].query("family == 'one-shot'").to_dict("records"):
+        way = f"sigma {row['sigma']:g} n {row['n']}" + (" sequential" if row["guarantee"] == "sequential" else "")
+        assert (certified[f"acr/{way}"], certified[f"natural/{way}"]) == (row["acr"], row["natural"])
+        history = client.get_metric_history(
+            children["digits-cnn · one-shot · certificates"].info.run_id, f"certified by radius/{way}"
+        )
+        curve = tables["certified_curves"].query("cell == @row['cell']")
+        assert {point.step / 1000: point.value for point in history} == dict(
+            zip(curve["radius"], curve["accuracy"], strict=True)
+        )
+        assert len(history) == len(curve), "points were logged twice"
+    judged = children["digits-cnn · one-shot t*=59"].data.metrics
+    lines = tables["corruptions"][tables["corruptions"]["defence"] == "one-shot t*=59"]
+    (overall,) = lines[lines["corruption"] == "all"]["accuracy"]
+    assert judged["corruption/all generated"] == overall
+    assert {"avg/clean", "psnr/output contrast 5", "ssim/change gaussian_noise 1"} <= set(judged)
+    assert "denoiser.format" in children["digits-cnn · one-shot · certificates"].data.params
 
 
 def test_a_sweep_of_certificates_alone_has_no_robustness_table(tmp_path: Path) -> None:
