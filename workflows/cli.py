@@ -186,9 +186,7 @@ def run(
         found = findings(results)
         tables = partial(render, robustness, cost, combined=combined, ladders=ladders, further=further)
         if json_:
-            typer.echo(
-                json.dumps({**json.loads(tables("json", findings=found)), "run": _outcome(outcome)}, indent=1)
-            )
+            typer.echo(json.dumps({**json.loads(tables("json", findings=found)), "run": _outcome(outcome)}, indent=1))
         else:
             # Findings have a line of their own below: a table that one scrolls past is no place for them.
             typer.echo(tables("text", title=loaded.name))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_small import ASSETS, compute, small_sweep
 
 from defense.errors import InvalidInput
 from tasks.attacks import LadderConfig, TransferConfig
-from helpers_small import ASSETS, compute, small_sweep
 from workflows.ladders import ladder_table
 from workflows.plan import make_plan
 from workflows.reader import Results
