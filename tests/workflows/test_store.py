@@ -59,8 +59,10 @@ def record(attempt: str = "first", **update: Any) -> dict[str, Any]:
     return {"attempt": attempt, "seconds": 1.25, "host": f"host-of-{attempt}", "versions": {"torch": "9.9"}, **update}
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3").new_bucket())
     return str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
 
 
@@ -210,6 +212,7 @@ def test_damaged_data_is_told_never_read_and_computed_again_after_revoking(store
         read(*UNIT)
     assert path in str(error.value)
     assert other(*UNIT).num_rows == 3  # what is not damaged is still there
+    assert store.committed(*UNIT) is not None
     # As long as the commit stands nothing is computed again.
     assert committed(store, attempt="second").attempt == "first"
     store.revoke(*UNIT)
@@ -253,14 +256,103 @@ def test_of_two_attempts_at_once_both_return_the_winners_record_and_the_data_hol
     assert store.problem(*UNIT) is None
 
 
-def test_two_attempts_that_disagree_are_found_out_and_never_mixed(store: Store, uri: str) -> None:
+def data_files(store: Store) -> list[str]:
+    folders = (f"rows/evaluate/{ID}", f"adversarial/{ID}")
+    return [f"{folder}/{name}" for folder in folders for name in store.files.names(folder)]
+
+
+def test_of_two_attempts_that_disagree_the_winners_data_stays_and_the_losers_is_gone(store: Store, uri: str) -> None:
     first = committed(store)
     assert slow_second_attempt(Store(uri), output(shift=0.25)) == first
-    problem = store.problem(*UNIT)
-    assert problem is not None and "its commit says" in problem
-    for read in (store.read_rows, store.read_images):
-        with pytest.raises(StoreError, match="not the file that was committed"):
-            read(*UNIT)
+    assert store.problem(*UNIT) is None
+    assert store.read_rows(*UNIT).replace_schema_metadata(None).equals(output().rows)
+    assert data_files(store) == [ROWS_PATH, IMAGES_PATH]
+    hashes = {path: hashlib.sha256(store.files.read(path)).hexdigest() for path in data_files(store)}
+    assert first.sha256 == hashes
+
+
+def test_the_attempt_that_wrote_first_may_lose_and_the_winners_data_lies_beside(
+    store: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow attempt has written its data, another with other bytes overtakes it, then the slow one commits."""
+    slow = Store(uri)
+    real = slow.files.create
+    winners: list[Commit] = []
+
+    def overtaken(path: str, data: bytes) -> bool:
+        if path == COMMIT_PATH:
+            winners.append(store.commit(SPEC, ID, CHUNK, output(shift=0.25), record("fast")))
+        return real(path, data)
+
+    monkeypatch.setattr(slow.files, "create", overtaken)
+    found = slow.commit(SPEC, ID, CHUNK, output(), record("slow"))
+    assert found == winners[0] == store.committed(*UNIT) and found.attempt == "fast"
+    assert store.problem(*UNIT) is None
+    assert store.read_rows(*UNIT).replace_schema_metadata(None).equals(output(shift=0.25).rows)
+    assert store.read_images(*UNIT).num_rows == 3
+    assert sorted(data_files(store)) == sorted(found.sha256)  # and nothing else
+    for path, digest in found.sha256.items():
+        assert path.endswith(f"{CHUNK.name}.{digest[:12]}.parquet")
+    assert store.row_files("evaluate", ID) == [f"{store.uri}/{path}" for path in found.sha256 if "rows/" in path]
+    # What read these rows is told apart from what read others, wherever they lie.
+    chunk, other = Chunk((1,)), Judged(number=9)
+    rows_now = {path: digest for path, digest in found.sha256.items() if path.startswith("rows/")}
+    for inputs, stale in ((rows_now, False), ({ROWS_PATH: "0" * 64}, True)):
+        store.commit(other, other.id, chunk, Output(output().rows), record(inputs=inputs))
+        problem = store.problem("evaluate", other.id, chunk.name)
+        assert (problem is not None) is stale
+        store.revoke("evaluate", other.id, chunk.name)
+    # Damage there is found too, and the next attempt takes the place that the layout says.
+    damage(store.files, data_files(store)[0], "one bit")
+    assert store.problem(*UNIT) is not None
+    store.revoke(*UNIT)
+    assert data_files(store) == []
+    committed(store)
+    assert data_files(store) == [ROWS_PATH, IMAGES_PATH] and store.problem(*UNIT) is None
+
+
+def test_a_writer_whose_answer_got_lost_gets_its_own_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server wrote, the connection broke, the client asked again and was told that the file is there."""
+    real = store.files.create
+
+    def lost(path: str, data: bytes) -> bool:
+        assert real(path, data)
+        return real(path, data)
+
+    monkeypatch.setattr(store.files, "create", lost)
+    found = committed(store)
+    assert found == store.committed(*UNIT) and found.attempt == "first"
+    assert data_files(store) == [ROWS_PATH, IMAGES_PATH] and store.problem(*UNIT) is None
+
+
+def test_without_exclusive_writes_data_has_its_hash_in_its_name_so_that_no_one_overwrites_it(
+    store: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in {type(store.files)}:
+        monkeypatch.setattr(kind, "exclusive", False)
+    # Both look at the same time and both are told that they won: the last commit counts, and its data is there.
+    first = committed(store)
+    late = Store(uri)
+    monkeypatch.setattr(late.files, "create", lambda path, data: late.files.write(path, data) or True)
+    last = slow_second_attempt(late, output(shift=0.25))
+    assert last.attempt == "second" and store.committed(*UNIT) == last != first
+    assert store.problem(*UNIT) is None
+    assert store.read_rows(*UNIT).replace_schema_metadata(None).equals(output(shift=0.25).rows)
+    assert all(store.files.exists(path) for path in first.sha256)  # the commit that was replaced named data too
+    assert store.row_files("evaluate", ID) == [f"{store.uri}/{path}" for path in last.sha256 if "rows/" in path]
+
+
+def test_row_files_are_those_of_commits(store: Store) -> None:
+    other = Chunk((9,))
+    assert store.row_files("evaluate", ID) == []
+    committed(store)
+    store.commit(SPEC, ID, other, Output(output().rows.slice(0, 1)), record())
+    store.files.write(f"rows/evaluate/{ID}/0000099-stray.parquet", b"PAR1")
+    store.files.write(f"rows/evaluate/{ID}/{CHUNK.name}.0123456789ab.parquet", b"PAR1")
+    names = sorted((CHUNK.name, other.name))
+    assert store.row_files("evaluate", ID) == [f"{store.uri}/rows/evaluate/{ID}/{name}.parquet" for name in names]
+    store.revoke("evaluate", ID, other.name)
+    assert store.row_files("evaluate", ID) == [f"{store.uri}/{ROWS_PATH}"]
 
 
 def test_data_of_two_runs_is_equal_byte_for_byte_and_holds_no_time_or_host(uri: str) -> None:

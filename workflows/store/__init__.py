@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workflows.store.files import Files, FsspecFiles, LocalFiles, open_files
+from workflows.store.outage import StoreUnavailable
 from workflows.store.store import Commit, Store
 
-__all__ = ["Commit", "Files", "FsspecFiles", "LocalFiles", "Store", "open_files"]
+__all__ = ["Commit", "Files", "FsspecFiles", "LocalFiles", "Store", "StoreUnavailable", "open_files"]

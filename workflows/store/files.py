@@ -5,25 +5,55 @@ Contract, which the suite in ``tests/workflows/test_store_contract.py`` holds fo
 * ``write`` is atomic: a reader sees the old content, or the new, or no file; never a part.
 * ``create`` writes only where nothing is, atomically where the system can, and says whether it did.
 * both create missing folders, and their effect survives the loss of the process, on a local disk of the power.
+* every operation waits out an outage of up to a minute (``workflows/store/outage.py``), so it may be tried more than
+  once: a ``create`` whose answer got lost says that the file is there already, and it is then the caller's own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from defense.errors import InvalidInput
+from workflows.store.outage import StoreUnavailable, is_outage, patient
 
 __all__ = ["Files", "FsspecFiles", "LocalFiles", "open_files"]
 
 
 class Files(ABC):
-    """File operations below one root; paths are relative, with ``/``."""
+    """File operations below one root; paths are relative, with ``/``.
+
+    ``uri`` opens the same root again, and ``waited`` is the seconds of outages that operations waited out.
+    """
 
     uri: str
+    waited: float = 0.0
+
+    @property
+    @abstractmethod
+    def exclusive(self) -> bool:
+        """Whether of several that ``create`` one file at the same time exactly one succeeds."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """See that the root can be used, before any compute.
+
+        Raises:
+            InvalidInput: It does not exist and will not be made, or may not be used.
+            StoreUnavailable: It does not answer.
+        """
+
+    @abstractmethod
+    def room(self) -> str:
+        """How much space is left, in words."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
@@ -61,10 +91,26 @@ class LocalFiles(Files):
         self.root = root.absolute()
         self.uri = str(self.root)
 
+    @property
+    def exclusive(self) -> bool:
+        """See :class:`Files`; a hard link is made once, also on NFS."""
+        return True
+
+    def check(self) -> None:
+        """See :class:`Files`; a folder that is missing is made by the first write."""
+
+    def room(self) -> str:
+        """See :class:`Files`."""
+        folder = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        usage = shutil.disk_usage(folder)
+        return f"{usage.free / 2**20:,.1f} MiB of {usage.total / 2**20:,.1f} MiB are free"
+
+    @patient
     def read(self, path: str) -> bytes:
         """See :class:`Files`."""
         return (self.root / path).read_bytes()
 
+    @patient
     def write(self, path: str, data: bytes) -> None:
         """See :class:`Files`."""
         target = self.root / path
@@ -72,6 +118,7 @@ class LocalFiles(Files):
         os.replace(temporary, target)
         _sync_folder(target.parent)
 
+    @patient
     def create(self, path: str, data: bytes) -> bool:
         """See :class:`Files`; a hard link, unlike a rename, fails where something is."""
         target = self.root / path
@@ -82,6 +129,13 @@ class LocalFiles(Files):
             os.link(temporary, target)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise StoreUnavailable(
+                    f"store {self.uri} lies on a file system without hard links ({error.strerror}), so two writers "
+                    "of one unit could not be told apart; give a --store on another one."
+                ) from error
+            raise
         finally:
             os.unlink(temporary)
         _sync_folder(target.parent)
@@ -92,17 +146,25 @@ class LocalFiles(Files):
         target.parent.mkdir(parents=True, exist_ok=True)
         # The leading dot keeps it out of names(): what a killed process leaves behind is no row.
         handle, name = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+        except BaseException:
+            # On a full disk half a file is the last thing to leave behind.
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
         return name
 
+    @patient
     def exists(self, path: str) -> bool:
         """See :class:`Files`."""
         return (self.root / path).is_file()
 
+    @patient
     def names(self, folder: str) -> list[str]:
         """See :class:`Files`."""
         try:
@@ -111,6 +173,7 @@ class LocalFiles(Files):
         except FileNotFoundError:
             return []
 
+    @patient
     def delete(self, path: str) -> None:
         """See :class:`Files`."""
         (self.root / path).unlink(missing_ok=True)
@@ -124,17 +187,26 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+_CREATE_ONCE = ".create-once"
+
+
 class FsspecFiles(Files):
     """Any fsspec file system (``s3://``, ``gs://``, ``memory://``): one PUT is atomic there.
 
-    ``create`` asks the file system for an exclusive write; where it has none, a test for existence comes first,
-    and of two writers in that instant the last one wins with the same content (units are deterministic).
+    ``create`` asks for an exclusive write (S3: ``If-None-Match: *``). Whether the storage honours that is found out
+    once, since servers that do not know the header ignore it. Where it does not, a look comes first, and of two
+    writers in that instant both may be told that they won: see ``docs/invariants/commit.md`` for why no row is wrong.
     """
 
     def __init__(self, uri: str) -> None:
         import fsspec
 
         self.uri = uri.rstrip("/")
+        if urlsplit(uri).password:
+            raise InvalidInput(
+                f"store {uri.split('://')[0]}://... holds a password, which would end up in logs and reports; "
+                "credentials come from the environment."
+            )
         try:
             self._system, self._root = fsspec.core.url_to_fs(self.uri)
         except (ImportError, ValueError) as error:
@@ -143,9 +215,42 @@ class FsspecFiles(Files):
                 "give a folder."
             ) from error
 
+    @cached_property
+    def exclusive(self) -> bool:
+        """See :class:`Files`; the second attempt to create one file must be refused."""
+        content = b"Whoever writes here first asks whether this storage refuses to write it again.\n"
+        try:
+            return not all(self._create(_CREATE_ONCE, content) for _ in range(2))
+        except (TypeError, NotImplementedError):
+            return False
+
+    def check(self) -> None:
+        """See :class:`Files`; buckets are never made."""
+        try:
+            there = self._find_bucket()
+        except StoreUnavailable as error:
+            if error.__cause__ is not None and is_outage(error.__cause__):
+                raise
+            raise InvalidInput(str(error), where="--store") from error
+        if not there:
+            raise InvalidInput(f"store {self.uri}: there is no such bucket; make it first.", where="--store")
+
+    @patient
+    def _find_bucket(self) -> bool:
+        bucket = self._root.split("/", 1)[0]
+        try:  # not exists(), which in s3fs is False where it cannot connect
+            return not bucket or bool(self._system.info(bucket))
+        except FileNotFoundError:
+            return False
+
+    def room(self) -> str:
+        """See :class:`Files`; no storage says so in a common way."""
+        return "how much room there is, is not known"
+
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
 
+    @patient
     def read(self, path: str) -> bytes:
         """See :class:`Files`."""
         content: bytes = self._system.cat_file(self._full(path))
@@ -153,29 +258,46 @@ class FsspecFiles(Files):
 
     def _put(self, path: str, data: bytes, **options: Any) -> None:
         full = self._full(path)
-        self._system.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
-        self._system.pipe_file(full, data, **options)
+        try:
+            self._system.pipe_file(full, data, **options)
+        except FileNotFoundError:  # storage that has folders wants them made; a bucket is not ours to make
+            self.check()
+            self._system.makedirs(full.rsplit("/", 1)[0], exist_ok=True)
+            self._system.pipe_file(full, data, **options)
 
-    def write(self, path: str, data: bytes) -> None:
-        """See :class:`Files`."""
-        self._put(path, data)
-
-    def create(self, path: str, data: bytes) -> bool:
-        """See :class:`Files`."""
-        if self.exists(path):
-            return False
+    def _create(self, path: str, data: bytes) -> bool:
         try:
             self._put(path, data, mode="create")
         except FileExistsError:
             return False
-        except (TypeError, NotImplementedError):
-            self._put(path, data)
+        except OSError as error:
+            if _precondition_failed(error):
+                return False
+            raise
         return True
 
+    @patient
+    def write(self, path: str, data: bytes) -> None:
+        """See :class:`Files`."""
+        self._put(path, data)
+
+    @patient
+    def create(self, path: str, data: bytes) -> bool:
+        """See :class:`Files`."""
+        if self.exclusive:
+            return self._create(path, data)
+        if self.exists(path):
+            return False
+        self._put(path, data)
+        return True
+
+    @patient
     def exists(self, path: str) -> bool:
         """See :class:`Files`."""
+        self._system.invalidate_cache()
         return bool(self._system.isfile(self._full(path)))
 
+    @patient
     def names(self, folder: str) -> list[str]:
         """See :class:`Files`."""
         self._system.invalidate_cache()
@@ -184,12 +306,20 @@ class FsspecFiles(Files):
         except FileNotFoundError:
             return []
         names = (entry["name"].rsplit("/", 1)[1] for entry in found if entry["type"] == "file")
-        return sorted(name for name in names if name[0] != ".")
+        return sorted(name for name in names if name and name[0] != ".")
 
+    @patient
     def delete(self, path: str) -> None:
         """See :class:`Files`."""
         if self.exists(path):
-            self._system.rm_file(self._full(path))
+            with contextlib.suppress(FileNotFoundError):  # another was faster
+                self._system.rm_file(self._full(path))
+
+
+def _precondition_failed(error: OSError) -> bool:
+    """Whether S3 said 412; s3fs makes ``FileExistsError`` of it only if the answer names the condition."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return response.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
 
 
 def open_files(uri: str) -> Files:

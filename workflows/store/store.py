@@ -11,13 +11,16 @@
 A row file holds nothing that differs between two runs of the same unit, so row files of two runs compare equal
 byte for byte; times, hosts and attempts are in the commit. Readers believe commits only, and compare the sha256
 of the data with the one in the commit.
+
+Data is never overwritten. Where other bytes lie already (of an attempt on other hardware, or of a file that was
+damaged), it goes to ``<chunk>.<first 12 digits of its sha256>.parquet``, and the commit names it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,6 +35,9 @@ __all__ = ["SCHEMA_VERSION", "Commit", "Store"]
 
 SCHEMA_VERSION = 1
 """Version of the row schemas, in the metadata of every Parquet file."""
+
+IMAGE_STAGES = ("attack", "corrupt", "quality")
+"""Stages that leave images; the path of an image file does not say of which of them it is."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Commit:
         seconds: Compute time, without loading models, reading and writing.
         host: Where it ran.
         versions: Versions of what computed it.
-        inputs: Hash of each image file that was read, by its path in the store.
+        inputs: Hash of each data file that was read, by its path in the store.
         notes: What else the unit said, e.g. how often its batches were halved for memory.
     """
 
@@ -75,6 +81,7 @@ class Store:
     def __init__(self, uri: str) -> None:
         self.files: Files = open_files(uri)
         self.uri = self.files.uri
+        self._waited = 0.0
 
     @staticmethod
     def rows_path(spec_stage: str, stage_id: str, chunk: str) -> str:
@@ -103,7 +110,8 @@ class Store:
         """Write a unit's data, then its commit, unless another attempt has committed it already.
 
         Before the commit file exists the unit does not, whatever else was written; the commit is created once, so
-        of two attempts one wins and both return the winner's record. See ``docs/invariants/commit.md``.
+        of two attempts one wins and both return the winner's record, and what the loser wrote is removed. See
+        ``docs/invariants/commit.md``.
 
         Arguments:
             spec: The stage.
@@ -111,6 +119,9 @@ class Store:
             chunk: The chunk.
             output: What the unit computed.
             record: ``attempt``, ``seconds``, ``host``, ``versions`` of the :class:`Commit`.
+
+        Raises:
+            StoreUnavailable: The store is full, refuses, or has been unreachable for a minute; nothing is committed.
         """
         existing = self.committed(spec.stage, stage_id, chunk.name)
         if existing is not None:
@@ -118,18 +129,35 @@ class Store:
         tables = {self.rows_path(spec.stage, stage_id, chunk.name): output.rows}
         if output.images is not None:
             tables[self.images_path(stage_id, chunk.name)] = output.images
-        sha256 = {}
+        sha256: dict[str, str] = {}
         for path, table in tables.items():
             data = _parquet(table, spec, stage_id, chunk)
-            sha256[path] = hashlib.sha256(data).hexdigest()
-            self.files.write(path, data)
-        commit = Commit(spec.stage, stage_id, chunk.name, output.rows.num_rows, sha256, notes=output.notes, **record)
+            digest = hashlib.sha256(data).hexdigest()
+            sha256[self._place(path, data, digest)] = digest
+        waited, self._waited = self.files.waited - self._waited, self.files.waited
+        notes = {**output.notes, "store_outage_seconds": round(waited, 1)} if waited else output.notes
+        commit = Commit(spec.stage, stage_id, chunk.name, output.rows.num_rows, sha256, notes=notes, **record)
         text = json.dumps(asdict(commit), indent=1, sort_keys=True) + "\n"
-        if not self.files.create(self.commit_path(spec.stage, stage_id, chunk.name), text.encode()):
-            winner = self.committed(spec.stage, stage_id, chunk.name)
-            if winner is not None:
-                return winner
-        return commit
+        won = self.files.create(self.commit_path(spec.stage, stage_id, chunk.name), text.encode())
+        # A lost answer to our own write reads like a loss; the record says whose it is.
+        winner = commit if won else self.committed(spec.stage, stage_id, chunk.name) or commit
+        for path in {*tables, *sha256} - winner.sha256.keys():
+            self.files.delete(path)  # of an attempt that lost, or died, or was revoked: nobody can commit it any more
+        return winner
+
+    def _place(self, path: str, data: bytes, digest: str) -> str:
+        """Write data where no other attempt has put other bytes, or can later; returns where that is."""
+        if self.files.exclusive:
+            if self.files.create(path, data):
+                return path
+            try:
+                if self.files.read(path) == data:
+                    return path
+            except FileNotFoundError:  # a loser has just removed its own
+                pass
+        path = _named_by_content(path, digest)
+        self.files.write(path, data)
+        return path
 
     def committed(self, stage: str, stage_id: str, chunk: str) -> Commit | None:
         """The commit of a unit, or None."""
@@ -165,21 +193,67 @@ class Store:
             if actual != expected:
                 return f"{path} has sha256 {actual[:12]}..., its commit says {expected[:12]}..."
         for path, expected in commit.inputs.items():
-            _, source_id, name = path.split("/")
-            current = self.images_sha256("attack", source_id, name.removesuffix(".parquet")).get(path)
-            if current is not None and current != expected:
-                return f"it judged other images than those that are now committed as {path}"
+            if self._input_sha256(path) not in (None, expected):
+                return f"it read other data than what is now committed as {path}"
         return None
 
-    def images_sha256(self, stage: str, stage_id: str, chunk: str) -> dict[str, str]:
-        """Path and hash of a committed unit's images, as its commit says; empty if it is not committed."""
+    def _input_sha256(self, path: str) -> str | None:
+        """Hash of a data file as the commit of its unit says now; None if that is not committed."""
+        _, *stages, stage_id, name = path.split("/")
+        folder, chunk = path.rpartition("/")[0], name.partition(".")[0]
+        for stage in stages or IMAGE_STAGES:
+            commit = self.committed(stage, stage_id, chunk)
+            found = None if commit is None else _located(commit, f"{folder}/{chunk}.parquet")
+            if commit is not None and found is not None:
+                return commit.sha256[found]
+        return None
+
+    def data_sha256(self, stage: str, stage_id: str, chunk: str) -> dict[str, str]:
+        """Path and hash of a committed unit's data files, as its commit says; empty if it is not committed."""
         commit = self.committed(stage, stage_id, chunk)
-        path = self.images_path(stage_id, chunk)
-        return {} if commit is None or path not in commit.sha256 else {path: commit.sha256[path]}
+        return {} if commit is None else dict(commit.sha256)
 
     def revoke(self, stage: str, stage_id: str, chunk: str) -> None:
-        """Remove the commit of a unit whose data is damaged, so that it is computed again."""
+        """Remove the commit of a unit whose data is damaged, so that it is computed again.
+
+        The damaged data goes first, to make place: a crash in between leaves a commit without data, which is reported
+        and revoked again, and no one writes where a commit is. Data that is whole stays; equal bytes will be wanted.
+        """
+        try:
+            commit = self.committed(stage, stage_id, chunk)
+        except StoreError:  # itself damaged; the data that it named is never read, and the next commit removes it
+            commit = None
+        for path in (self.rows_path(stage, stage_id, chunk), self.images_path(stage_id, chunk)):
+            found = None if commit is None else _located(commit, path)
+            if commit is not None and found is not None and (found != path or not self._whole(commit, found)):
+                self.files.delete(found)
         self.files.delete(self.commit_path(stage, stage_id, chunk))
+
+    def _whole(self, commit: Commit, path: str) -> bool:
+        try:
+            return hashlib.sha256(self.files.read(path)).hexdigest() == commit.sha256[path]
+        except FileNotFoundError:
+            return False
+
+    def row_files(self, stage: str, stage_id: str, chunks: Iterable[str] | None = None) -> list[str]:
+        """Full paths or URIs of the row files of a stage's committed chunks, sorted, or of some of them.
+
+        They are one data set for whatever reads Parquet.
+
+        Nothing is verified here: :meth:`read_rows` and ``puregrid run`` compare the data with the commits.
+        """
+        folder = f"rows/{stage}/{stage_id}"
+        # Which of several files counts, only the commit knows; where there is one file, it is that.
+        doubtful = {name.partition(".")[0] for name in self.files.names(folder) if name.count(".") > 1}
+        found = []
+        committed = self.committed_chunks(stage, stage_id)
+        for chunk in sorted(committed if chunks is None else committed.intersection(chunks)):
+            path: str | None = self.rows_path(stage, stage_id, chunk)
+            if chunk in doubtful and (commit := self.committed(stage, stage_id, chunk)) is not None:
+                path = _located(commit, self.rows_path(stage, stage_id, chunk))
+            if path is not None:
+                found.append(f"{self.uri}/{path}")
+        return found
 
     def read_rows(self, stage: str, stage_id: str, chunk: str) -> pa.Table:
         """The rows of a committed unit.
@@ -197,6 +271,7 @@ class Store:
         commit = self.committed(stage, stage_id, chunk)
         if commit is None:
             raise StoreError(f"{path} in {self.uri} is not committed")
+        path = _located(commit, path) or path
         try:
             data = self.files.read(path)
         except FileNotFoundError as error:
@@ -204,6 +279,16 @@ class Store:
         if hashlib.sha256(data).hexdigest() != commit.sha256.get(path):
             raise StoreError(f"{path} in {self.uri} is not the file that was committed; run the sweep again")
         return pq.read_table(pa.BufferReader(data))
+
+
+def _named_by_content(path: str, digest: str) -> str:
+    return f"{path.removesuffix('.parquet')}.{digest[:12]}.parquet"
+
+
+def _located(commit: Commit, path: str) -> str | None:
+    """Where a commit says that the data of a path is; None if it has no such data."""
+    places = (place for place, digest in commit.sha256.items() if place in (path, _named_by_content(path, digest)))
+    return next(places, None)
 
 
 def _parquet(table: pa.Table, spec: StageSpec, stage_id: str, chunk: Chunk) -> bytes:

@@ -1,0 +1,209 @@
+"""A disk that runs full, for real: what is said, what is left behind, and how it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_small import compute, small_sweep
+from test_store import CHUNK, ID, SPEC, UNIT, output, record
+
+from defense.errors import StoreError
+from workflows.store import LocalFiles, Store, StoreUnavailable
+from workflows.store.outage import PATIENCE, is_full, is_outage
+
+Resize = Callable[[str], None]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Resize]]:
+    """A file system of 128 KiB in memory, and how to make it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: str, *options: str) -> int:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}", *options)), "tmpfs", str(folder)]
+        return subprocess.run(command, capture_output=True, check=False).returncode
+
+    if mount("128k"):
+        pytest.skip("only who may mount a small file system can fill it")
+    yield folder, lambda size: assert_zero(mount(size, "remount"))
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def assert_zero(status: int) -> None:
+    assert status == 0
+
+
+def test_a_full_disk_is_told_with_its_room_and_leaves_the_old_content_and_nothing_else(
+    disk: tuple[Path, Resize], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("a full disk does not pass by itself"))
+    files = LocalFiles(disk[0] / "store")
+    files.write("a/f", b"old")
+    large = os.urandom(200_000)
+    for operation, path in ((files.write, "a/f"), (files.create, "a/g")):
+        with pytest.raises(StoreUnavailable, match=r"is full \(.* a/.*No space left.*0\.1 MiB of 0\.1 MiB are free"):
+            operation(path, large)  # type: ignore[operator]
+        assert os.listdir(disk[0] / "store" / "a") == ["f"], "half a file was left on a full disk"
+        assert files.read("a/f") == b"old"
+    disk[1]("1m")
+    files.write("a/f", large)
+    assert files.create("a/g", large) and files.read("a/f") == files.read("a/g") == large
+
+
+def test_a_unit_that_does_not_fit_is_not_committed_and_is_when_there_is_room(disk: tuple[Path, Resize]) -> None:
+    store = Store(str(disk[0] / "store"))
+    filler = disk[0] / "filler"
+    filler.write_bytes(b"x" * (os.statvfs(disk[0]).f_bavail * os.statvfs(disk[0]).f_frsize - 8192))  # rows fit
+    with pytest.raises(StoreUnavailable, match="is full"):
+        store.commit(SPEC, ID, CHUNK, output(), record())
+    assert store.committed(*UNIT) is None
+    filler.unlink()
+    assert store.commit(SPEC, ID, CHUNK, output(), record("second")).attempt == "second"
+    assert store.problem(*UNIT) is None
+    found = [path for path in (disk[0] / "store").rglob("*") if path.is_file()]
+    assert len(found) == 3 and not [path for path in found if path.name.startswith(".")]
+
+
+def test_a_kernel_that_says_no_space_is_understood_without_a_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = LocalFiles(tmp_path)
+    files.write("f", b"old")
+
+    def full(prefix: str, dir: Path) -> tuple[int, str]:
+        name = dir / f"{prefix}x"
+        name.symlink_to("/dev/full")
+        return os.open(name, os.O_WRONLY), str(name)
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    with pytest.raises(StoreUnavailable, match=f"store {tmp_path} is full .*MiB are free. Make room"):
+        files.write("f", b"new")
+    assert files.read("f") == b"old" and os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.slow
+def test_a_run_on_a_disk_that_fills_stops_and_continues_when_there_is_room(
+    disk: tuple[Path, Resize], tmp_path: Path
+) -> None:
+    sweep = small_sweep(tmp_path)
+    compute(sweep, str(tmp_path / "expected"))
+
+    store = disk[0] / "store"
+    command = ["run", str(tmp_path / "small.yaml"), "--store", str(store), "--workers", "1", "--mlflow", "off"]
+    done = subprocess.run([sys.executable, "-m", "workflows.cli", *command], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert f"store {store} is full" in done.stderr and "MiB are free" in done.stderr
+    assert "Traceback" not in done.stderr
+    committed = hashes(store, "commits")
+    assert 0 < len(committed) < 15
+    assert not list(store.rglob(".tmp-*")) and not list(store.rglob("failures/*"))
+    disk[1]("16m")
+    compute(sweep, str(store))
+    for kind in ("rows", "adversarial"):
+        assert hashes(store, kind) == hashes(tmp_path / "expected", kind)
+    assert hashes(store, "commits").items() >= committed.items()
+    assert len(hashes(store, "commits")) == 15
+
+
+def hashes(store: Path, kind: str) -> dict[str, str]:
+    files = (path for path in (store / kind).rglob("*") if path.is_file())
+    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *errors: BaseException) -> list[BaseException]:
+    """Let the next reads of any file fail so; returns the errors that are still to come."""
+    left = list(errors)
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if left:
+            raise left.pop(0)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    return left
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(116, "Stale file handle"), OSError(5, "Input/output error"), ConnectionResetError(), TimeoutError()],
+)
+def test_a_shared_folder_that_comes_back_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    files = LocalFiles(tmp_path)
+    files.write("f", b"1")
+    assert is_outage(error) and not is_full(error)
+    left = failing(monkeypatch, *[error] * 6)
+    assert files.read("f") == b"1" and not left
+    assert waits == [0.5, 1, 2, 4, 8, 8]
+
+
+def test_after_a_minute_it_is_an_error_and_the_wait_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr("time.sleep", sleep)
+    files = LocalFiles(tmp_path)
+    for patience in (60.0, 7.0):
+        if patience != 60:
+            monkeypatch.setenv(PATIENCE, str(patience))
+        began = now
+        left = failing(monkeypatch, *[OSError(116, "Stale file handle")] * 99)
+        with pytest.raises(StoreUnavailable, match=rf"{tmp_path} did not answer for {patience:.0f} s \(read f: "):
+            files.read("f")
+        assert now - began == patience and left
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("f"), ValueError("a mistake"), StoreError("ours")])
+def test_answers_and_mistakes_pass_through_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited"))
+    failing(monkeypatch, error)
+    with pytest.raises(type(error)) as found:
+        LocalFiles(tmp_path).read("f")
+    assert found.value is error
+
+
+def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkstemp", denied)
+    with pytest.raises(StoreUnavailable, match=r"refuses \(write f: PermissionError.*Check its rights"):
+        LocalFiles(tmp_path).write("f", b"1")
+
+
+def test_a_file_system_without_hard_links_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(source: str, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", denied)
+    with pytest.raises(StoreUnavailable, match="without hard links"):
+        LocalFiles(tmp_path).create("f", b"1")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_error_crosses_processes() -> None:
+    error = pickle.loads(pickle.dumps(StoreUnavailable("store x is full")))
+    assert isinstance(error, StoreUnavailable) and isinstance(error, (StoreError, OSError))
+    assert str(error) == "store x is full"
