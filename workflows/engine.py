@@ -1,28 +1,47 @@
-"""Run a plan: hand units to workers, watch them commit, survive what dies.
+"""Run a plan: hand units to workers, watch them commit, survive what dies, and what is merely slow.
 
 The driver schedules; workers compute and commit. A unit that raises, or whose worker dies or gets stuck, is tried
-again and quarantined after a few attempts, and the sweep goes on. The first interrupt (Ctrl-C) drains: running
-units finish and commit, no new one starts. The second one stops at once. Either way nothing committed is lost and
-running the same command again continues.
+again and quarantined after a few attempts, and the sweep goes on. When nothing is left to start and workers are idle,
+one of them runs a second copy of a unit that is overdue (Dean and Ghemawat 2004, section 3.6: backup tasks); commits
+are created once, so the first copy wins and the other one changes nothing. When another driver turns out to work on
+the same store, both take chunks in random order and look for each other's commits. The first interrupt (Ctrl-C)
+drains: running units finish and commit, no new one starts. The second one stops at once. Either way nothing committed
+is lost and running the same command again continues.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from workflows.estimate import Pace
 from workflows.plan import Plan, Unit
-from workflows.pool import Event, Pool
+from workflows.pool import BATCH_SECONDS, Event, Flight, Pool
 from workflows.progress import SweepProgress
 from workflows.scheduler import Failure, Scheduler
+from workflows.store import Store, StoreUnavailable
+from workflows.worker import Receipt
 
 __all__ = ["Outcome", "run_plan"]
 
 _TICK = 0.5
 """Seconds after which the driver looks at stuck units and interrupts even if nothing finishes."""
+
+_BATCH_UNITS = 64
+"""Units that travel in one message at most."""
+
+_OVERDUE_TIMES, _OVERDUE_SECONDS, _OVERDUE_UNKNOWN = 2.0, 2.0, 60.0
+"""A unit is overdue after so many times the usual time plus so many seconds; of an unknown kind, after a minute."""
+
+_LISTING_SECONDS = 5.0
+"""Age up to which a listing of a stage's commits is believed while another driver works on the same store."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +53,11 @@ class Outcome:
         images: Images of those units.
         seconds: Their compute time, summed over workers.
         retries: Attempts that failed and were repeated.
-        replaced: Workers that died or were stuck and were replaced.
+        replaced: Workers that died, were stuck or were given up, and were replaced.
+        nodes_lost: Units that were running when their node was lost, and were put back.
+        copies: Second attempts at units that were overdue.
+        copies_first: How many of those finished before the first attempt.
+        elsewhere: Units that another driver committed meanwhile.
         failures: Quarantined units.
         blocked: Units that need one of those.
         interrupted: Whether Ctrl-C ended the run.
@@ -45,6 +68,10 @@ class Outcome:
     seconds: float = 0.0
     retries: int = 0
     replaced: int = 0
+    nodes_lost: int = 0
+    copies: int = 0
+    copies_first: int = 0
+    elsewhere: int = 0
     failures: tuple[Failure, ...] = ()
     blocked: int = 0
     interrupted: bool = False
@@ -81,6 +108,7 @@ def run_plan(
     progress: SweepProgress,
     *,
     max_attempts: int = 3,
+    store: Store | None = None,
     on_event: Callable[[Event, Failure | None], None] = lambda event, failure: None,
 ) -> Outcome:
     """Run all units that are not committed.
@@ -91,61 +119,186 @@ def run_plan(
         pool: The workers.
         progress: Where to show progress.
         max_attempts: Attempts per unit before it is quarantined.
+        store: Where commits of other drivers are looked for; without it they are found when a worker gets there.
         on_event: Called for each finished or failed attempt, with the failure if the unit is quarantined.
+
+    Raises:
+        StoreUnavailable: No unit can be committed any more.
     """
-    scheduler = Scheduler(plan, committed, max_attempts)
-    computed = images = 0
-    seconds = 0.0
+    run = _Run(plan, Scheduler(plan, committed, max_attempts), pool, Pace(plan), store)
+    scheduler = run.scheduler
     with _Interrupts().installed() as interrupts:
         while True:
             if not interrupts.count:
-                _feed(scheduler, pool, plan)
+                for unit in run.feed():
+                    progress.committed(0, plan.work(unit))
+                run.copy_overdue()
             else:
                 progress.phase("stopping after the running units")
-            if not pool.running() and (interrupts.count or not scheduler.has_ready()):
+            if not run.attempts and (interrupts.count or not scheduler.has_ready()):
                 break
             for event in pool.wait(_TICK):
-                failure = _account(scheduler, event)
+                counts, failure = run.account(event)
+                if not counts:
+                    continue
                 if event.receipt is not None:
-                    computed += event.receipt.computed
-                    images += event.receipt.images
-                    seconds += event.receipt.seconds
                     progress.committed(event.receipt.images, plan.work(event.unit))
                 progress.trouble(len(scheduler.failures), scheduler.retries)
                 on_event(event, failure)
     left = scheduler.remaining - len(scheduler.failures)
     return Outcome(
-        computed,
-        images,
-        seconds,
+        run.computed,
+        run.images,
+        run.seconds,
         scheduler.retries,
         pool.replaced,
+        scheduler.lost,
+        run.copies,
+        run.copies_first,
+        run.elsewhere,
         tuple(scheduler.failures),
         blocked=0 if interrupts.count else left,
         interrupted=interrupts.count > 0 and left > 0,
     )
 
 
-def _feed(scheduler: Scheduler, pool: Pool, plan: Plan) -> None:
-    """Give units to workers until all are busy or nothing is ready."""
-    while True:
-        worker = next(pool.idle(), None)
-        unit = scheduler.take(worker.loaded, alone=not worker.queue) if worker is not None else None
-        if worker is None or unit is None:
+@dataclass
+class _Run:
+    """The state of a run: which units are in the air, how often, and what came of the others."""
+
+    plan: Plan
+    scheduler: Scheduler
+    pool: Pool
+    pace: Pace
+    store: Store | None
+    attempts: Counter[Unit] = field(default_factory=Counter)
+    """Workers that hold a unit; a unit leaves when it is committed, or its last attempt has failed."""
+    computed: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    copies: int = 0
+    copies_first: int = 0
+    elsewhere: int = 0
+    _listed: dict[int, float] = field(default_factory=dict)
+    _again: set[Unit] = field(default_factory=set)
+    """Units that came back: a worker that was given up may still commit one."""
+
+    def feed(self) -> list[Unit]:
+        """Give units to workers until all are busy or nothing is ready; returns units that others have committed."""
+        found: list[Unit] = []
+        if self.scheduler.has_ready() and self.copies:
+            self.pool.release(self.attempts)
+        while True:
+            worker = next(self.pool.idle(), None)
+            if worker is None:
+                return found
+            if self.scheduler.shared:
+                found += self._committed_elsewhere(worker.loaded)
+            unit = self.scheduler.take(worker.loaded, alone=not worker.queue)
+            if unit is None:
+                return found
+            suspect = self.scheduler.suspect(unit)
+            units = [unit] if suspect else [unit, *self.scheduler.more(unit, self._batch(unit) - 1)]
+            self._submit(worker, units, reserved=suspect)
+
+    def _submit(self, worker: Any, units: list[Unit], *, reserved: bool = False, copy: bool = False) -> None:
+        stage = self.plan.stages[units[0].stage]
+        inputs = {role: (self.plan.stages[i].spec.stage, self.plan.stages[i].id) for role, i in stage.inputs.items()}
+        self.attempts.update(units)
+        self.pool.submit(worker, units, stage, inputs, reserved=reserved, copy=copy)
+
+    def _batch(self, unit: Unit) -> int:
+        """How many units of a stage travel together: as many as are short, and no more than leave some for others."""
+        expected = self.pace.expected(unit)
+        if expected is None:
+            return 1
+        share = math.ceil(self.scheduler.ready / (2 * max(self.pool.workers, 1)))
+        return max(1, min(_BATCH_UNITS, share, int(BATCH_SECONDS / max(expected, 1e-6))))
+
+    def _committed_elsewhere(self, loaded: str | None) -> list[Unit]:
+        """Look for another driver's commits in the stage that comes next, unless that was done a moment ago."""
+        found: list[Unit] = []
+        now = time.monotonic()
+        while self.store is not None:
+            position = self.scheduler.next_stage(loaded)
+            if position is None or now - self._listed.get(position, -math.inf) < _LISTING_SECONDS:
+                break
+            self._listed[position] = now
+            stage = self.plan.stages[position]
+            names = self.store.committed_chunks(stage.spec.stage, stage.id)
+            chunks = {i for i, chunk in enumerate(stage.chunks) if chunk.name in names}
+            found += self.scheduler.committed_elsewhere(position, chunks)
+        self.elsewhere += len(found)
+        return found
+
+    def copy_overdue(self) -> None:
+        """When nothing is ready, let idle workers run copies of what is overdue, or waits behind it."""
+        if self.scheduler.has_ready():
             return
-        stage = plan.stages[unit.stage]
-        inputs = {role: (plan.stages[i].spec.stage, plan.stages[i].id) for role, i in stage.inputs.items()}
-        pool.submit(worker, unit, stage, inputs, reserved=scheduler.suspect(unit))
+        idle = [worker for worker in self.pool.idle() if not worker.queue]
+        if not idle or not self.attempts:
+            return
+        flights = [flight for flight in self.pool.flights() if any(self.attempts[unit] == 1 for unit in flight.units)]
+        flights = [flight for flight in flights if self._overdue(flight)]
+        # What waits costs nothing to take away; of what runs, the longest first.
+        flights.sort(key=lambda flight: (flight.waits, flight.seconds), reverse=True)
+        for flight in flights:
+            if not idle:
+                return
+            worker = next((worker for worker in idle if worker.node != flight.node), idle[0])
+            idle.remove(worker)
+            units = [unit for unit in flight.units if self.attempts[unit] == 1]
+            if flight.waits:
+                self.pool.cancel(flight)
+            else:
+                self.copies += len(units)
+            self._submit(worker, units, reserved=self.scheduler.suspect(units[0]), copy=not flight.waits)
 
+    def _overdue(self, flight: Flight) -> bool:
+        if flight.waits:
+            return flight.seconds > BATCH_SECONDS  # a short batch comes up before it could be moved
+        expected = self.pace.expected(flight.units[0])
+        if expected is None:
+            return flight.seconds > _OVERDUE_UNKNOWN
+        return flight.seconds > _OVERDUE_TIMES * expected * len(flight.units) + _OVERDUE_SECONDS
 
-def _account(scheduler: Scheduler, event: Event) -> Failure | None:
-    if event.receipt is not None:
-        scheduler.succeeded(event.unit)
-    elif not event.started:
-        scheduler.put_back(event.unit)
-    else:
-        return scheduler.failed(event.unit, event.error, event.traceback)
-    return None
+    def account(self, event: Event) -> tuple[bool, Failure | None]:
+        """Book an event; returns whether it decided about its unit, and the failure if the unit is quarantined."""
+        unit = event.unit
+        if unit not in self.attempts:
+            return False, None  # another attempt was first
+        if event.receipt is not None:
+            self._committed(event, event.receipt)
+            return True, None
+        if event.unavailable:
+            # Not the unit's fault, and no other unit would fare better: nothing is quarantined, the run stops.
+            raise StoreUnavailable(f"stopped: {event.error}")
+        self.attempts[unit] -= 1
+        if self.attempts[unit]:
+            return False, None  # the other attempt decides
+        del self.attempts[unit]
+        self._again.add(unit)
+        if not event.started:
+            self.scheduler.put_back(unit)
+        elif event.node_lost:
+            return True, self.scheduler.node_lost(unit, event.error)
+        else:
+            return True, self.scheduler.failed(unit, event.error, event.traceback)
+        return True, None
+
+    def _committed(self, event: Event, receipt: Receipt) -> None:
+        attempts = self.attempts.pop(event.unit)
+        self.scheduler.succeeded(event.unit)
+        if receipt.computed or attempts > 1 or event.unit in self._again:
+            self.computed += 1
+            self.images += receipt.images
+            self.seconds += receipt.seconds
+            self.copies_first += event.copy
+            if event.seconds:
+                self.pace.took(event.unit, event.seconds)
+        else:
+            self.elsewhere += 1
+            self.scheduler.shared = True
 
 
 def describe(plan: Plan, unit: Unit) -> str:

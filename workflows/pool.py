@@ -1,50 +1,98 @@
-"""Long-lived Ray actors, one per CPU or GPU slot, replaced when they die.
+"""Long-lived Ray actors, one per CPU or GPU slot, replaced when they die, more or fewer as nodes come and go.
 
-Each worker holds at most ``depth`` units: one that runs and the next, so that it never waits for the driver. The
-driver keeps nothing of a unit but its position. Ray restarts nothing by itself (``max_restarts=0``): the pool sees
-each death, so that it can tell which unit was running, and starts a fresh worker.
+Each worker holds at most ``depth`` batches: one that runs and the next, so that it never waits for the driver. A
+batch is one unit, or several of a stage where units are so short that messages would cost as much as they do. Ray
+restarts nothing by itself (``max_restarts=0``): the pool sees each death and asks the store which units of the worker
+are committed. The first one that is not was running (a batch ends at its first failure), the rest had not begun.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
-from defense.errors import InvalidInput, PuregridError
+from defense.errors import InvalidInput, PuregridError, StoreError
 from workflows.plan import PlannedStage, Unit
-from workflows.worker import Receipt, UnitWorker
+from workflows.store import Store
+from workflows.worker import Receipt, Trouble, UnitWorker, one_line
 
-__all__ = ["Event", "Pool", "cluster", "slots"]
+__all__ = ["BATCH_SECONDS", "Event", "Flight", "Pool", "cluster", "slots"]
+
+BATCH_SECONDS = 0.5
+"""After so long a worker begins no further unit of a batch."""
 
 _START_ATTEMPTS = 3
+_LOOK_SECONDS = 2.0
+"""How often the pool looks which nodes there are."""
 
 
 @contextlib.contextmanager
 def cluster(workers: int, address: str | None) -> Iterator[None]:
-    """Connect to a Ray cluster, or start one of ``workers`` slots on the loopback interface of this machine."""
+    """Connect to a Ray cluster, or start one of ``workers`` slots on the loopback interface of this machine.
+
+    Raises:
+        PuregridError: Ray could not be started, twice, or nothing answers at the address.
+    """
     if address is None:
-        ray.init(
-            num_cpus=workers,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _node_ip_address="127.0.0.1",
-            # Rows never pass through it; Ray's default would reserve a third of the memory.
-            object_store_memory=128 * 1024**2,
-        )
+        try:
+            _start_ray(workers)
+        except Exception:  # Ray raises this very class when a busy machine was too slow for its start
+            ray.shutdown()
+            try:
+                _start_ray(workers)
+            except Exception as error:
+                ray.shutdown()
+                raise PuregridError(
+                    f"Ray could not be started on this machine ({one_line(error)}). Is it overloaded, out of memory "
+                    "or out of disk? Its logs are in its session folder, by default below /tmp/ray."
+                ) from error
     else:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise PuregridError(
+                f"no Ray cluster answers at {address} ({one_line(error)}). Start one with `ray start --head`, or run "
+                "without --address on this machine."
+            ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_ray(workers: int) -> None:
+    ray.init(
+        num_cpus=workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+        # Rows never pass through it; Ray's default would reserve a third of the memory.
+        object_store_memory=128 * 1024**2,
+    )
+
+
+def _room(threads: int, gpus_per_worker: float) -> int:
+    """How many workers the nodes have room for. A worker lies on one node, and a share of a GPU on one GPU."""
+    found = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            have = node["Resources"]
+            room = int(have.get("CPU", 0) // threads)
+            if 0 < gpus_per_worker < 1:
+                room = min(room, int(have.get("GPU", 0)) * math.floor(1 / gpus_per_worker + 1e-9))
+            elif gpus_per_worker:
+                room = min(room, int(have.get("GPU", 0) / gpus_per_worker + 1e-9))
+            found += room
+    return found
 
 
 def slots(threads: int, gpus_per_worker: float) -> int:
@@ -53,10 +101,9 @@ def slots(threads: int, gpus_per_worker: float) -> int:
     Raises:
         InvalidInput: None at all.
     """
-    have = ray.cluster_resources()
-    by_gpu = int(have.get("GPU", 0) / gpus_per_worker + 1e-9) if gpus_per_worker else None
-    found = int(have.get("CPU", 0) // threads) if by_gpu is None else by_gpu
+    found = _room(threads, gpus_per_worker)
     if not found:
+        have = ray.cluster_resources()
         raise InvalidInput(
             f"there is no room for a worker that takes {threads} CPUs and {gpus_per_worker:g} GPUs: the cluster has "
             f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. Ask for less, or give --workers N if "
@@ -76,6 +123,10 @@ class Event:
         error: Else the cause, one line.
         traceback: The remote traceback, if the unit raised.
         started: False if the unit was only queued when its worker died; it is not to blame.
+        node_lost: The worker is gone with its whole node; the unit is hardly to blame.
+        unavailable: The store is to blame, and no unit would fare better.
+        seconds: From begin to end, with reading and writing, as the driver sees it.
+        copy: The attempt was a second one beside a slow first one.
     """
 
     unit: Unit
@@ -83,17 +134,48 @@ class Event:
     error: str = ""
     traceback: str = ""
     started: bool = True
+    node_lost: bool = False
+    unavailable: bool = False
+    seconds: float = 0.0
+    copy: bool = False
+
+
+@dataclass
+class _Batch:
+    reference: Any
+    units: list[Unit]
+    stage: PlannedStage
+    copy: bool
 
 
 @dataclass
 class _Worker:
     actor: Any
-    pid: Any
-    ready: bool = False
-    queue: deque[tuple[Any, Unit]] = field(default_factory=deque)
+    starting: Any
+    node: str | None = None
+    queue: deque[_Batch] = field(default_factory=deque)
     since: float = 0.0
     reserved: bool = False
     loaded: str | None = None
+
+
+@dataclass(frozen=True)
+class Flight:
+    """Units that a worker holds in one batch.
+
+    Arguments:
+        units: The units.
+        waits: Whether they wait behind another batch.
+        seconds: For how long that one, or they themselves, have been running.
+        node: Where.
+        reference: Ray's name for the call.
+    """
+
+    units: list[Unit]
+    waits: bool
+    seconds: float
+    node: str | None
+    reference: Any
 
 
 class Pool:
@@ -101,12 +183,18 @@ class Pool:
 
     Arguments:
         store_uri: The store that workers commit to.
-        size: Number of workers.
+        size: Number of workers; of an elastic pool, at most.
         gpus_per_worker: GPUs each takes, fractions allowed; 0 runs on CPUs.
         threads: CPU slots each takes in Ray's books.
-        depth: Units that a worker holds at most.
+        depth: Batches that a worker holds at most.
         unit_timeout: Seconds after which a running unit counts as stuck.
-        start_timeout: Seconds within which the first worker must have started.
+        start_timeout: Seconds without any worker after which the pool gives up.
+        elastic: Have as many workers as the cluster has room for, at any time.
+        say: Where notes go, one line each.
+
+    Attributes:
+        replaced: Workers that died, were stuck or were given up, and were replaced.
+        most: The largest number of workers that were there at once.
     """
 
     def __init__(
@@ -119,53 +207,89 @@ class Pool:
         depth: int = 2,
         unit_timeout: float = 3600.0,
         start_timeout: float = 300.0,
+        elastic: bool = False,
+        say: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self._store_uri = store_uri
+        self._store = Store(store_uri)
         self._device = "cuda" if gpus_per_worker else "cpu"
         self._remote = ray.remote(UnitWorker).options(
             num_cpus=threads, num_gpus=gpus_per_worker, max_restarts=0, max_task_retries=0
         )
+        self._share = (threads, gpus_per_worker)
+        self._size = size
         self._depth = depth
         self._unit_timeout = unit_timeout
-        self._start_deadline = time.monotonic() + start_timeout
+        self._start_timeout = start_timeout
+        self._elastic = elastic
+        self._say = say
         self._broken_starts = 0
-        self._started_any = False
-        self.replaced = 0
-        self._workers = [self._start() for _ in range(size)]
+        self._given_up = 0
+        self._last_ready = self._last_look = time.monotonic()
+        self.replaced = self.most = 0
+        self._workers: list[_Worker] = []
+        self._target = min(size, _room(*self._share)) if elastic else size
+        self._fill()
 
-    def _start(self) -> _Worker:
-        actor = self._remote.remote(self._store_uri, self._device)
-        return _Worker(actor, actor.ready.remote())
+    def _fill(self) -> None:
+        while len(self._workers) < self._target - self._given_up:
+            actor = self._remote.remote(self._store.uri, self._device)
+            self._workers.append(_Worker(actor, actor.ready.remote()))
+
+    @property
+    def workers(self) -> int:
+        """Number of workers that have started."""
+        return sum(worker.node is not None for worker in self._workers)
 
     def running(self) -> int:
         """Number of units that workers hold."""
-        return sum(len(worker.queue) for worker in self._workers)
+        return sum(len(batch.units) for worker in self._workers for batch in worker.queue)
 
     def idle(self) -> Iterator[_Worker]:
-        """Started workers that can take a unit, the emptiest first."""
+        """Started workers that can take a batch, the emptiest first."""
         free = [
             worker
             for worker in self._workers
-            if worker.ready and len(worker.queue) < (1 if worker.reserved else self._depth)
+            if worker.node is not None and len(worker.queue) < (1 if worker.reserved else self._depth)
         ]
         yield from sorted(free, key=lambda worker: len(worker.queue))
+
+    def flights(self) -> list[Flight]:
+        """What workers hold, batch by batch."""
+        now = time.monotonic()
+        return [
+            Flight(batch.units, place > 0, now - worker.since, worker.node, batch.reference)
+            for worker in self._workers
+            for place, batch in enumerate(worker.queue)
+        ]
 
     def submit(
         self,
         worker: _Worker,
-        unit: Unit,
+        units: Sequence[Unit],
         stage: PlannedStage,
         inputs: dict[str, tuple[str, str]],
         *,
         reserved: bool = False,
+        copy: bool = False,
     ) -> None:
-        """Give a worker a unit; a reserved one gets no other until it has finished."""
+        """Give a worker units of one stage; a reserved one gets no others until it has finished."""
         worker.reserved = reserved
         if not worker.queue:
             worker.since = time.monotonic()
-        reference = worker.actor.run.remote(stage.spec, stage.id, stage.chunks[unit.chunk], inputs)
-        worker.queue.append((reference, unit))
+        chunks = [stage.chunks[unit.chunk] for unit in units]
+        reference = worker.actor.run_batch.remote(stage.spec, stage.id, chunks, inputs, BATCH_SECONDS)
+        worker.queue.append(_Batch(reference, list(units), stage, copy))
         worker.loaded = stage.spec.model_key()
+
+    def cancel(self, flight: Flight) -> None:
+        """Take back a batch that waits, if it can still be done; one that runs goes on."""
+        ray.cancel(flight.reference)
+
+    def release(self, wanted: Container[Unit]) -> None:
+        """Replace workers that are busy with nothing but units that another worker has committed meanwhile."""
+        for worker in list(self._workers):
+            if worker.queue and not any(unit in wanted for batch in worker.queue for unit in batch.units):
+                self._replace(worker)
 
     def wait(self, seconds: float) -> list[Event]:
         """Wait until something happens, at most so long, and return what happened.
@@ -173,14 +297,16 @@ class Pool:
         Raises:
             PuregridError: Workers cannot be started.
         """
-        heads = {worker.queue[0][0]: worker for worker in self._workers if worker.queue}
-        starting = {worker.pid: worker for worker in self._workers if not worker.ready}
+        heads = {worker.queue[0].reference: worker for worker in self._workers if worker.queue}
+        starting = {worker.starting: worker for worker in self._workers if worker.node is None}
         references = [*heads, *starting]
-        if not references:
-            return []
-        done, _ = ray.wait(references, num_returns=1, timeout=seconds)
-        if done:  # and whatever else is done by now
-            done, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        done = []
+        if references:
+            done, _ = ray.wait(references, num_returns=1, timeout=seconds)
+            if done:  # and whatever else is done by now
+                done, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        elif not self._workers:
+            time.sleep(seconds)  # for nodes
         events: list[Event] = []
         for reference in done:
             if reference in starting:
@@ -188,79 +314,144 @@ class Pool:
             else:
                 events += self._on_finish(heads[reference])
         events += self._stuck()
-        self._check_start()
+        if time.monotonic() - self._last_look > _LOOK_SECONDS:
+            events += self._look()
+            self._last_look = time.monotonic()
         return events
 
     def _on_start(self, worker: _Worker) -> None:
         try:
-            ray.get(worker.pid)
+            worker.node = ray.get(worker.starting)
         except RayError as error:
+            if "node has died" in str(error):
+                self._replace(worker)
+                return
             self._broken_starts += 1
-            if self._broken_starts >= _START_ATTEMPTS:
+            if self._broken_starts < _START_ATTEMPTS:
+                self._replace(worker)
+                return
+            if not self.workers:
                 raise PuregridError(
-                    f"workers cannot be started ({_one_line(error)}). Every worker needs puregrid and the same "
+                    f"workers cannot be started ({_cause(error)}). Every worker needs puregrid and the same "
                     "packages as the driver; see the logs that Ray keeps on the worker's machine."
                 ) from error
-            self._replace(worker)
-        else:
-            worker.ready = self._started_any = True
+            # One machine of many is broken: the others finish the sweep.
+            self._say(f"a worker could not be started ({_cause(error)}); the sweep goes on with {self.workers}")
+            self._given_up += 1
             self._broken_starts = 0
+            self._drop(worker)
+        else:
+            self._broken_starts = 0
+            self.most = max(self.most, self.workers)
 
     def _on_finish(self, worker: _Worker) -> list[Event]:
-        reference, unit = worker.queue[0]
+        batch = worker.queue[0]
+        now = time.monotonic()
+        results: list[Receipt | Trouble] = []
         try:
-            receipt: Receipt = ray.get(reference)
+            results = ray.get(batch.reference)
         except RayActorError as error:
-            return self._lost(worker, f"its worker process died ({_one_line(error)})")
-        except RayTaskError as error:
-            event = Event(unit, error=_one_line(error.cause), traceback=str(error))
+            return self._lost(worker, f"its worker process died ({_cause(error)})", "node has died" in str(error))
+        except TaskCancelledError:
+            pass
+        except RayTaskError as error:  # the message could not be read there, e.g. for want of a module
+            results = [Trouble(one_line(error.cause), str(error))]
         except RayError as error:
-            event = Event(unit, error=_one_line(error))
-        else:
-            event = Event(unit, receipt)
+            results = [Trouble(one_line(error), "")]
+        seconds = (now - worker.since) / max(len(results), 1)
+        events = [
+            _event(unit, result, seconds, batch.copy) for unit, result in zip(batch.units, results, strict=False)
+        ]
+        events += [Event(unit, started=False) for unit in batch.units[len(results) :]]
         worker.queue.popleft()
-        worker.since = time.monotonic()
-        return [event]
+        worker.since = now
+        return events
 
-    def _lost(self, worker: _Worker, error: str) -> list[Event]:
-        """A worker is gone: the head of its queue was running, the rest had not begun."""
-        events = [Event(unit, error=error, started=i == 0) for i, (_, unit) in enumerate(worker.queue)]
+    def _lost(self, worker: _Worker, error: str, node_lost: bool = False) -> list[Event]:
+        """A worker is gone: what is committed counts, the first other unit was running, the rest had not begun."""
+        events: list[Event] = []
+        blamed = False
+        for batch in worker.queue:
+            for unit in batch.units:
+                chunk = batch.stage.chunks[unit.chunk]
+                commit = None
+                with contextlib.suppress(StoreError):
+                    commit = self._store.committed(batch.stage.spec.stage, batch.stage.id, chunk.name)
+                if commit is not None:
+                    events.append(
+                        Event(unit, Receipt(len(chunk.ids), commit.seconds, computed=True), copy=batch.copy)
+                    )
+                else:
+                    events.append(Event(unit, error=error, started=not blamed, node_lost=node_lost, copy=batch.copy))
+                    blamed = True
         self._replace(worker)
         return events
 
-    def _replace(self, worker: _Worker) -> None:
-        self._kill(worker)
-        self._workers[self._workers.index(worker)] = self._start()
-        self.replaced += 1
-
-    @staticmethod
-    def _kill(worker: _Worker) -> None:
+    def _drop(self, worker: _Worker) -> None:
         with contextlib.suppress(RayError, GetTimeoutError):
             ray.kill(worker.actor, no_restart=True)
+        if worker.node is not None:
+            self._last_ready = time.monotonic()
+        self._workers.remove(worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        self._drop(worker)
+        self._fill()
+        self.replaced += 1
 
     def _stuck(self) -> list[Event]:
         events: list[Event] = []
         for worker in list(self._workers):
-            if worker.queue and time.monotonic() - worker.since > self._unit_timeout:
+            # A batch ends soon after BATCH_SECONDS unless one of its units does not.
+            limit = self._unit_timeout + (BATCH_SECONDS if worker.queue and len(worker.queue[0].units) > 1 else 0)
+            if worker.queue and time.monotonic() - worker.since > limit:
                 events += self._lost(worker, f"stuck: no result after {self._unit_timeout:g} s (--unit-timeout)")
         return events
 
-    def _check_start(self) -> None:
-        if not self._started_any and time.monotonic() > self._start_deadline:
+    def _look(self) -> list[Event]:
+        """Notice nodes that came and went."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if self._elastic:
+            self._target = min(self._size, _room(*self._share))
+        events: list[Event] = []
+        for worker in list(self._workers):
+            if worker.node is not None and worker.node not in alive:
+                events += self._lost(worker, "its node was lost", node_lost=True)
+        surplus = len(self._workers) - (self._target - self._given_up)
+        for worker in [worker for worker in self._workers if worker.node is None][: max(surplus, 0)]:
+            self._drop(worker)
+        self._fill()
+        if not self.workers and time.monotonic() - self._last_ready > self._start_timeout:
             have = ", ".join(
                 f"{amount:g} {name}" for name, amount in ray.cluster_resources().items() if "node" not in name
             )
             raise PuregridError(
-                f"no worker started in time: the cluster has {have}. Ask for fewer resources per worker "
-                "(--gpus-per-worker) or wait for nodes."
+                f"no worker started in {self._start_timeout:g} s: the cluster has {have or 'nothing'}. Ask for fewer "
+                "resources per worker (--gpus-per-worker) or wait for nodes, and run the same command again."
             )
+        return events
 
     def close(self) -> None:
         """End all workers at once."""
-        for worker in self._workers:
-            self._kill(worker)
+        for worker in list(self._workers):
+            self._drop(worker)
 
 
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+def _event(unit: Unit, result: Receipt | Trouble, seconds: float, copy: bool) -> Event:
+    if isinstance(result, Trouble):
+        return Event(unit, error=result.error, traceback=result.traceback, unavailable=result.unavailable, copy=copy)
+    return Event(unit, result, seconds=seconds, copy=copy)
+
+
+def _cause(error: BaseException) -> str:
+    """Why an actor died, in one line: Ray says it below a list of names."""
+    text = str(error)
+    if "low on memory" in text:
+        return (
+            "Ray killed it because its machine ran out of memory; give fewer --workers, or a smaller chunk or "
+            "compute.batch in the sweep file"
+        )
+    lines = [line.strip() for line in text.splitlines()]
+    told = next((line for line in lines if line.startswith("The actor") and " because " in line), "")
+    told = told.partition(" Some common causes")[0]  # of which it would list three
+    return told[:300] or one_line(error)

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from workflows.engine import Outcome, describe, run_plan
+from workflows.estimate import missing_work
 from workflows.plan import Plan, Unit, make_plan
 from workflows.pool import Event, Pool, cluster, slots
 from workflows.progress import SweepProgress
@@ -30,7 +31,8 @@ class Options:
     """How to run a sweep; nothing of this changes a row.
 
     Arguments:
-        workers: Number of workers; by default the processors or GPUs there are.
+        workers: Number of workers; by default as many as there are processors or GPUs for, also of nodes that join a
+            cluster later.
         gpus_per_worker: GPUs each worker takes, fractions allowed; 0 for CPU workers.
         address: Address of a Ray cluster, ``auto``, or None to start one here.
         max_attempts: Attempts per unit before it is quarantined.
@@ -118,20 +120,23 @@ def run_sweep(sweep: Sweep, store: Store, options: Options, say: Say) -> tuple[O
         ):
             store.files.delete(path)
 
+    elastic = options.workers is None and options.address is not None  # nodes may join and leave
     with cluster(here * threads, options.address):
         workers = min(options.workers or slots(threads, options.gpus_per_worker), missing)
         pool = Pool(
             store.uri,
-            workers,
+            missing if elastic else workers,
             gpus_per_worker=options.gpus_per_worker,
             threads=threads,
             unit_timeout=options.unit_timeout,
+            elastic=elastic,
+            say=say,
         )
         try:
-            work = sum(map(plan.work, plan.missing(committed)))
+            work = missing_work(plan, committed)
             with SweepProgress(plan.units, done, work, quiet=options.quiet) as progress:
                 outcome = run_plan(
-                    plan, committed, pool, progress, max_attempts=options.max_attempts, on_event=on_event
+                    plan, committed, pool, progress, max_attempts=options.max_attempts, store=store, on_event=on_event
                 )
         finally:
             pool.close()
@@ -151,8 +156,9 @@ def _record(sweep: Sweep, plan: Plan, store: Store) -> None:
     cells = [asdict(record) for record in CellRecord.of_sweep(sweep)]
     latest = json.dumps({"sweep": sweep.name, "sweep_id": sweep.id, "cells": cells})
     store.files.write(latest_path(sweep.name), latest.encode())
-    for stage in plan.stages:
-        store.put_spec(stage.spec)
+    with ThreadPoolExecutor(16) as threads:
+        for _ in threads.map(store.put_spec, (stage.spec for stage in plan.stages)):
+            pass
 
 
 def _failure_path(sweep: Sweep, plan: Plan, unit: Unit) -> str:

@@ -2,112 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
+from lab import UNITS, Lab, large, storm, wait_for, workers_of
 
 pytestmark = pytest.mark.slow
-
-SWEEP = """
-sweep: chaos
-datasets:
-  - dataset: digits
-    images: {first: 120}
-classifiers: [digits-cnn]
-defences:
-  - none
-  - purifier: unruly:UnrulyConfig
-    seconds: 0.15
-    draws: 2
-attacks:
-  - none
-  - attack: pgd
-    norm: linf
-    eps: [0.1, 0.2]
-    steps: 3
-chunk: 10
-compute: {batch: 10}
-"""
-UNITS = 12 * 2 + 12 * 3 * 2  # two attacks; two defences on three kinds of images
-
-
-@dataclass
-class Lab:
-    """One store, one log, and the command line."""
-
-    folder: Path
-    name: str
-    orders: str = ""
-    extra: list[str] = field(default_factory=list)
-
-    @property
-    def store(self) -> Path:
-        return self.folder / self.name
-
-    @property
-    def log(self) -> Path:
-        return self.folder / f"{self.name}.log"
-
-    def start(self, workers: int, *options: str) -> subprocess.Popen[str]:
-        sweep = self.folder / "chaos.yaml"
-        sweep.write_text(SWEEP)
-        self.log.touch()
-        here = str(Path(__file__).parent)
-        environment = {**os.environ, "UNRULY_LOG": str(self.log), "UNRULY": self.orders, "PYTHONPATH": here}
-        command = ["run", str(sweep), "--store", str(self.store), "--workers", str(workers), "--mlflow", "off"]
-        return subprocess.Popen(
-            [sys.executable, "-m", "workflows.cli", *command, *options],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, workers: int = 2, *options: str) -> tuple[int, str, str]:
-        process = self.start(workers, *options)
-        out, err = process.communicate(timeout=300)
-        return process.returncode, out, err
-
-    def commits(self) -> list[Path]:
-        return sorted((self.store / "commits").rglob("*.json"))
-
-    def data(self) -> dict[str, str]:
-        """Hash of every row and image file."""
-        files = [p for kind in ("rows", "adversarial") for p in (self.store / kind).rglob("*.parquet")]
-        return {str(p.relative_to(self.store)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-    def attempts(self) -> dict[str, str]:
-        return {str(p): json.loads(p.read_text())["attempt"] for p in self.commits()}
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
-def workers_of(driver: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process(driver).children(recursive=True):
-        try:
-            if any("ray::UnitWorker" in part for part in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +134,29 @@ def test_stuck_unit_times_out_and_damaged_rows_are_computed_again(undisturbed: L
     assert f"{UNITS - 2} committed, 2 to compute" in err
     assert "it is computed again" in err and "is missing" in err
     assert lab.data() == undisturbed.data()
+
+
+def test_two_drivers_on_one_store_share_the_work(undisturbed: Lab, tmp_path: Path) -> None:
+    lab = Lab(tmp_path, "store")
+    drivers = [lab.start(1), lab.start(1)]
+    told = [driver.communicate(timeout=300) for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], told
+    assert told[0][0] == told[1][0], "both end with the same table"
+    assert lab.data() == undisturbed.data()
+    assert len(set(lab.attempts().values())) == UNITS
+    runs = len(lab.log.read_text().splitlines())
+    needed = 2 * 12 * 3  # two draws of the slow purifier on each chunk of three kinds of images
+    assert needed <= runs <= 1.5 * needed, "they computed the same units"
+
+
+def test_a_storm_changes_no_byte(tmp_path: Path) -> None:
+    calm = Lab(tmp_path, "calm", sweep=large(400))
+    status, _, err = calm.run(workers=2)
+    assert status == 0, err
+    lab = Lab(tmp_path, "store", sweep=large(400))
+    found = storm(lab, iter(["worker", "raylet", "driver", "stop"]), pause=60, seed=1)
+    assert found.drivers == [-signal.SIGKILL, 0], found.notes
+    assert found.done == {"worker": 1, "raylet": 1, "driver": 1, "stop": 1}
+    assert len(calm.commits()) == len(lab.commits()) == 320
+    assert lab.data() == calm.data()
+    assert len(set(lab.attempts().values())) == 320

@@ -24,6 +24,7 @@ from defense.energy import ENERGIES
 from defense.purifiers import PURIFIERS
 from defense.schedules import SCHEDULES
 from tasks.attacks import ATTACKS
+from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS
 from workflows.catalogue import KINDS
 from workflows.cli import app
@@ -287,6 +288,7 @@ class TestList:
     NAMES: ClassVar[dict[str, Callable[[], list[str]]]] = {
         "attacks": ATTACKS.names,
         "classifiers": CLASSIFIERS.names,
+        "corruptions": lambda: list(CORRUPTIONS),
         "datasets": DATASETS.names,
         "denoisers": DENOISERS.names,
         "energies": ENERGIES.names,
@@ -315,6 +317,11 @@ class TestList:
                 "eps_255 (instead of eps)",
             ],
         }
+        corruptions = {e["name"]: e["summary"] for e in json.loads(_call("list", "corruptions", "--json").stdout)}
+        assert corruptions["jpeg_compression"] == "benchmark, severities 1 to 5: 80  65  58  50  40"
+        assert corruptions["zoom_blur"] == "benchmark, severities 1 to 5: 1..1.06  1..1.11  1..1.15  1..1.2  1..1.25"
+        assert corruptions["speckle_noise"] == "extra, severities 1 to 5: 0.06  0.1  0.12  0.16  0.2"
+        assert corruptions["frost"].endswith("(0.75, 0.45), needs photographs")
         schedules = {e["name"]: e["summary"] for e in json.loads(_call("list", "schedules", "--json").stdout)}
         assert schedules == {
             "cosine-4000": "4000 steps",
@@ -355,9 +362,12 @@ class TestData:
 
     @pytest.mark.parametrize("action", ["fetch", "verify"])
     def test_an_unknown_data_set_is_refused(self, action: str) -> None:
-        result = _call("data", action, "cifar100")
+        result = _call("data", action, "cifar1000")
         assert (result.exit_code, result.stdout) == (2, "")
-        assert "unknown dataset 'cifar100'; did you mean 'cifar10'? Valid names: cifar10, digits." in result.stderr
+        assert (
+            "unknown data set 'cifar1000'; did you mean 'cifar100'? "
+            "Valid names: cifar10, cifar10-c, cifar100, cifar100-c, digits, folder, lpips."
+        ) in result.stderr
 
     @pytest.mark.parametrize("action", ["fetch", "verify"])
     def test_no_data_root_is_refused(self, action: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec
 from workflows.plan import Plan, PlannedStage, Unit
-from workflows.scheduler import Failure, Scheduler
+from workflows.scheduler import MAX_LOSSES, Failure, Scheduler
 
 
 class Fake(StageSpec):
@@ -238,3 +238,46 @@ def test_a_plan_merges_equal_stages_and_keeps_others_apart() -> None:
     ]
     assert plan.units == 8
     assert plan.requested == 2 * (2 + 2 + 2 + 1) + 1 * 2
+
+
+def test_a_batch_is_of_one_stage_and_no_unit_is_in_two() -> None:
+    scheduler = Scheduler(make("ab", [[], []], 5), [set(), set()])
+    first = scheduler.take("a")
+    assert first == Unit(0, 0) and scheduler.more(first, 2) == [Unit(0, 1), Unit(0, 2)]
+    assert scheduler.ready == 7
+    assert scheduler.more(first, 99) == [Unit(0, 3), Unit(0, 4)] and scheduler.more(first, 1) == []
+    assert {unit.stage for unit in drain(scheduler, "a")} == {1} and scheduler.ready == 0
+
+
+def test_what_another_driver_has_committed_is_not_handed_out_and_its_readers_are_ready() -> None:
+    scheduler = Scheduler(make("ab", [[], [0]], 4), [set(), set()])
+    running = scheduler.take(None)
+    assert running == Unit(0, 0)
+    assert scheduler.committed_elsewhere(0, {0, 1, 3}) == [Unit(0, 1), Unit(0, 3)]  # 0 runs here: its receipt decides
+    assert scheduler.committed_elsewhere(0, {0, 1, 3}) == []
+    assert scheduler.remaining == 6
+    assert set(drain(scheduler)) == {Unit(0, 2), Unit(1, 1), Unit(1, 3)}
+
+
+def test_beside_another_driver_chunks_come_in_random_order_and_each_once() -> None:
+    plan = make("a", [[]], 50)
+    orders = set()
+    for _ in range(5):
+        scheduler = Scheduler(plan, [set()])
+        scheduler.shared = True
+        order = tuple(unit.chunk for unit in drain(scheduler))
+        assert sorted(order) == list(range(50))
+        orders.add(order)
+    assert len(orders) == 5  # 50! orders: two equal ones are a defect
+
+
+def test_lost_nodes_are_no_attempts_until_they_are_many() -> None:
+    scheduler = Scheduler(make("a", [[]], 1), [set()], max_attempts=1)
+    for _ in range(MAX_LOSSES - 1):
+        assert scheduler.take(None) == Unit(0, 0)
+        assert scheduler.node_lost(Unit(0, 0), "its node was lost") is None
+    assert scheduler.lost == MAX_LOSSES - 1 and scheduler.retries == 0
+    assert scheduler.take(None) == Unit(0, 0)
+    failure = scheduler.node_lost(Unit(0, 0), "its node was lost")
+    assert failure is not None and failure.error.startswith(f"{MAX_LOSSES} nodes were lost while it ran")
+    assert scheduler.take(None) is None

@@ -1,0 +1,158 @@
+"""A plan of a million units: how soon it starts, what the driver needs, how fast it runs; and one worker against two.
+
+Three things, each in a fresh process, since peak memory is a property of a process:
+
+* a plan of 10,000 stages x 100 chunks that do nothing: seconds until its first unit is with a worker (building the
+  plan, listing the store, writing what stage ids stand for), then units a second over so many ``--seconds``, and the
+  driver's peak memory; with ``--all`` the whole million runs;
+* no-op units a second on one worker and on two;
+* the same for real units (half a second of arithmetic each), on one thread each.
+
+    python benchmarks/engine_scale.py [--stages 10000] [--chunks 100] [--seconds 30] [--all]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+TESTS = str(Path(__file__).parent.parent / "tests" / "workflows")
+sys.path.insert(0, TESTS)
+
+from naps import Nap, plan_of  # noqa: E402
+
+from workflows.engine import Outcome, run_plan  # noqa: E402
+from workflows.estimate import missing_work  # noqa: E402
+from workflows.plan import Plan  # noqa: E402
+from workflows.pool import Event, Pool, cluster  # noqa: E402
+from workflows.progress import SweepProgress  # noqa: E402
+from workflows.store import Store  # noqa: E402
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def run(plan: Plan, store: Store, pool: Pool, seconds: float | None, first: list[float]) -> tuple[Outcome, float]:
+    """Run a plan, or interrupt it (as Ctrl-C does) after so many seconds; the clock starts when workers have."""
+    while next(iter(pool.idle()), None) is None:
+        pool.wait(0.1)
+    committed = [set[int]() for _ in plan.stages]
+    started = time.perf_counter()
+
+    def on_event(event: Event, failure: object) -> None:
+        if not first:
+            first.append(time.perf_counter() - started)
+
+    if seconds is not None:
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+    with SweepProgress(plan.units, 0, missing_work(plan, committed)) as progress:
+        outcome = run_plan(plan, committed, pool, progress, store=store, on_event=on_event)
+    took = time.perf_counter() - started
+    pool.close()
+    if outcome.failures:
+        raise SystemExit(f"units failed: {outcome.failures[0]}")
+    return outcome, took
+
+
+def million(stages: int, chunks: int, seconds: float | None) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder, cluster(2, None):
+        store = Store(folder)
+        pool = Pool(store.uri, 2)
+        while pool.workers < 2:
+            pool.wait(0.1)
+        began, began_cpu = time.perf_counter(), time.process_time()
+        plan = plan_of([Nap(number=number) for number in range(stages)], chunks)
+        planned, planned_cpu = time.perf_counter() - began, time.process_time() - began_cpu
+        plan.committed(store)
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(store.put_spec, (stage.spec for stage in plan.stages)))
+        recorded = time.perf_counter() - began - planned
+        first: list[float] = []
+        outcome, took = run(plan, store, pool, seconds, first)
+        return {
+            "units": plan.units,
+            "planned": planned,
+            "planned_cpu": planned_cpu,
+            "recorded": recorded,
+            "first_receipt": planned + recorded + first[0],
+            "computed": outcome.computed,
+            "rate": outcome.computed / took,
+            "peak_mib": peak_mib(),
+        }
+
+
+def rate(workers: int, units: int, work: float) -> float:
+    with tempfile.TemporaryDirectory() as folder, cluster(workers, None):
+        store = Store(folder)
+        pool = Pool(store.uri, workers)
+        while pool.workers < workers:
+            pool.wait(0.1)
+        # A plan of its own first, so that nothing is measured that happens once in a process.
+        stages = 4
+        plan = plan_of([Nap(number=number, work=work) for number in range(stages)], units // stages)
+        outcome, took = run(plan, store, pool, None, [])
+        return outcome.computed / took
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", type=int, default=10000)
+    parser.add_argument("--chunks", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--all", action="store_true", help="Run the million to its end.")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        kind, *numbers = options.one.split(",")
+        seconds = None if options.all else options.seconds
+        if kind == "million":
+            print(json.dumps(million(options.stages, options.chunks, seconds)))
+        else:
+            print(json.dumps(rate(int(numbers[0]), int(numbers[1]), float(numbers[2]))))
+        return
+
+    environment = {
+        **os.environ,
+        "PYTHONPATH": TESTS,
+        "OMP_NUM_THREADS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+    def child(one: str) -> str:
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", one]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        return done.stdout.splitlines()[-1]
+
+    found = json.loads(child("million"))
+    print(
+        f"{found['units']:,} units: planned in {found['planned']:.1f} s ({found['planned_cpu']:.1f} s of processor), "
+        f"recorded in {found['recorded']:.1f} s, first receipt after {found['first_receipt']:.1f} s",
+        flush=True,
+    )
+    print(
+        f"{found['computed']:,} of them run: {found['rate']:.0f} units a second on 2 workers, "
+        f"driver peak {found['peak_mib']:.0f} MiB",
+        flush=True,
+    )
+    for what, units, work in (("no-op", 4000, 0.0), ("real", 80, 0.5)):
+        one, two = (float(child(f"rate,{workers},{units},{work}")) for workers in (1, 2))
+        print(
+            f"{what:<6} units a second: 1 worker {one:7.1f}, 2 workers {two:7.1f}, ratio {two / one:.2f}", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

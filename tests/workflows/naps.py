@@ -1,0 +1,103 @@
+"""Stages that only sleep, die on demand, and say where they ran: what tests and benchmarks of the engine run.
+
+Each run writes a line ``node pid stage chunk`` into the file that the environment variable NAPS_LOG names. ``kills``
+and ``raises`` are first image ids of chunks that end their process, or raise.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import ray
+from ray.cluster_utils import Cluster
+
+from tasks.compute import Context
+from tasks.stages import Chunk, Output, StageSpec
+from workflows.plan import Plan
+
+
+class Nap(StageSpec):
+    """Sleeps; its rows are a function of its number and the image ids."""
+
+    stage: Literal["nap"] = "nap"
+    version: Literal[1] = 1
+    number: int
+    seconds: float = 0.0
+    work: float = 0.0
+    kills: tuple[int, ...] = ()
+    raises: tuple[int, ...] = ()
+    source: Nap | None = None
+
+    def inputs(self) -> dict[str, StageSpec]:
+        return {} if self.source is None else {"source": self.source}
+
+    @property
+    def reads(self) -> str:
+        return "rows"
+
+    def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
+        log = os.environ.get("NAPS_LOG")
+        if log:
+            node = ray.get_runtime_context().get_node_id()
+            with Path(log).open("a") as file:
+                file.write(f"{node} {os.getpid()} {self.number} {chunk.ids[0]}\n")
+        if chunk.ids[0] in self.kills:
+            os._exit(13)
+        if chunk.ids[0] in self.raises:
+            raise RuntimeError("this chunk is poison")
+        time.sleep(self.seconds)
+        end = time.process_time() + self.work
+        while time.process_time() < end:
+            pass
+        before = sum(inputs["source"]["value"].to_pylist()) if inputs else 0
+        values = [(before + 1000 * self.number + image) % 7919 for image in chunk.ids]
+        return Output(pa.table({"image_id": pa.array(chunk.ids, pa.int32()), "value": pa.array(values, pa.int32())}))
+
+
+def plan_of(specs: list[Nap], chunks: int) -> Plan:
+    """A plan of these stages, two images a chunk."""
+    plan = Plan()
+    ids = tuple(Chunk((2 * i, 2 * i + 1)) for i in range(chunks))
+    for spec in specs:
+        plan.add(spec, ids)
+    return plan
+
+
+def ran(log: Path) -> Counter[tuple[int, int]]:
+    """How often each (stage, first image) was run."""
+    lines = (line.split() for line in log.read_text().splitlines())
+    return Counter((int(number), int(image)) for _, _, number, image in lines)
+
+
+@contextmanager
+def machines(head_cpus: int, **options: Any) -> Iterator[Cluster]:
+    """A Ray cluster of several nodes on this machine, each with a loopback address of its own.
+
+    A node that dies is noticed within a second or two instead of half a minute.
+    """
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {
+        "num_cpus": head_cpus,
+        "include_dashboard": False,
+        "object_store_memory": 80 * 1024**2,
+        "node_ip_address": "127.0.0.2",
+        "_system_config": {**quick, **options},
+    }
+    found = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        yield found
+    finally:
+        ray.shutdown()
+        found.shutdown()
+
+
+def add_machine(cluster: Cluster, cpus: int, number: int) -> Any:
+    """A further node."""
+    return cluster.add_node(num_cpus=cpus, object_store_memory=80 * 1024**2, node_ip_address=f"127.0.0.{number}")

@@ -1,0 +1,174 @@
+"""Workers that come, go, stop and die while a plan runs: real Ray nodes, real processes, known plans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from naps import Nap, add_machine, machines, plan_of, ran
+
+from defense.errors import PuregridError
+from workflows.engine import Outcome, run_plan
+from workflows.plan import Plan, Unit
+from workflows.pool import Event, Pool, cluster, slots
+from workflows.progress import SweepProgress
+from workflows.scheduler import Failure
+from workflows.store import Store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The log of the naps; workers find their module."""
+    path = tmp_path / "naps.log"
+    path.touch()
+    monkeypatch.setenv("NAPS_LOG", str(path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    return path
+
+
+def go(
+    plan: Plan,
+    pool: Pool,
+    store: Store,
+    on_event: Callable[[Event, Failure | None], None] = lambda event, failure: None,
+    **options: Any,
+) -> Outcome:
+    committed = plan.committed(store)
+    with SweepProgress(plan.units, 0, plan.units, quiet=True) as progress:
+        try:
+            return run_plan(plan, committed, pool, progress, store=store, on_event=on_event, **options)
+        finally:
+            pool.close()
+
+
+def assert_whole(plan: Plan, store: Store) -> None:
+    """Every unit is committed, and its rows are what they should be."""
+    for stage in plan.stages:
+        assert store.committed_chunks("nap", stage.id) == {chunk.name for chunk in stage.chunks}
+        for chunk in stage.chunks:
+            rows = store.read_rows("nap", stage.id, chunk.name)
+            assert rows["value"].to_pylist() == [(1000 * stage.spec.number + image) % 7919 for image in chunk.ids]
+
+
+def test_a_stopped_worker_does_not_hold_up_the_end(log: Path, tmp_path: Path) -> None:
+    plan, store = plan_of([Nap(number=1, seconds=0.6)], 12), Store(str(tmp_path / "store"))
+    stopped: list[int] = []
+    told: list[float] = []
+
+    def on_event(event: Event, failure: Failure | None) -> None:
+        told.append(time.monotonic())
+        if len(told) == 4:
+            stopped.append(int(log.read_text().splitlines()[-1].split()[1]))
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    with cluster(2, None):
+        outcome = go(plan, Pool(store.uri, 2, unit_timeout=3600), store, on_event)
+    assert_whole(plan, store)
+    assert outcome.computed == 12 and not outcome.failures and outcome.retries == 0
+    # The stopped worker's unit was run a second time, and what waited behind it was taken away.
+    assert outcome.copies == 1 and outcome.copies_first == 1
+    assert sorted(ran(log).values()) == [1] * 11 + [2]
+
+
+def test_a_batch_blames_the_unit_that_was_running(log: Path, tmp_path: Path) -> None:
+    # Short units travel together; one kills its process and one raises, and no other counts an attempt.
+    plan, store = plan_of([Nap(number=1, seconds=0.002, kills=(250,), raises=(160,))], 200), Store(str(tmp_path))
+    retried: list[Unit] = []
+
+    def on_event(event: Event, failure: Failure | None) -> None:
+        if event.receipt is None and event.started:
+            retried.append(event.unit)
+
+    with cluster(1, None):
+        outcome = go(plan, Pool(store.uri, 1), store, on_event)
+    assert {failure.unit for failure in outcome.failures} == {Unit(0, 125), Unit(0, 80)}
+    assert set(retried) == {Unit(0, 125), Unit(0, 80)} and len(retried) == 6
+    assert outcome.computed == 198 and outcome.replaced == 3
+    attempts = ran(log)
+    assert attempts[1, 250] == 3 and attempts[1, 160] == 3
+    assert all(count == 1 for (_, image), count in attempts.items() if image not in (160, 250))
+    died = next(failure for failure in outcome.failures if failure.unit.chunk == 125)
+    assert "its worker process died" in died.error and "exit" in died.error.lower()
+
+
+def test_nodes_join_and_leave_while_a_plan_runs(log: Path, tmp_path: Path) -> None:
+    plan, store = plan_of([Nap(number=n, seconds=0.5) for n in range(6)], 20), Store(str(tmp_path / "store"))
+    workers: list[int] = []
+    nodes: list[Any] = []
+
+    def on_event(event: Event, failure: Failure | None) -> None:
+        workers.append(pool.workers)
+        if len(workers) == 3:
+            nodes.append(add_machine(machine, 3, 4))
+        if len(nodes) == 1 and pool.workers == 4:
+            nodes.append(None)
+            first.all_processes["raylet"][0].process.kill()
+
+    with machines(0) as machine:
+        first = add_machine(machine, 1, 3)
+        with cluster(1, machine.address):
+            pool = Pool(store.uri, plan.units, elastic=True)
+            outcome = go(plan, pool, store, on_event)
+            lost = first.node_id
+    assert_whole(plan, store)
+    assert not outcome.failures and outcome.computed == plan.units
+    assert workers[0] == 1 and max(workers) == 4 == pool.most and workers[-1] == 3
+    assert outcome.nodes_lost <= 1 and outcome.retries == 0
+    assert len({line.split()[0] for line in log.read_text().splitlines()}) == 2
+    assert lost in log.read_text()
+    # A worker whose raylet died goes on for a moment: what it was at, and what waited there, may run twice.
+    assert sum(ran(log).values()) <= plan.units + 3
+
+
+def test_room_is_counted_by_node(log: Path) -> None:
+    with machines(3) as machine:
+        add_machine(machine, 3, 3)
+        with cluster(1, machine.address):
+            assert slots(1, 0) == 6
+            assert slots(2, 0) == 2  # and not 3: a worker lies on one node
+            assert ray.cluster_resources()["CPU"] == 6
+
+
+def test_a_machine_without_memory_is_named_as_the_cause(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray's memory monitor ends workers above a share of memory that every machine is above.
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "1500")
+    plan, store = plan_of([Nap(number=1, seconds=30)], 1), Store(str(tmp_path / "store"))
+    with cluster(1, None):
+        try:
+            outcome = go(plan, Pool(store.uri, 1), store, max_attempts=1)
+            told = outcome.failures[0].error
+        except Exception as error:  # killed before it could begin
+            told = str(error)
+    assert "its machine ran out of memory" in told and "fewer --workers" in told
+
+
+def test_ray_that_is_too_slow_is_started_again_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def slow(**options: Any) -> None:
+        tried.append(options["num_cpus"])
+        raise Exception("The current node timed out during startup.")  # Ray's own words and class
+
+    monkeypatch.setattr(ray, "init", slow)
+    with (
+        pytest.raises(PuregridError, match=r"could not be started .*timed out during startup.*overloaded"),
+        cluster(3, None),
+    ):
+        pass
+    assert tried == [3, 3]
+
+
+def test_an_address_where_nothing_answers_is_named() -> None:
+    with pytest.raises(PuregridError, match=r"no Ray cluster answers at nobody:x "), cluster(1, "nobody:x"):
+        pass
