@@ -321,8 +321,9 @@ class Results:
             for name, value in spent.items():
                 line[name] += value
         for line in found.values():
-            line["seconds"] = round(line["seconds"], 2)
-            line["images_per_second"] = round(line["images"] / line["seconds"], 2) if line["seconds"] else None
+            seconds = line["seconds"]
+            line["seconds"] = round(seconds, 2)
+            line["images_per_second"] = round(line["images"] / seconds, 2) if seconds else None
         return pd.DataFrame(list(found.values()))
 
     def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[Commit]) -> dict[str, Any]:
