@@ -78,7 +78,7 @@ class Outcome:
 
 
 class _Interrupts:
-    """Counts SIGINT while a plan runs: one drains, two stop."""
+    """Counts SIGINT and SIGTERM while a plan runs: one drains, two stop."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -90,15 +90,16 @@ class _Interrupts:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[_Interrupts]:
-        """Handle SIGINT inside; only the main thread can."""
+        """Handle both inside; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = signal.signal(signal.SIGINT, self._on_signal)
+        before = [(number, signal.signal(number, self._on_signal)) for number in (signal.SIGINT, signal.SIGTERM)]
         try:
             yield self
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before:
+                signal.signal(number, handler)
 
 
 def run_plan(

@@ -70,6 +70,7 @@ def cluster(workers: int, address: str | None) -> Iterator[None]:
 
 def _start_ray(workers: int) -> None:
     ray.init(
+        address="local",  # without it Ray joins a cluster that happens to run on this machine, and refuses num_cpus
         num_cpus=workers,
         include_dashboard=False,
         log_to_driver=False,

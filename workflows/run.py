@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from defense.errors import PuregridError
 from workflows.engine import Outcome, describe, run_plan
 from workflows.estimate import missing_work
 from workflows.plan import Plan, Unit, make_plan
@@ -110,6 +111,8 @@ def run_sweep(sweep: Sweep, store: Store, options: Options, say: Say) -> tuple[O
     known = set(store.files.names(f"sweeps/{sweep.id}/failures"))
 
     def on_event(event: Event, failure: Failure | None) -> None:
+        if event.receipt is not None and not looked[0]:
+            on_first_receipt(event)
         if failure is not None:
             say(f"{describe(plan, event.unit)} failed {failure.attempts} times, last: {failure.error}")
             _record_failure(sweep, plan, store, failure)
@@ -120,6 +123,20 @@ def run_sweep(sweep: Sweep, store: Store, options: Options, say: Say) -> tuple[O
         ):
             store.files.delete(path)
 
+    looked = [options.address is None]
+
+    def on_first_receipt(event: Event) -> None:
+        """Workers on other machines and this driver see one store, or what they commit is lost to it."""
+        stage = plan.stages[event.unit.stage]
+        chunk = stage.chunks[event.unit.chunk].name
+        if store.committed(stage.spec.stage, stage.id, chunk) is None:
+            raise PuregridError(
+                f"a worker says that {describe(plan, event.unit)} is committed, but the store {store.uri} that this "
+                "driver sees does not have it: the folder is another one on the worker's machine. Give --store a "
+                "folder that all machines share, or a bucket."
+            )
+        looked[0] = True
+
     elastic = options.workers is None and options.address is not None  # nodes may join and leave
     with cluster(here * threads, options.address):
         workers = min(options.workers or slots(threads, options.gpus_per_worker), missing)
@@ -129,6 +146,8 @@ def run_sweep(sweep: Sweep, store: Store, options: Options, say: Say) -> tuple[O
             gpus_per_worker=options.gpus_per_worker,
             threads=threads,
             unit_timeout=options.unit_timeout,
+            # Machines of a cluster may have to be ordered first.
+            start_timeout=300.0 if options.address is None else 1800.0,
             elastic=elastic,
             say=say,
         )

@@ -72,11 +72,15 @@ def unruly_units(commit: str) -> int:
     return int(spec["stage"] == "evaluate" and spec["purifier"]["purifier"].startswith("unruly"))
 
 
-def test_interrupt_drains_and_the_same_command_continues(undisturbed: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_interrupt_drains_and_the_same_command_continues(how: str, undisturbed: Lab, tmp_path: Path) -> None:
     lab = Lab(tmp_path, "store")
     driver = lab.start(2)
     wait_for(lambda: len(lab.commits()) >= 30)
-    os.killpg(driver.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole process group
+    if how == "Ctrl-C":
+        os.killpg(driver.pid, signal.SIGINT)  # a terminal sends it to the whole process group
+    else:
+        driver.send_signal(signal.SIGTERM)  # a cluster's manager to the driver
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, err
     assert "Run the same command again" in err
