@@ -6,8 +6,8 @@ What else happens on the machine meets all of them within the same second, and t
 Seconds are those of the processor and of the clock; ratios are medians of pairs: ``all`` of whole runs of the same
 round, ``a step`` of the same step of it, a forward and a backward pass and what the attack makes of them.
 
-puregrid evaluates the last iterate, since it returns the best one: one forward pass more than the others make, who
-return the last without a look at it. ``all`` counts it, ``a step`` is equal work.
+puregrid returns the best iterate by default, and has to evaluate the last one for that: one forward pass more than
+the others make, who return the last without a look at it. ``--keep last`` makes it do what they do: equal settings.
 
 ``--state alike`` gives all of them what workers have: malloc that keeps what is freed, and weights without gradients.
 ``--state delivered`` leaves that to puregrid, as a sweep runs it; the others get the network as PyTorch
@@ -15,7 +15,7 @@ builds it, in evaluation mode, in a Python that nobody has set up.
 
     pip install --no-deps torchattacks==3.5.1    # it pins an old `requests`
     python benchmarks/pgd_peers.py [--network resnet20] [--weights FILE] [--norm linf] [--images 100]
-        [--steps 10 20 40] [--rounds 7] [--state alike delivered]
+        [--steps 10 20 40] [--rounds 7] [--state alike delivered] [--keep last|best]
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def contender(turns: Connection, name: str, state: str, options: argparse.Namesp
     network.eval().requires_grad_(not ours)
     x = torch.rand((options.images, *architecture.image_shape))
     y = torch.randint(10, (options.images,))
-    run, eps = attack(name, network, x, y, options.norm), BUDGETS[options.norm]
+    run, eps = attack(name, network, x, y, options.norm, options.keep), BUDGETS[options.norm]
 
     times: Times = []
     since = (0.0, 0.0)
@@ -87,16 +87,16 @@ def contender(turns: Connection, name: str, state: str, options: argparse.Namesp
         images = run(steps)
         stop()
         assert float(perturbation_norms(images, x)[options.norm].max()) <= eps * (1 + 1e-5)
-        assert len(times) == steps + 1 + (name == "puregrid")
+        assert len(times) == steps + 1 + (name == "puregrid" and options.keep == "best")
         turns.send(list(times))
 
 
-def attack(name: str, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, norm: str) -> Run:
+def attack(name: str, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, norm: str, keep: str) -> Run:
     eps = BUDGETS[norm]
     size = eps / 4
     if name == "puregrid":
         omega = Omega.of("benchmark", 0, "attack", range(len(x)))
-        config = PGDConfig.model_validate({"norm": norm, "eps": eps, "step_size": size})
+        config = PGDConfig.model_validate({"norm": norm, "eps": eps, "step_size": size, "keep": keep})
 
         def ours(steps: int) -> torch.Tensor:
             return config.model_copy(update={"steps": steps}).run(Target(network, y, omega), x, omega).images
@@ -143,7 +143,8 @@ def compare(turns: dict[str, Connection], steps: int, rounds: int) -> None:
         if name == "puregrid":
             step = median(times[name][i][0] for times in found for i in range(1, steps + 1))
             start, last = (median(times[name][i][0] for times in found) / step for i in (0, -1))
-            line += f"start {start:.2f}, last evaluation {last:.2f} of a step"
+            line += f"start {start:.2f} of a step"
+            line += f", last evaluation {last:.2f}" if len(found[0][name]) > steps + 1 else ""
         else:
             line += "   ".join(f"{what} {a:.3f} / {b:.3f}" for what, (a, b) in (("all", whole), ("a step", single)))
         print(line, flush=True)
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 40])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--state", nargs="+", choices=["alike", "delivered"], default=["alike", "delivered"])
+    parser.add_argument("--keep", choices=["last", "best"], default="last")
     options = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
     print("Ratios are puregrid's seconds over the other's, cpu / wall.")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks import ATTACKS, AttackResult, Norm, PGDConfig, Target, perturbation_norms
 from tasks.attacks.base import Region
@@ -149,6 +150,26 @@ def test_the_best_iterate_of_each_image_is_returned_with_its_loss(norm: Norm, ra
     assert (found.loss >= iterates[0]).all()
     # The case is one that keeping the last iterate would fail.
     assert (iterates.argmax(0) < 9).sum() >= 6
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_last_iterate_is_the_end_of_the_same_path_and_is_not_looked_at(momentum: float) -> None:
+    weight = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0))
+    x, fields = torch.rand(5, 1, 4, 4), {"norm": "linf", "eps": 0.2, "steps": 4, "momentum": momentum}
+    best, last = Linear(weight), Linear(weight)
+    PGDConfig.model_validate(fields).run(Target(best, LABELS, omega(5)), x, omega(5))
+    config = PGDConfig.model_validate({**fields, "keep": "last"})
+    target = Target(last, LABELS, omega(5))
+    found = config.run(target, x, omega(5))
+    assert torch.equal(found.images, best.seen[-1]), "keep best evaluates the last iterate, and so shows it"
+    assert len(last.seen) == len(best.seen) - 1 == config.evaluations == 4
+    assert found.loss.isnan().all() and not found.images.requires_grad
+    assert config.label() == "pgd-4 linf last"
+
+
+def test_last_iterates_of_several_restarts_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="keep: best"):
+        PGDConfig(norm="linf", eps=0.1, keep="last", restarts=2)
 
 
 def test_without_random_start_no_image_ends_with_less_loss_than_the_clean_one(

@@ -121,7 +121,9 @@ def no_gradient(all_views: Sequence[View]) -> Iterator[Finding]:
 def not_a_number(all_views: Sequence[View]) -> Iterator[Finding]:
     """The attack's loss is NaN: it has followed nothing, and kept what it happened to hold."""
     for view, cells in _distinct(all_views):
-        if view.black_box or "loss" not in view.attack_rows.columns:
+        # The last iterate may be returned without a look at its loss.
+        blind = getattr(view.attack, "keep", "best") == "last"
+        if view.black_box or blind or "loss" not in view.attack_rows.columns:
             continue
         bad = int(pd.isna(view.attack_rows["loss"]).sum())
         if bad:
