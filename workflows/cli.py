@@ -288,6 +288,9 @@ def tables(
     audit: Annotated[
         bool, typer.Option("--audit/--no-audit", help="Audit rows and stored images, which reads all of them.")
     ] = True,
+    mce: Annotated[
+        str | None, typer.Option(metavar="CLASSIFIER", help="Mean corruption errors relative to this one's.")
+    ] = None,
     set_: Overrides = None,
 ) -> None:
     """Print the tables of a sweep with the auditor's findings, recomputed from its committed rows."""
@@ -303,7 +306,7 @@ def tables(
 
         results = Results(opened, loaded)
         robustness, cost, combined = results.robustness(), results.cost(), results.combined()
-        ladders, further = ladder_table(results), sections(results)
+        ladders, further = ladder_table(results), sections(results, mce)
         found = None
         if audit:
             from workflows.audit import findings

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from defense.errors import InvalidInput
 from workflows.certified_table import certified_curves, certified_table, envelope_table
-from workflows.corruption_table import accuracy_table, gain_table
+from workflows.corruption_table import accuracy_table, gain_table, mce_table
 from workflows.quality_table import MEASURES, quality_table
 from workflows.reader import Results
 
@@ -31,6 +32,7 @@ _CORRUPTED = (
     "the mean corruption error (unnormalised). Generated images follow the constants of CIFAR-10-C and are not its "
     "arrays."
 )
+_MCE = "Errors summed over severities, over those of the baseline, and the mean of that over the fifteen corruptions."
 _GAIN = "On the same images, corruptions and severities; 95 % interval over images."
 _QUALITY = (
     "input: the clean image with what the defence was given; output: the clean image with what it made of that (its "
@@ -57,9 +59,19 @@ class Section:
     grid: Grid
 
 
-def sections(results: Results) -> list[Section]:
-    """The tables of a sweep that have rows, in the order in which they are read."""
-    return [*_certified(results), *_corrupted(results), *_quality(results)]
+def sections(results: Results, mce: str | None = None) -> list[Section]:
+    """The tables of a sweep that have rows, in the order in which they are read.
+
+    Arguments:
+        results: The results.
+        mce: A classifier of the sweep, as tables call it, whose errors without a defence are the baseline of mean
+            corruption errors; without it there is no such table.
+
+    Raises:
+        InvalidInput: ``mce`` names no such classifier, or the benchmark is not complete.
+    """
+    relative = [] if mce is None else _mce(results, mce)
+    return [*_certified(results), *_corrupted(results), *relative, *_quality(results)]
 
 
 def _certified(results: Results) -> list[Section]:
@@ -143,6 +155,35 @@ def _corrupted(results: Results) -> list[Section]:
         head = ["classifier", "defence", "corruption", "images", "gain"]
         found.append(Section("corruption_gains", "Gain over no defence, points", _GAIN, table, (head, lines)))
     return found
+
+
+def _mce(results: Results, baseline: str) -> list[Section]:
+    groups = results.corrupted()
+    bare = {
+        (identity["dataset"], identity["seed"], identity["origin"]): frame[frame["defence"] == "none"]
+        for identity, frame in groups
+        if identity["classifier"] == baseline and (frame["defence"] == "none").any()
+    }
+    if not bare:
+        known = dict.fromkeys(str(identity["classifier"]) for identity, _ in groups)
+        raise InvalidInput(
+            f"no classifier {baseline!r} was judged under corruptions without a defence, so it is no baseline of an "
+            f"mCE; there are {', '.join(known) or 'none'}."
+        )
+    tables = []
+    for identity, frame in groups:
+        own = bare.get((identity["dataset"], identity["seed"], identity["origin"]))
+        if own is not None:
+            error = 1 - own.groupby(["corruption", "severity"])["correct"].mean()
+            tables.append(mce_table(frame, error.rename("error").reset_index(), baseline).assign(**identity))
+    table = pd.concat(tables, ignore_index=True)
+    overall = table[table["corruption"] == "all"]
+    lines = [
+        [str(row["classifier"]), str(row["defence"]), str(row["origin"]), f"{100 * row['ce']:.1f}"]
+        for row in overall.to_dict("records")
+    ]
+    head = ["classifier", "defence", "origin", "mCE"]
+    return [Section("mce", f"Mean corruption error relative to {baseline}, %", _MCE, table, (head, lines))]
 
 
 def _paired(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from helpers_small import ASSETS, compute, small_sweep
 
 from defense.certify import ABSTAIN, dataset_bound
 from defense.errors import InvalidInput
+from tasks.corruptions import BENCHMARK
 from workflows.plan import make_plan
 from workflows.reader import Results
 from workflows.sections import Section, sections
@@ -156,6 +158,45 @@ def test_corruption_tables_are_what_the_rows_say(computed: Results) -> None:
     )
     assert overall["gain"].tolist() == [pytest.approx(difference)]
     assert not overall["complete"].any(), "two corruptions of fifteen"
+
+
+def test_mean_corruption_errors_need_a_named_baseline_and_the_whole_benchmark(computed: Results) -> None:
+    assert "mce" not in named(computed)
+    with pytest.raises(InvalidInput, match="there are digits-cnn"):
+        sections(computed, mce="alexnet")
+    with pytest.raises(InvalidInput, match="no mCE"):
+        sections(computed, mce="digits-cnn")
+
+
+def test_mean_corruption_error_is_the_mean_ratio_of_errors(
+    computed: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    errors = {
+        (defence, name, severity): float(rng.uniform(0.1, 0.9))
+        for defence in ("none", "other")
+        for name in BENCHMARK
+        for severity in range(1, 6)
+    }
+    frame = pd.DataFrame(
+        [
+            {"defence": d, "corruption": c, "severity": s, "image_id": i, "correct": 1 - e}
+            for (d, c, s), e in errors.items()
+            for i in range(2)
+        ]
+    )
+    identity = {"dataset": "digits", "classifier": "net", "seed": 0, "origin": "official"}
+    monkeypatch.setattr(type(computed), "corrupted", lambda self: [(identity, frame)])
+    (table,) = (section for section in sections(computed, mce="net") if section.name == "mce")
+
+    def total(defence: str, name: str) -> float:
+        return sum(errors[defence, name, severity] for severity in range(1, 6))
+
+    expected = np.mean([total("other", name) / total("none", name) for name in BENCHMARK])
+    assert table.grid[1] == [
+        ["net", "none", "official", "100.0"],
+        ["net", "other", "official", f"{100 * expected:.1f}"],
+    ]
 
 
 def test_quality_table_is_what_the_rows_say(computed: Results) -> None:
