@@ -313,7 +313,15 @@ class TestList:
             "summary": "PGD.",
             "fields": [
                 *["norm", "eps", "knows='classifier'", "gradient=None", "eot=1", "attacked='mean-loss'"],
-                *["steps=20", "step_size=None", "random_start=True", "loss='ce'", "momentum=0.0", "restarts=1"],
+                *[
+                    "steps=20",
+                    "step_size=None",
+                    "random_start=True",
+                    "loss='ce'",
+                    "momentum=0.0",
+                    "keep='best'",
+                    "restarts=1",
+                ],
                 "eps_255 (instead of eps)",
             ],
         }
@@ -426,7 +434,7 @@ COMMANDS = list(_commands(typer.main.get_command(app)))
 class TestHelp:
     def test_the_contract_has_these_commands(self) -> None:
         contract = {"plan", "run", "status", "tables", "report", "check", "train", "list", "data"}
-        assert {path[0] for path in COMMANDS} == contract
+        assert {path[0] for path in COMMANDS} == contract | {"compare", "compact", "promote"}
         assert {path for path in COMMANDS if len(path) == 2} == {("data", "fetch"), ("data", "verify")}
 
     @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
