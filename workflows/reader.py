@@ -300,7 +300,7 @@ class Results:
     def cost(self) -> pd.DataFrame:
         """One row a distinct stage: images, network evaluations (from rows), seconds (from commits).
 
-        Samples of certificates are many stages of one kind, and one row.
+        Samples of certificates are many stages of one kind, and one row; so are all corruptions of one defence.
         """
         found: dict[tuple[str, ...], dict[str, Any]] = {}
         for stage in make_plan(self.sweep).stages:
@@ -315,6 +315,8 @@ class Results:
             key: tuple[str, ...] = (stage.id,)
             if isinstance(stage.spec, SampleStage | SequenceStage):
                 key = (stage.spec.stage, stage.spec.smoothed.id, str(identity["attack"]))
+            elif identity["attack"] == _CORRUPTIONS:
+                key = tuple(map(str, identity.values()))
             spent = self._spent(stage.spec, stage.id, commits)
             line = found.setdefault(key, {**identity, **dict.fromkeys(spent, 0)})
             line["images"] = max(line["images"], spent.pop("images"))
@@ -376,18 +378,21 @@ def _identity(cell: Cell, labels: dict[str, str]) -> dict[str, object]:
     }
 
 
+_CORRUPTIONS = "corruptions"
+
+
 def _stage_identity(spec: StageSpec) -> dict[str, object]:
     of = getattr(spec, "smoothed", spec)
     source = getattr(spec, "source", None)
     attack = getattr(spec, "attack", None) or getattr(source, "attack", None)
     corruption = getattr(spec, "corruption", None) or getattr(source, "corruption", None)
     classifier, purifier = getattr(of, "classifier", None), getattr(of, "purifier", None)
-    threat = attack or corruption
+    threat = spec.threat_label() if attack is None else attack.label()
     return {
         "stage": spec.stage,
         "classifier": "" if classifier is None else classifier.label(),
         "defence": "" if purifier is None else purifier.label(),
-        "attack": spec.threat_label() if threat is None else threat.label(),
+        "attack": threat if corruption is None else _CORRUPTIONS,
         "eps": 0.0 if attack is None else attack.eps,
     }
 

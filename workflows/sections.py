@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from defense.errors import InvalidInput
+from tasks.corruptions import BENCHMARK
 from workflows.certified_table import certified_curves, certified_table, envelope_table
 from workflows.corruption_table import accuracy_table, gain_table, mce_table
 from workflows.quality_table import MEASURES, quality_table
@@ -28,9 +29,9 @@ _CERTIFIED = (
 )
 _ENVELOPE = "The best sigma at each radius, chosen for each radius and never for each image."
 _CORRUPTED = (
-    "Mean over severities of each corruption; `all` is the mean over the fifteen of the benchmark, and one minus it "
-    "the mean corruption error (unnormalised). Generated images follow the constants of CIFAR-10-C and are not its "
-    "arrays."
+    "Mean over severities of each corruption; `all` is the mean over the fifteen of the benchmark, or as many of "
+    "them as there are, and one minus it the mean corruption error (unnormalised). Generated images follow the "
+    "constants of CIFAR-10-C and are not its arrays."
 )
 _MCE = "Errors summed over severities, over those of the baseline, and the mean of that over the fifteen corruptions."
 _GAIN = "On the same images, corruptions and severities; 95 % interval over images."
@@ -140,7 +141,9 @@ def _corrupted(results: Results) -> list[Section]:
         values = own.set_index("corruption")
         lines.append([str(classifier), str(defence), str(origin), str(int(own["images"].min()))])
         lines[-1] += [_percent(values["accuracy"].get(name)) for name in names]
-    head = ["classifier", "defence", "origin", "images", *names]
+    counts = overall[overall["corruption"] == "all"]["corruptions"].unique()
+    several = f"all {counts[0]}" if len(counts) == 1 and counts[0] != len(BENCHMARK) else "all"
+    head = ["classifier", "defence", "origin", "images", *(several if name == "all" else name for name in names)]
     found = [Section("corruptions", "Accuracy under corruptions", _CORRUPTED, table, (head, lines))]
     if gains:
         table = pd.concat(gains, ignore_index=True)
