@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,13 +56,9 @@ def certified_table(results: Results) -> pd.DataFrame:
     ``sigma_eq`` of the purifier.
     """
     found = []
-    for cell in results.sweep.certified:
-        rows = results.rows(cell)
-        if rows.empty:
-            continue
+    for identity, cell, rows in _certified(results):
         right, radius = _right(rows), rows["radius"].to_numpy()
         natural = proportion(right.astype(np.float64))
-        identity = _identity(results, cell)
         found.append(
             {
                 **identity,
@@ -82,13 +79,10 @@ def certified_table(results: Results) -> pd.DataFrame:
 def certified_curves(results: Results) -> pd.DataFrame:
     """One row a certificate cell and radius: certified ``accuracy`` with interval and data-set ``bound``."""
     found = []
-    for cell in results.sweep.certified:
-        rows = results.rows(cell)
-        if rows.empty:
-            continue
+    radii = radii_of(results) if results.sweep.certified else ()
+    for identity, _, rows in _certified(results):
         right, radius = _right(rows), rows["radius"].to_numpy()
-        identity = _identity(results, cell)
-        for at, share in zip(radii := radii_of(results), certified_accuracy(right, radius, radii), strict=True):
+        for at, share in zip(radii, certified_accuracy(right, radius, radii), strict=True):
             interval = proportion((right & (radius >= at)).astype(np.float64))
             found.append(
                 {
@@ -122,6 +116,14 @@ def envelope_table(curves: pd.DataFrame) -> pd.DataFrame:
             way = dict(zip(_WAY, key, strict=True))
             found.append({**way, "radius": radius, "accuracy": best["accuracy"], "sigma": best["sigma"]})
     return pd.DataFrame(found)
+
+
+def _certified(results: Results) -> Iterator[tuple[dict[str, Any], Cell, pd.DataFrame]]:
+    """Certificate cells with committed rows: what they are, the cell, the rows."""
+    for cell in results.sweep.certified:
+        rows = results.rows(cell)
+        if not rows.empty:
+            yield _identity(results, cell), cell, rows
 
 
 def _right(rows: pd.DataFrame) -> npt.NDArray[np.bool_]:

@@ -134,17 +134,26 @@ def _corrupted(results: Results) -> list[Section]:
     names = list(overall["corruption"].unique())
     if "all" in names:
         names = [*(name for name in names if name != "all"), "all"]
-    lines = []
-    for (classifier, defence, origin, *_), own in overall.groupby(
+    lines, places = [], []
+    for (classifier, defence, origin, dataset, seed), own in overall.groupby(
         ["classifier", "defence", "origin", "dataset", "seed"], sort=False
     ):
         values = own.set_index("corruption")
+        places.append({"dataset": dataset, "seed": seed})
         lines.append([str(classifier), str(defence), str(origin), str(int(own["images"].min()))])
         lines[-1] += [_percent(values["accuracy"].get(name)) for name in names]
     counts = overall[overall["corruption"] == "all"]["corruptions"].unique()
     several = f"all {counts[0]}" if len(counts) == 1 and counts[0] != len(BENCHMARK) else "all"
     head = ["classifier", "defence", "origin", "images", *(several if name == "all" else name for name in names)]
-    found = [Section("corruptions", "Accuracy under corruptions", _CORRUPTED, table, (head, lines))]
+    found = [
+        Section(
+            "corruptions",
+            "Accuracy under corruptions",
+            _CORRUPTED,
+            table,
+            _with_places(pd.DataFrame(places), head, lines),
+        )
+    ]
     if gains:
         table = pd.concat(gains, ignore_index=True)
         shown = table[table["severity"] == "all"]
@@ -156,7 +165,8 @@ def _corrupted(results: Results) -> list[Section]:
             for row in shown.to_dict("records")
         ]
         head = ["classifier", "defence", "corruption", "images", "gain"]
-        found.append(Section("corruption_gains", "Gain over no defence, points", _GAIN, table, (head, lines)))
+        grid = _with_places(shown, head, lines)
+        found.append(Section("corruption_gains", "Gain over no defence, points", _GAIN, table, grid))
     return found
 
 
@@ -186,7 +196,11 @@ def _mce(results: Results, baseline: str) -> list[Section]:
         for row in overall.to_dict("records")
     ]
     head = ["classifier", "defence", "origin", "mCE"]
-    return [Section("mce", f"Mean corruption error relative to {baseline}, %", _MCE, table, (head, lines))]
+    return [
+        Section(
+            "mce", f"Mean corruption error relative to {baseline}, %", _MCE, table, _with_places(overall, head, lines)
+        )
+    ]
 
 
 def _paired(frame: pd.DataFrame) -> pd.DataFrame:

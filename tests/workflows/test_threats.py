@@ -199,6 +199,24 @@ def test_mean_corruption_error_is_the_mean_ratio_of_errors(
     ]
 
 
+def test_lines_of_several_seeds_can_be_told_apart(computed: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = pd.DataFrame(
+        [
+            {"defence": d, "corruption": "fog", "severity": 1, "image_id": i, "correct": float(d == "other")}
+            for d in ("none", "other")
+            for i in range(3)
+        ]
+    )
+    place = {"dataset": "digits", "classifier": "net", "origin": "official"}
+    groups = [({**place, "seed": seed}, frame) for seed in (4, 7)]
+    monkeypatch.setattr(type(computed), "corrupted", lambda self: groups)
+    for name, each in (("corruptions", 2), ("corruption_gains", 2)):
+        head, lines = named(computed)[name].grid
+        assert head[0] == "seed" and [line[0] for line in lines] == ["4"] * each + ["7"] * each
+    (head, lines) = named(computed)["corruptions"].grid
+    assert [line[head.index("fog")] for line in lines] == ["0.0", "100.0"] * 2
+
+
 def test_quality_table_is_what_the_rows_say(computed: Results) -> None:
     frame = named(computed)["quality"].frame
     for cell in computed.sweep.corrupted:
