@@ -125,7 +125,7 @@ def test_poison_is_quarantined_and_everything_else_goes_on(undisturbed: Lab, tmp
 
 def test_stuck_unit_times_out_and_damaged_rows_are_computed_again(undisturbed: Lab, tmp_path: Path) -> None:
     lab = Lab(tmp_path, "store", orders="hang-once:77")
-    status, _, err = lab.run(2, "--unit-timeout", "6")
+    status, _, err = lab.run(1, "--unit-timeout", "6")  # a second worker could run a copy before that
     assert status == 0, err
     assert "stuck: no result after 6 s" in err
     assert lab.data() == undisturbed.data()
