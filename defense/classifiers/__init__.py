@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from defense.classifiers import robustbench, zoos
 from defense.classifiers.base import CLASSIFIERS, Architecture, ClassifierConfig, FeatureNet, Normalised
+from defense.classifiers.deep_resnet import ResNet18, ResNet50
 from defense.classifiers.digits_cnn import DigitsCNN
 from defense.classifiers.mobile import MobileNetV2, ShuffleNetV2
-from defense.classifiers.resnet18 import ResNet18
-from defense.classifiers.resnet50 import ResNet50
 from defense.classifiers.resnet_cifar import ResNetCIFAR
 from defense.classifiers.small_robust import CNNA, ResNet4b
 from defense.classifiers.wide_resnet import WideResNet

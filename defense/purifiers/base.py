@@ -21,7 +21,7 @@ from defense.registry import Registry
 from defense.schedules import NoiseLevel
 from defense.spec import Spec
 
-__all__ = ["PURIFIERS", "IterativePurifier", "Purifier", "PurifierConfig"]
+__all__ = ["PURIFIERS", "FilterConfig", "IterativePurifier", "Purifier", "PurifierConfig"]
 
 
 class Purifier(nn.Module, ABC):
@@ -181,6 +181,15 @@ class PurifierConfig(Spec, ABC):
         Arguments:
             models: Where networks come from, and the protected classifier; by default loaded anew.
         """
+
+
+class FilterConfig(PurifierConfig):
+    """A purifier without randomness and without networks."""
+
+    @property
+    def stochastic(self) -> bool:
+        """False: there is nothing random in it."""
+        return False
 
 
 PURIFIERS: Registry[type[PurifierConfig]] = Registry("purifier", "puregrid.purifiers", subclass_of=PurifierConfig)

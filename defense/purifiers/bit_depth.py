@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from defense.models import Models
-from defense.purifiers.base import PURIFIERS, Purifier, PurifierConfig
+from defense.purifiers.base import PURIFIERS, FilterConfig, Purifier
 from defense.randomness import Omega
 
 __all__ = ["BitDepth", "BitDepthConfig"]
@@ -44,7 +44,7 @@ class BitDepth(Purifier):
 
 
 @PURIFIERS.register("bit-depth")
-class BitDepthConfig(PurifierConfig):
+class BitDepthConfig(FilterConfig):
     """Bit-depth reduction (feature squeezing): every pixel rounded to 2^bits levels.
 
     Arguments:
@@ -53,11 +53,6 @@ class BitDepthConfig(PurifierConfig):
 
     purifier: Literal["bit-depth"] = "bit-depth"
     bits: int = Field(ge=1, le=8)
-
-    @property
-    def stochastic(self) -> bool:
-        """False: there is nothing random in it."""
-        return False
 
     @property
     def differentiable(self) -> bool:

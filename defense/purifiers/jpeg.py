@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from defense.models import Models
-from defense.purifiers.base import PURIFIERS, Purifier, PurifierConfig
+from defense.purifiers.base import PURIFIERS, FilterConfig, Purifier
 from defense.randomness import Omega
 
 __all__ = ["JPEG", "JPEGConfig"]
@@ -81,7 +81,7 @@ class JPEG(Purifier):
 
 
 @PURIFIERS.register("jpeg")
-class JPEGConfig(PurifierConfig):
+class JPEGConfig(FilterConfig):
     """JPEG compression and decompression.
 
     Arguments:
@@ -90,11 +90,6 @@ class JPEGConfig(PurifierConfig):
 
     purifier: Literal["jpeg"] = "jpeg"
     quality: int = Field(default=75, ge=1, le=100)
-
-    @property
-    def stochastic(self) -> bool:
-        """False: there is nothing random in it."""
-        return False
 
     @property
     def differentiable(self) -> bool:

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from defense.models import Models
-from defense.purifiers.base import PURIFIERS, Purifier, PurifierConfig
+from defense.purifiers.base import PURIFIERS, FilterConfig, Purifier
 from defense.randomness import Omega
 
 __all__ = ["Median", "MedianConfig"]
@@ -57,7 +57,7 @@ class Median(Purifier):
 
 
 @PURIFIERS.register("median")
-class MedianConfig(PurifierConfig):
+class MedianConfig(FilterConfig):
     """Median filter (feature squeezing).
 
     Arguments:
@@ -75,11 +75,6 @@ class MedianConfig(PurifierConfig):
                 f"the window of {size} x {size} pixels has no centre; take an odd size such as {size + 1}"
             )
         return size
-
-    @property
-    def stochastic(self) -> bool:
-        """False: there is nothing random in it."""
-        return False
 
     def label(self) -> str:
         """``median 3x3``."""

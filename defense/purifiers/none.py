@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from defense.models import Models
-from defense.purifiers.base import PURIFIERS, Purifier, PurifierConfig
+from defense.purifiers.base import PURIFIERS, FilterConfig, Purifier
 from defense.randomness import Omega
 
 __all__ = ["Identity", "NoPurifierConfig"]
@@ -22,15 +22,10 @@ class Identity(Purifier):
 
 
 @PURIFIERS.register("none")
-class NoPurifierConfig(PurifierConfig):
+class NoPurifierConfig(FilterConfig):
     """The bare classifier."""
 
     purifier: Literal["none"] = "none"
-
-    @property
-    def stochastic(self) -> bool:
-        """False: there is nothing random in it."""
-        return False
 
     def label(self) -> str:
         """``none``."""

@@ -81,12 +81,8 @@ class SPSAConfig(AttackConfig):
 
     def method(self) -> str:
         """``spsa-100x64 linf``, with the loss where it is not the margin."""
-        parts = [f"spsa-{self.steps}x{self.samples}", self.norm]
-        if self.loss != "margin":
-            parts.append(self.loss)
-        if not (self.static or self.fixed_scores):
-            parts.append("fresh scores")
-        return " ".join(parts)
+        name = f"spsa-{self.steps}x{self.samples} {self.norm}" + ("" if self.loss == "margin" else f" {self.loss}")
+        return name if self.static or self.fixed_scores else f"{name} fresh scores"
 
     @property
     def evaluations(self) -> int:

@@ -79,12 +79,8 @@ class SquareConfig(AttackConfig):
 
     def method(self) -> str:
         """``square-5000 linf``, with the loss where it is not the margin."""
-        parts = [f"square-{self.queries}", self.norm]
-        if self.loss != "margin":
-            parts.append(self.loss)
-        if not (self.static or self.fixed_scores):
-            parts.append("fresh scores")
-        return " ".join(parts)
+        name = f"square-{self.queries} {self.norm}" + ("" if self.loss == "margin" else f" {self.loss}")
+        return name if self.static or self.fixed_scores else f"{name} fresh scores"
 
     @property
     def evaluations(self) -> int:

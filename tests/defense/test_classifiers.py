@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from defense import CLASSIFIERS, ClassifierConfig, InvalidInput
 from defense.checkpoints import load_state_dict, load_weights, sha256_file
 from defense.classifiers import CNNA, DigitsCNN, FeatureNet, Normalised, ResNet4b, ResNetCIFAR, WideResNet
-from defense.classifiers.resnet50 import BottleneckBlock
+from defense.classifiers.deep_resnet import BottleneckBlock
 from defense.classifiers.resnet_cifar import BasicBlock
 from defense.randomness import Omega
 from defense.torchvision_cpu import allow_torchvision_import
