@@ -3,6 +3,7 @@
 Each round runs a sweep of 320 units on three nodes of one worker each, and every few commits kills or stops something
 at random: a worker (SIGKILL), a worker (SIGSTOP), a raylet (another node joins in its place), the driver (the same
 command again). Afterwards all row and image files are compared with those of an undisturbed run, and commits counted.
+Each round says how long the others will take; a table of all rounds comes last. Status 1 if a byte differs.
 
     python benchmarks/chaos.py [--rounds 10] [--pause 25] [--seed 0]
 """
@@ -13,13 +14,17 @@ import argparse
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 TESTS = str(Path(__file__).parent.parent / "tests" / "workflows")
 sys.path.insert(0, TESTS)
 
-from lab import Lab, large, storm  # noqa: E402
+from lab import Lab, Storm, calm, large, storm  # noqa: E402
+
+BLOWS = ("worker", "stop", "raylet", "driver")
+UNITS = 320
 
 
 def script(seed: int) -> Iterator[str]:
@@ -39,25 +44,37 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        calm = Lab(Path(folder), "calm", sweep=large(400))
-        status, _, err = calm.run(workers=2)
-        if status:
-            raise SystemExit(err)
-        expected = calm.data()
-        print(f"undisturbed: {len(calm.commits())} units, {len(expected)} files", flush=True)
+        expected = calm(Path(folder) / "calm", large(400))
+        print(f"undisturbed: {len(expected)} files", flush=True)
+        found: list[tuple[Storm, int, bool]] = []
+        began = time.monotonic()
         for number in range(options.rounds):
             lab = Lab(Path(folder), f"round{number}", sweep=large(400))
-            found = storm(lab, script(options.seed + number), options.pause, options.seed + number)
-            same = lab.data() == expected
+            passed = storm(lab, script(options.seed + number), options.pause, options.seed + number)
             attempts = len(set(lab.attempts().values()))
-            blows = ", ".join(f"{count} x {what}" for what, count in sorted(found.done.items()))
+            same = lab.data() == expected and attempts == UNITS and passed.drivers[-1] == 0
+            found.append((passed, attempts, same))
+            left = (time.monotonic() - began) / len(found) * (options.rounds - len(found))
             print(
-                f"round {number}: {blows}; {len(found.drivers)} drivers, {found.seconds:.0f} s; {attempts} commits, "
-                f"files {'equal byte for byte' if same else 'DIFFER'}",
+                f"round {number + 1} of {options.rounds}: {sum(passed.done.values())} blows, {passed.seconds:.0f} s, "
+                f"{'no byte differs' if same else 'DIFFERS'}; about {left / 60:.0f} min left",
                 flush=True,
             )
-            if not same or found.drivers[-1] != 0 or attempts != len(calm.commits()):
-                raise SystemExit(found.notes[-2000:])
+            if not same:
+                print(table(found))
+                raise SystemExit(passed.notes[-2000:])
+        print(table(found))
+
+
+def table(found: list[tuple[Storm, int, bool]]) -> str:
+    """A line a round, and their sum."""
+    lines = ["round  killed  stopped  raylets  drivers  commits  seconds  files"]
+    for number, (passed, attempts, same) in enumerate(found, 1):
+        blows = "  ".join(f"{passed.done[what]:>7d}" for what in BLOWS)
+        lines.append(f"{number:5d} {blows}  {attempts:7d}  {passed.seconds:7.0f}  {'equal' if same else 'DIFFER'}")
+    blows = "  ".join(f"{sum(passed.done[what] for passed, _, _ in found):>7d}" for what in BLOWS)
+    commits, seconds = sum(attempts for _, attempts, _ in found), sum(passed.seconds for passed, _, _ in found)
+    return "\n".join([*lines, f"  all {blows}  {commits:7d}  {seconds:7.0f}"])
 
 
 if __name__ == "__main__":

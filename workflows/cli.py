@@ -44,6 +44,11 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a value of the sweep file: datasets.0.images.first=100."
     ),
 ]
+Workers = Annotated[int | None, typer.Option(min=1, metavar="N", help="Workers [one per processor or GPU].")]
+GpusPerWorker = Annotated[
+    float, typer.Option(min=0, metavar="F", help="GPUs per worker, fractions allowed; 0 runs on CPUs.")
+]
+Address = Annotated[str | None, typer.Option(metavar="auto|HOST", help="A running Ray cluster.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _RUN_HELP = (
     "SWEEP.yaml (in --store), SWEEP.yaml@STORE, a store, a file that promote wrote, mlflow:ALIAS or mlflow:RUN_ID."
@@ -80,14 +85,33 @@ def _load(path: Path, overrides: list[str] | None, store: str) -> tuple[Sweep, S
 
 
 @app.command()
-def plan(sweep: SweepFile, store: StoreUri = "results", set_: Overrides = None, json_: AsJson = False) -> None:
-    """Show cells, units and cost of a sweep; computes nothing."""
+def plan(
+    sweep: SweepFile,
+    store: StoreUri = "results",
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Run a few units of each kind first, to predict the others from them.")
+    ] = False,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
+    address: Address = None,
+    set_: Overrides = None,
+    json_: AsJson = False,
+) -> None:
+    """Show cells, units and cost of a sweep; computes nothing, or with --calibrate what it takes to predict."""
     with _errors():
         loaded, opened = _load(sweep, set_, store)
         from workflows.plan import make_plan
 
         planned = make_plan(loaded)
-        content = _plan_content(loaded, planned, opened)
+        if calibrate:
+            from workflows.calibrate import calibrate as measure
+            from workflows.run import Options
+
+            options = Options(workers, gpus_per_worker, address)
+            workers = measure(loaded, planned, opened, options, _say)[0].workers
+        # A measured prediction believes units of its own kind of device only; a guess takes what there is.
+        gpu = gpus_per_worker > 0 if calibrate or gpus_per_worker else None
+        content = _plan_content(loaded, planned, opened, workers, gpus_per_worker, gpu)
         if json_:
             typer.echo(json.dumps(content, indent=1))
             return
@@ -96,19 +120,80 @@ def plan(sweep: SweepFile, store: StoreUri = "results", set_: Overrides = None, 
             f"{content['distinct']} of them distinct; {content['committed']} committed, "
             f"{content['missing']} to compute"
         )
+        width = max(len(stage["stage"]) for stage in content["stages"])
         for stage in content["stages"]:
             typer.echo(
-                f"  {stage['stage']:<9}{stage['id']}  {stage['images']:>6} images  {stage['committed']:>5} of "
-                f"{stage['units']} units  {stage['what']}"
+                f"  {stage['stage']:<{width}}  {stage['id']}  {stage['images']:>6} images  "
+                f"{stage['committed']:>5} of {stage['units']} units  {_seconds(stage)}{stage['what']}"
             )
         typer.echo(f"estimated: {_duration(content)}; network evaluations to do: {content['evaluations']:,}")
+        for line in _forecast_lines(content["forecast"]):
+            typer.echo(line)
 
 
-def _plan_content(sweep: Sweep, planned: Plan, store: Store) -> dict[str, Any]:
-    from workflows.estimate import remaining_seconds
+def _seconds(stage: dict[str, Any]) -> str:
+    """``6 x 1.25 s = 7.5 ± 0.3 s  ``; nothing where nothing is missing or its cost is unknown."""
+    left = stage["units"] - stage["committed"]
+    if not left or stage["seconds"] is None:
+        return ""
+    half = "" if stage["seconds_half_interval"] is None else f" ± {stage['seconds_half_interval']:.2g}"
+    return f"{left} x {stage['seconds'] / left:.3g} s = {stage['seconds']:.3g}{half} s  "
+
+
+def _forecast_lines(forecast: dict[str, Any] | None) -> list[str]:
+    """Wall time, what it is made of and based on."""
+    from datetime import UTC, datetime, timedelta
+
+    from workflows.runs import duration
+
+    if forecast is None or not forecast["units"]:
+        return []
+    wall, low, high = forecast["wall_seconds"], forecast["low"], forecast["high"]
+    within = "" if low is None else f" ({duration(low)} to {duration(high)} by the spread between units)"
+    gpus = f", {forecast['gpu_hours']:.2f} GPU-hours" if forecast["gpus_per_worker"] else ""
+    end = datetime.now(UTC) + timedelta(seconds=wall)
+    startup = forecast["startup_seconds"]
+    started = (
+        "the start of Ray and workers is not in it, no run here has measured it"
+        if startup is None
+        else f"{startup:.1f} s of them until the workers are ready"
+    )
+    lines = [
+        f"predicted: {duration(wall)}{within} on {forecast['workers']} workers{gpus}; "
+        f"started now, it ends at {end:%Y-%m-%d %H:%M} UTC",
+        f"  {started}; each unit {forecast['overhead_seconds']:.2g} s beside its compute; models are loaded once a "
+        "worker",
+        f"  based on {forecast['measured']} measured units:",
+    ]
+    for cost in forecast["kinds"]:
+        spread = "" if cost["spread"] is None else f", spread {cost['spread'] / cost['rate']:.0%}"
+        first = ", first of their process only, so with warming up" if cost["first"] else ""
+        loading = f", loading {cost['loading']:.2g} s" if cost["loading"] else ""
+        lines.append(f"    {cost['units']} x {cost['kind']}{spread}{loading}{first}")
+    return lines
+
+
+def _plan_content(
+    sweep: Sweep,
+    planned: Plan,
+    store: Store,
+    workers: int | None = None,
+    gpus_per_worker: float = 0.0,
+    gpu: bool | None = None,
+) -> dict[str, Any]:
+    from workflows.forecast import default_workers, predict
 
     committed = planned.committed(store)
-    seconds, known = remaining_seconds(planned, committed, store)
+    threads = max(stage.spec.settings().threads for stage in planned.stages)
+    found, costs = predict(
+        planned,
+        committed,
+        store,
+        sweep.id,
+        workers=workers or default_workers(threads, gpus_per_worker),
+        gpus_per_worker=gpus_per_worker,
+        gpu=gpu,
+    )
     stages = [
         {
             "id": stage.id,
@@ -118,8 +203,10 @@ def _plan_content(sweep: Sweep, planned: Plan, store: Store) -> dict[str, Any]:
             "units": len(stage.chunks),
             "committed": len(done),
             "inputs": [planned.stages[i].id for i in stage.inputs.values()],
+            "seconds": None if cost is None else round(cost.seconds, 4),
+            "seconds_half_interval": None if cost is None or cost.half is None else round(cost.half, 4),
         }
-        for stage, done in zip(planned.stages, committed, strict=True)
+        for stage, done, cost in zip(planned.stages, committed, costs, strict=True)
     ]
     evaluations = sum(map(planned.work, planned.missing(committed)))
     done = sum(map(len, committed))
@@ -132,7 +219,8 @@ def _plan_content(sweep: Sweep, planned: Plan, store: Store) -> dict[str, Any]:
         "committed": done,
         "missing": planned.units - done,
         "evaluations": int(evaluations),
-        "estimated_seconds": round(seconds, 1) if known else None,
+        "estimated_seconds": None if found is None else round(found.compute_seconds, 1),
+        "forecast": None if found is None else found.as_dict(),
         "stages": stages,
     }
 
@@ -150,19 +238,18 @@ def _duration(content: dict[str, Any]) -> str:
 def run(
     sweep: SweepFile,
     store: StoreUri = "results",
-    workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Workers [one per processor or GPU].")
-    ] = None,
-    gpus_per_worker: Annotated[
-        float, typer.Option(min=0, metavar="F", help="GPUs per worker, fractions allowed; 0 runs on CPUs.")
-    ] = 0.0,
-    address: Annotated[str | None, typer.Option(metavar="auto|HOST", help="A running Ray cluster.")] = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
+    address: Address = None,
     unit_timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="A unit that takes longer counts as stuck.")
     ] = 3600.0,
     max_attempts: Annotated[int, typer.Option(min=1, metavar="N", help="Attempts before a unit is quarantined.")] = 3,
     mlflow: Annotated[
         str | None, typer.Option(metavar="URI|off", help="MLflow tracking URI [SQLite in the store's folder].")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append what happens to this file, one JSON object a line.")
     ] = None,
     set_: Overrides = None,
     json_: AsJson = False,
@@ -179,8 +266,8 @@ def run(
         from workflows.tables import auditor_line, render
         from workflows.tracking import track
 
-        options = Options(workers, gpus_per_worker, address, max_attempts, unit_timeout)
-        outcome, results = run_sweep(loaded, opened, options, _say)
+        options = Options(workers, gpus_per_worker, address, max_attempts, unit_timeout, log=log)
+        outcome, results, record = run_sweep(loaded, opened, options, _say)
         robustness, cost, combined = results.robustness(), results.cost(), results.combined()
         ladders, further = ladder_table(results), sections(results)
         found = findings(results)
@@ -198,7 +285,7 @@ def run(
             )
         if outcome.interrupted:
             _say("stopped; everything that ran is committed. Run the same command again to continue.")
-        log = partial(
+        to_mlflow = partial(
             track,
             sweep=loaded,
             robustness=robustness,
@@ -210,9 +297,10 @@ def run(
             further=further,
             outcomes=to_text(of_results(results)),
             complete=not (outcome.failures or outcome.blocked or outcome.interrupted),
+            run=record,
         )
         # After the messages about units: a broken MLflow must not hide them.
-        _log_to_mlflow(mlflow, opened.uri, log)
+        _log_to_mlflow(mlflow, opened.uri, to_mlflow)
         if outcome.failures or outcome.blocked:
             raise typer.Exit(1)
         if outcome.interrupted:
@@ -256,28 +344,46 @@ def _log_to_mlflow(uri: str | None, store_uri: str, log: Callable[[str, str], st
 
 
 @app.command()
-def status(sweep: SweepFile, store: StoreUri = "results", set_: Overrides = None, json_: AsJson = False) -> None:
-    """Show what of a sweep is committed, failed (and why) and missing."""
+def status(
+    sweep: SweepFile,
+    store: StoreUri = "results",
+    workers: Annotated[
+        bool, typer.Option("--workers", help="Show what each worker of the last run did with its time.")
+    ] = False,
+    set_: Overrides = None,
+    json_: AsJson = False,
+) -> None:
+    """Show what of a sweep is committed, failed (and why) and missing, and how a run that is going on is doing."""
     with _errors():
         loaded, opened = _load(sweep, set_, store)
         from workflows.plan import make_plan
         from workflows.run import failures
+        from workflows.runs import read_runs, run_line
+        from workflows.utilisation import utilisation_table
 
         content = _plan_content(loaded, make_plan(loaded), opened)
         content["failures"] = failures(loaded, opened) if content["missing"] else []
+        content["runs"] = read_runs(opened, loaded.id)
         if json_:
             typer.echo(json.dumps(content, indent=1))
             return
         typer.echo(f"{loaded.name} ({loaded.id}): {content['committed']} of {content['distinct']} units committed")
+        width = max(len(stage["stage"]) for stage in content["stages"])
         for stage in content["stages"]:
             if stage["committed"] < stage["units"]:
-                typer.echo(
-                    f"  {stage['stage']:<9}{stage['id']}  {stage['committed']} of {stage['units']}  {stage['what']}"
-                )
+                done = f"{stage['committed']} of {stage['units']}"
+                typer.echo(f"  {stage['stage']:<{width}}  {stage['id']}  {done}  {stage['what']}")
         for failure in content["failures"]:
             typer.echo(f"failed: {failure['unit']} after {failure['attempts']} attempts")
             typer.echo(failure["traceback"] or failure["error"])
         typer.echo(f"estimated: {_duration(content)}")
+        for line in filter(None, map(run_line, content["runs"] if content["missing"] else [])):
+            typer.echo(line)
+        if workers:
+            if not content["runs"]:
+                raise PuregridError(f"no run of this sweep has left a record in {opened.uri}")
+            for line in utilisation_table(content["runs"][-1]):
+                typer.echo(line)
 
 
 @app.command()
@@ -483,6 +589,9 @@ def report(
     format_: Annotated[
         str, typer.Option("--format", metavar="html|md|latex", help="A page, or a folder of tables and SVG figures.")
     ] = "html",
+    gallery: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Cells to show images of on the page [8, if they fit].")
+    ] = None,
     set_: Overrides = None,
 ) -> None:
     """Write a self-contained HTML page: figures, tables, images, provenance; recomputed from committed rows."""
@@ -496,7 +605,7 @@ def report(
 
         settings = "".join(f" --set {shlex.quote(setting)}" for setting in set_ or ())
         command = f"puregrid run {sweep}{settings} && puregrid report {sweep}{settings}"
-        typer.echo(report_to(Results(opened, loaded), out, format_, command=command))
+        typer.echo(report_to(Results(opened, loaded), out, format_, command=command, images=gallery))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -152,6 +152,8 @@ class Comparison:
         cell: Its name.
         avg: Drop of Avg (of a certificate: right at radius 0) from the first to the second run on shared images; None
             where there is nothing to compare.
+        measure: What ``avg`` is of.
+        further: The drops of a certificate's other measures, by name: right at some radii, ACR.
         only_first: Images that only the first answers rightly, by the aggregated answer.
         only_second: That only the second does.
         p: McNemar's exact test of these two numbers.
@@ -166,6 +168,8 @@ class Comparison:
     only_second: int = 0
     p: float | None = None
     p_holm: float | None = None
+    measure: str = "Avg"
+    further: Mapping[str, Drop] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
     note: str = ""
 
@@ -174,12 +178,10 @@ class Comparison:
         found: dict[str, Any] = {"cell": self.cell, "note": self.note}
         if self.avg is not None:
             found |= {
+                "measure": self.measure,
                 "images": self.avg.images,
-                "first": self.avg.before,
-                "second": self.avg.now,
-                "difference": self.avg.now - self.avg.before,
-                "low": -self.avg.high,
-                "high": -self.avg.low,
+                **_difference(self.avg),
+                "further": {name: _difference(drop) for name, drop in self.further.items()},
                 "right_only_in_first": self.only_first,
                 "right_only_in_second": self.only_second,
                 "p": self.p,
@@ -188,11 +190,21 @@ class Comparison:
         return {**found, "changes": [asdict(change) for change in self.changes]}
 
 
+def _difference(drop: Drop) -> dict[str, float]:
+    return {
+        "first": drop.before,
+        "second": drop.now,
+        "difference": drop.now - drop.before,
+        "low": -drop.high,
+        "high": -drop.low,
+    }
+
+
 def compare(first: Snapshot, second: Snapshot) -> list[Comparison]:
     """Compare two runs, each cell on the images that both have judged."""
     found = [_compared(pair) for pair in match(first, second)]
     corrected = iter(holm([one.p for one in found if one.p is not None]))
-    return [one if one.p is None else Comparison(**{**one.__dict__, "p_holm": next(corrected)}) for one in found]
+    return [one if one.p is None else replace(one, p_holm=next(corrected)) for one in found]
 
 
 def _compared(pair: Match) -> Comparison:
@@ -209,14 +221,24 @@ def _compared(pair: Match) -> Comparison:
         notes.append(f"on {len(shared)} shared images of {len(a.images)} and {len(b.images)}")
     if not (a.complete and b.complete):
         notes.append("not complete")
-    main = next((name for name in b.values if name in a.values), None)
-    if main is None:
+    common = [name for name in b.values if name in a.values]
+    if not common:
         return Comparison(pair.name, changes=pair.changes, note="no measure in common")
-    drop = paired_drop(a.values[main].values[left], b.values[main].values[right])
+    drops = {name: paired_drop(a.values[name].values[left], b.values[name].values[right]) for name in common}
+    main = common[0]
     answer = "answer" if "answer" in a.values and "answer" in b.values else main
     one, two = (cell.values[answer].counts[at] == cell.values[answer].of for cell, at in ((a, left), (b, right)))
     only = int((one & ~two).sum()), int((two & ~one).sum())
-    return Comparison(pair.name, drop, *only, mcnemar(one, two), None, pair.changes, "; ".join(notes))
+    return Comparison(
+        pair.name,
+        drops[main],
+        *only,
+        p=mcnemar(one, two),
+        measure=main,
+        further={name: drop for name, drop in drops.items() if name not in (main, "answer")},
+        changes=pair.changes,
+        note="; ".join(notes),
+    )
 
 
 def comparison_text(comparisons: Sequence[Comparison], first: str, second: str) -> str:
@@ -224,27 +246,27 @@ def comparison_text(comparisons: Sequence[Comparison], first: str, second: str) 
     lines = []
     for one in comparisons:
         if one.avg is None:
-            lines.append([one.cell, "-", "-", "-", "-", "-", "-", one.note])
+            lines.append([one.cell, *"-------", one.note])
             continue
-        drop = one.avg
-        lines.append(
-            [
-                one.cell,
-                str(drop.images),
-                f"{100 * drop.before:.1f}",
-                f"{100 * drop.now:.1f}",
-                f"{100 * (drop.now - drop.before):+.1f} [{-100 * drop.high:+.1f}, {-100 * drop.low:+.1f}]",
-                f"{one.only_first}, {one.only_second}",
-                f"{one.p_holm:.2g}",
-                one.note,
-            ]
-        )
-    names = ["cell", "images", "first", "second", "second - first", "right only in 1st, 2nd", "p (Holm)", "note"]
+        answers = [f"{one.only_first}, {one.only_second}", f"{one.p_holm:.2g}"]
+        lines.append([one.cell, one.measure, *_numbers(one.avg), *answers, one.note])
+        lines += [[one.cell, name, *_numbers(drop), "-", "-", ""] for name, drop in one.further.items()]
+    names = ["cell", "measure", "images", "first", "second", "second - first"]
+    names += ["right only in 1st, 2nd", "p (Holm)", "note"]
     if not any(line[-1] for line in lines):
         names, lines = names[:-1], [line[:-1] for line in lines]
-    title = "Avg in %, difference with its paired 95 % interval; p of McNemar's exact test on answers"
+    title = "accuracy in %, difference with its paired 95 % interval; p of McNemar's exact test on answers"
     parts = [f"first:  {first}\nsecond: {second}\n", table(title, names, lines), changes_text(comparisons)]
     return "\n".join(part for part in parts if part)
+
+
+def _numbers(drop: Drop) -> list[str]:
+    return [
+        str(drop.images),
+        f"{100 * drop.before:.1f}",
+        f"{100 * drop.now:.1f}",
+        f"{100 * (drop.now - drop.before):+.1f} [{-100 * drop.high:+.1f}, {-100 * drop.low:+.1f}]",
+    ]
 
 
 def changes_text(found: Sequence[Any]) -> str:

@@ -22,11 +22,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workflows.estimate import Pace
+from workflows.logs import listened, tell
 from workflows.plan import Plan, Unit
 from workflows.pool import BATCH_SECONDS, Event, Flight, Pool
 from workflows.progress import SweepProgress
 from workflows.scheduler import Failure, Scheduler
 from workflows.store import Store, StoreUnavailable
+from workflows.utilisation import Place, fields_of
 from workflows.worker import Receipt
 
 __all__ = ["Outcome", "run_plan"]
@@ -111,6 +113,8 @@ def run_plan(
     max_attempts: int = 3,
     store: Store | None = None,
     on_event: Callable[[Event, Failure | None], None] = lambda event, failure: None,
+    on_tick: Callable[[int, float | None], None] = lambda done, left: None,
+    pace: Pace | None = None,
 ) -> Outcome:
     """Run all units that are not committed.
 
@@ -122,12 +126,16 @@ def run_plan(
         max_attempts: Attempts per unit before it is quarantined.
         store: Where commits of other drivers are looked for; without it they are found when a worker gets there.
         on_event: Called for each finished or failed attempt, with the failure if the unit is quarantined.
+        on_tick: Called twice a second with the units that need no work any more and the seconds that are left, None
+            as long as they cannot be told.
+        pace: What is known of how long units take.
 
     Raises:
         StoreUnavailable: No unit can be committed any more.
     """
-    run = _Run(plan, Scheduler(plan, committed, max_attempts), pool, Pace(plan), store)
+    run = _Run(plan, Scheduler(plan, committed, max_attempts), pool, pace or Pace(plan, committed), store)
     scheduler = run.scheduler
+    draining = False
     with _Interrupts().installed() as interrupts:
         while True:
             if not interrupts.count:
@@ -136,6 +144,9 @@ def run_plan(
                 run.copy_overdue()
             else:
                 progress.phase("stopping after the running units")
+                if not draining:
+                    draining = True
+                    tell("draining", units=len(run.attempts))
             if not run.attempts and (interrupts.count or not scheduler.has_ready()):
                 break
             for event in pool.wait(_TICK):
@@ -146,6 +157,11 @@ def run_plan(
                     progress.committed(event.receipt.images, plan.work(event.unit))
                 progress.trouble(len(scheduler.failures), scheduler.retries)
                 on_event(event, failure)
+            left_seconds = run.pace.left()
+            on_tick(
+                run.computed + run.elsewhere,
+                None if left_seconds is None else left_seconds / max(pool.workers, 1),
+            )
     left = scheduler.remaining - len(scheduler.failures)
     return Outcome(
         run.computed,
@@ -229,6 +245,9 @@ class _Run:
             names = self.store.committed_chunks(stage.spec.stage, stage.id)
             chunks = {i for i, chunk in enumerate(stage.chunks) if chunk.name in names}
             found += self.scheduler.committed_elsewhere(position, chunks)
+        for unit in found:
+            self.pace.done(unit)
+            self._tell("committed_elsewhere", unit)
         self.elsewhere += len(found)
         return found
 
@@ -253,6 +272,8 @@ class _Run:
                 self.pool.cancel(flight)
             else:
                 self.copies += len(units)
+                for unit in units:
+                    self._tell("copy_started", unit, place=worker.place)
             self._submit(worker, units, reserved=self.scheduler.suspect(units[0]), copy=not flight.waits)
 
     def _overdue(self, flight: Flight) -> bool:
@@ -281,15 +302,21 @@ class _Run:
         self._again.add(unit)
         if not event.started:
             self.scheduler.put_back(unit)
-        elif event.node_lost:
-            return True, self.scheduler.node_lost(unit, event.error)
+            if event.error:  # else its batch was over before its turn came
+                self._tell("put_back", unit, place=event.place, error=event.error)
+            return True, None
+        if event.node_lost:
+            failure = self.scheduler.node_lost(unit, event.error)
         else:
-            return True, self.scheduler.failed(unit, event.error, event.traceback)
-        return True, None
+            failure = self.scheduler.failed(unit, event.error, event.traceback)
+        again = "put_back" if event.node_lost else "retried"
+        self._tell("quarantined" if failure else again, unit, place=event.place, error=event.error)
+        return True, failure
 
     def _committed(self, event: Event, receipt: Receipt) -> None:
         attempts = self.attempts.pop(event.unit)
         self.scheduler.succeeded(event.unit)
+        self.pace.done(event.unit)
         if receipt.computed or attempts > 1 or event.unit in self._again:
             self.computed += 1
             self.images += receipt.images
@@ -297,9 +324,27 @@ class _Run:
             self.copies_first += event.copy
             if event.seconds:
                 self.pace.took(event.unit, event.seconds)
+            self._tell(
+                "committed",
+                event.unit,
+                place=event.place,
+                images=receipt.images,
+                seconds=round(receipt.seconds, 4),
+                loading_seconds=round(receipt.loading, 4) or None,
+                copy=event.copy or None,
+            )
         else:
             self.elsewhere += 1
             self.scheduler.shared = True
+            self._tell("committed_elsewhere", event.unit)
+
+    def _tell(self, event: str, unit: Unit, place: Place | None = None, **fields: Any) -> None:
+        """Log what happened to a unit."""
+        if not listened():
+            return
+        stage = self.plan.stages[unit.stage]
+        chunk = stage.chunks[unit.chunk].name
+        tell(event, unit=f"{stage.id}/{chunk}", stage=stage.spec.stage, chunk=chunk, **fields_of(place), **fields)
 
 
 def describe(plan: Plan, unit: Unit) -> str:

@@ -26,6 +26,9 @@ from workflows.store import Store
 
 __all__ = ["Outcome", "Shares", "Snapshot", "of_results", "of_store"]
 
+_PARTS = 65535
+"""As fine as a file of outcomes can tell."""
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -56,8 +59,8 @@ class Outcome:
         images: Ids of the images that were judged, ascending.
         complete: Whether these are all images that the cell asks for.
         values: Values per image by measure: ``Avg`` and ``answer`` (by the cell's aggregation), or
-            ``certified 0.25`` at some radii, of certificates.
-        cost: Network evaluations per image and answer, by network.
+            ``certified 0.25`` at some radii and ``ACR / 4 sigma``, of certificates.
+        cost: Network evaluations per image and answer, by network; of a certificate, per sample.
         seconds: Compute time per image; None where it is not known.
     """
 
@@ -93,28 +96,11 @@ class Snapshot:
     versions: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """Where the rows of a cell lie, and what they are of."""
-
-    name: str
-    spec: Mapping[str, Any]
-    stage_id: str
-    aggregation: Aggregation
-    chunks: tuple[str, ...]
-
-
 def of_results(results: Results) -> Snapshot:
     """The snapshot of a sweep's committed results: attacks, corruptions, certificates."""
-    found = []
-    for cell in results.sweep.cells:
-        labels = results.sweep.labels[cell.id]
-        threat = next(labels[part] for part in ("attack", "corruption", "certificate") if part in labels)
-        eps = 0.0 if cell.attack is None else cell.attack.eps
-        name = CellRecord.name_of({**labels, "attack": threat, "eps": eps, "seed": cell.seed})
-        stage, chunks = cell.stages[0], tuple(chunk.name for chunk in cell.images.chunks)
-        found.append(_Judged(name, stage.identity(), stage.id, cell.defence.aggregation, chunks))
-    return _snapshot(results.store, results.sweep.name, found)
+    sweep = results.sweep
+    specs = (cell.stages[0].identity() for cell in sweep.cells)
+    return _snapshot(results.store, sweep.name, zip(CellRecord.of_sweep(sweep), specs, strict=True))
 
 
 def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
@@ -146,7 +132,7 @@ def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
                 "on this store again.",
                 where=where,
             ) from None
-        found.append(_Judged(record.name, spec, record.stage_id, record.aggregation, record.chunks))
+        found.append((record, spec))
     return _snapshot(store, chosen, found)
 
 
@@ -155,11 +141,11 @@ def _sweeps(store: Store) -> list[str]:
     return sorted(json.loads(store.files.read(f"sweeps/{name}"))["sweep"] for name in found)
 
 
-def _snapshot(store: Store, sweep: str, judged: Iterable[_Judged]) -> Snapshot:
+def _snapshot(store: Store, sweep: str, judged: Iterable[tuple[CellRecord, Mapping[str, Any]]]) -> Snapshot:
     versions: dict[str, str] = {}
     cells = []
-    for cell in judged:
-        stage = cell.spec["stage"]
+    for cell, spec in judged:
+        stage = spec["stage"]
         done = store.committed_chunks(stage, cell.stage_id)
         chunks = [chunk for chunk in cell.chunks if chunk in done]
         commits = [commit for chunk in chunks if (commit := store.committed(stage, cell.stage_id, chunk))]
@@ -169,25 +155,27 @@ def _snapshot(store: Store, sweep: str, judged: Iterable[_Judged]) -> Snapshot:
                 versions[name] = have if version in have.split(", ") else f"{have}, {version}"
         tables = [store.read_rows(stage, cell.stage_id, chunk) for chunk in chunks]
         seconds = sum(commit.seconds for commit in commits)
-        cells.append(_outcome(cell, tables, len(chunks) == len(cell.chunks), seconds))
+        cells.append(_outcome(cell, spec, tables, len(chunks) == len(cell.chunks), seconds))
     return Snapshot(store.uri, sweep, tuple(cells), versions)
 
 
-def _outcome(cell: _Judged, tables: Sequence[pa.Table], complete: bool, seconds: float) -> Outcome:
+def _outcome(
+    cell: CellRecord, identity: Mapping[str, Any], tables: Sequence[pa.Table], complete: bool, seconds: float
+) -> Outcome:
     rows = pd.DataFrame()
     if tables:
         rows = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).to_pandas()
         rows = rows.sort_values("image_id", ignore_index=True)
-    certified = cell.spec["stage"] == "certify"
-    spec = dict(cell.spec) if certified else {**cell.spec, "aggregation": cell.aggregation}
-    dataset = (cell.spec["smoothed"] if certified else cell.spec)["dataset"]
+    certified = identity["stage"] == "certify"
+    spec = dict(identity) if certified else {**identity, "aggregation": cell.aggregation}
+    dataset = (identity["smoothed"] if certified else identity)["dataset"]
     values: dict[str, Shares] = {}
-    cost: dict[str, float] = {}
+    cost = {network: float(count) for network, count in cell.evaluations.items()}
     if len(rows) and certified:
-        values = _certified(rows, float(cell.spec["certificate"]["sigma"]))
+        values = _certified(rows, float(identity["certificate"]["sigma"]))
     elif len(rows):
         values = _judgements(rows, cell.aggregation)
-        answers = int(cell.spec["draws"]) if cell.aggregation == "single" else 1  # a vote is one answer, of all draws
+        answers = int(identity["draws"]) if cell.aggregation == "single" else 1  # a vote is one answer, of all draws
         for network in ("denoiser", "classifier"):
             cost[network] = float(rows[f"{network}_evaluations"].sum()) / len(rows) / answers
     return Outcome(
@@ -214,9 +202,15 @@ def _judgements(rows: pd.DataFrame, aggregation: Aggregation) -> dict[str, Share
 
 
 def _certified(rows: pd.DataFrame, sigma: float) -> dict[str, Shares]:
-    """Right with at least that radius, at three radii: each is one more test, which all pay for."""
+    """Right with at least that radius, at three radii, and the average radius: each is a test that all pay for.
+
+    The radius of an image, 0 where it is wrong, is told in 65535ths of 4 sigma and cut there. Its mean, ACR over 4
+    sigma, is certified accuracy averaged over the radii up to 4 sigma: its points are points of that.
+    """
     right = (rows["prediction"] == rows["label"]).to_numpy()
-    radius = rows["radius"].to_numpy()
-    return {
+    radius = rows["radius"].to_numpy(np.float64)
+    found = {
         f"certified {at:g}": Shares((right & (radius >= at)).astype(np.int64), 1) for at in (0.0, sigma, 2 * sigma)
     }
+    share = np.where(right, np.clip(radius / (4 * sigma), 0.0, 1.0), 0.0)
+    return {**found, "ACR / 4 sigma": Shares(np.rint(share * _PARTS).astype(np.int64), _PARTS)}

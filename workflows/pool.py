@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -20,8 +21,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from defense.errors import InvalidInput, PuregridError, StoreError
+from workflows.estimate import Kind, kind_of
+from workflows.logs import tell
 from workflows.plan import PlannedStage, Unit
 from workflows.store import Store
+from workflows.utilisation import Ledger, Place, fields_of
 from workflows.worker import Receipt, Trouble, UnitWorker, one_line
 
 __all__ = ["BATCH_SECONDS", "Event", "Flight", "Pool", "cluster", "slots"]
@@ -32,6 +36,9 @@ BATCH_SECONDS = 0.5
 _START_ATTEMPTS = 3
 _LOOK_SECONDS = 2.0
 """How often the pool looks which nodes there are."""
+
+_HEAD_SECONDS = 30.0
+"""For so long the head may be silent. After 60 s Ray itself would end this process, without a word of the sweep."""
 
 
 @contextlib.contextmanager
@@ -62,10 +69,19 @@ def cluster(workers: int, address: str | None) -> Iterator[None]:
                 f"no Ray cluster answers at {address} ({one_line(error)}). Start one with `ray start --head`, or run "
                 "without --address on this machine."
             ) from error
+    lost = False
     try:
         yield
+    except _HeadLost:  # Ray would wait for it, and end this process before the error is told
+        lost = True
+        raise
     finally:
-        ray.shutdown()
+        if not lost:
+            ray.shutdown()
+
+
+class _HeadLost(PuregridError):
+    """The head of the cluster does not answer."""
 
 
 def _start_ray(workers: int) -> None:
@@ -128,6 +144,7 @@ class Event:
         unavailable: The store is to blame, and no unit would fare better.
         seconds: From begin to end, with reading and writing, as the driver sees it.
         copy: The attempt was a second one beside a slow first one.
+        place: The worker that had it.
     """
 
     unit: Unit
@@ -139,6 +156,7 @@ class Event:
     unavailable: bool = False
     seconds: float = 0.0
     copy: bool = False
+    place: Place | None = None
 
 
 @dataclass
@@ -153,11 +171,17 @@ class _Batch:
 class _Worker:
     actor: Any
     starting: Any
-    node: str | None = None
+    first: bool = False
+    place: Place | None = None
     queue: deque[_Batch] = field(default_factory=deque)
     since: float = 0.0
     reserved: bool = False
     loaded: str | None = None
+
+    @property
+    def node(self) -> str | None:
+        """Ray's id of its node, once it has started."""
+        return None if self.place is None else self.place.node
 
 
 @dataclass(frozen=True)
@@ -192,6 +216,7 @@ class Pool:
         start_timeout: Seconds without any worker after which the pool gives up.
         elastic: Have as many workers as the cluster has room for, at any time.
         say: Where notes go, one line each.
+        ledger: Where the time of workers is booked.
 
     Attributes:
         replaced: Workers that died, were stuck or were given up, and were replaced.
@@ -210,8 +235,12 @@ class Pool:
         start_timeout: float = 300.0,
         elastic: bool = False,
         say: Callable[[str], None] = lambda message: None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._store = Store(store_uri)
+        self.ledger = ledger or Ledger()
+        self._lost_nodes: set[str] = set()
+        self._kinds: dict[str, Kind] = {}
         self._device = "cuda" if gpus_per_worker else "cpu"
         self._remote = ray.remote(UnitWorker).options(
             num_cpus=threads, num_gpus=gpus_per_worker, max_restarts=0, max_task_retries=0
@@ -225,16 +254,20 @@ class Pool:
         self._say = say
         self._broken_starts = 0
         self._given_up = 0
+        address = ray.get_runtime_context().gcs_address
+        # Where it cannot be reached like that, nothing is concluded from silence.
+        self._head = address if _answers(address) else None
+        self._head_lost = False
         self._last_ready = self._last_look = time.monotonic()
         self.replaced = self.most = 0
         self._workers: list[_Worker] = []
         self._target = min(size, _room(*self._share)) if elastic else size
-        self._fill()
+        self._fill(first=True)
 
-    def _fill(self) -> None:
+    def _fill(self, *, first: bool = False) -> None:
         while len(self._workers) < self._target - self._given_up:
             actor = self._remote.remote(self._store.uri, self._device)
-            self._workers.append(_Worker(actor, actor.ready.remote()))
+            self._workers.append(_Worker(actor, actor.ready.remote(), first))
 
     @property
     def workers(self) -> int:
@@ -290,7 +323,7 @@ class Pool:
         """Replace workers that are busy with nothing but units that another worker has committed meanwhile."""
         for worker in list(self._workers):
             if worker.queue and not any(unit in wanted for batch in worker.queue for unit in batch.units):
-                self._replace(worker)
+                self._replace(worker, "held only units that are committed by now")
 
     def wait(self, seconds: float) -> list[Event]:
         """Wait until something happens, at most so long, and return what happened.
@@ -322,14 +355,14 @@ class Pool:
 
     def _on_start(self, worker: _Worker) -> None:
         try:
-            worker.node = ray.get(worker.starting)
+            place: Place = ray.get(worker.starting)
         except RayError as error:
             if "node has died" in str(error):
-                self._replace(worker)
+                self._replace(worker, "its node was lost before it had started")
                 return
             self._broken_starts += 1
             if self._broken_starts < _START_ATTEMPTS:
-                self._replace(worker)
+                self._replace(worker, f"it could not be started ({_cause(error)})")
                 return
             if not self.workers:
                 raise PuregridError(
@@ -342,8 +375,11 @@ class Pool:
             self._broken_starts = 0
             self._drop(worker)
         else:
+            worker.place = place
             self._broken_starts = 0
             self.most = max(self.most, self.workers)
+            self.ledger.ready(place, first=worker.first)
+            tell("worker_started", **fields_of(place))
 
     def _on_finish(self, worker: _Worker) -> list[Event]:
         batch = worker.queue[0]
@@ -361,15 +397,33 @@ class Pool:
             results = [Trouble(one_line(error), "")]
         seconds = (now - worker.since) / max(len(results), 1)
         events = [
-            _event(unit, result, seconds, batch.copy) for unit, result in zip(batch.units, results, strict=False)
+            _event(unit, result, seconds, batch.copy, worker.place)
+            for unit, result in zip(batch.units, results, strict=False)
         ]
+        self._book(worker, batch, events, now)
         events += [Event(unit, started=False) for unit in batch.units[len(results) :]]
         worker.queue.popleft()
         worker.since = now
         return events
 
-    def _lost(self, worker: _Worker, error: str, node_lost: bool = False) -> list[Event]:
+    def _book(self, worker: _Worker, batch: _Batch, events: Sequence[Event], now: float) -> None:
+        """What the worker did since the batch came up."""
+        if worker.place is None:
+            return
+        self.ledger.busy(worker.place, now - worker.since)
+        kind = self._kinds.get(batch.stage.id) or kind_of(batch.stage.spec)
+        self._kinds[batch.stage.id] = kind
+        for receipt in (event.receipt for event in events):
+            if receipt is not None and receipt.computed:
+                self.ledger.computed(worker.place, kind, receipt.images, receipt.seconds, receipt.loading)
+
+    def _lost(self, worker: _Worker, error: str, node_lost: bool = False, event: str = "worker_died") -> list[Event]:
         """A worker is gone: what is committed counts, the first other unit was running, the rest had not begun."""
+        self._need_head()
+        if node_lost and worker.node is not None and worker.node not in self._lost_nodes:
+            self._lost_nodes.add(worker.node)
+            tell("node_lost", node=worker.node, error=error)
+        tell(event, **fields_of(worker.place), error=error, units=sum(len(batch.units) for batch in worker.queue))
         events: list[Event] = []
         blamed = False
         for batch in worker.queue:
@@ -378,24 +432,32 @@ class Pool:
                 commit = None
                 with contextlib.suppress(StoreError):
                     commit = self._store.committed(batch.stage.spec.stage, batch.stage.id, chunk.name)
+                place = worker.place
                 if commit is not None:
-                    events.append(
-                        Event(unit, Receipt(len(chunk.ids), commit.seconds, computed=True), copy=batch.copy)
-                    )
+                    receipt = Receipt(len(chunk.ids), commit.seconds, computed=True)
+                    found = [Event(unit, receipt, copy=batch.copy, place=place)]
+                    self._book(worker, batch, found, time.monotonic())
+                    worker.since = time.monotonic()
+                    events += found
                 else:
-                    events.append(Event(unit, error=error, started=not blamed, node_lost=node_lost, copy=batch.copy))
-                    blamed = True
-        self._replace(worker)
+                    started, blamed = not blamed, True
+                    events.append(Event(unit, None, error, "", started, node_lost, copy=batch.copy, place=place))
+        if worker.queue and worker.place is not None:
+            self.ledger.busy(worker.place, time.monotonic() - worker.since)
+        self._replace(worker, error)
         return events
 
     def _drop(self, worker: _Worker) -> None:
-        with contextlib.suppress(RayError, GetTimeoutError):
-            ray.kill(worker.actor, no_restart=True)
-        if worker.node is not None:
+        if not self._head_lost:  # without a head nobody could do it; they end with the driver
+            with contextlib.suppress(RayError, GetTimeoutError):
+                ray.kill(worker.actor, no_restart=True)
+        if worker.place is not None:
             self._last_ready = time.monotonic()
+            self.ledger.gone(worker.place)
         self._workers.remove(worker)
 
-    def _replace(self, worker: _Worker) -> None:
+    def _replace(self, worker: _Worker, error: str) -> None:
+        tell("worker_replaced", **fields_of(worker.place), error=error)
         self._drop(worker)
         self._fill()
         self.replaced += 1
@@ -406,11 +468,30 @@ class Pool:
             # A batch ends soon after BATCH_SECONDS unless one of its units does not.
             limit = self._unit_timeout + (BATCH_SECONDS if worker.queue and len(worker.queue[0].units) > 1 else 0)
             if worker.queue and time.monotonic() - worker.since > limit:
-                events += self._lost(worker, f"stuck: no result after {self._unit_timeout:g} s (--unit-timeout)")
+                error = f"stuck: no result after {self._unit_timeout:g} s (--unit-timeout)"
+                events += self._lost(worker, error, event="worker_stuck")
         return events
+
+    def _need_head(self) -> None:
+        """Wait for the head if it does not answer; calls of Ray that need it would hang.
+
+        Raises:
+            PuregridError: It is lost.
+        """
+        end = time.monotonic() + _HEAD_SECONDS
+        while self._head is not None and not _answers(self._head):
+            if time.monotonic() > end:
+                self._head_lost = True
+                raise _HeadLost(
+                    f"the head of the Ray cluster at {self._head} has not answered for {_HEAD_SECONDS:g} s, and "
+                    "without it no worker gets any work. What is committed stays: start a cluster and run the same "
+                    "command again."
+                )
+            time.sleep(1)
 
     def _look(self) -> list[Event]:
         """Notice nodes that came and went."""
+        self._need_head()
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         if self._elastic:
             self._target = min(self._size, _room(*self._share))
@@ -438,10 +519,21 @@ class Pool:
             self._drop(worker)
 
 
-def _event(unit: Unit, result: Receipt | Trouble, seconds: float, copy: bool) -> Event:
-    if isinstance(result, Trouble):
-        return Event(unit, error=result.error, traceback=result.traceback, unavailable=result.unavailable, copy=copy)
-    return Event(unit, result, seconds=seconds, copy=copy)
+def _answers(address: str) -> bool:
+    """Whether anything accepts connections at ``host:port``."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _event(unit: Unit, result: Receipt | Trouble, seconds: float, copy: bool, place: Place | None) -> Event:
+    if isinstance(result, Receipt):
+        return Event(unit, result, seconds=seconds, copy=copy, place=place)
+    error, where = result.error, result.traceback
+    return Event(unit, error=error, traceback=where, unavailable=result.unavailable, copy=copy, place=place)
 
 
 def _cause(error: BaseException) -> str:
@@ -452,7 +544,9 @@ def _cause(error: BaseException) -> str:
             "Ray killed it because its machine ran out of memory; give fewer --workers, or a smaller chunk or "
             "compute.batch in the sweep file"
         )
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "raised in its creation task" in text:  # the remote traceback, whose last line is the error
+        return lines[-1][:300]
     told = next((line for line in lines if line.startswith("The actor") and " because " in line), "")
     told = told.partition(" Some common causes")[0]  # of which it would list three
     return told[:300] or one_line(error)

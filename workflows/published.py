@@ -27,8 +27,20 @@ from workflows.cells import Cell
 from workflows.reader import Results
 from workflows.statistics import proportion
 from workflows.sweepfile import read_document
+from workflows.tables import format_eps
 
-__all__ = ["Anomaly", "Column", "Paper", "Published", "compare", "load_paper", "mean_gains", "papers"]
+__all__ = [
+    "Anomaly",
+    "Column",
+    "Paper",
+    "Published",
+    "Reference",
+    "compare",
+    "load_paper",
+    "mean_gains",
+    "papers",
+    "reference",
+]
 
 _FOLDER = Path(__file__).parent / "published"
 
@@ -209,14 +221,52 @@ def mean_gains(paper: Paper, defence: str, table: str) -> dict[str, float]:
     return {name: float(np.mean(found)) for name, found in gains.items()} | {"all": float(np.mean(every))}
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What of a paper a sweep repeats.
+
+    Arguments:
+        paper: Name of the paper.
+        table: Its table or figure, ``1`` or ``figure 4``; None for all of it.
+        dataset: The data set of the table that the sweep is about; None for all of them.
+        smoke: Whether it only tries the parts, on other data or models.
+    """
+
+    paper: str
+    table: str | None
+    dataset: str | None
+    smoke: bool
+
+    def has(self, value: Published) -> bool:
+        """Whether a published value is one of these; figures have none of their own."""
+        return value.table == self.table and self.dataset in (None, value.dataset)
+
+
+def reference(name: str) -> Reference | None:
+    """What a sweep of this name repeats: ``PAPER``, ``PAPER-table2-cifar10``, ``PAPER-figure4-smoke-digits``."""
+    paper = next((each for each in papers() if name == each or name.startswith(f"{each}-")), None)
+    if paper is None:
+        return None
+    words = name[len(paper) :].split("-")[1:]
+    numbered = next((found for word in words if (found := re.fullmatch(r"(table|figure)(\w+)", word))), None)
+    table = None if numbered is None else numbered[2] if numbered[1] == "table" else f"figure {numbered[2]}"
+    smoke = "smoke" in words
+    known = {value.dataset for value in load_paper(paper).values}
+    # The data of a smoke sweep are its own, not the table's.
+    dataset = None if smoke else next((word for word in words if word in known), None)
+    return Reference(paper, table, dataset, smoke)
+
+
 _COLUMNS = [
     *("paper", "table", "dataset", "classifier", "defence", "threat", "published", "certainty"),
-    *("measured", "low", "high", "images", "defence_measured", "threat_measured", "seed", "differs"),
-    *("anomalies", "source"),
+    *("measured", "low", "high", "difference", "images", "dataset_measured", "classifier_measured"),
+    *("defence_measured", "threat_measured", "seed", "cell", "differs", "anomalies", "source"),
 ]
 
 
-def compare(results: Results, names: Iterable[str] | None = None) -> pd.DataFrame:
+def compare(
+    results: Results, names: Iterable[str] | None = None, *, loosely: bool = False, unmeasured: bool = False
+) -> pd.DataFrame:
     """Published and measured accuracies side by side, both in %.
 
     A cell of the sweep and a published value belong together if they agree in data set, classifier (by
@@ -228,20 +278,26 @@ def compare(results: Results, names: Iterable[str] | None = None) -> pd.DataFram
     Arguments:
         results: The committed results of a sweep.
         names: Papers; by default all.
+        loosely: Whether a value also goes with cells of other data, classifiers, budgets and attacks, which
+            ``differs`` then begins with: to see a smoke sweep's table whole, never to compare.
+        unmeasured: Whether published values without a cell have a line too.
 
     Returns:
         A line for each pair: ``published`` with its ``certainty`` and ``source``; ``measured`` (mean over draws) with
-        its 95 % Wilson interval over ``images``; ``differs``, the settings of the two where they are not the same or
-        not stated; ``anomalies`` of the table.
+        its 95 % Wilson interval over ``images``; ``difference``, measured minus published; ``differs``, the settings
+        of the two where they are not the same or not stated; ``anomalies`` of the table. ``classifier`` and
+        ``dataset`` are the paper's, the classifier "" where it is not stated.
     """
     lines = []
     groups = _groups(results)
     for name in papers() if names is None else names:
         paper = load_paper(name)
         for value in paper.values:
-            for cells in groups:
-                if _same(value, cells[0]):
-                    lines.append({"paper": name, **_line(paper, value, cells, results)})
+            head = _published(paper, value)
+            pairs = [cells for cells in groups if _same(value, cells[0], loosely)]
+            lines += [{**head, **_measured(value, cells, results)} for cells in pairs]
+            if not pairs and unmeasured:
+                lines.append(head)
     return pd.DataFrame(lines, columns=_COLUMNS)
 
 
@@ -267,53 +323,78 @@ def _architecture(name: str) -> str:
     return {"standard": "wrn2810", "wideresnet2810": "wrn2810"}.get(plain, plain)
 
 
-def _same(value: Published, cell: Cell) -> bool:
-    column, dataset = value.column, cell.images.dataset
-    if value.dataset not in (dataset.dataset, dataset.label()):
-        return False
-    architecture = _architecture(cell.classifier.classifier)
-    if value.classifier is not None and _architecture(value.classifier) != architecture:
+def _same_data(value: Published, cell: Cell) -> bool:
+    return value.dataset in (cell.images.dataset.dataset, cell.images.dataset.label())
+
+
+def _same_classifier(value: Published, cell: Cell) -> bool:
+    return value.classifier is None or _architecture(value.classifier) == _architecture(cell.classifier.classifier)
+
+
+def _same_budget(value: Published, cell: Cell) -> bool:
+    return cell.attack is None or abs(cell.attack.eps - (value.column.eps or 0)) <= 1e-3
+
+
+def _same_attack(value: Published, cell: Cell) -> bool:
+    return cell.attack is None or value.column.attack in (None, cell.attack.attack)
+
+
+def _same(value: Published, cell: Cell, loosely: bool) -> bool:
+    column = value.column
+    exact = (_same_data, _same_classifier, _same_budget, _same_attack)
+    if not loosely and not all(same(value, cell) for same in exact):
         return False
     if value.defence != cell.defence.purifier.purifier:
         named = {value.defence, f"{value.defence} {value.classifier}"}
-        if cell.defence.purifier.purifier != "none" or cell.classifier.label().lower() not in named:
+        label = cell.classifier.label().lower()
+        # The embedded baselines are digits-at, digits-trades and so on.
+        if cell.defence.purifier.purifier != "none" or not {label, label.removeprefix("digits-")} & named:
             return False
     if column.threat == "corruption":
         return cell.corruption is not None and cell.corruption.corruption == column.corruption
     if column.threat == "clean":
         return cell.threat is None
     attack = cell.attack
-    if attack is None or attack.norm != column.norm or abs(attack.eps - (column.eps or 0)) > 1e-3:
-        return False
-    if column.attack is not None and column.attack != attack.attack:
+    if attack is None or attack.norm != column.norm:
         return False
     return column.adaptive is None or column.adaptive != attack.static
 
 
-def _line(paper: Paper, value: Published, cells: list[Cell], results: Results) -> dict[str, object]:
+def _published(paper: Paper, value: Published) -> dict[str, object]:
+    return {
+        "paper": paper.paper,
+        "table": value.table,
+        "dataset": value.dataset,
+        "classifier": value.classifier or "",
+        "defence": value.defence,
+        "threat": value.column.label(),
+        "published": value.accuracy,
+        "certainty": value.certainty,
+        "differs": "",
+        "anomalies": " ".join(each.text for each in paper.anomalies if value.table in each.tables),
+        "source": value.source,
+    }
+
+
+def _measured(value: Published, cells: list[Cell], results: Results) -> dict[str, object]:
     cell = cells[0]
     found = proportion(np.mean([_average(results, each) for each in cells], axis=0))
     labels = results.sweep.labels[cell.id]
     severities = sorted({each.corruption.severity for each in cells if each.corruption is not None})
     threat = value.column.corruption or ("clean" if cell.attack is None else cell.attack.label())
     return {
-        "table": value.table,
-        "dataset": value.dataset,
-        "classifier": labels["classifier"],
-        "defence": value.defence,
-        "threat": value.column.label(),
-        "published": value.accuracy,
-        "certainty": value.certainty,
         "measured": 100 * found.value,
         "low": 100 * found.low,
         "high": 100 * found.high,
+        "difference": 100 * found.value - value.accuracy,
         "images": cell.images.count,
+        "dataset_measured": labels["dataset"],
+        "classifier_measured": labels["classifier"],
         "defence_measured": labels["defence"],
         "threat_measured": threat,
         "seed": cell.seed,
+        "cell": cell.id,
         "differs": "; ".join(_differences(value, cell, severities)),
-        "anomalies": " ".join(each.text for each in paper.anomalies if value.table in each.tables),
-        "source": value.source,
     }
 
 
@@ -341,6 +422,13 @@ def _differences(value: Published, cell: Cell, severities: list[int]) -> list[st
     if cell.attack is not None:
         measured["attack_steps"] = getattr(cell.attack, "steps", None)
     found = []
+    if not _same_data(value, cell):
+        found.append(f"data: published {value.dataset}, measured {cell.images.dataset.label()}")
+    if not _same_classifier(value, cell):
+        found.append(f"classifier: published {value.classifier}, measured {cell.classifier.label()}")
+    if not (_same_budget(value, cell) and _same_attack(value, cell)) and cell.attack is not None:
+        budget = format_eps(cell.attack.eps)
+        found.append(f"attack: published {value.column.label()}, measured {cell.attack.label()} {budget}")
     for key, have in measured.items():
         stated = value.settings.get(key)
         if have is not None and have != stated:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,15 +43,17 @@ class CellRecord:
 
     Arguments:
         name: What tables call it.
-        stage_id: Id of its evaluate stage.
+        stage_id: Id of the stage whose rows are its result: evaluate, or certify.
         aggregation: How its draws become one answer.
         chunks: Names of its chunks.
+        evaluations: Of a certificate, network evaluations per sample by network; other rows count their own.
     """
 
     name: str
     stage_id: str
     aggregation: Aggregation
     chunks: tuple[str, ...]
+    evaluations: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
     def name_of(row: Mapping[Any, Any]) -> str:
@@ -61,16 +63,19 @@ class CellRecord:
 
     @classmethod
     def of_sweep(cls, sweep: Sweep) -> list[CellRecord]:
-        """The records of a sweep's cells."""
-        return [
-            cls(
-                cls.name_of(_identity(cell, sweep.labels[cell.id])),
-                cell.evaluate.id,
-                cell.defence.aggregation,
-                tuple(chunk.name for chunk in cell.images.chunks),
-            )
-            for cell in sweep.adversarial
-        ]
+        """The records of a sweep's cells, in their order."""
+        found = []
+        for cell in sweep.cells:
+            labels = sweep.labels[cell.id]
+            threat = next(labels[part] for part in ("attack", "corruption", "certificate") if part in labels)
+            name = cls.name_of({**_identity(cell, labels), "attack": threat})
+            chunks = tuple(chunk.name for chunk in cell.images.chunks)
+            evaluations = {}
+            if cell.certificate is not None:
+                smoothed = cell.certify.smoothed
+                evaluations = {"denoiser": smoothed.evaluations, "classifier": smoothed.classifier_evaluations}
+            found.append(cls(name, cell.stages[0].id, cell.defence.aggregation, chunks, evaluations))
+        return found
 
     @classmethod
     def latest(cls, store: Store, sweep_name: str) -> list[CellRecord]:
@@ -80,17 +85,6 @@ class CellRecord:
         except FileNotFoundError:
             return []
         return [cls(**{**cell, "chunks": tuple(cell["chunks"])}) for cell in content["cells"]]
-
-    def correct(self, store: Store) -> pd.Series | None:
-        """Whether each image got the right answer, by image id; None if rows are missing."""
-        done = store.committed_chunks("evaluate", self.stage_id)
-        if not done.issuperset(self.chunks):
-            return None
-        tables = [store.read_rows("evaluate", self.stage_id, chunk) for chunk in self.chunks]
-        rows = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).to_pandas()
-        votes, mean = np.stack(list(rows["prediction"])), np.stack(list(rows["mean_probability"]))
-        right = aggregate(votes, mean, self.aggregation) == rows["label"].to_numpy()
-        return pd.Series(right, index=rows["image_id"].to_numpy())
 
 
 def latest_path(sweep_name: str) -> str:

@@ -1,28 +1,40 @@
-"""``puregrid run``: check what is committed, compute the rest, make the tables, log them."""
+"""``puregrid run``: check what is committed, compute the rest, and say what that took and was predicted to take."""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from defense.errors import PuregridError
 from workflows.engine import Outcome, describe, run_plan
-from workflows.estimate import missing_work
+from workflows.estimate import Cost, Kind, Pace, missing_work
+from workflows.forecast import Forecast, default_workers, forecast, read_forecast
+from workflows.logs import log_to, tell
 from workflows.plan import Plan, Unit, make_plan
 from workflows.pool import Event, Pool, cluster, slots
 from workflows.progress import SweepProgress
 from workflows.reader import CellRecord, Results, latest_path
+from workflows.runs import RunRecord, duration
 from workflows.scheduler import Failure
+from workflows.source import source_commit
 from workflows.store import Store
 from workflows.sweep import Sweep
 
-__all__ = ["Options", "default_workers", "driver_versions", "failures", "run_sweep", "verified"]
+__all__ = [
+    "Options",
+    "default_workers",
+    "driver_versions",
+    "execute",
+    "failures",
+    "run_sweep",
+    "verified",
+]
 
 Say = Callable[[str], None]
 
@@ -39,6 +51,7 @@ class Options:
         max_attempts: Attempts per unit before it is quarantined.
         unit_timeout: Seconds after which a unit counts as stuck.
         quiet: No progress bar.
+        log: File to which events are appended, one JSON object a line.
     """
 
     workers: int | None = None
@@ -47,11 +60,7 @@ class Options:
     max_attempts: int = 3
     unit_timeout: float = 3600.0
     quiet: bool = False
-
-
-def default_workers(threads: int) -> int:
-    """As many CPU workers as have ``threads`` processors each."""
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    log: Path | None = None
 
 
 def driver_versions() -> dict[str, str]:
@@ -62,7 +71,8 @@ def driver_versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    commit = source_commit()
+    return found if commit is None else {**found, "puregrid_commit": commit}
 
 
 def verified(plan: Plan, store: Store, say: Say) -> list[set[int]]:
@@ -88,7 +98,9 @@ def verified(plan: Plan, store: Store, say: Say) -> list[set[int]]:
     return committed
 
 
-def run_sweep(sweep: Sweep, store: Store, options: Options, say: Say) -> tuple[Outcome, Results]:
+def run_sweep(
+    sweep: Sweep, store: Store, options: Options, say: Say
+) -> tuple[Outcome, Results, dict[str, Any] | None]:
     """Compute everything of a sweep that is not committed.
 
     Arguments:
@@ -96,19 +108,95 @@ def run_sweep(sweep: Sweep, store: Store, options: Options, say: Say) -> tuple[O
         store: Where to commit.
         options: How to run.
         say: Where notes go, one line each.
+
+    Returns:
+        How it ended, the results, and the record of the run (:mod:`workflows.runs`), None if nothing was missing.
     """
     plan = make_plan(sweep)
     committed = verified(plan, store, say)
     _record(sweep, plan, store)
     missing = plan.units - sum(map(len, committed))
-    done = plan.units - missing
-    say(f"{len(sweep.cells)} cells, {plan.units} distinct units, {done} committed, {missing} to compute")
+    say(
+        f"{len(sweep.cells)} cells, {plan.units} distinct units, {plan.units - missing} committed, "
+        f"{missing} to compute"
+    )
     if not missing:
-        return Outcome(), Results(store, sweep)
-    threads = max(stage.spec.settings().threads for stage in plan.stages)
-    here = min(options.workers or default_workers(threads), missing)
+        return Outcome(), Results(store, sweep), None
+    predicted = read_forecast(store, sweep.id)
+    costs = {} if predicted is None else dict(predicted.costs)
+    outcome, record = execute(sweep, plan, lambda workers: committed, store, options, say, costs=costs)
+    if outcome.computed:
+        say(
+            f"run: {outcome.computed} units in {duration(record['wall_seconds'])} on {record['workers_at_most']} "
+            f"workers: {record['units_per_second']:.2f} units/s, {record['images_per_second']:.1f} images/s, "
+            f"workers busy {record['utilisation']:.0%} of their time"
+        )
+    if predicted is not None and not (outcome.failures or outcome.interrupted or outcome.elsewhere):
+        said = _held_against(predicted, plan, committed, record)
+        if said:
+            say(said)
+    return outcome, Results(store, sweep), record
 
+
+def _held_against(predicted: Forecast, plan: Plan, committed: list[set[int]], record: dict[str, Any]) -> str | None:
+    """The prediction and what came of it; None where the run was not what was predicted.
+
+    Of units that were committed since, the prediction is made again from the costs that it recorded.
+    """
+    same = (predicted.workers, predicted.gpus_per_worker) == (record["workers_at_most"], record["gpus_per_worker"])
+    if not same or 2 * record["units"] < predicted.units:
+        return None
+    again, _ = forecast(
+        plan,
+        committed,
+        dict(predicted.costs),
+        workers=predicted.workers,
+        gpus_per_worker=predicted.gpus_per_worker,
+        startup_seconds=predicted.startup_seconds,
+        overhead_seconds=predicted.overhead_seconds,
+    )
+    if again is None:
+        return None
+    measured = float(record["wall_seconds"])
+    error = again.wall_seconds / measured - 1
+    return (
+        f"predicted {duration(again.wall_seconds)} for these {again.units} units, measured {duration(measured)}: "
+        f"{abs(error):.0%} too {'long' if error > 0 else 'short'}"
+    )
+
+
+def execute(
+    sweep: Sweep,
+    plan: Plan,
+    committed_for: Callable[[int], Sequence[set[int]]],
+    store: Store,
+    options: Options,
+    say: Say,
+    *,
+    purpose: str = "run",
+    costs: dict[Kind, Cost] | None = None,
+) -> tuple[Outcome, dict[str, Any]]:
+    """Start workers and compute what is missing.
+
+    Arguments:
+        sweep: The sweep.
+        plan: Its plan.
+        committed_for: Per stage the chunks that need no work, given the number of workers that there is room for.
+        store: Where to commit.
+        options: How to run.
+        say: Where notes go, one line each.
+        purpose: ``run`` or ``calibration``.
+        costs: What units are known to cost, for the time left.
+
+    Returns:
+        How it ended, and the record of the run.
+    """
+    threads = max(stage.spec.settings().threads for stage in plan.stages)
+    wanted = options.workers or default_workers(threads)
+    units = plan.units - sum(map(len, committed_for(wanted)))
+    here = min(wanted, units)
     known = set(store.files.names(f"sweeps/{sweep.id}/failures"))
+    recorded = RunRecord(store, sweep.id, purpose, options.gpus_per_worker, units)
 
     def on_event(event: Event, failure: Failure | None) -> None:
         if event.receipt is not None and not looked[0]:
@@ -138,8 +226,13 @@ def run_sweep(sweep: Sweep, store: Store, options: Options, say: Say) -> tuple[O
         looked[0] = True
 
     elastic = options.workers is None and options.address is not None  # nodes may join and leave
-    with cluster(here * threads, options.address):
-        workers = min(options.workers or slots(threads, options.gpus_per_worker), missing)
+    outcome, ended = Outcome(), "failed"
+    with log_to(options.log, run=recorded.id), cluster(here * threads, options.address):
+        room = options.workers or slots(threads, options.gpus_per_worker)
+        committed = committed_for(room)
+        missing = recorded.to_compute = plan.units - sum(map(len, committed))
+        workers = min(room, missing)
+        tell("planned", sweep=sweep.name, sweep_id=sweep.id, purpose=purpose, units=missing, workers=workers)
         pool = Pool(
             store.uri,
             missing if elastic else workers,
@@ -150,20 +243,44 @@ def run_sweep(sweep: Sweep, store: Store, options: Options, say: Say) -> tuple[O
             start_timeout=300.0 if options.address is None else 1800.0,
             elastic=elastic,
             say=say,
+            ledger=recorded.ledger,
         )
         try:
-            work = missing_work(plan, committed)
-            with SweepProgress(plan.units, done, work, quiet=options.quiet) as progress:
+            work, done = missing_work(plan, committed), plan.units - missing
+            shown = (plan.units, done) if purpose == "run" else (missing, 0)
+            with SweepProgress(*shown, work, quiet=options.quiet) as progress:
+                if purpose != "run":
+                    progress.phase("measuring")
                 outcome = run_plan(
-                    plan, committed, pool, progress, max_attempts=options.max_attempts, store=store, on_event=on_event
+                    plan,
+                    committed,
+                    pool,
+                    progress,
+                    max_attempts=options.max_attempts,
+                    store=store,
+                    on_event=on_event,
+                    on_tick=lambda done, left: recorded.progress(pool.workers, done, left),
+                    pace=Pace(plan, committed, costs),
                 )
+            ended = "stopped" if outcome.interrupted else "failed" if outcome.failures else "finished"
+        except KeyboardInterrupt:
+            ended = "stopped"
+            raise
         finally:
+            record = recorded.finish(ended, outcome.elsewhere, workers_at_most=pool.most)
             pool.close()
-    return outcome, Results(store, sweep)
+            tell(
+                "drained" if ended == "stopped" else ended,
+                units=outcome.computed,
+                elsewhere=outcome.elsewhere or None,
+                failed=len(outcome.failures) or None,
+                seconds=record["wall_seconds"],
+            )
+    return outcome, record
 
 
 def _record(sweep: Sweep, plan: Plan, store: Store) -> None:
-    """The sweep's folder: its file and its plan; and what each stage id stands for."""
+    """Write the sweep's folder: its file and its plan; and what each stage id stands for."""
     folder = f"sweeps/{sweep.id}"
     store.files.write(f"{folder}/sweep.yaml", sweep.text.encode())
     stages = [

@@ -365,6 +365,10 @@ TEXT_COLUMNS = {
     "origin",
     "threat",
     "pair",
+    "table",
+    "certainty",
+    "measured as",
+    "differs",
 }
 
 

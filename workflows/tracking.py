@@ -28,6 +28,7 @@ from workflows.tables import format_eps, render
 __all__ = ["default_uri", "track"]
 
 _STATISTICS = ("avg", "worst", "vote", "fixed", "accuracy")
+_RUN = ("utilisation", "units_per_second", "images_per_second", "wall_seconds", "workers_at_most")
 _COMBINED = ("lowest", "selected", "fixed_aa_mean", "fixed_aa_any")
 
 
@@ -52,6 +53,7 @@ def track(
     further: Sequence[Section] = (),
     outcomes: str | None = None,
     complete: bool = True,
+    run: Mapping[str, Any] | None = None,
 ) -> str:
     """Log or update the runs of a sweep; returns the parent's run id.
 
@@ -63,6 +65,8 @@ def track(
     Of the auditor's findings the parent gets ``findings.json`` and how many there are of each severity
     (``findings/error``), each child a tag with the rules that fired on its cells; nothing if ``findings`` is None.
     ``complete`` says whether every unit of the sweep is committed; a parent that is not counts as failed.
+    ``run`` is the record of the run (:mod:`workflows.runs`), whose rates and utilisation the parent gets; a run that
+    had nothing to compute leaves those of the one before.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -80,6 +84,8 @@ def track(
     log.metrics(
         parent, {"cost/seconds": seconds, "cost/denoiser_evaluations": float(cost["denoiser_evaluations"].sum())}
     )
+    if run is not None and run["units"]:
+        log.metrics(parent, {f"run/{name}": float(run[name]) for name in _RUN})
     log.texts(
         parent,
         {

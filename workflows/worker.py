@@ -5,6 +5,7 @@ Data never travels through Ray: a worker reads its inputs from the store and wri
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import time
@@ -21,8 +22,10 @@ import torch
 from tasks.allocator import keep_freed_memory
 from tasks.compute import Context
 from tasks.stages import Chunk, StageSpec
+from workflows.source import source_commit
 from workflows.store import Store
 from workflows.store.outage import StoreUnavailable
+from workflows.utilisation import Place
 
 __all__ = ["Receipt", "Trouble", "UnitWorker", "one_line"]
 
@@ -36,12 +39,14 @@ class Receipt:
         seconds: Compute time.
         computed: False if another attempt had committed the unit before.
         memory_retries: How often a batch was halved because the device was out of memory.
+        loading: Seconds spent on loading models and data, which are not in ``seconds``.
     """
 
     images: int
     seconds: float
     computed: bool
     memory_retries: int = 0
+    loading: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,9 @@ def one_line(error: BaseException) -> str:
 
 def _versions() -> dict[str, str]:
     names = ("puregrid", "torch", "numpy", "pyarrow")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    found = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    commit = source_commit()
+    return found if commit is None else {**found, "puregrid_commit": commit}
 
 
 class UnitWorker:
@@ -98,12 +105,11 @@ class UnitWorker:
                 table = table.append_column(rows.schema.field(name), rows[name])
         return table
 
-    def ready(self) -> str:
-        """The id of the Ray node that this worker is on, once the constructor is through."""
+    def ready(self) -> Place:
+        """Where this worker is, once the constructor is through."""
         import ray
 
-        node: str = ray.get_runtime_context().get_node_id()
-        return node
+        return Place(ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid())
 
     def run_batch(
         self,
@@ -181,4 +187,4 @@ class UnitWorker:
         if retries:
             output.notes["memory_retries"] = retries
         won = self.store.commit(spec, stage_id, chunk, output, record).attempt == record["attempt"]
-        return Receipt(len(chunk.ids), seconds, computed=won, memory_retries=retries)
+        return Receipt(len(chunk.ids), seconds, computed=won, memory_retries=retries, loading=loading)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, SerializeAsAny
+from torch import Tensor
 
 from defense.certify import ESTIMATE, SELECT, Certificate, Counts, certify
 from defense.certify.certificate import Role
@@ -31,6 +32,29 @@ from tasks.datasets import DatasetConfig
 from tasks.stages.base import Chunk, Output, StageSpec
 
 __all__ = ["CertifyStage", "SampleStage", "SequenceStage", "Smoothed"]
+
+
+class _Fitting:
+    """A base classifier that answers a batch of samples in parts where the device has no memory for all of it.
+
+    Arguments:
+        base: The base classifier.
+        context: Knows how much fits.
+        key: What it knows that by.
+    """
+
+    def __init__(self, base: BaseClassifier, context: Context, key: str) -> None:
+        self._base = base
+        self._context = context
+        self._key = key
+
+    def __call__(self, noisy: Tensor, sigma: float, omega: Omega) -> npt.NDArray[np.int64]:
+        """See :class:`~defense.smoothing.BaseClassifier`."""
+
+        def answers(start: int, stop: int) -> npt.NDArray[np.int64]:
+            return self._base(noisy[start:stop], sigma, omega.part(start, stop))
+
+        return np.concatenate(self._context.in_batches(self._key, len(noisy), len(noisy), answers))
 
 
 class Smoothed(Spec):
@@ -98,15 +122,13 @@ class Smoothed(Spec):
         self, context: Context, role: Role, ids: tuple[int, ...], first: int, count: int
     ) -> npt.NDArray[np.int64]:
         """Answers per class to samples ``first`` to ``first + count - 1`` of some images, shape (N, classes)."""
-        base, data = self.load(context), context.images(self.dataset)
+        data = context.images(self.dataset)
+        base = _Fitting(self.load(context), context, f"sample-{self.model_key()}")
         omega = Omega.of(self.purifier.id, self.seed, role, ids)
-
-        def work(start: int, stop: int) -> npt.NDArray[np.int64]:
-            x = context.tensor(data.images[np.array(ids[start:stop])])
-            part = omega.part(start, stop)
-            return sample_counts(base, x, self.sigma, part, first, count, self.compute.batch, self.classes)
-
-        parts = context.in_batches(f"sample-{self.model_key()}", len(ids), 1, work)
+        parts = []
+        for row, image in enumerate(ids):
+            x, part = context.tensor(data.images[[image]]), omega.part(row, row + 1)
+            parts.append(sample_counts(base, x, self.sigma, part, first, count, self.compute.batch, self.classes))
         return np.concatenate(parts) if parts else np.zeros((0, self.classes), dtype=np.int64)
 
 

@@ -16,7 +16,7 @@ from defense.purifiers import PurifierConfig
 from defense.purifiers.densepure import DensePureConfig
 from defense.purifiers.gaussian_noise import GaussianNoiseConfig
 from defense.purifiers.one_shot import OneShotConfig
-from tasks.certificates import CertificateConfig
+from tasks.certificates import Base, CertificateConfig
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig
 from tasks.stages import CertifyStage, Chunk, SampleStage, SequenceStage, Smoothed, StageSpec
@@ -67,6 +67,46 @@ def test_answers_are_those_of_the_classifier_to_unclipped_noise(
         assert rows["counts"][row].as_py() == expected.tolist()
     assert rows["label"].to_pylist() == data.labels[list(IDS)].tolist()
     assert rows["classifier_evaluations"].to_pylist() == [40] * 3
+
+
+@pytest.mark.parametrize("kind", ["bare", "purified", "denoised"])
+def test_a_device_without_memory_halves_the_batch_of_samples_and_counts_the_same(
+    kind: Base,
+    digits: DatasetConfig,
+    cnn: ClassifierConfig,
+    denoiser: DiffusersConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    purifier = {
+        "bare": NoPurifierConfig(),
+        "purified": GaussianNoiseConfig(sigma=0.1),
+        "denoised": OneShotConfig(denoiser=denoiser, schedule="linear-1000", sigma_eq=0.5),
+    }[kind]
+    of = smoothed(digits, cnn, None, sigma=0.5).model_copy(update={"purifier": purifier, "base": kind})
+    stage = SampleStage(smoothed=of, role=ESTIMATE, first=10, count=50)
+    expected = run(stage, Context())
+
+    sizes: list[int] = []
+    context = Context()
+    network = context.classifier(cnn)
+
+    def little_memory(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 6:
+            raise torch.OutOfMemoryError
+
+    network.register_forward_pre_hook(little_memory)
+    assert run(stage, context).equals(expected)
+    # 20 do not fit, nor do 10; 5 do, and that is remembered: four parts of each of three batches of three images.
+    assert sizes == [20, 10] + [5] * 36 and context.memory_retries == 2
+
+    monkeypatch.setattr(type(network), "forward", _nothing_fits)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(stage, Context())
+
+
+def _nothing_fits(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    raise torch.OutOfMemoryError
 
 
 def test_a_larger_certificate_begins_with_the_samples_of_a_smaller_one(

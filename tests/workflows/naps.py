@@ -1,7 +1,7 @@
 """Stages that only sleep, die on demand, and say where they ran: what tests and benchmarks of the engine run.
 
-Each run writes a line ``node pid stage chunk`` into the file that the environment variable NAPS_LOG names. ``kills``
-and ``raises`` are first image ids of chunks that end their process, or raise.
+Each run writes a line ``node pid stage chunk clock`` into the file that the environment variable NAPS_LOG names.
+``kills`` and ``raises`` are first image ids of chunks that end their process, or raise.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,12 @@ from ray.cluster_utils import Cluster
 
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec
+from workflows.engine import Outcome, run_plan
 from workflows.plan import Plan
+from workflows.pool import Event, Pool
+from workflows.progress import SweepProgress
+from workflows.scheduler import Failure
+from workflows.store import Store
 
 
 class Nap(StageSpec):
@@ -47,7 +52,7 @@ class Nap(StageSpec):
         if log:
             node = ray.get_runtime_context().get_node_id()
             with Path(log).open("a") as file:
-                file.write(f"{node} {os.getpid()} {self.number} {chunk.ids[0]}\n")
+                file.write(f"{node} {os.getpid()} {self.number} {chunk.ids[0]} {time.time():.0f}\n")
         if chunk.ids[0] in self.kills:
             os._exit(13)
         if chunk.ids[0] in self.raises:
@@ -73,7 +78,32 @@ def plan_of(specs: list[Nap], chunks: int) -> Plan:
 def ran(log: Path) -> Counter[tuple[int, int]]:
     """How often each (stage, first image) was run."""
     lines = (line.split() for line in log.read_text().splitlines())
-    return Counter((int(number), int(image)) for _, _, number, image in lines)
+    return Counter((int(number), int(image)) for _, _, number, image, _ in lines)
+
+
+def go(
+    plan: Plan,
+    pool: Pool,
+    store: Store,
+    on_event: Callable[[Event, Failure | None], None] = lambda event, failure: None,
+    **options: Any,
+) -> Outcome:
+    """Run what is not committed, and end the pool."""
+    committed = plan.committed(store)
+    with SweepProgress(plan.units, 0, plan.units, quiet=True) as progress:
+        try:
+            return run_plan(plan, committed, pool, progress, store=store, on_event=on_event, **options)
+        finally:
+            pool.close()
+
+
+def assert_whole(plan: Plan, store: Store) -> None:
+    """Every unit is committed, and its rows are what they should be."""
+    for stage in plan.stages:
+        assert store.committed_chunks("nap", stage.id) == {chunk.name for chunk in stage.chunks}
+        for chunk in stage.chunks:
+            rows = store.read_rows("nap", stage.id, chunk.name)
+            assert rows["value"].to_pylist() == [(1000 * stage.spec.number + image) % 7919 for image in chunk.ids]
 
 
 @contextmanager

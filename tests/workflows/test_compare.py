@@ -136,12 +136,12 @@ certificates: [{sigma: 0.25, n: 200}]
         rows = Results(store, sweep).rows(sweep.certified[0])
         right = (rows["prediction"] == rows["label"]).to_numpy()
         found = runs[-1].cells[-1].values
-        assert list(found) == ["certified 0", "certified 0.25", "certified 0.5"]
-        for at, shares in zip((0, 0.25, 0.5), found.values(), strict=True):
+        assert list(found) == ["certified 0", "certified 0.25", "certified 0.5", "ACR / 4 sigma"]
+        for at, shares in zip((0, 0.25, 0.5), list(found.values())[:3], strict=True):
             assert shares.counts.tolist() == (right & (rows["radius"] >= at)).to_numpy().astype(int).tolist()
     assert [len(one.changes) > 0 for one in compare(*runs)] == [True] * 3
     verdicts = check(*runs, Gate())
-    assert len(verdicts) == 3 and [len(one.judged) for one in verdicts] == [1, 1, 3]
+    assert len(verdicts) == 3 and [len(one.judged) for one in verdicts] == [1, 1, 4]
     assert all(change.field.endswith("classifier.mean") for one in verdicts for change in one.changes)
     # Of 12 images nobody sees a drop of 20 points.
     assert verdict_of(check(runs[0], runs[0], Gate())) == "unknown"

@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from naps import Nap, add_machine, machines, plan_of, ran
+from naps import Nap, add_machine, assert_whole, go, machines, plan_of, ran
 
 from defense.errors import PuregridError
-from workflows.engine import Outcome, run_plan
-from workflows.plan import Plan, Unit
+from workflows.plan import Unit
 from workflows.pool import Event, Pool, cluster, slots
-from workflows.progress import SweepProgress
 from workflows.scheduler import Failure
 from workflows.store import Store
 
@@ -32,30 +29,6 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NAPS_LOG", str(path))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     return path
-
-
-def go(
-    plan: Plan,
-    pool: Pool,
-    store: Store,
-    on_event: Callable[[Event, Failure | None], None] = lambda event, failure: None,
-    **options: Any,
-) -> Outcome:
-    committed = plan.committed(store)
-    with SweepProgress(plan.units, 0, plan.units, quiet=True) as progress:
-        try:
-            return run_plan(plan, committed, pool, progress, store=store, on_event=on_event, **options)
-        finally:
-            pool.close()
-
-
-def assert_whole(plan: Plan, store: Store) -> None:
-    """Every unit is committed, and its rows are what they should be."""
-    for stage in plan.stages:
-        assert store.committed_chunks("nap", stage.id) == {chunk.name for chunk in stage.chunks}
-        for chunk in stage.chunks:
-            rows = store.read_rows("nap", stage.id, chunk.name)
-            assert rows["value"].to_pylist() == [(1000 * stage.spec.number + image) % 7919 for image in chunk.ids]
 
 
 def test_a_stopped_worker_does_not_hold_up_the_end(log: Path, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from workflows.cli import app
 from workflows.reader import Results
 from workflows.report import report
 from workflows.report.gallery import amplified, png
+from workflows.report.page import _Content
+from workflows.report.size import Piece, data_uri, fitted
 from workflows.store import Store
 from workflows.tables import format_eps
 
@@ -592,3 +594,80 @@ def test_a_browser_shows_it_in_both_schemes_and_on_a_phone_without_complaint(
         assert int(found[3]) == len(list(full.page.iter("img"))) > 0
         colours.add(found[4])
     assert len(colours) == 2
+
+
+# Size
+
+
+class Many(Results):
+    """The results of the sweep as if each attack on the bare classifier had been run at a thousand budgets."""
+
+    def robustness(self) -> pd.DataFrame:
+        once = super().robustness()
+        bare = once[(once["defence"] == "none") & (once["attack"] != "clean")]
+        bare = bare.assign(classifier="net " + 1500 * "x")  # a short name would make a page that fits
+        copies = [bare.assign(eps=bare["eps"] * (1 + i / 10_000)) for i in range(1100)]
+        return pd.concat([once, *copies], ignore_index=True)
+
+
+def test_a_page_of_thousands_of_rows_stays_below_5_mb_and_says_what_it_leaves_out(full: Full) -> None:
+    results = Many(full.store, full.sweep)
+    lines = len(results.robustness())
+    assert lines > 3000
+    text = report(results, command=COMMAND, images=2)
+    # As much as fits, and not much less: what is left out would not have gone in.
+    assert 4_300_000 < len(text.encode()) <= 5_000_000
+    page = ElementTree.fromstring(text)
+    (left,) = (words(p) for p in page.iter("p") if p.get("class") == "warn" and "this page leaves out" in words(p))
+    assert "puregrid tables SWEEP.yaml --format json" in left and "--gallery 8" in left
+    (gone,) = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) table lines", left))
+    assert gone > 100 and len(table(page, "robustness")) == lines - gone > 500
+    # Images that were asked for are there, though those that are not go first.
+    assert len(page.findall(".//table[@class='gallery']")) == 2
+
+
+def test_images_go_first_unless_they_were_asked_for() -> None:
+    content = _Content(
+        [{"name": "a", "topic": "t", "file": "svg", "csv": "csv", "svg": "drawing"}],
+        [],
+        [(None, [(None, ["uri"])])],  # type: ignore[list-item]
+        [],
+    )
+    assert [piece.kind for piece in content.pieces(None)] == ["image group", "SVG file", "figure CSV file", "figure"]
+    assert [piece.kind for piece in content.pieces(1)] == ["SVG file", "figure CSV file", "figure", "image group"]
+    left = content.without(frozenset(content.pieces(None)))
+    assert not left["figures"] and not left["groups"]
+
+
+def test_a_page_that_fits_leaves_nothing_out(full: Full) -> None:
+    assert len(full.text.encode()) < 2_000_000 and "this page leaves out" not in full.text
+    assert not ElementTree.fromstring(report(full.results, command=COMMAND, images=0)).findall(".//img")
+
+
+def test_pieces_go_in_their_order_until_the_page_fits() -> None:
+    pieces = [Piece("image", (i,), 100) for i in range(5)] + [Piece("line", (i,), 10) for i in range(5)]
+
+    def render(out: frozenset[Piece]) -> str:
+        return "x" * (50 + sum(piece.size for piece in pieces if piece not in out))
+
+    for most, left in ((600, 0), (599, 1), (500, 1), (499, 2), (100, 5), (99, 6), (50, 10), (49, 10)):
+        page = fitted(render, pieces, most)
+        assert len(page) == 50 + sum(piece.size for piece in pieces[left:])
+    # Estimates that are too large or too small change nothing of that it fits.
+    wrong = [Piece(piece.kind, piece.place, piece.size // 3) for piece in pieces]
+    by_place = {(piece.kind, piece.place): piece.size for piece in pieces}
+
+    def truly(out: frozenset[Piece]) -> str:
+        gone = sum(by_place[piece.kind, piece.place] for piece in out)
+        return "x" * (600 - gone)
+
+    assert len(fitted(truly, wrong, 300)) == 300 and len(fitted(truly, wrong, 299)) == 200
+
+
+def test_long_tables_are_gzipped_and_read_back_the_same() -> None:
+    frame = pd.DataFrame({"a": np.arange(20_000) / 7, "b": "name"})
+    uri, suffix = data_uri(frame.to_csv(index=False), "text/csv")
+    assert suffix == ".gz" and uri == data_uri(frame.to_csv(index=False), "text/csv")[0]
+    raw = base64.b64decode(uri.partition("base64,")[2])
+    assert len(raw) < 250_000 < len(frame.to_csv(index=False))
+    pd.testing.assert_frame_equal(pd.read_csv(io.BytesIO(raw), compression="gzip"), frame)

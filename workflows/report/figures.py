@@ -20,6 +20,7 @@ import pandas as pd
 from defense.spec import digest
 from workflows.certified_table import envelope_table, radii_of
 from workflows.charts import Drawing, Point, Series, Tile, heat_map, line_chart
+from workflows.published_table import PublishedTable
 from workflows.reader import Results
 from workflows.sections import Section
 from workflows.statistics import wilson
@@ -55,18 +56,23 @@ class Figure:
     frame: pd.DataFrame
 
 
-def figures(results: Results, robustness: pd.DataFrame, further: Sequence[Section]) -> list[Figure]:
+def figures(
+    results: Results, robustness: pd.DataFrame, further: Sequence[Section], published: PublishedTable | None = None
+) -> list[Figure]:
     """The figures that a sweep has rows for, in the order in which they are read.
 
     Arguments:
         results: The sweep's results.
         robustness: Their robustness table.
         further: Their :func:`workflows.sections.sections`.
+        published: Published figures, drawn hollow over the curves of the cells that they are of; those beside a smoke
+            sweep are of no cell of it.
     """
     frames = {section.name: section.frame for section in further}
     found: list[tuple[str, str, str, Drawing, pd.DataFrame]] = []
     judged = robustness[robustness["images"] > 0] if len(robustness) else robustness
     if len(judged):
+        judged = _with_published(judged, published)
         found += [("eps", "Accuracy against the budget", *each) for each in _by_eps(judged)]
         found += [("depth", "Accuracy against purification depth", *each) for each in _by_depth(results, judged)]
         found += [("cost", "Accuracy against cost", *each) for each in _by_cost(results, judged)]
@@ -98,7 +104,9 @@ def _groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any,
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+    # By columns: `to_dict` asks pandas for every value of a small frame on its own.
+    columns = [frame[name].tolist() for name in frame]
+    return [dict(zip(map(str, frame.columns), values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _percent(value: float, low: float, high: float) -> str:
@@ -107,6 +115,39 @@ def _percent(value: float, low: float, high: float) -> str:
 
 def _threat(row: dict[str, Any]) -> str:
     return "clean" if row["attack"] == "clean" else f"{row['attack']} eps {format_eps(row['eps'])}"
+
+
+def _with_published(judged: pd.DataFrame, published: PublishedTable | None) -> pd.DataFrame:
+    """With a column ``published`` of the accuracies in % that belong to a cell, ``78.1; 82.5``, if any do."""
+    frame = pd.DataFrame() if published is None else published.section.frame
+    if len(frame):
+        frame = frame[frame["measured"].notna() & ~frame["smoke"]]
+    if frame.empty:
+        return judged
+    values = frame.groupby("cell")["published"].agg(
+        lambda own: "; ".join(f"{value:g}" for value in dict.fromkeys(own))
+    )
+    return judged.assign(published=judged["cell"].map(values).fillna(""))
+
+
+def _shown(frame: pd.DataFrame) -> list[str]:
+    """The columns of a figure of accuracies."""
+    return [*_SHOWN, *_AVG, *(["published"] if "published" in frame else [])]
+
+
+def _hollow(line: pd.DataFrame, x: str, colour: int, *, first: bool) -> list[Series]:
+    """Published values beside the points of a line; the first ones are in the legend."""
+    points = [
+        Point(
+            float(row[x]), at := float(text) / 100, at, at, f"published: {row['defence']}, {_threat(row)}: {text} %"
+        )
+        for row in _records(line)
+        for text in str(row.get("published", "")).split("; ")
+        if text
+    ]
+    if not points:
+        return []
+    return [Series("published" if first else "", points, kind="points", colour=colour, hollow=True)]
 
 
 def _point(x: float, row: dict[str, Any]) -> Point:
@@ -125,16 +166,17 @@ def _by_eps(judged: pd.DataFrame) -> _Found:
         clean = members[members["attack"] == "clean"]
         colours = {name: i for i, name in enumerate(members["defence"].unique())}
         for attack, attacked in _attacked(members):
-            shown = pd.concat([clean[clean["defence"].isin(attacked["defence"])], attacked])[[*_SHOWN, *_AVG]]
+            shown = pd.concat([clean[clean["defence"].isin(attacked["defence"])], attacked])[_shown(judged)]
             budgets = sorted(set(shown["eps"]))
             if len(budgets) < 2:
                 continue
-            lines = [
-                Series(
-                    name, [_point(row["eps"], row) for row in _records(line.sort_values("eps"))], colour=colours[name]
-                )
-                for (name,), line in _groups(shown, ["defence"])
-            ]
+            lines: list[Series] = []
+            hollow: list[Series] = []
+            for (name,), line in _groups(shown, ["defence"]):
+                points = [_point(row["eps"], row) for row in _records(line.sort_values("eps"))]
+                lines.append(Series(name, points, colour=colours[name]))
+                hollow += _hollow(line, "eps", colours[name], first=not hollow)
+            lines += hollow
             drawing = line_chart(lines, "eps", "accuracy, %", [(eps, format_eps(eps)) for eps in budgets])
             yield f"{classifier} on {dataset}, {attack}, seed {seed}", drawing, shown
 
@@ -145,30 +187,33 @@ def _by_depth(results: Results, judged: pd.DataFrame) -> _Found:
     deep = judged[judged["t_star"].notna()]
     if deep.empty:
         return
-    families = []
-    for cell, depth in zip(deep["cell"], deep["t_star"], strict=True):
+    families = {}
+    for cell, depth in dict(zip(deep["cell"], deep["t_star"], strict=True)).items():
         defence = cells[cell].defence
         rest = {k: v for k, v in defence.purifier.identity().items() if k not in ("t_star", "sigma_eq")}
         if rest.get("steps") == depth:  # as many steps as it is deep: the steps follow it
             del rest["steps"]
         rest |= {"draws": defence.draws, "aggregation": defence.aggregation}
-        families.append(digest(json.dumps(rest, sort_keys=True, default=str)))
+        families[cell] = digest(json.dumps(rest, sort_keys=True, default=str))
     for (dataset, classifier, seed, _), members in _groups(
-        deep.assign(family=families), ["dataset", "classifier", "seed", "family"]
+        deep.assign(family=deep["cell"].map(families)), ["dataset", "classifier", "seed", "family"]
     ):
-        lines, rows = [], []
+        lines: list[Series] = []
+        hollow: list[Series] = []
+        rows = []
         for (attack, _), line in _groups(members, ["attack", "eps"]):
             if line["t_star"].nunique() < max(2, len(line)):
                 continue
             ordered = line.sort_values("t_star")
             points = [_point(row["t_star"], row) for row in _records(ordered)]
             name = _threat(_records(line)[0])
+            hollow += _hollow(ordered, "t_star", len(lines), first=not hollow)
             lines.append(Series(name, points, dashed=attack == "clean"))
             rows.append(ordered)
         if lines:
-            shown = pd.concat(rows)[[*_SHOWN, *_AVG]]
+            shown = pd.concat(rows)[_shown(judged)]
             depths = sorted({int(value) for value in shown["t_star"]})
-            drawing = line_chart(lines, "t*", "accuracy, %", [(t, str(t)) for t in depths])
+            drawing = line_chart([*lines, *hollow], "t*", "accuracy, %", [(t, str(t)) for t in depths])
             purifier = members["purifier"].iloc[0]
             yield f"{classifier} on {dataset}, {purifier}, seed {seed}; dashed: clean", drawing, shown
 
@@ -176,12 +221,12 @@ def _by_depth(results: Results, judged: pd.DataFrame) -> _Found:
 def _by_cost(results: Results, judged: pd.DataFrame) -> _Found:
     """Accuracy against network evaluations of one answer, clean (hollow) and at the attack's largest budget."""
     cells = {cell.id: cell for cell in results.sweep.cells}
-    evaluations = []
-    for cell in judged["cell"]:
+    evaluations = {}
+    for cell in judged["cell"].unique():
         rows = results.rows(cells[cell])
         spent = rows["denoiser_evaluations"] + rows["classifier_evaluations"]
-        evaluations.append(float(spent.mean()) / cells[cell].defence.draws)
-    judged = judged.assign(evaluations=evaluations)
+        evaluations[cell] = float(spent.mean()) / cells[cell].defence.draws
+    judged = judged.assign(evaluations=judged["cell"].map(evaluations))
     for (dataset, classifier, seed), members in _groups(judged, ["dataset", "classifier", "seed"]):
         clean = members[members["attack"] == "clean"]
         colours = {name: i for i, name in enumerate(members["defence"].unique())}

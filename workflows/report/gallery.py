@@ -28,7 +28,7 @@ __all__ = ["Gallery", "Group", "Picture", "amplified", "gallery", "png", "uris"]
 Pixels = npt.NDArray[np.float32]
 
 IMAGES, GROUPS, BYTES = 4, 8, 1_500_000
-"""At most so many images of a group, groups, and bytes of PNG in all: the page is to be sent around."""
+"""So many images of a group, and unless more are asked for so many groups, and bytes of PNG in all."""
 
 LARGEST = 112
 """Images with more pixels along an edge are made smaller by a whole factor."""
@@ -142,12 +142,18 @@ class _Reader:
         return Group(cell.id, title, kind, k, m, factor, tuple(pictures))
 
 
-def gallery(results: Results) -> Gallery:
+def gallery(results: Results, most: int | None = None) -> Gallery:
     """The first images of the cells whose purified images are stored: the largest budgets and severities first.
 
     Nothing is computed: images come from the store and the data set. Where the data set is not at hand, or what is
     stored cannot be read, the note says so.
+
+    Arguments:
+        results: The results.
+        most: Cells to show, however many bytes they take; None for :data:`GROUPS` and at most :data:`BYTES`.
     """
+    if most == 0:
+        return Gallery()
     measured = [cell for cell in results.sweep.cells if cell.measure is not None]
     if not measured:
         return Gallery(
@@ -161,7 +167,7 @@ def gallery(results: Results) -> Gallery:
     reader, size = _Reader(results), 0
     groups: list[Group] = []
     for cell in cells:
-        if len(groups) == GROUPS:
+        if len(groups) == (GROUPS if most is None else most):
             break
         try:
             group = reader.group(cell)
@@ -170,7 +176,7 @@ def gallery(results: Results) -> Gallery:
         if group is None:
             continue
         size += sum(len(shown) for picture in group.pictures for shown in picture.shown)
-        if size > BYTES and groups:
+        if most is None and size > BYTES and groups:
             break
         groups.append(group)
     if not groups:

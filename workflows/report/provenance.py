@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ __all__ = ["Provenance", "provenance"]
 
 _MOST_SPECS = 60
 """More than these are in the store alone."""
+
+_UNKNOWN = "commit not recorded"
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,18 @@ def provenance(results: Results, command: str) -> Provenance:
 def _versions(results: Results, stages: Iterable[PlannedStage]) -> list[tuple[str, str]]:
     versions: dict[str, set[str]] = {}
     hosts: set[str] = set()
+    sources: Counter[str] = Counter()
     for stage in stages:
         for chunk in stage.chunks:
             commit = results.store.committed(stage.spec.stage, stage.id, chunk.name)
             if commit is not None:
                 hosts.add(commit.host)
-                for name, version in commit.versions.items():
+                recorded = dict(commit.versions)
+                sources[recorded.pop("puregrid_commit", _UNKNOWN)] += 1
+                for name, version in recorded.items():
                     versions.setdefault(name, set()).add(version)
-    found = [("hosts", ", ".join(sorted(hosts)) or "-")]
+    found = [("source", "; ".join(f"{name}: {n} unit{'s' * (n > 1)}" for name, n in sources.most_common()) or "-")]
+    found.append(("hosts", ", ".join(sorted(hosts)) or "-"))
     # The device is the name of a GPU; rows that were computed without one have none.
     return found + [(name, ", ".join(sorted(values))) for name, values in sorted(versions.items())]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from tasks.attacks import LadderConfig
 from workflows.audit import Finding, rules_on
 from workflows.ladders import ladder_table
+from workflows.published_table import PublishedTable
 from workflows.reader import Results
 from workflows.sections import Section
 from workflows.tables import COMBINED_NOTE, LADDER_NOTE, combined_grid, cost_grid, ladder_grid, robustness_grid
@@ -48,6 +49,7 @@ class Tabular:
         names: The columns.
         lines: The lines.
         frame: Everything, unrounded.
+        remarks: What belongs below it, a line each.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Tabular:
     names: Sequence[str]
     lines: Sequence[Line]
     frame: pd.DataFrame = field(repr=False)
+    remarks: tuple[str, ...] = ()
 
 
 def tabulars(
@@ -64,8 +67,9 @@ def tabulars(
     cost: pd.DataFrame,
     further: Sequence[Section],
     found: Sequence[Finding],
+    published: PublishedTable | None = None,
 ) -> list[Tabular]:
-    """The tables that have rows, in the order in which they are read; the same as those of the command line."""
+    """The tables that have rows, in the order in which they are read: the command line's, and ``published``."""
     marks = _marks(found)
     tables = []
     if len(robustness):
@@ -85,6 +89,10 @@ def tabulars(
         note = f"{_INTERVALS} {COMBINED_NOTE[0].upper()}{COMBINED_NOTE[1:]}"
         title = "Several attacks on one defence"
         tables.append(_table("combined", title, note, combined_grid(combined), combined, combined["cells"], marks))
+    if published is not None:
+        own = published.section
+        beside = _table(own.name, own.title, own.note, own.grid, own.frame, own.frame["cell"], marks)
+        tables.append(replace(beside, remarks=published.remarks))
     for section in further:
         if section.title:
             corrupted = section.name == "corruptions"

@@ -1,0 +1,28 @@
+"""A cluster that is empty, grows because a sweep asks for workers, and is empty again when it is done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from unittest.mock import patch
+
+import psutil
+import pytest
+from heads import head
+from lab import SMALL, Lab, calm, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def test_nodes_start_for_a_sweep_and_end_after_it(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, "store", sweep=SMALL)
+    with patch.dict(os.environ, lab.environment), head(grows_to=3) as cluster:
+        assert len(cluster.parts("raylet")) == 1, "there is a node before there is work"
+        driver = lab.start(3, "--address", cluster.address)
+        wait_for(lambda: len(cluster.parts("raylet")) == 4 or driver.poll() is not None, 300)
+        _, err = driver.communicate(timeout=300)
+        assert driver.returncode == 0, err
+        wait_for(lambda: len(cluster.parts("raylet")) == 1, 60)
+        processes = psutil.Process(cluster.process.pid).children(recursive=True)
+        assert not any("UnitWorker" in part for process in processes for part in process.cmdline())
+    assert lab.data() == calm(tmp_path / "calm", SMALL)

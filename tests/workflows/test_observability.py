@@ -1,0 +1,260 @@
+"""What a run says of itself: predictions, logs, utilisation and status, of real processes and one that is killed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import SWEEP, UNITS, Lab, wait_for, workers_of
+
+from defense.errors import InvalidInput
+from workflows.estimate import Kind
+from workflows.logs import LOGGER, listened, log_to, tell
+from workflows.reader import Results
+from workflows.runs import RunRecord, duration, read_runs, run_line
+from workflows.store import Store
+from workflows.sweep import load_sweep
+from workflows.tracking import track
+from workflows.utilisation import Ledger, Place, utilisation_table
+
+
+def events_of(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+class TestLog:
+    def test_a_line_is_an_object_with_time_event_and_fields(self, tmp_path: Path) -> None:
+        path = tmp_path / "log"
+        before = datetime.now(UTC)
+        with log_to(path, run="r1"):
+            tell("committed", unit="a/b", seconds=1.5, error=None)
+        with log_to(path, run="r2"):
+            tell("retried", error='line\nbreak "quoted"')
+        tell("retried", error="nobody listens")
+        first, second = events_of(path)  # appended, and a line break in an error breaks no line
+        assert before - timedelta(seconds=1) < datetime.fromisoformat(first.pop("time")) < datetime.now(UTC)
+        assert first == {"event": "committed", "run": "r1", "unit": "a/b", "seconds": 1.5}
+        assert (second["run"], second["error"]) == ("r2", 'line\nbreak "quoted"')
+        assert second["time"].endswith("+00:00")
+
+    def test_nobody_listens_without_a_log(self, tmp_path: Path) -> None:
+        assert not listened()
+        with log_to(tmp_path / "log"):
+            assert listened()
+        with log_to(None):
+            assert not listened()
+        assert LOGGER.handlers == [] and LOGGER.propagate
+
+    def test_a_library_user_may_listen_too(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.INFO, logger="puregrid.run"):
+            tell("planned", units=3)
+        (record,) = caplog.records
+        assert (record.getMessage(), record.__dict__["fields"]) == ("planned", {"units": 3})
+
+    def test_a_folder_that_is_missing_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInput, match=r"--log: the log '.*no/log' cannot be written .* folder that exists"):
+            log_to(tmp_path / "no" / "log").__enter__()
+
+
+class TestLedger:
+    KIND = Kind("evaluate", "", "none", "", "evaluate none")
+
+    def test_shares_by_hand(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = [100.0]
+        monkeypatch.setattr("workflows.utilisation.time.monotonic", lambda: clock[0])
+        ledger, one, two = Ledger(began=100.0), Place("n1", "h", 1), Place("n2", "h", 2)
+        clock[0] = 110.0
+        ledger.ready(one, first=True)
+        clock[0] = 112.0
+        ledger.ready(two, first=True)
+        for place, seconds in ((one, 30.0), (two, 5.0), (one, 20.0)):
+            ledger.computed(place, self.KIND, 10, seconds, 1.0)
+            ledger.busy(place, seconds + 3.0)
+        clock[0] = 122.0
+        ledger.gone(two)
+        clock[0] = 200.0
+        ledger.ready(Place("n2", "h", 3), first=False)  # a replacement says nothing of how long a start takes
+        found = ledger.as_dict()
+        assert (found["wall_seconds"], found["units"], found["images"]) == (100, 3, 30)
+        assert (found["startup_seconds"], found["units_per_second"], found["images_per_second"]) == (11, 0.03, 0.3)
+        assert found["overhead_seconds"] == 2  # of 3 s beside the compute one was loading
+        assert found["utilisation"] == pytest.approx((33 + 23 + 8) / (90 + 10), abs=1e-4)
+        first, second, third = found["workers"]
+        assert (first["busy_seconds"], first["busy_of_run"], first["waiting"]) == (56, 0.56, round(1 - 56 / 90, 4))
+        assert (second["alive"], second["busy_of_run"], second["waiting"]) == (False, 0.08, pytest.approx(0.2))
+        assert first["images_per_second"] == round(20 / 90, 4)
+        assert (third["units"], third["alive"]) == (0, True)
+        assert found["kinds"] == [
+            {
+                "kind": "evaluate none",
+                "units": 3,
+                "images": 30,
+                "computing_seconds": 55.0,
+                "images_per_second": round(30 / 55, 4),
+            }
+        ]
+        lines = utilisation_table(found)
+        assert lines[1].split() == ["h", "n1", "1", "2", "20", "56.0", "56%", "38%", "0.2"]
+        assert "†" in lines[2] and "†" not in lines[3]
+
+    def test_a_run_without_workers_has_no_shares(self) -> None:
+        found = Ledger().as_dict()
+        assert (found["units"], found["startup_seconds"], found["utilisation"]) == (0, None, None)
+
+
+class TestRecord:
+    @pytest.mark.parametrize("where", ["folder", "memory"])
+    def test_it_is_running_then_silent_or_ended(self, where: str, tmp_path: Path) -> None:
+        store = Store(str(tmp_path) if where == "folder" else f"memory://runs-{tmp_path.name}")
+        record = RunRecord(store, "s", "run", 0.0, 9)
+        assert read_runs(store, "s") == []
+        record.progress(2, 4, 33.0)
+        record.progress(2, 5, 22.0)  # a moment later: not written
+        (found,) = read_runs(store, "s")
+        assert (found["state"], found["done"], found["to_compute"], found["left_seconds"]) == ("running", 4, 9, 33.0)
+        line = run_line(found)
+        assert "4 of 9 units, 2 workers, " in line and "about 33 s left" in line
+        path = f"sweeps/s/runs/{record.id}.json"
+        old = {**found, "updated": (datetime.now(UTC) - timedelta(minutes=5)).isoformat(timespec="seconds")}
+        store.files.write(path, json.dumps(old).encode())
+        (found,) = read_runs(store, "s")
+        assert found["state"] == "silent" and "its driver is gone" in run_line(found)
+        record.finish("finished", 3, workers_at_most=2)
+        (found,) = read_runs(store, "s")
+        assert (found["state"], found["done"], run_line(found)) == ("finished", 3, "")
+
+    def test_durations(self) -> None:
+        assert [duration(s) for s in (3.21, 48.4, 150, 9000)] == ["3.2 s", "48 s", "2.5 min", "2.5 h"]
+
+
+def puregrid(lab: Lab, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+    sweep = lab.folder / "chaos.yaml"
+    sweep.write_text(lab.sweep)
+    lab.log.touch()
+    return subprocess.run(
+        [sys.executable, "-m", "workflows.cli", command, str(sweep), "--store", str(lab.store), *options],
+        env={**os.environ, **lab.environment},
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+
+
+@pytest.mark.slow  # MLflow makes its database in some seconds
+def test_mlflow_has_the_rates_of_the_last_run_that_computed_anything(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    unruly = "  - purifier: unruly:UnrulyConfig\n    seconds: 0.15\n    draws: 2\n"
+    (tmp_path / "s.yaml").write_text(SWEEP.replace(unruly, ""))
+    sweep, store = load_sweep(tmp_path / "s.yaml"), Store(str(tmp_path / "store"))
+    results, uri = Results(store, sweep), f"sqlite:///{tmp_path}/m.db"
+    frames = results.robustness(), results.cost()
+    run = {"units": 3, "utilisation": 0.9, "units_per_second": 1.5, "images_per_second": 15.0}
+    rest = {"wall_seconds": 2.0, "workers_at_most": 2}
+    parent = track(uri, store.uri, sweep, *frames, {}, complete=False, run={**run, **rest})
+    for nothing in (None, {**run, **rest, "units": 0, "utilisation": None}):
+        assert track(uri, store.uri, sweep, *frames, {}, complete=False, run=nothing) == parent
+    found = MlflowClient(uri).get_run(parent).data.metrics
+    assert {name: value for name, value in found.items() if name.startswith("run/")} == {
+        "run/utilisation": 0.9,
+        "run/units_per_second": 1.5,
+        "run/images_per_second": 15.0,
+        "run/wall_seconds": 2.0,
+        "run/workers_at_most": 2.0,
+    }
+
+
+@pytest.mark.slow
+def test_a_sweep_is_measured_predicted_run_watched_and_compared(tmp_path: Path) -> None:
+    lab, log = Lab(tmp_path, "store"), tmp_path / "events.jsonl"
+    planned = puregrid(lab, "plan", "--calibrate", "--workers", "2", "--json")
+    assert planned.returncode == 0, planned.stderr
+    content = json.loads(planned.stdout)
+    forecast, measured = content["forecast"], lab.attempts()
+    # Attack, bare classifier, purifier: of each one unit, then one a worker and three more.
+    assert len(measured) == content["committed"] == 3 * (1 + 2 + 3)
+    assert forecast["units"] == content["missing"] == UNITS - 18
+    assert {kind["kind"].split()[0] for kind in forecast["kinds"]} == {"attack", "evaluate"}
+    assert all(kind["units"] >= 3 for kind in forecast["kinds"])
+    assert forecast["startup_seconds"] > 0
+    # The purifier sleeps 0.15 s for each of two draws, and nothing else takes that long: 30 units on two workers.
+    slept = (3 * 12 - 6) * 2 * 0.15
+    assert forecast["compute_seconds"] > slept
+    assert forecast["wall_seconds"] > forecast["startup_seconds"] + slept / 2
+    assert forecast["low"] <= forecast["wall_seconds"] <= forecast["high"]
+    kept = json.loads(next((lab.store / "sweeps").glob("*/forecast.json")).read_text())
+    assert (kept["units"], kept["wall_seconds"]) == (forecast["units"], forecast["wall_seconds"])
+    again = puregrid(lab, "plan", "--workers", "2")  # computes nothing, and says the same in words
+    assert re.search(r"^predicted: .* on 2 workers; started now, it ends at ", again.stdout, re.M)
+
+    driver = lab.start(2, "--log", str(log))
+    records = lab.store / "sweeps"
+    wait_for(lambda: len(lab.commits()) >= 25 and len(list(records.glob("*/runs/*.json"))) == 3)
+    watched = puregrid(lab, "status")
+    _, err = driver.communicate(timeout=170)
+    assert driver.returncode == 0, err
+    assert watched.returncode == 0
+    assert re.search(r"run of .*: \d+ of 78 units, .* units/s, .* images/s, about .* left", watched.stdout)
+
+    after = lab.attempts()
+    assert len(after) == UNITS and {path: after[path] for path in measured} == measured
+    said = re.search(r"predicted (\S+ \S+) for these 78 units, measured (\S+ \S+): (\d+)% too (long|short)", err)
+    assert said is not None, err
+    workers = json.loads(puregrid(lab, "status", "--json").stdout)["runs"][-1]
+    assert (workers["state"], workers["units"], workers["images"]) == ("finished", 78, 780)
+    assert sum(each["units"] for each in workers["workers"]) == 78 and len(workers["workers"]) == 2
+    assert 0 < workers["utilisation"] <= 1
+    told = float(said.group(3)) / 100
+    assert abs(kept["wall_seconds"] / workers["wall_seconds"] - 1) == pytest.approx(told, abs=0.005)
+    table = puregrid(lab, "status", "--workers").stdout
+    assert all(f" {each['pid']} " in table for each in workers["workers"])
+
+    events = events_of(log)
+    assert [events[0]["event"], events[-1]["event"]] == ["planned", "finished"]
+    assert Counter(event["event"] for event in events)["committed"] == 78
+    assert "predicted" not in puregrid(lab, "run", "--mlflow", "off", "--workers", "2").stderr
+
+
+@pytest.mark.slow
+def test_the_log_of_a_run_with_a_killed_worker_adds_up_to_its_commits(tmp_path: Path) -> None:
+    lab, log = Lab(tmp_path, "store"), tmp_path / "events.jsonl"
+    driver = lab.start(2, "--log", str(log))
+    wait_for(lambda: len(lab.commits()) >= 30)
+    victim = workers_of(driver.pid)[0]
+    victim.send_signal(signal.SIGKILL)
+    _, err = driver.communicate(timeout=170)
+    assert driver.returncode == 0, err
+
+    events = events_of(log)
+    count = Counter(event["event"] for event in events)
+    assert (count["planned"], count["finished"], count["quarantined"]) == (1, 1, 0)
+    assert (events[0]["units"], events[-1]["units"]) == (UNITS, UNITS)
+    committed = [event for event in events if event["event"] == "committed"]
+    paths = {f"{path.parent.name}/{path.stem}": path for path in lab.commits()}
+    assert Counter(event["unit"] for event in committed) == Counter(list(paths))
+    for event in committed:
+        commit = json.loads(paths[event["unit"]].read_text())
+        assert (event["stage"], event["chunk"], event["images"]) == (commit["stage"], commit["chunk"], commit["rows"])
+        assert event["seconds"] == pytest.approx(commit["seconds"], abs=1e-3)
+    (died,) = [event for event in events if event["event"] == "worker_died"]
+    assert died["worker"] == victim.pid and "died" in died["error"]
+    (replaced,) = [event for event in events if event["event"] == "worker_replaced"]
+    assert replaced["worker"] == victim.pid
+    # Two at the start and the one that came for the dead one.
+    started = [event["worker"] for event in events if event["event"] == "worker_started"]
+    assert len(set(started)) == 3 and victim.pid in started[:2]
+    assert {event["worker"] for event in committed} <= set(started)
+    assert all(event["worker"] == victim.pid for event in events if event["event"] in ("retried", "put_back"))
+    assert len({event["run"] for event in events}) == 1
+    assert [event["time"] for event in events] == sorted(event["time"] for event in events)

@@ -1,0 +1,85 @@
+"""What happens in a run, one JSON object a line, for log collectors and scripts.
+
+The engine tells events to the standard library's logger ``puregrid.run``; :func:`log_to` writes them to a file. The
+fields are in ``docs/running.md``. Without a handler nothing is formatted, so a run without a log pays nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from defense.errors import InvalidInput
+
+__all__ = ["LOGGER", "JsonLines", "listened", "log_to", "tell"]
+
+LOGGER = logging.getLogger("puregrid.run")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a record: time in UTC, event, and the fields that it was told with.
+
+    Arguments:
+        constant: Fields that every line has.
+    """
+
+    def __init__(self, **constant: Any) -> None:
+        super().__init__()
+        self._constant = constant
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See :class:`logging.Formatter`."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields = getattr(record, "fields", {})
+        return json.dumps({"time": time, "event": record.getMessage(), **self._constant, **fields}, default=str)
+
+
+def listened() -> bool:
+    """Whether anybody wants events."""
+    return LOGGER.isEnabledFor(logging.INFO)
+
+
+def tell(event: str, **fields: Any) -> None:
+    """Log an event; fields that are None are left out."""
+    if listened():
+        LOGGER.info(event, extra={"fields": {name: value for name, value in fields.items() if value is not None}})
+
+
+@contextlib.contextmanager
+def log_to(path: Path | None, **constant: Any) -> Iterator[None]:
+    """Append the events inside to a file; None logs nothing.
+
+    Arguments:
+        path: The file; its folder must exist.
+        constant: Fields that every line has.
+
+    Raises:
+        InvalidInput: The file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(
+            f"the log {str(path)!r} cannot be written ({error.strerror}); give a file in a folder that exists.",
+            where="--log",
+        ) from error
+    handler.setFormatter(JsonLines(**constant))
+    level, propagate = LOGGER.level, LOGGER.propagate
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False  # a terminal that shows warnings is no place for them
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+        LOGGER.propagate = propagate
+        handler.close()
