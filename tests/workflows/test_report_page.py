@@ -25,12 +25,16 @@ from helpers_small import ASSETS, compute, small_sweep  # type: ignore[import-no
 from PIL import Image
 from typer.testing import CliRunner
 
+from defense import DiffusersConfig
+from defense.purifiers.diffpure import DiffPureConfig
 from tasks.datasets import ImageSet
 from tasks.stages import images_from_table
 from workflows.audit import findings
+from workflows.cells import Defence
 from workflows.cli import app
 from workflows.reader import Results
 from workflows.report import report
+from workflows.report.figures import depth_families
 from workflows.report.gallery import amplified, png
 from workflows.report.page import _Content
 from workflows.report.size import Piece, data_uri, fitted
@@ -191,6 +195,25 @@ def test_certificates_envelope_corruptions_gains_quality_and_cost_are_those_of_j
     assert combined == [interval(row, "lowest") for row in full.json["combined"]] and len(combined) == 3
 
 
+def test_a_curve_over_the_depth_joins_what_differs_in_depth_alone() -> None:
+    denoiser = DiffusersConfig(schedule="linear-1000", path=str(ASSETS / "digits-ddpm")).resolved(Path())
+
+    def family(*settings: tuple[int, int | None, int]) -> list[int]:
+        """Numbers of the families of DiffPure with so large a t*, so many steps and draws."""
+        found = []
+        for t, steps, draws in settings:
+            purifier = DiffPureConfig(denoiser=denoiser, schedule="linear-1000", t_star=t, steps=steps)
+            found.append(Defence(purifier.resolved(Path()), draws, "single"))
+        cells = {str(i): defence for i, defence in enumerate(found)}
+        families = depth_families(cells, {str(i): t for i, (t, *_) in enumerate(settings)})
+        return [list(dict.fromkeys(families.values())).index(families[cell]) for cell in cells]
+
+    assert family((5, 5, 2), (10, 5, 2), (100, 5, 2)) == [0, 0, 0], "five steps each, though one is no deeper"
+    assert family((5, 5, 2), (10, 10, 2), (100, 100, 2)) == [0, 0, 0], "the steps follow the depth"
+    assert family((5, None, 2), (10, None, 2)) == [0, 0]
+    assert family((10, 5, 2), (100, 20, 2), (100, 5, 3)) == [0, 1, 2]
+
+
 def test_every_table_can_be_had_unrounded(full: Full) -> None:
     for name, rows in full.json.items():
         if name in ("findings", "certified_curves", "ladders"):
@@ -265,7 +288,7 @@ def test_figures_of_accuracy_show_their_rows_and_these_are_those_of_json(full: F
     for caption, count in (
         ("pgd-2 linf, seed 0", 9),  # three defences clean and at two budgets
         ("fgsm linf, seed 0", 6),
-        ("diffpure, seed 0; dashed: clean", 8),  # two depths; clean, pgd at two budgets, fgsm
+        ("diffpure in 2 steps, seed 0; dashed: clean", 8),  # two depths; clean, pgd at two budgets, fgsm
         ("pgd-2 linf at eps 0.2, seed 0", 6),
     ):
         figure, frame = figure_of(full, caption)

@@ -8,8 +8,9 @@ that is right; it is drawn at these radii, not at those of the table alone.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from defense.spec import digest
+from workflows.cells import Defence
 from workflows.certified_table import envelope_table, radii_of
 from workflows.charts import Drawing, Point, Series, Tile, heat_map, line_chart
 from workflows.published_table import PublishedTable
@@ -26,7 +28,7 @@ from workflows.sections import Section
 from workflows.statistics import wilson
 from workflows.tables import format_eps
 
-__all__ = ["Figure", "figures"]
+__all__ = ["Figure", "depth_families", "figures"]
 
 _MOST_RADII = 400
 """Of more distinct radii than this, evenly spaced ones are drawn: a screen has no more pixels."""
@@ -181,20 +183,34 @@ def _by_eps(judged: pd.DataFrame) -> _Found:
             yield f"{classifier} on {dataset}, {attack}, seed {seed}", drawing, shown
 
 
+def depth_families(defences: Mapping[str, Defence], depths: Mapping[str, int]) -> dict[str, str]:
+    """Which cells differ in depth alone: those with the same value.
+
+    A defence of as many steps as it is deep is one of those with so many steps, if there are others; if not, the
+    steps follow the depth.
+
+    Arguments:
+        defences: The defence of each cell.
+        depths: t* of each cell.
+    """
+    kinds: dict[str, tuple[str, int | None]] = {}
+    for cell, defence in defences.items():
+        rest = {k: v for k, v in defence.purifier.identity().items() if k not in ("t_star", "sigma_eq")}
+        steps = rest.pop("steps", None)
+        rest |= {"draws": defence.draws, "aggregation": defence.aggregation}
+        kinds[cell] = digest(json.dumps(rest, sort_keys=True, default=str)), steps
+    fewer = {kind for cell, kind in kinds.items() if kind[1] != depths[cell]}
+    return {cell: f"{kind[0]} {kind[1] if kind in fewer else ''}" for cell, kind in kinds.items()}
+
+
 def _by_depth(results: Results, judged: pd.DataFrame) -> _Found:
     """Accuracy against t*, clean and at each budget, of defences that differ in depth alone."""
     cells = {cell.id: cell for cell in results.sweep.cells}
     deep = judged[judged["t_star"].notna()]
     if deep.empty:
         return
-    families = {}
-    for cell, depth in dict(zip(deep["cell"], deep["t_star"], strict=True)).items():
-        defence = cells[cell].defence
-        rest = {k: v for k, v in defence.purifier.identity().items() if k not in ("t_star", "sigma_eq")}
-        if rest.get("steps") == depth:  # as many steps as it is deep: the steps follow it
-            del rest["steps"]
-        rest |= {"draws": defence.draws, "aggregation": defence.aggregation}
-        families[cell] = digest(json.dumps(rest, sort_keys=True, default=str))
+    depths = {str(cell): int(depth) for cell, depth in zip(deep["cell"], deep["t_star"], strict=True)}
+    families = depth_families({cell: cells[cell].defence for cell in depths}, depths)
     for (dataset, classifier, seed, _), members in _groups(
         deep.assign(family=deep["cell"].map(families)), ["dataset", "classifier", "seed", "family"]
     ):
@@ -212,9 +228,10 @@ def _by_depth(results: Results, judged: pd.DataFrame) -> _Found:
             rows.append(ordered)
         if lines:
             shown = pd.concat(rows)[_shown(judged)]
-            depths = sorted({int(value) for value in shown["t_star"]})
-            drawing = line_chart([*lines, *hollow], "t*", "accuracy, %", [(t, str(t)) for t in depths])
-            purifier = members["purifier"].iloc[0]
+            ticks = sorted({int(value) for value in shown["t_star"]})
+            drawing = line_chart([*lines, *hollow], "t*", "accuracy, %", [(t, str(t)) for t in ticks])
+            deepest = cells[shown.sort_values("t_star")["cell"].iloc[-1]].defence.label()
+            purifier = re.sub(r" t\*=\d+", "", deepest)
             yield f"{classifier} on {dataset}, {purifier}, seed {seed}; dashed: clean", drawing, shown
 
 
