@@ -147,7 +147,7 @@ def main() -> None:
         f"driver peak {found['peak_mib']:.0f} MiB",
         flush=True,
     )
-    for what, units, work in (("no-op", 4000, 0.0), ("real", 80, 0.5)):
+    for what, units, work in (("no-op", 16000, 0.0), ("real", 80, 0.5)):
         one, two = (float(child(f"rate,{workers},{units},{work}")) for workers in (1, 2))
         print(
             f"{what:<6} units a second: 1 worker {one:7.1f}, 2 workers {two:7.1f}, ratio {two / one:.2f}", flush=True
