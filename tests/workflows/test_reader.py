@@ -18,7 +18,7 @@ from scipy import stats
 from defense.errors import StoreError
 from tasks.datasets import DigitsConfig
 from tasks.stages import Chunk
-from workflows.estimate import remaining_seconds
+from workflows.forecast import predict
 from workflows.plan import make_plan
 from workflows.reader import Results
 from workflows.store import Store
@@ -261,7 +261,7 @@ def test_the_estimate_is_work_that_is_left_times_the_measured_rate(sweep: Sweep,
     plan = make_plan(sweep)
     done = plan.committed(partial.store)
     assert done == [{0, 1}] * 4 + [{0}]
-    rates: dict[tuple[str, str], list[float]] = {}
+    rates: dict[tuple[str, str], list[tuple[float, bool]]] = {}
     work = [1, 3, 1, 4, 4]  # evaluations an image: draws, steps + 1, draws, draws x reverse steps
     kinds = [(stage.spec.stage, stage.spec.model_key()) for stage in plan.stages]
     assert len(set(kinds)) == 3
@@ -269,11 +269,17 @@ def test_the_estimate_is_work_that_is_left_times_the_measured_rate(sweep: Sweep,
         for chunk in chunks:
             commit = partial.store.committed(stage.spec.stage, stage.id, stage.chunks[chunk].name)
             assert commit is not None
-            rates.setdefault(kind, []).append(commit.seconds / (8 * each))
+            loading = commit.notes.get("loading_seconds", 0.0)
+            rates.setdefault(kind, []).append((commit.seconds / (8 * each), loading > 0.05 * commit.seconds))
     left = [4, 4, 4, 4, 12]
-    expected = sum(n * each * float(np.mean(rates[kind])) for n, each, kind in zip(left, work, kinds, strict=True))
-    seconds, known = remaining_seconds(plan, done, partial.store)
-    assert known and seconds == pytest.approx(expected, rel=1e-9)
+    expected = 0.0
+    for n, each, kind in zip(left, work, kinds, strict=True):
+        later = [rate for rate, first in rates[kind] if not first]  # the first of a process loads its models
+        expected += n * each * float(np.mean(later or [rate for rate, _ in rates[kind]]))
+    found, stages = predict(plan, done, partial.store, sweep.id, workers=2)
+    assert found is not None and found.compute_seconds == pytest.approx(expected, rel=1e-9)
+    assert sum(stage.seconds for stage in stages if stage is not None) == pytest.approx(expected, rel=1e-9)
+    assert found.units == 4 + 2
 
 
 def test_the_estimate_says_when_nothing_comparable_was_measured(
@@ -281,9 +287,10 @@ def test_the_estimate_says_when_nothing_comparable_was_measured(
 ) -> None:
     plan = make_plan(sweep)
     empty = Store(str(tmp_path / "empty"))
-    assert remaining_seconds(plan, plan.committed(empty), empty) == (0.0, False)
+    assert predict(plan, plan.committed(empty), empty, sweep.id, workers=1) == (None, [None] * 5)
     everything = [set(range(3))] * 5
-    assert remaining_seconds(plan, everything, partial.store) == (0.0, True)
+    found, _ = predict(plan, everything, partial.store, sweep.id, workers=1)
+    assert found is not None and (found.units, found.compute_seconds, found.wall_seconds) == (0, 0.0, 0.0)
 
 
 def test_cells_of_two_seeds_are_two_lines(folder: Path, tmp_path: Path) -> None:
