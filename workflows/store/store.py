@@ -6,7 +6,7 @@
     adversarial/<stage id>/<chunk>.parquet        float32 images, written first too
     commits/<stage>/<stage id>/<chunk>.json       written last, created once: only now the unit exists
     specs/<stage id>.json                         what the stage id stands for
-    sweeps/<sweep id>/                            sweep.yaml, plan.json, failures/
+    sweeps/<sweep id>/                            sweep.yaml, plan.json, failures/, forecast.json, runs/
 
 A row file holds nothing that differs between two runs of the same unit, so row files of two runs compare equal
 byte for byte; times, hosts and attempts are in the commit. Readers believe commits only, and compare the sha256
