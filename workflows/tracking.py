@@ -205,7 +205,7 @@ def _together(combined: pd.DataFrame | None, cells: set[str]) -> dict[str, float
 
 
 def _curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """Accuracy by budget: ``accuracy by eps/pgd-20 linf``, whose step is eps x 10,000; clean is step 0.
+    """Avg by budget: ``avg by eps/pgd-20 linf``, whose step is eps x 10,000; clean is step 0.
 
     MLflow draws a metric with several steps as a line, so the runs of a sweep become one figure.
     """
@@ -214,7 +214,7 @@ def _curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for row in known:
         if row["attack"] != "clean":
-            line = found.setdefault(f"accuracy by eps/{_plain(row['attack'])}", dict(clean))
+            line = found.setdefault(f"avg by eps/{_plain(row['attack'])}", dict(clean))
             line[round(10_000 * row["eps"])] = row["avg"]
     return found
 

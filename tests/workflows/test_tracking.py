@@ -236,12 +236,12 @@ class TestMetrics:
                     expected[f"interval/{name} {where} low"] = row[f"{name}_low"]
                     expected[f"interval/{name} {where} high"] = row[f"{name}_high"]
                 expected[f"images/{where}"] = 20.0
-            curves = {k: v for k, v in run.data.metrics.items() if k.startswith("accuracy by eps/")}
+            curves = {k: v for k, v in run.data.metrics.items() if k.startswith("avg by eps/")}
             assert {k: v for k, v in run.data.metrics.items() if k not in curves} == expected
             # A curve's last point is that of the largest budget.
             assert curves == {
-                "accuracy by eps/pgd-2 linf step_size 0.05": rows[1]["avg"],
-                "accuracy by eps/pgd-2 linf step_size 0.1": rows[3]["avg"],
+                "avg by eps/pgd-2 linf step_size 0.05": rows[1]["avg"],
+                "avg by eps/pgd-2 linf step_size 0.1": rows[3]["avg"],
             }
 
     def test_the_numbers_differ_between_cells_so_that_a_mix_up_shows(self, story: Story) -> None:
@@ -252,11 +252,11 @@ class TestMetrics:
     def test_a_curve_has_a_point_per_budget_with_clean_at_zero(self, story: Story) -> None:
         steps: dict[tuple[str, str], dict[int, float]] = {}
         for row in _metric_rows(story):
-            if row["key"].startswith("accuracy by eps/"):
+            if row["key"].startswith("avg by eps/"):
                 steps.setdefault((row["run_uuid"], row["key"]), {})[row["step"]] = row["value"]
         for run in story.children:
             rows = story.rows_of(run).to_dict("records")
-            assert steps[run.info.run_id, "accuracy by eps/pgd-2 linf step_size 0.1"] == {
+            assert steps[run.info.run_id, "avg by eps/pgd-2 linf step_size 0.1"] == {
                 0: rows[0]["avg"],
                 1020: rows[2]["avg"],
                 3000: rows[3]["avg"],
