@@ -15,7 +15,7 @@ from defense.errors import PuregridError
 from workflows.estimate import Kind, costs_of, kinds_of
 from workflows.forecast import Forecast, StageCost, default_workers, predict, write_forecast
 from workflows.plan import Plan, Unit
-from workflows.run import Options, _record, execute, verified
+from workflows.run import Options, execute, record_sweep, verified
 from workflows.store import Store
 from workflows.sweep import Sweep
 
@@ -79,7 +79,7 @@ def calibrate(
         KeyboardInterrupt: Ctrl-C ended it.
     """
     committed = verified(plan, store, say)
-    _record(sweep, plan, store)
+    record_sweep(sweep, plan, store)
     gpu = options.gpus_per_worker > 0
     known = {kind for kind, cost in costs_of(plan, committed, store, gpu=gpu).items() if not cost.first}
     threads = max(stage.spec.settings().threads for stage in plan.stages)

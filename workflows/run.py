@@ -114,7 +114,7 @@ def run_sweep(
     """
     plan = make_plan(sweep)
     committed = verified(plan, store, say)
-    _record(sweep, plan, store)
+    record_sweep(sweep, plan, store)
     missing = plan.units - sum(map(len, committed))
     say(
         f"{len(sweep.cells)} cells, {plan.units} distinct units, {plan.units - missing} committed, "
@@ -279,7 +279,7 @@ def execute(
     return outcome, record
 
 
-def _record(sweep: Sweep, plan: Plan, store: Store) -> None:
+def record_sweep(sweep: Sweep, plan: Plan, store: Store) -> None:
     """Write the sweep's folder: its file and its plan; and what each stage id stands for."""
     folder = f"sweeps/{sweep.id}"
     store.files.write(f"{folder}/sweep.yaml", sweep.text.encode())

@@ -20,7 +20,7 @@ from workflows.compare import compare, comparison_text
 from workflows.outcomes import Outcome, Shares, Snapshot, _certified, of_results, of_store
 from workflows.plan import make_plan
 from workflows.reader import Results
-from workflows.run import _record
+from workflows.run import record_sweep
 from workflows.sections import sections
 from workflows.store import Store
 from workflows.sweep import Sweep, load_sweep
@@ -46,7 +46,7 @@ def filled(folder: Path, mean: float) -> Run:
     path = folder / f"sweep-{mean}.yaml"
     path.write_text(SWEEP.replace("MEAN", str(mean)))
     sweep, store = load_sweep(path), Store(str(folder / f"store-{mean}"))
-    _record(sweep, make_plan(sweep), store)
+    record_sweep(sweep, make_plan(sweep), store)
     compute(sweep, store.uri)
     return sweep, store, path
 

@@ -22,7 +22,7 @@ from workflows.gate import paired_drop
 from workflows.outcomes import Outcome, Shares, Snapshot, of_results
 from workflows.plan import make_plan
 from workflows.reader import Results
-from workflows.run import _record
+from workflows.run import record_sweep
 from workflows.store import Store
 
 
@@ -35,7 +35,7 @@ def ran(folder: Path, *changes: tuple[str, str], store: str = "store") -> tuple[
     folder.mkdir(exist_ok=True)
     sweep = small_sweep(folder, text)
     opened = Store(str(folder / store))
-    _record(sweep, make_plan(sweep), opened)
+    record_sweep(sweep, make_plan(sweep), opened)
     compute(sweep, opened.uri)
     return of_results(Results(opened, sweep)), folder / "small.yaml", opened
 
@@ -287,7 +287,7 @@ def test_runs_that_cannot_be_named_are_refused(base: tuple[Snapshot, Path, Store
         assert found.exit_code == 2 and message in found.stderr, (arguments, found.stderr)
     # Of a store with several sweeps one has to be named.
     text = SMALL.replace("sweep: small", "sweep: second").replace("first: 20", "first: 8")
-    _record(sweep := small_sweep(tmp_path, text), make_plan(sweep), opened := Store(str(tmp_path / "two")))
-    _record(sweep := small_sweep(tmp_path, SMALL), make_plan(sweep), opened)
+    record_sweep(sweep := small_sweep(tmp_path, text), make_plan(sweep), opened := Store(str(tmp_path / "two")))
+    record_sweep(sweep := small_sweep(tmp_path, SMALL), make_plan(sweep), opened)
     found = puregrid("compare", opened.uri, opened.uri)
     assert found.exit_code == 2 and "the sweeps second, small: say which" in found.stderr

@@ -1,0 +1,100 @@
+"""``puregrid train``, ``list`` and ``data``: what sweeps are made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from defense.errors import InvalidInput
+from workflows.cli.base import (
+    AsJson,
+    errors,
+    say,
+)
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["data", "list_", "train"]
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The training config.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Start again, whatever the out folder holds of this or another training.")
+    ] = False,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI|on|off",
+            help="MLflow tracking URI; on: SQLite in the out folder [$MLFLOW_TRACKING_URI, else off].",
+        ),
+    ] = None,
+) -> None:
+    """Train a network and write its weights with a card; run again to continue an interrupted training."""
+    with errors():
+        import yaml
+
+        from workflows.training import load_config
+        from workflows.training import train as run_training
+        from workflows.training.tracking import tracking_uri
+
+        try:
+            loaded = load_config(config)
+            card = run_training(
+                loaded,
+                command=f"puregrid train {config}",
+                force=force,
+                mlflow=tracking_uri(mlflow, loaded.out),
+                say=say,
+            )
+        except InvalidInput as error:
+            raise InvalidInput(error.message, where=error.where or str(config)) from error
+        typer.echo(yaml.safe_dump(card, sort_keys=False, width=110), nl=False)
+
+
+def list_(
+    what: Annotated[str, typer.Argument(metavar="KIND", help="purifiers, attacks, datasets, corruptions, ...")],
+    json_: AsJson = False,
+) -> None:
+    """List what a sweep file can name."""
+    with errors():
+        from workflows.catalogue import catalogue
+
+        entries = catalogue(what)
+        if json_:
+            typer.echo(json.dumps(entries, indent=1))
+        else:
+            width = max(len(entry["name"]) for entry in entries) + 2
+            for entry in entries:
+                typer.echo(f"{entry['name']:<{width}}{entry['summary']}")
+                if entry["fields"]:
+                    typer.echo(f"{'':<{width}}fields: {', '.join(entry['fields'])}")
+
+
+data = typer.Typer(help="Fetch or verify data sets.", no_args_is_help=True, rich_markup_mode=None)
+Root = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Where it lies [$PUREGRID_DATA; of lpips $PUREGRID_WEIGHTS]."),
+]
+
+
+@data.command()
+def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], root: Root = None) -> None:
+    """Download cifar10, cifar100, cifar10-c, cifar100-c or the weights of lpips; nothing else downloads them."""
+    with errors():
+        from workflows.data import fetch_dataset
+
+        typer.echo(fetch_dataset(name, root))
+
+
+@data.command()
+def verify(name: Annotated[str, typer.Argument(metavar="NAME")], root: Root = None) -> None:
+    """Check that a data set is complete and undamaged; prints its digest."""
+    with errors():
+        from workflows.data import verify_dataset
+
+        typer.echo(verify_dataset(name, root))

@@ -1,0 +1,155 @@
+"""``puregrid compare``, ``check`` and ``promote``: one result beside another."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from defense.errors import InvalidInput
+from workflows.cli.base import (
+    RUN_HELP,
+    AsJson,
+    Overrides,
+    StoreUri,
+    SweepFile,
+    errors,
+    open_sweep,
+    say,
+)
+
+if TYPE_CHECKING:
+    from workflows.sweep import Sweep
+
+__all__ = ["check", "compare", "promote"]
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)],
+    second: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The run to compare with.")] = None,
+    with_: Annotated[str | None, typer.Option("--with", metavar="RUN", help="The same, as an option.")] = None,
+    store: StoreUri = "results",
+    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI.")] = None,
+    json_: AsJson = False,
+) -> None:
+    """Compare two runs cell by cell on the same images: paired differences, and what changed in the specs."""
+    with errors():
+        other = second if with_ is None else with_
+        if other is None or (second is not None and with_ is not None):
+            raise InvalidInput("name two runs: `compare RUN RUN`, or `compare RUN --with RUN`.")
+        from workflows.baselines import load_pair
+        from workflows.compare import compare as compared
+        from workflows.compare import comparison_text
+        from workflows.tracking import default_uri
+
+        one, two = load_pair(first, other, store=store, tracking_uri=mlflow or default_uri(store))
+        found = compared(one, two)
+        if json_:
+            typer.echo(json.dumps([each.as_dict() for each in found], indent=1))
+        else:
+            typer.echo(comparison_text(found, first, other), nl=False)
+
+
+def check(
+    sweep: SweepFile,
+    baseline: Annotated[
+        str,
+        typer.Option(
+            metavar="STORE|FILE|mlflow:ALIAS", help="A store, a file that promote wrote, or a promoted run."
+        ),
+    ],
+    store: StoreUri = "results",
+    margin: Annotated[float, typer.Option(metavar="D", help="Tolerated drop in accuracy: 0.01 is one point.")] = 0.01,
+    alpha: Annotated[float, typer.Option(metavar="A", help="Chance of a false alarm in the whole sweep.")] = 0.05,
+    detect: Annotated[float, typer.Option(metavar="D", help="A drop that 80 % of the runs must find.")] = 0.2,
+    cost_margin: Annotated[
+        float, typer.Option(metavar="S", help="Tolerated growth of network evaluations: 0.1 is 10 %.")
+    ] = 0.0,
+    seconds_margin: Annotated[
+        float | None, typer.Option(metavar="S", help="Judge seconds too, with this tolerated growth.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, a test case a cell.")] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI|off", help="MLflow tracking URI; the sweep's run is tagged there.")
+    ] = None,
+    set_: Overrides = None,
+    json_: AsJson = False,
+) -> None:
+    """Compare with a baseline: exit 0 if accuracy and cost hold, 1 if one regressed, 2 if that could not be told."""
+    with errors():
+        from workflows.check import Gate
+
+        gate = Gate(margin, alpha, detect, cost_margin, seconds_margin)
+        loaded, opened = open_sweep(sweep, set_, store)
+        from workflows.baselines import load
+        from workflows.check import check as checked
+        from workflows.check import check_text, verdict_of
+        from workflows.check import junit as junit_xml
+        from workflows.outcomes import of_results
+        from workflows.reader import Results
+        from workflows.tracking import default_uri
+
+        uri = mlflow or default_uri(opened.uri)
+        before = load(baseline, sweep=loaded.name, tracking_uri=uri, where="--baseline")
+        if before.source == opened.uri:
+            say(f"note: the baseline is this run's own store, {opened.uri}: compared with itself a run holds.")
+        verdicts = checked(before, of_results(Results(opened, loaded)), gate)
+        verdict = verdict_of(verdicts)
+        if junit is not None:
+            junit.write_text(junit_xml(verdicts, loaded.name), encoding="utf-8")
+        if json_:
+            cells = [each.as_dict() for each in verdicts]
+            typer.echo(
+                json.dumps({"verdict": verdict, "baseline": baseline, **asdict(gate), "cells": cells}, indent=1)
+            )
+        else:
+            typer.echo(check_text(verdicts, gate, baseline, f"{sweep} in {opened.uri}"), nl=False)
+        _tag_verdict(uri, loaded, verdict, baseline, [each for each in verdicts if each.verdict != "holds"])
+        if verdict != "holds":
+            raise typer.Exit(1 if verdict == "regressed" else 2)
+
+
+def _tag_verdict(uri: str | None, sweep: Sweep, verdict: str, baseline: str, cells: list[Any]) -> None:
+    """The verdict on the sweep's run in MLflow; a broken MLflow changes no verdict."""
+    from workflows.aliases import record_verdict
+
+    if uri is None or uri == "off":
+        return
+    why = "; ".join(f"{each.cell}: {each.why}" for each in cells)
+    try:
+        record_verdict(uri, sweep, {"verdict": verdict, "baseline": baseline, "why": why or "every cell holds"})
+    except Exception as error:  # MLflow raises whatever its stores and servers raise
+        say(f"the verdict could not be set in MLflow at {uri} ({type(error).__name__}: {error})")
+
+
+def promote(
+    sweep: SweepFile,
+    store: StoreUri = "results",
+    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a baseline to commit, as JSON.")] = None,
+    alias: Annotated[
+        str | None, typer.Option(metavar="ALIAS", help="Name of the baseline in MLflow [champion, without --to].")
+    ] = None,
+    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI.")] = None,
+    set_: Overrides = None,
+) -> None:
+    """Make the results of a sweep the baseline of `puregrid check`: in MLflow, or in a file."""
+    with errors():
+        loaded, opened = open_sweep(sweep, set_, store)
+        from workflows import aliases
+        from workflows.baselines import complete_text
+        from workflows.reader import Results
+        from workflows.tracking import default_uri
+
+        if alias is not None:
+            aliases.valid_alias(alias)
+        text = complete_text(Results(opened, loaded))
+        if to is not None:
+            to.write_text(text, encoding="utf-8")
+            typer.echo(to)
+        if alias is not None or to is None:
+            name = alias or "champion"
+            run_id = aliases.promote(mlflow or default_uri(opened.uri), loaded, name, text)
+            typer.echo(f"mlflow:{name} is run {run_id}")
