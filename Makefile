@@ -8,6 +8,7 @@ READY := $(VENV)/.ready
 
 quickstart: $(READY)
 	$(BIN)/puregrid run workflows/sweeps/quickstart.yaml --store results
+	$(BIN)/puregrid report workflows/sweeps/quickstart.yaml --store results --out results/report.html
 
 test: $(READY)
 	$(BIN)/python -m pytest
