@@ -23,7 +23,7 @@ from workflows.cli import app
 from workflows.outcomes import Outcome, Shares, Snapshot, of_results, of_store
 from workflows.plan import make_plan
 from workflows.reader import Results
-from workflows.run import _record, driver_versions
+from workflows.run import driver_versions, record_sweep
 from workflows.store import Store
 from workflows.sweep import Sweep, load_sweep
 from workflows.tables import render
@@ -51,7 +51,7 @@ def filled(folder: Path, images: int = 150, mean: float = 0.3) -> tuple[Sweep, S
     path.write_text(SWEEP.replace("IMAGES", str(images)).replace("MEAN", str(mean)))
     sweep, store = load_sweep(path), Store(str(folder / f"store-{images}-{mean}"))
     plan = make_plan(sweep)
-    _record(sweep, plan, store)
+    record_sweep(sweep, plan, store)
     worker = UnitWorker(store.uri, "cpu")
     for stage in plan.stages:
         inputs = {role: (plan.stages[i].spec.stage, plan.stages[i].id) for role, i in stage.inputs.items()}
