@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from defense.errors import InvalidInput
-from workflows.cli.base import (
-    AsJson,
-    errors,
-    say,
-)
-
-if TYPE_CHECKING:
-    pass
+from workflows.cli.base import AsJson, errors, say
 
 __all__ = ["data", "list_", "train"]
 

@@ -6,23 +6,12 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from defense.errors import InvalidInput, nearest
-from workflows.cli.base import (
-    AsJson,
-    Overrides,
-    StoreUri,
-    SweepFile,
-    errors,
-    open_sweep,
-    say,
-)
-
-if TYPE_CHECKING:
-    pass
+from workflows.cli.base import AsJson, Overrides, StoreUri, SweepFile, errors, open_sweep, say
 
 __all__ = ["compact", "report", "tables"]
 
