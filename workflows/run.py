@@ -32,6 +32,7 @@ __all__ = [
     "driver_versions",
     "execute",
     "failures",
+    "record_sweep",
     "run_sweep",
     "verified",
 ]
