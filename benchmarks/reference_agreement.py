@@ -6,7 +6,7 @@ exact test. AutoAttack is the reference itself: called directly with the same se
 these are projected on the ball, which they leave by a rounding here and there.
 
     PUREGRID_DATA=DATA python benchmarks/reference_agreement.py --weights FOLDER [--classifier resnet20 resnet4b]
-        [--images 500] [--eps 0.25 2 8] [--attacks pgd apgd autoattack] [--batch 100] [--threads 1]
+        [--images 500] [--first 0] [--eps 0.25 2 8] [--attacks pgd apgd autoattack] [--batch 100] [--threads 1]
 """
 
 from __future__ import annotations
@@ -119,10 +119,13 @@ class Outcome:
         return float(self.right.double().mean())
 
 
-def attacked(attack: Attack, network: nn.Module, x: Tensor, y: Tensor, eps: float, batch: int = 100) -> Outcome:
-    """Run an attack batch by batch and judge it by the network, one forward pass for either side."""
+def attacked(
+    attack: Attack, network: nn.Module, x: Tensor, y: Tensor, eps: float, batch: int = 100, first: int = 0
+) -> Outcome:
+    """Run an attack batch by batch and judge it by the network, one forward pass for either side; ``first`` is the id
+    of the first image."""
     start = time.perf_counter()
-    parts = [attack(network, x[i : i + batch], y[i : i + batch], eps, i) for i in range(0, len(x), batch)]
+    parts = [attack(network, x[i : i + batch], y[i : i + batch], eps, first + i) for i in range(0, len(x), batch)]
     seconds = time.perf_counter() - start
     with torch.no_grad():
         right = [network(part).argmax(1) == y[i * batch : (i + 1) * batch] for i, part in enumerate(parts)]
@@ -141,14 +144,15 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
     yield "| classifier | eps*255 | attack | reference | ours | reference | right under one alone | p |"
     yield "|---|---|---|---|---|---|---|---|"
     data = Cifar10Config(root=os.environ["PUREGRID_DATA"]).read()
-    x, y = torch.from_numpy(data.images[: options.images]), torch.from_numpy(data.labels[: options.images])
+    chosen = slice(options.first, options.first + options.images)
+    x, y = torch.from_numpy(data.images[chosen]), torch.from_numpy(data.labels[chosen])
     for name in options.classifier:
         network = classifier(name, Path(options.weights))
         for eps in options.eps or BUDGETS[name]:
             for attack in options.attacks:
-                ours = attacked(OURS[attack], network, x, y, eps / 255, options.batch)
+                ours = attacked(OURS[attack], network, x, y, eps / 255, options.batch, options.first)
                 for reference, run in REFERENCES[attack].items():
-                    other = attacked(run, network, x, y, eps / 255, options.batch)
+                    other = attacked(run, network, x, y, eps / 255, options.batch, options.first)
                     only_ours, only_other, p = mcnemar(ours.right, other.right)
                     same = ", same images" if torch.equal(ours.images, other.images) else ""
                     yield (
@@ -163,6 +167,7 @@ def main() -> None:
     parser.add_argument("--weights", default=os.environ.get("PUREGRID_WEIGHTS"), help="folder [$PUREGRID_WEIGHTS]")
     parser.add_argument("--classifier", nargs="+", choices=list(FILES), default=list(FILES))
     parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--first", type=int, default=0, help="id of the first image: long runs in parts")
     parser.add_argument("--eps", type=float, nargs="+", help="in 1/255; by default those that tell of the network")
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
     parser.add_argument("--batch", type=int, default=100)
