@@ -5,10 +5,12 @@ Three things, each in a fresh process, since peak memory is a property of a proc
 * a plan of 10,000 stages x 100 chunks that do nothing: seconds until its first unit is with a worker (building the
   plan, listing the store, writing what stage ids stand for), then units a second over so many ``--seconds``, and the
   driver's peak memory; with ``--all`` the whole million runs;
-* no-op units a second on one worker and on two;
+* no-op units a second on one worker and on two, with the store on the disk of ``TMPDIR`` and in memory, and beside
+  them the same units in one and two bare processes that share nothing but the store, without Ray and without a
+  driver: what the machine and its disk allow; medians over ``--rounds`` in which all take turns;
 * the same for real units (half a second of arithmetic each), on one thread each.
 
-    python benchmarks/engine_scale.py [--stages 10000] [--chunks 100] [--seconds 30] [--all]
+    python benchmarks/engine_scale.py [--stages 10000] [--chunks 100] [--seconds 30] [--all] [--rounds 3] [--scaling]
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 
 TESTS = str(Path(__file__).parent.parent / "tests" / "workflows")
 sys.path.insert(0, TESTS)
@@ -37,6 +42,7 @@ from workflows.plan import Plan  # noqa: E402
 from workflows.pool import Event, Pool, cluster  # noqa: E402
 from workflows.progress import SweepProgress  # noqa: E402
 from workflows.store import Store  # noqa: E402
+from workflows.worker import UnitWorker  # noqa: E402
 
 
 def peak_mib() -> float:
@@ -107,12 +113,54 @@ def rate(workers: int, units: int, work: float) -> float:
         return outcome.computed / took
 
 
+def bare(processes: int, units: int, work: float) -> float:
+    """Units a second of processes that each compute and commit their share, one after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        shares = [(folder, number, units // processes, work) for number in range(processes)]
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            list(pool.map(_share, [(folder, processes + number, 10, 0.0) for number in range(processes)]))
+            started = time.perf_counter()
+            list(pool.map(_share, shares))
+            return units / (time.perf_counter() - started)
+
+
+def _share(arguments: tuple[str, int, int, float]) -> None:
+    folder, number, units, work = arguments
+    plan = plan_of([Nap(number=number, work=work)], units)
+    worker = UnitWorker(folder, "cpu")
+    for chunk in plan.stages[0].chunks:
+        worker.run(plan.stages[0].spec, plan.stages[0].id, chunk, {})
+
+
+def scaling(child: Callable[..., str], rounds: int) -> Iterator[str]:
+    """Lines that compare one worker with two."""
+    for what, units, work, folder in (
+        ("no-op, on disk", 16000, 0.0, None),
+        ("no-op, in memory", 32000, 0.0, "/dev/shm"),
+        ("real", 80, 0.5, None),
+    ):
+        if folder is not None and not Path(folder).is_dir():
+            continue
+        kinds = [(kind, number) for kind in ("rate", "bare") for number in (1, 2)]
+        took: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
+        for _ in range(rounds if not work else 1):
+            for kind, number in kinds:
+                took[kind, number].append(float(child(f"{kind},{number},{units},{work}", folder)))
+        found = {kind: median(rates) for kind, rates in took.items()}
+        yield f"{what:<17}" + "".join(
+            f"  {name} {found[kind, 1]:7.1f} {found[kind, 2]:7.1f} {found[kind, 2] / found[kind, 1]:6.2f}"
+            for kind, name in (("rate", "workers"), ("bare", "bare processes"))
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, default=10000)
     parser.add_argument("--chunks", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--all", action="store_true", help="Run the million to its end.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scaling", action="store_true", help="Only one worker against two.")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -121,7 +169,8 @@ def main() -> None:
         if kind == "million":
             print(json.dumps(million(options.stages, options.chunks, seconds)))
         else:
-            print(json.dumps(rate(int(numbers[0]), int(numbers[1]), float(numbers[2]))))
+            measure = {"rate": rate, "bare": bare}[kind]
+            print(json.dumps(measure(int(numbers[0]), int(numbers[1]), float(numbers[2]))))
         return
 
     environment = {
@@ -131,11 +180,20 @@ def main() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
 
-    def child(one: str) -> str:
+    def child(one: str, folder: str | None = None) -> str:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", one]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        own = environment if folder is None else {**environment, "TMPDIR": folder}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=own)
         return done.stdout.splitlines()[-1]
 
+    if not options.scaling:
+        big_plan(child)
+    print(f"{'units a second':<17}  {'':<12}1       2  ratio{'':<22}1       2  ratio")
+    for line in scaling(child, options.rounds):
+        print(line, flush=True)
+
+
+def big_plan(child: Callable[..., str]) -> None:
     found = json.loads(child("million"))
     print(
         f"{found['units']:,} units: planned in {found['planned']:.1f} s ({found['planned_cpu']:.1f} s of processor), "
@@ -147,11 +205,6 @@ def main() -> None:
         f"driver peak {found['peak_mib']:.0f} MiB",
         flush=True,
     )
-    for what, units, work in (("no-op", 16000, 0.0), ("real", 80, 0.5)):
-        one, two = (float(child(f"rate,{workers},{units},{work}")) for workers in (1, 2))
-        print(
-            f"{what:<6} units a second: 1 worker {one:7.1f}, 2 workers {two:7.1f}, ratio {two / one:.2f}", flush=True
-        )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from defense.errors import StoreError
 from workflows.estimate import Pace
 from workflows.logs import listened, tell
 from workflows.plan import Plan, Unit
@@ -41,6 +42,9 @@ _BATCH_UNITS = 64
 
 _OVERDUE_TIMES, _OVERDUE_SECONDS, _OVERDUE_UNKNOWN = 2.0, 2.0, 60.0
 """A unit is overdue after so many times the usual time plus so many seconds; of an unknown kind, after a minute."""
+
+_SILENT_SECONDS = 10.0
+"""How often the commits of overdue units are looked at. Found there twice, their worker will not answer any more."""
 
 _LISTING_SECONDS = 5.0
 """Age up to which a listing of a stage's commits is believed while another driver works on the same store."""
@@ -147,6 +151,7 @@ def run_plan(
                 if not draining:
                     draining = True
                     tell("draining", units=len(run.attempts))
+            run.give_up_silent()
             if not run.attempts and (interrupts.count or not scheduler.has_ready()):
                 break
             for event in pool.wait(_TICK):
@@ -197,6 +202,9 @@ class _Run:
     copies_first: int = 0
     elsewhere: int = 0
     _listed: dict[int, float] = field(default_factory=dict)
+    _looked: float = field(default_factory=time.monotonic)
+    _silent: set[Any] = field(default_factory=set)
+    """Ray's names for the calls whose units were committed when last looked at."""
     _again: set[Unit] = field(default_factory=set)
     """Units that came back: a worker that was given up may still commit one."""
 
@@ -275,6 +283,33 @@ class _Run:
                 for unit in units:
                     self._tell("copy_started", unit, place=worker.place)
             self._submit(worker, units, reserved=self.scheduler.suspect(units[0]), copy=not flight.waits)
+
+    def give_up_silent(self) -> None:
+        """Replace workers whose units are committed but who never say so: a cut of the link has taken the answer.
+
+        Where the link comes back before the node counts as dead, Ray notices after five minutes only.
+        """
+        now = time.monotonic()
+        if now - self._looked < _SILENT_SECONDS:
+            return
+        self._looked = now
+        flights = [flight for flight in self.pool.flights() if not flight.waits and self._overdue(flight)]
+        silent = [flight for flight in flights if self._settled(flight)]
+        for flight in silent:
+            if flight.reference in self._silent:
+                self.pool.give_up(flight, "its units are committed, but it has not said so")
+        self._silent = {flight.reference for flight in silent}
+
+    def _settled(self, flight: Flight) -> bool:
+        """Whether all units of a flight are committed."""
+        if self.store is None:
+            return False
+        stage = self.plan.stages[flight.units[0].stage]
+        names = (stage.chunks[unit.chunk].name for unit in reversed(flight.units))
+        try:
+            return all(self.store.committed(stage.spec.stage, stage.id, name) is not None for name in names)
+        except StoreError:
+            return False
 
     def _overdue(self, flight: Flight) -> bool:
         if flight.waits:

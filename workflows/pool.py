@@ -260,6 +260,7 @@ class Pool:
         self._head_lost = False
         self._last_ready = self._last_look = time.monotonic()
         self.replaced = self.most = 0
+        self._late: list[Event] = []
         self._workers: list[_Worker] = []
         self._target = min(size, _room(*self._share)) if elastic else size
         self._fill(first=True)
@@ -325,6 +326,12 @@ class Pool:
             if worker.queue and not any(unit in wanted for batch in worker.queue for unit in batch.units):
                 self._replace(worker, "held only units that are committed by now")
 
+    def give_up(self, flight: Flight, error: str) -> None:
+        """Replace the worker that runs these units; what is committed counts, the rest was not to blame."""
+        for worker in list(self._workers):
+            if worker.queue and worker.queue[0].reference == flight.reference:
+                self._late += self._lost(worker, error, event="worker_silent", blames=False)
+
     def wait(self, seconds: float) -> list[Event]:
         """Wait until something happens, at most so long, and return what happened.
 
@@ -341,7 +348,7 @@ class Pool:
                 done, _ = ray.wait(references, num_returns=len(references), timeout=0)
         elif not self._workers:
             time.sleep(seconds)  # for nodes
-        events: list[Event] = []
+        events, self._late = self._late, []
         for reference in done:
             if reference in starting:
                 self._on_start(starting[reference])
@@ -417,7 +424,9 @@ class Pool:
             if receipt is not None and receipt.computed:
                 self.ledger.computed(worker.place, kind, receipt.images, receipt.seconds, receipt.loading)
 
-    def _lost(self, worker: _Worker, error: str, node_lost: bool = False, event: str = "worker_died") -> list[Event]:
+    def _lost(
+        self, worker: _Worker, error: str, node_lost: bool = False, event: str = "worker_died", blames: bool = True
+    ) -> list[Event]:
         """A worker is gone: what is committed counts, the first other unit was running, the rest had not begun."""
         self._need_head()
         if node_lost and worker.node is not None and worker.node not in self._lost_nodes:
@@ -425,7 +434,7 @@ class Pool:
             tell("node_lost", node=worker.node, error=error)
         tell(event, **fields_of(worker.place), error=error, units=sum(len(batch.units) for batch in worker.queue))
         events: list[Event] = []
-        blamed = False
+        blamed = not blames
         for batch in worker.queue:
             for unit in batch.units:
                 chunk = batch.stage.chunks[unit.chunk]

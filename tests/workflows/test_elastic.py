@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
 from naps import Nap, add_machine, assert_whole, go, machines, plan_of, ran
 
 from defense.errors import PuregridError
+from tasks.stages import Output
+from workflows import engine
 from workflows.plan import Unit
 from workflows.pool import Event, Pool, cluster, slots
 from workflows.scheduler import Failure
@@ -49,6 +53,38 @@ def test_a_stopped_worker_does_not_hold_up_the_end(log: Path, tmp_path: Path) ->
     # The stopped worker's unit was run a second time, and what waited behind it was taken away.
     assert outcome.copies == 1 and outcome.copies_first == 1
     assert sorted(ran(log).values()) == [1] * 11 + [2]
+
+
+def test_a_worker_whose_answer_is_lost_is_not_waited_for(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As after a cut of the link: the unit is committed and its worker says nothing. It has a second one in its queue.
+    monkeypatch.setattr(engine, "_SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(engine, "_OVERDUE_UNKNOWN", 1.0)
+    plan, store = plan_of([Nap(number=1, seconds=60), Nap(number=2)], 1), Store(str(tmp_path / "store"))
+    silent = plan.stages[0]
+
+    def commit() -> None:
+        while not log.read_text():
+            time.sleep(0.05)
+        values = [(1000 + image) % 7919 for image in silent.chunks[0].ids]
+        rows = pa.table(
+            {"image_id": pa.array(silent.chunks[0].ids, pa.int32()), "value": pa.array(values, pa.int32())}
+        )
+        record = {"attempt": "its own", "seconds": 0.1, "host": "there"}
+        store.commit(silent.spec, silent.id, silent.chunks[0], Output(rows), record)
+
+    began = time.monotonic()
+    with cluster(1, None), ThreadPoolExecutor(1) as threads:
+        committed = threads.submit(commit)
+        outcome = go(plan, Pool(store.uri, 1), store)
+        committed.result()
+    assert time.monotonic() - began < 50
+    assert_whole(plan, store)
+    found = store.committed("nap", silent.id, silent.chunks[0].name)
+    assert found is not None and found.attempt == "its own"
+    assert outcome.replaced == 1 and not outcome.failures and outcome.retries == 0
+    assert set(ran(log).values()) == {1} and len(ran(log)) == 2
 
 
 def test_a_batch_blames_the_unit_that_was_running(log: Path, tmp_path: Path) -> None:
