@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes, grouped and ordered as tests/conftest.py says.
+SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 READY := $(VENV)/.ready
 
 .PHONY: quickstart test test-fast lint format bench clean
@@ -11,10 +13,10 @@ quickstart: $(READY)
 	$(BIN)/puregrid report workflows/sweeps/quickstart.yaml --store results --out results/report.html
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -25,9 +25,10 @@ import pyarrow as pa
 
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec
+from workflows.cluster import cluster
 from workflows.engine import run_plan
 from workflows.plan import Plan
-from workflows.pool import Pool, cluster
+from workflows.pool import Pool
 from workflows.progress import SweepProgress
 
 

@@ -16,6 +16,21 @@ settings.register_profile("puregrid", deadline=None, derandomize=True)
 settings.load_profile("puregrid")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests may run side by side (``-n 2 --dist loadgroup``).
+
+    Those that start Ray clusters and kill processes stay in one process, one after the other, and begin first, since
+    they wait more than they compute. The others go module by module, so that a module's fixtures are made once.
+    """
+
+    def engine(item: pytest.Item) -> bool:
+        return item.get_closest_marker("slow") is not None and item.path.parent.name == "workflows"
+
+    items.sort(key=engine, reverse=True)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("engine" if engine(item) else item.path.stem))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)

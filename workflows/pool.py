@@ -9,8 +9,6 @@ are committed. The first one that is not was running (a batch ends at its first 
 from __future__ import annotations
 
 import contextlib
-import math
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -20,7 +18,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
-from defense.errors import InvalidInput, PuregridError, StoreError
+from defense.errors import PuregridError, StoreError
+from workflows.cluster import Head, room
 from workflows.estimate import Kind, kind_of
 from workflows.logs import tell
 from workflows.plan import PlannedStage, Unit
@@ -28,7 +27,7 @@ from workflows.store import Store
 from workflows.utilisation import Ledger, Place, fields_of
 from workflows.worker import Receipt, Trouble, UnitWorker, one_line
 
-__all__ = ["BATCH_SECONDS", "Event", "Flight", "Pool", "cluster", "slots"]
+__all__ = ["BATCH_SECONDS", "Event", "Flight", "Pool"]
 
 BATCH_SECONDS = 0.5
 """After so long a worker begins no further unit of a batch."""
@@ -36,98 +35,6 @@ BATCH_SECONDS = 0.5
 _START_ATTEMPTS = 3
 _LOOK_SECONDS = 2.0
 """How often the pool looks which nodes there are."""
-
-_HEAD_SECONDS = 30.0
-"""For so long the head may be silent. After 60 s Ray itself would end this process, without a word of the sweep."""
-
-
-@contextlib.contextmanager
-def cluster(workers: int, address: str | None) -> Iterator[None]:
-    """Connect to a Ray cluster, or start one of ``workers`` slots on the loopback interface of this machine.
-
-    Raises:
-        PuregridError: Ray could not be started, twice, or nothing answers at the address.
-    """
-    if address is None:
-        try:
-            _start_ray(workers)
-        except Exception:  # Ray raises this very class when a busy machine was too slow for its start
-            ray.shutdown()
-            try:
-                _start_ray(workers)
-            except Exception as error:
-                ray.shutdown()
-                raise PuregridError(
-                    f"Ray could not be started on this machine ({one_line(error)}). Is it overloaded, out of memory "
-                    "or out of disk? Its logs are in its session folder, by default below /tmp/ray."
-                ) from error
-    else:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise PuregridError(
-                f"no Ray cluster answers at {address} ({one_line(error)}). Start one with `ray start --head`, or run "
-                "without --address on this machine."
-            ) from error
-    lost = False
-    try:
-        yield
-    except _HeadLost:  # Ray would wait for it, and end this process before the error is told
-        lost = True
-        raise
-    finally:
-        if not lost:
-            ray.shutdown()
-
-
-class _HeadLost(PuregridError):
-    """The head of the cluster does not answer."""
-
-
-def _start_ray(workers: int) -> None:
-    ray.init(
-        address="local",  # without it Ray joins a cluster that happens to run on this machine, and refuses num_cpus
-        num_cpus=workers,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-        # Rows never pass through it; Ray's default would reserve a third of the memory.
-        object_store_memory=128 * 1024**2,
-    )
-
-
-def _room(threads: int, gpus_per_worker: float) -> int:
-    """How many workers the nodes have room for. A worker lies on one node, and a share of a GPU on one GPU."""
-    found = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            have = node["Resources"]
-            room = int(have.get("CPU", 0) // threads)
-            if 0 < gpus_per_worker < 1:
-                room = min(room, int(have.get("GPU", 0)) * math.floor(1 / gpus_per_worker + 1e-9))
-            elif gpus_per_worker:
-                room = min(room, int(have.get("GPU", 0) / gpus_per_worker + 1e-9))
-            found += room
-    return found
-
-
-def slots(threads: int, gpus_per_worker: float) -> int:
-    """How many workers the connected cluster has room for.
-
-    Raises:
-        InvalidInput: None at all.
-    """
-    found = _room(threads, gpus_per_worker)
-    if not found:
-        have = ray.cluster_resources()
-        raise InvalidInput(
-            f"there is no room for a worker that takes {threads} CPUs and {gpus_per_worker:g} GPUs: the cluster has "
-            f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. Ask for less, or give --workers N if "
-            "nodes will join.",
-            where="--gpus-per-worker" if gpus_per_worker else "compute.threads",
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -254,15 +161,12 @@ class Pool:
         self._say = say
         self._broken_starts = 0
         self._given_up = 0
-        address = ray.get_runtime_context().gcs_address
-        # Where it cannot be reached like that, nothing is concluded from silence.
-        self._head = address if _answers(address) else None
-        self._head_lost = False
+        self._head = Head()
         self._last_ready = self._last_look = time.monotonic()
         self.replaced = self.most = 0
         self._late: list[Event] = []
         self._workers: list[_Worker] = []
-        self._target = min(size, _room(*self._share)) if elastic else size
+        self._target = min(size, room(*self._share)) if elastic else size
         self._fill(first=True)
 
     def _fill(self, *, first: bool = False) -> None:
@@ -428,7 +332,7 @@ class Pool:
         self, worker: _Worker, error: str, node_lost: bool = False, event: str = "worker_died", blames: bool = True
     ) -> list[Event]:
         """A worker is gone: what is committed counts, the first other unit was running, the rest had not begun."""
-        self._need_head()
+        self._head.need()
         if node_lost and worker.node is not None and worker.node not in self._lost_nodes:
             self._lost_nodes.add(worker.node)
             tell("node_lost", node=worker.node, error=error)
@@ -457,7 +361,7 @@ class Pool:
         return events
 
     def _drop(self, worker: _Worker) -> None:
-        if not self._head_lost:  # without a head nobody could do it; they end with the driver
+        if not self._head.lost:  # without a head nobody could do it; they end with the driver
             with contextlib.suppress(RayError, GetTimeoutError):
                 ray.kill(worker.actor, no_restart=True)
         if worker.place is not None:
@@ -481,29 +385,12 @@ class Pool:
                 events += self._lost(worker, error, event="worker_stuck")
         return events
 
-    def _need_head(self) -> None:
-        """Wait for the head if it does not answer; calls of Ray that need it would hang.
-
-        Raises:
-            PuregridError: It is lost.
-        """
-        end = time.monotonic() + _HEAD_SECONDS
-        while self._head is not None and not _answers(self._head):
-            if time.monotonic() > end:
-                self._head_lost = True
-                raise _HeadLost(
-                    f"the head of the Ray cluster at {self._head} has not answered for {_HEAD_SECONDS:g} s, and "
-                    "without it no worker gets any work. What is committed stays: start a cluster and run the same "
-                    "command again."
-                )
-            time.sleep(1)
-
     def _look(self) -> list[Event]:
         """Notice nodes that came and went."""
-        self._need_head()
+        self._head.need()
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         if self._elastic:
-            self._target = min(self._size, _room(*self._share))
+            self._target = min(self._size, room(*self._share))
         events: list[Event] = []
         for worker in list(self._workers):
             if worker.node is not None and worker.node not in alive:
@@ -526,16 +413,6 @@ class Pool:
         """End all workers at once."""
         for worker in list(self._workers):
             self._drop(worker)
-
-
-def _answers(address: str) -> bool:
-    """Whether anything accepts connections at ``host:port``."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def _event(unit: Unit, result: Receipt | Trouble, seconds: float, copy: bool, place: Place | None) -> Event:

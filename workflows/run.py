@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from defense.errors import PuregridError
+from workflows.cluster import cluster, slots
 from workflows.engine import Outcome, describe, run_plan
 from workflows.estimate import Cost, Kind, Pace, missing_work
 from workflows.forecast import Forecast, default_workers, forecast, read_forecast
 from workflows.logs import log_to, tell
 from workflows.plan import Plan, Unit, make_plan
-from workflows.pool import Event, Pool, cluster, slots
+from workflows.pool import Event, Pool
 from workflows.progress import SweepProgress
 from workflows.reader import CellRecord, Results, latest_path
 from workflows.runs import RunRecord, duration

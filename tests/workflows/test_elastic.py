@@ -17,8 +17,9 @@ from naps import Nap, add_machine, assert_whole, go, machines, plan_of, ran
 from defense.errors import PuregridError
 from tasks.stages import Output
 from workflows import engine
+from workflows.cluster import cluster, slots
 from workflows.plan import Unit
-from workflows.pool import Event, Pool, cluster, slots
+from workflows.pool import Event, Pool
 from workflows.scheduler import Failure
 from workflows.store import Store
 

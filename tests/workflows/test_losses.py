@@ -15,7 +15,8 @@ from naps import Nap, add_machine, assert_whole, go, machines, plan_of, ran
 from ray.cluster_utils import Cluster
 
 from defense.errors import PuregridError
-from workflows.pool import Event, Pool, cluster
+from workflows.cluster import cluster
+from workflows.pool import Event, Pool
 from workflows.scheduler import Failure
 from workflows.store import Store
 from workflows.worker import UnitWorker
