@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two processes, grouped and ordered as tests/conftest.py says.
-SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
+# Two processes; tests/conftest.py says which tests go where.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
 
 .PHONY: quickstart test test-fast lint format bench clean

@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from workflows.published import Reference, compare, load_paper, reference
+from workflows.published import Reference, load_paper, reference
+from workflows.published_match import compare
 from workflows.reader import Results
 from workflows.sections import Section
 
@@ -29,7 +30,7 @@ class PublishedTable:
     """The table.
 
     Arguments:
-        section: Its frame (:func:`workflows.published.compare` and ``smoke``) and grid; accuracies in %.
+        section: Its frame (:func:`workflows.published_match.compare` and ``smoke``) and grid; accuracies in %.
         warning: What has to be read before it; "" if nothing.
         remarks: Settings that differ by their letters, then the anomalies of what is published.
     """

@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from workflows.cells import Cell, Sweep
+from workflows.grids import format_eps
 from workflows.quality_table import MEASURES
 from workflows.sections import Section
-from workflows.tables import format_eps
 
 __all__ = ["SectionMetrics", "section_metrics"]
 

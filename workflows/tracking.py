@@ -20,10 +20,11 @@ from defense.spec import digest
 from workflows.aliases import OUTCOMES
 from workflows.audit import Finding, counts, rules_on
 from workflows.certified_table import family
+from workflows.grids import format_eps
 from workflows.section_metrics import section_metrics
 from workflows.sections import Section
 from workflows.sweep import Cell, Sweep
-from workflows.tables import format_eps, render
+from workflows.tables import render
 
 __all__ = ["default_uri", "track"]
 

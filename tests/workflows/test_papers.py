@@ -16,7 +16,8 @@ import workflows
 from defense.errors import InvalidInput
 from tasks.datasets import Cifar10Config, DatasetConfig, FolderConfig, ImageSet
 from workflows.cli import app
-from workflows.published import compare, load_paper
+from workflows.published import load_paper
+from workflows.published_match import compare
 from workflows.reader import Results
 from workflows.store import Store
 from workflows.sweep import Sweep, load_sweep

@@ -10,8 +10,9 @@ import pytest
 from helpers_small import ASSETS, compute, small_sweep
 
 from defense.errors import InvalidInput
-from workflows import published
-from workflows.published import Paper, compare, load_paper, mean_gains, papers
+from workflows import published, published_match
+from workflows.published import Paper, load_paper, mean_gains, papers
+from workflows.published_match import compare
 from workflows.reader import Results
 from workflows.store import Store
 
@@ -86,8 +87,8 @@ def test_an_unknown_paper_is_refused() -> None:
     ],
 )
 def test_one_architecture_has_one_name(one: str, other: str) -> None:
-    assert published._architecture(one) == published._architecture(other)
-    assert published._architecture("resnet18") != published._architecture(other) or one == "resnet18"
+    assert published_match._architecture(one) == published_match._architecture(other)
+    assert published_match._architecture("resnet18") != published_match._architecture(other) or one == "resnet18"
 
 
 # Published figures of the digits, so that they can be compared with cells that are computed here.

@@ -32,6 +32,7 @@ from tasks.stages import images_from_table
 from workflows.audit import findings
 from workflows.cells import Defence
 from workflows.cli import app
+from workflows.grids import format_eps
 from workflows.reader import Results
 from workflows.report import report
 from workflows.report.figures import depth_families
@@ -39,7 +40,6 @@ from workflows.report.gallery import amplified, png
 from workflows.report.page import _Content
 from workflows.report.size import Piece, data_uri, fitted
 from workflows.store import Store
-from workflows.tables import format_eps
 
 pytestmark = pytest.mark.slow  # the sweep of which the page is, once for all tests
 

@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from helpers_small import SMALL, compute, small_sweep
 
+from workflows.grids import combined_grid, robustness_grid
 from workflows.plan import make_plan
 from workflows.reader import Results
 from workflows.report import report
 from workflows.statistics import bootstrap, wilson
 from workflows.store import Store
-from workflows.tables import combined_grid, render, robustness_grid
+from workflows.tables import render
 
 ATTACKS = """\
 attacks:

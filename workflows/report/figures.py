@@ -22,11 +22,11 @@ from defense.spec import digest
 from workflows.cells import Defence
 from workflows.certified_table import envelope_table, radii_of
 from workflows.charts import Drawing, Point, Series, Tile, heat_map, line_chart
+from workflows.grids import format_eps
 from workflows.published_table import PublishedTable
 from workflows.reader import Results
 from workflows.sections import Section
 from workflows.statistics import wilson
-from workflows.tables import format_eps
 
 __all__ = ["Figure", "depth_families", "figures"]
 

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from workflows.audit import Finding, counts, findings
 from workflows.charts import DARK, LIGHT, style
+from workflows.grids import TEXT_COLUMNS
 from workflows.published_table import published_table
 from workflows.reader import Results
 from workflows.report.figures import Figure, figures
@@ -28,7 +29,7 @@ from workflows.report.size import Piece, data_uri, fitted, said
 from workflows.report.tables import Tabular, tabulars
 from workflows.report.words import missing, summary
 from workflows.sections import sections
-from workflows.tables import TEXT_COLUMNS, cell_names, evidence_text, notes, tally
+from workflows.tables import cell_names, evidence_text, notes, tally
 
 __all__ = ["report"]
 

@@ -1,4 +1,4 @@
-"""The tables of a report: the grids of :mod:`workflows.tables`, each with its rows as CSV and marks of findings."""
+"""The tables of a report: the grids of :mod:`workflows.grids`, each with its rows as CSV and marks of findings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pandas as pd
 
 from tasks.attacks import LadderConfig
 from workflows.audit import Finding, rules_on
+from workflows.grids import combined_grid, cost_grid, ladder_grid, robustness_grid
 from workflows.ladders import ladder_table
 from workflows.published_table import PublishedTable
 from workflows.reader import Results
 from workflows.sections import Section
-from workflows.tables import COMBINED_NOTE, LADDER_NOTE, combined_grid, cost_grid, ladder_grid, robustness_grid
+from workflows.tables import COMBINED_NOTE, LADDER_NOTE
 
 __all__ = ["Line", "Tabular", "tabulars"]
 

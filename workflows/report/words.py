@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from workflows.audit import Finding
+from workflows.grids import format_eps
 from workflows.reader import Results
 from workflows.sections import Section
-from workflows.tables import format_eps
 
 __all__ = ["missing", "summary"]
 
