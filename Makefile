@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two processes; tests/conftest.py says which tests go where.
+# Two processes, file by file in the order of tests/conftest.py.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
 

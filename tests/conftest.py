@@ -9,41 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from xdist.scheduler import LoadScopeScheduling
 
 from tasks.datasets import Cifar10Config, DigitsConfig, ImageSet
-
-_TESTS = Path(__file__).parent
 
 # The same examples in every run of a commit: a verdict on it must not depend on luck.
 settings.register_profile("puregrid", deadline=None, derandomize=True)
 settings.load_profile("puregrid")
 
 
-@cache
-def _engine(file: str) -> bool:
-    """Whether tests of a file start Ray clusters and kill processes."""
-    path = _TESTS.parent / file
-    return path.parent.name == "workflows" and "pytest.mark.slow" in path.read_text()
-
-
-class _EngineApart(LoadScopeScheduling):  # type: ignore[misc]  # without annotations
-    """File by file; the engine's one after the other in one process, where they cannot end each other's Ray."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "engine" if _engine(file) else file
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _EngineApart | None:
-    """How tests are shared out with ``-n 2 --dist loadfile``."""
-    return _EngineApart(config, log) if config.getvalue("dist") == "loadfile" else None
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The engine's tests begin first, since they wait more than they compute."""
-    items.sort(key=lambda item: _engine(str(item.path.relative_to(_TESTS.parent))), reverse=True)
+    """The engine's files first (``-n 2 --dist loadfile``): they take longest, and wait more than they compute."""
+
+    @cache
+    def engine(path: Path) -> bool:
+        return path.parent.name == "workflows" and "pytest.mark.slow" in path.read_text()
+
+    items.sort(key=lambda item: engine(item.path), reverse=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
