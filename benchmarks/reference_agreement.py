@@ -39,9 +39,10 @@ Attack = Callable[[nn.Module, Tensor, Tensor, float, int], Tensor]
 
 
 def classifier(name: str, folder: Path) -> nn.Module:
-    """A public CIFAR-10 network from a folder of checkpoints."""
+    """A public CIFAR-10 network from a folder of checkpoints; channels last, which halves the time of a CPU."""
     (file,) = sorted(folder.glob(FILES[name]))
-    return ClassifierConfig(classifier=name, weights=str(file)).resolved(folder).build()
+    network = ClassifierConfig(classifier=name, weights=str(file)).resolved(folder).build()
+    return network.to(memory_format=torch.channels_last)
 
 
 def _ours(kind: type[PGDConfig] | type[APGDConfig] | type[AutoAttackConfig], **fields: object) -> Attack:

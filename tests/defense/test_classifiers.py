@@ -1,3 +1,5 @@
+"""Classifiers: networks of the papers by their counts and by hand, zoos of other libraries, configs."""
+
 from __future__ import annotations
 
 import sys
@@ -6,28 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
+from unsafe import Touch
 
 from defense import CLASSIFIERS, ClassifierConfig, InvalidInput
-from defense.checkpoints import load_state_dict, load_weights, sha256_file
 from defense.classifiers import CNNA, DigitsCNN, FeatureNet, Normalised, ResNet4b, ResNetCIFAR, WideResNet
 from defense.classifiers.deep_resnet import BottleneckBlock
 from defense.classifiers.resnet_cifar import BasicBlock
-from defense.randomness import Omega
 from defense.torchvision_cpu import allow_torchvision_import
-from tasks.attacks import PGDConfig, Target
-from tasks.datasets import ImageSet
 
 DEPTHS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018}
-
-
-def correct(classifier: nn.Module, data: ImageSet, first: int | None = None) -> int:
-    images, labels = torch.from_numpy(data.images[:first]), torch.from_numpy(data.labels[:first])
-    with torch.no_grad():
-        answers = torch.cat([classifier(part).argmax(1) for part in images.split(250)])
-    return int((answers == labels).sum())
 
 
 def varied(net: nn.Module) -> nn.Module:
@@ -65,18 +55,6 @@ class TestResNet:
         nn.init.zeros_(block.conv2.weight)
         nn.init.constant_(block.bn2.bias, -1.0)
         torch.testing.assert_close(block(torch.tensor([[[[0.5, 3.0]]]])), torch.tensor([[[[0.0, 2.0]]]]))
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize(("depth", "accuracy"), [(20, 0.9173), (56, 0.9339)])
-    def test_the_public_checkpoint_has_its_accuracy_on_all_test_images(
-        self, weights_root: Path, cifar10_test: ImageSet, depth: int, accuracy: float
-    ) -> None:
-        assert correct(public(weights_root, depth), cifar10_test) / 10_000 == pytest.approx(accuracy, abs=1.5e-4)
-
-    def test_the_public_resnet20_has_its_accuracy_on_the_first_images(
-        self, weights_root: Path, cifar10_test: ImageSet
-    ) -> None:
-        assert correct(public(weights_root, 20), cifar10_test, 1000) == pytest.approx(915, abs=1)
 
 
 LATENT = {
@@ -370,28 +348,6 @@ def original(name: str, classes: int) -> nn.Module:
     return built
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "file", "accuracy", "attacked"),
-    [
-        ("resnet4b", "resnet4b_adv_eps2.pth", 0.7720, 0.618),
-        ("cnn-a", "cnn_a_mix4.pth", 0.6935, 0.565),
-    ],
-)
-def test_a_public_robust_checkpoint_has_its_accuracies(
-    weights_root: Path, cifar10_test: ImageSet, name: str, file: str, accuracy: float, attacked: float
-) -> None:
-    classifier = ClassifierConfig(classifier=name, weights=str(weights_root / file)).resolved(Path()).build()
-    assert correct(classifier, cifar10_test) / 10_000 == pytest.approx(accuracy, abs=1.5e-4)
-    # PGD-20 at 2/255 on the first 1,000; another random start moves it by an image or two.
-    attack = PGDConfig(norm="linf", eps=2 / 255)
-    x, y = torch.from_numpy(cifar10_test.images[:1000]), torch.from_numpy(cifar10_test.labels[:1000])
-    omega = Omega.of("test", 0, "attack", range(1000))
-    images = attack.run(Target(classifier, y, omega), x, omega).images
-    found = correct(classifier, ImageSet(images.numpy(), cifar10_test.labels[:1000]))
-    assert found / 1000 == pytest.approx(attacked, abs=0.004)
-
-
 def test_the_small_robust_networks_by_hand() -> None:
     # A convolution that copies its centre, so that strides and shortcuts show.
     net = CNNA().eval()
@@ -413,107 +369,6 @@ def test_the_small_robust_networks_by_hand() -> None:
     x = torch.rand(1, 16, 4, 4)
     expected = (x[:, :, ::2, ::2].sum(1, keepdim=True) - 1).relu().expand(1, 32, 2, 2)
     torch.testing.assert_close(block(x), expected)
-
-
-def public(weights_root: Path, depth: int) -> nn.Module:
-    (file,) = weights_root.glob(f"resnet{depth}-*.th")
-    # The public files carry the leading digits of their sha256 in their names.
-    sha256 = file.stem.rpartition("-")[2]
-    return ClassifierConfig(classifier=f"resnet{depth}", weights=str(file), sha256=sha256).resolved(Path()).build()
-
-
-class TestLoading:
-    @pytest.fixture
-    def net(self) -> nn.Module:
-        return varied(ResNetCIFAR(3))
-
-    @pytest.fixture
-    def x(self) -> Tensor:
-        return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-    @pytest.mark.parametrize("form", ["plain", "state_dict", "module.", "both", "safetensors"])
-    def test_every_form_of_a_checkpoint_gives_the_same_network(
-        self, net: nn.Module, x: Tensor, tmp_path: Path, form: str
-    ) -> None:
-        path = tmp_path / ("model.safetensors" if form == "safetensors" else "model.th")
-        state = net.state_dict()
-        if form in ("module.", "both"):
-            state = {f"module.{key}": value for key, value in state.items()}
-        if form == "safetensors":
-            save_file(state, path)
-        else:
-            torch.save({"state_dict": state, "best_prec1": 91.7} if form in ("state_dict", "both") else state, path)
-        loaded = load_weights(ResNetCIFAR(3), path)
-        assert torch.equal(loaded(x), net(x)) and net(x).std() > 0
-        assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
-
-    def test_a_checkpoint_without_batch_counters_loads(self, net: nn.Module, x: Tensor, tmp_path: Path) -> None:
-        state = {key: value for key, value in net.state_dict().items() if "num_batches_tracked" not in key}
-        torch.save(state, tmp_path / "old.th")
-        assert torch.equal(load_weights(ResNetCIFAR(3), tmp_path / "old.th")(x), net(x))
-
-    def test_weights_of_another_architecture_are_refused_with_the_names(self, net: nn.Module, tmp_path: Path) -> None:
-        torch.save(net.state_dict(), tmp_path / "resnet20.th")
-        with pytest.raises(
-            InvalidInput, match=r"architecture ResNetCIFAR: missing: layer1\.3\.bn1\.bias, .*, \.\.\."
-        ):
-            load_weights(ResNetCIFAR(5), tmp_path / "resnet20.th")
-        with pytest.raises(InvalidInput, match=r"of another shape: linear\.bias, linear\.weight\. Name"):
-            load_weights(ResNetCIFAR(3, classes=100), tmp_path / "resnet20.th")
-        with pytest.raises(InvalidInput, match=r"DigitsCNN: missing: .* unknown: bn1\.bias"):
-            load_weights(DigitsCNN(), tmp_path / "resnet20.th")
-
-    def test_a_refused_checkpoint_leaves_the_network_untouched(self, net: nn.Module, tmp_path: Path) -> None:
-        torch.save(net.state_dict() | {"extra": torch.zeros(1)}, tmp_path / "extra.th")
-        target = ResNetCIFAR(3)
-        before = target.conv1.weight.clone()
-        with pytest.raises(InvalidInput, match="unknown: extra"):
-            load_weights(target, tmp_path / "extra.th")
-        assert torch.equal(target.conv1.weight, before)
-
-    def test_code_in_a_checkpoint_is_refused_and_never_run(self, tmp_path: Path) -> None:
-        mark, path = tmp_path / "ran", tmp_path / "evil.th"
-        torch.save({"state_dict": {"conv1.weight": Touch(mark)}}, path)
-        with pytest.raises(InvalidInput, match=r"evil\.th.* cannot be read as plain tensors"):
-            load_state_dict(path)
-        assert not mark.exists()
-        torch.load(path, weights_only=False)  # so it would have run
-        assert mark.exists()
-
-    @pytest.mark.parametrize("name", ["torn.th", "torn.safetensors"])
-    @pytest.mark.parametrize("keep", [0, 7, 1000])
-    def test_a_torn_file_is_refused(self, net: nn.Module, tmp_path: Path, name: str, keep: int) -> None:
-        path = tmp_path / name
-        if path.suffix == ".th":
-            torch.save(net.state_dict(), path)
-        else:
-            save_file(net.state_dict(), path)
-        path.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(InvalidInput, match="cannot be read as plain tensors"):
-            load_state_dict(path)
-
-    @pytest.mark.parametrize("content", [[torch.zeros(1)], {"epoch": 3}, torch.zeros(1)])
-    def test_a_file_without_a_state_dict_is_refused(self, tmp_path: Path, content: object) -> None:
-        torch.save(content, tmp_path / "other.th")
-        with pytest.raises(InvalidInput, match="hold no state dict"):
-            load_state_dict(tmp_path / "other.th")
-
-    def test_a_file_written_again_is_hashed_again(self, tmp_path: Path) -> None:
-        path = tmp_path / "file"
-        path.write_bytes(b"abc")
-        assert sha256_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        path.write_bytes(b"")
-        assert sha256_file(path) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-
-
-class Touch:
-    """Pickles as a call that makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.mkdir, (self.path,)
 
 
 class TestConfig:
@@ -548,16 +403,3 @@ class TestConfig:
     def test_building_before_resolving_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="resolve the config before building"):
             ClassifierConfig(classifier="digits-cnn").build()
-
-
-def test_the_shipped_digits_network_is_what_its_card_says(digits_test: ImageSet) -> None:
-    weights = CLASSIFIERS.get("digits-cnn").weights
-    assert weights is not None
-    card = yaml.safe_load((weights.parent / "card.yaml").read_text())
-    assert sha256_file(weights) == card["sha256"]["model.safetensors"]
-    assert digits_test.digest() == card["data"]["test_digest"]
-    classifier = ClassifierConfig(classifier="digits-cnn").resolved(Path()).build()
-    assert sum(p.numel() for p in classifier.parameters()) == card["parameters"]
-    accuracy = correct(classifier, digits_test) / len(digits_test)
-    assert accuracy == pytest.approx(card["measured"]["test_accuracy"], abs=1e-6)
-    assert accuracy >= 0.97
