@@ -1,6 +1,6 @@
-"""A plan of a million units: how soon it starts, what the driver needs, how fast it runs; and one worker against two.
+"""A plan of a million units: how soon it starts, what the driver needs, how fast it runs; one worker against several.
 
-Three things, each in a fresh process, since peak memory is a property of a process:
+Four things, each in a fresh process, since peak memory is a property of a process:
 
 * a plan of 10,000 stages x 100 chunks that do nothing: seconds until its first unit is with a worker (building the
   plan, listing the store, writing what stage ids stand for), then units a second over so many ``--seconds``, and the
@@ -8,7 +8,8 @@ Three things, each in a fresh process, since peak memory is a property of a proc
 * no-op units a second on one worker and on two, with the store on the disk of ``TMPDIR`` and in memory, and beside
   them the same units in one and two bare processes that share nothing but the store, without Ray and without a
   driver: what the machine and its disk allow; medians over ``--rounds`` in which all take turns;
-* the same for real units (half a second of arithmetic each), on one thread each.
+* the same for real units (half a second of arithmetic each), on one thread each;
+* and for units that sleep 50 ms, one worker against eight: as where GPUs compute, the processors are not in the way.
 
     python benchmarks/engine_scale.py [--stages 10000] [--chunks 100] [--seconds 30] [--all] [--rounds 3] [--scaling]
 """
@@ -101,7 +102,7 @@ def million(stages: int, chunks: int, seconds: float | None) -> dict[str, float]
         }
 
 
-def rate(workers: int, units: int, work: float) -> float:
+def rate(workers: int, units: int, work: float, seconds: float) -> float:
     with tempfile.TemporaryDirectory() as folder, cluster(workers, None):
         store = Store(folder)
         pool = Pool(store.uri, workers)
@@ -109,47 +110,49 @@ def rate(workers: int, units: int, work: float) -> float:
             pool.wait(0.1)
         # A plan of its own first, so that nothing is measured that happens once in a process.
         stages = 4
-        plan = plan_of([Nap(number=number, work=work) for number in range(stages)], units // stages)
+        plan = plan_of([Nap(number=number, work=work, seconds=seconds) for number in range(stages)], units // stages)
         outcome, took = run(plan, store, pool, None, [])
         return outcome.computed / took
 
 
-def bare(processes: int, units: int, work: float) -> float:
+def bare(processes: int, units: int, work: float, seconds: float) -> float:
     """Units a second of processes that each compute and commit their share, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
-        shares = [(folder, number, units // processes, work) for number in range(processes)]
+        shares = [(folder, number, units // processes, work, seconds) for number in range(processes)]
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            list(pool.map(_share, [(folder, processes + number, 10, 0.0) for number in range(processes)]))
+            list(pool.map(_share, [(folder, processes + number, 10, 0.0, 0.0) for number in range(processes)]))
             started = time.perf_counter()
             list(pool.map(_share, shares))
             return units / (time.perf_counter() - started)
 
 
-def _share(arguments: tuple[str, int, int, float]) -> None:
-    folder, number, units, work = arguments
-    plan = plan_of([Nap(number=number, work=work)], units)
+def _share(arguments: tuple[str, int, int, float, float]) -> None:
+    folder, number, units, work, seconds = arguments
+    plan = plan_of([Nap(number=number, work=work, seconds=seconds)], units)
     worker = UnitWorker(folder, "cpu")
     for chunk in plan.stages[0].chunks:
         worker.run(plan.stages[0].spec, plan.stages[0].id, chunk, {})
 
 
 def scaling(child: Callable[..., str], rounds: int) -> Iterator[str]:
-    """Lines that compare one worker with two."""
-    for what, units, work, folder in (
-        ("no-op, on disk", 16000, 0.0, None),
-        ("no-op, in memory", 32000, 0.0, "/dev/shm"),
-        ("real", 80, 0.5, None),
+    """Lines that compare one worker with several."""
+    for what, most, units, work, seconds, folder in (
+        ("no-op, on disk", 2, 16000, 0.0, 0.0, None),
+        ("no-op, in memory", 2, 32000, 0.0, 0.0, "/dev/shm"),
+        ("real", 2, 80, 0.5, 0.0, None),
+        ("asleep 50 ms", 8, 1600, 0.0, 0.05, None),
     ):
         if folder is not None and not Path(folder).is_dir():
             continue
-        kinds = [(kind, number) for kind in ("rate", "bare") for number in (1, 2)]
+        kinds = [(kind, number) for kind in ("rate", "bare") for number in (1, most)]
         took: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
-        for _ in range(rounds if not work else 1):
+        for _ in range(1 if work or seconds else rounds):
             for kind, number in kinds:
-                took[kind, number].append(float(child(f"{kind},{number},{units},{work}", folder)))
+                took[kind, number].append(float(child(f"{kind},{number},{units},{work},{seconds}", folder)))
         found = {kind: median(rates) for kind, rates in took.items()}
         yield f"{what:<17}" + "".join(
-            f"  {name} {found[kind, 1]:7.1f} {found[kind, 2]:7.1f} {found[kind, 2] / found[kind, 1]:6.2f}"
+            f"  1 to {most} {name} {found[kind, 1]:7.1f} {found[kind, most]:7.1f} "
+            f"{found[kind, most] / found[kind, 1]:6.2f}"
             for kind, name in (("rate", "workers"), ("bare", "bare processes"))
         )
 
@@ -161,7 +164,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--all", action="store_true", help="Run the million to its end.")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scaling", action="store_true", help="Only one worker against two.")
+    parser.add_argument("--scaling", action="store_true", help="Only one worker against several.")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -171,7 +174,8 @@ def main() -> None:
             print(json.dumps(million(options.stages, options.chunks, seconds)))
         else:
             measure = {"rate": rate, "bare": bare}[kind]
-            print(json.dumps(measure(int(numbers[0]), int(numbers[1]), float(numbers[2]))))
+            workers, units, work, asleep = numbers
+            print(json.dumps(measure(int(workers), int(units), float(work), float(asleep))))
         return
 
     environment = {
@@ -189,7 +193,7 @@ def main() -> None:
 
     if not options.scaling:
         big_plan(child)
-    print(f"{'units a second':<17}  {'':<12}1       2  ratio{'':<22}1       2  ratio")
+    print("units a second, and their ratio")
     for line in scaling(child, options.rounds):
         print(line, flush=True)
 
