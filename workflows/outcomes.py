@@ -21,7 +21,8 @@ import pyarrow as pa
 from defense.aggregate import Aggregation, aggregate
 from defense.errors import InvalidInput, nearest
 from defense.spec import digest
-from workflows.reader import CellRecord, Results
+from workflows.reader import Results
+from workflows.records import CellRecord
 from workflows.store import Store
 
 __all__ = ["Outcome", "Shares", "Snapshot", "of_results", "of_store"]

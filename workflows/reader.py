@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from defense.aggregate import Aggregation, aggregate
-from defense.spec import digest
+from defense.aggregate import aggregate
 from tasks.stages import SampleStage, SequenceStage, StageSpec
 from workflows.plan import make_plan
 from workflows.statistics import (
@@ -34,62 +31,7 @@ from workflows.statistics import (
 from workflows.store import Commit, Store
 from workflows.sweep import Cell, Sweep
 
-__all__ = ["CellRecord", "Results", "latest_path"]
-
-
-@dataclass(frozen=True)
-class CellRecord:
-    """What a store remembers of a cell, enough to read its rows without the sweep file.
-
-    Arguments:
-        name: What tables call it.
-        stage_id: Id of the stage whose rows are its result: evaluate, or certify.
-        aggregation: How its draws become one answer.
-        chunks: Names of its chunks.
-        evaluations: Of a certificate, network evaluations per sample by network; other rows count their own.
-    """
-
-    name: str
-    stage_id: str
-    aggregation: Aggregation
-    chunks: tuple[str, ...]
-    evaluations: dict[str, int] = field(default_factory=dict)
-
-    @staticmethod
-    def name_of(row: Mapping[Any, Any]) -> str:
-        """Name of a cell from its columns in the robustness table."""
-        parts = [str(row[key]) for key in ("dataset", "classifier", "defence", "attack")]
-        return " · ".join([*parts, f"eps {float(row['eps']):.6g}", f"seed {row['seed']}"])
-
-    @classmethod
-    def of_sweep(cls, sweep: Sweep) -> list[CellRecord]:
-        """The records of a sweep's cells, in their order."""
-        found = []
-        for cell in sweep.cells:
-            labels = sweep.labels[cell.id]
-            threat = next(labels[part] for part in ("attack", "corruption", "certificate") if part in labels)
-            name = cls.name_of({**_identity(cell, labels), "attack": threat})
-            chunks = tuple(chunk.name for chunk in cell.images.chunks)
-            evaluations = {}
-            if cell.certificate is not None:
-                smoothed = cell.certify.smoothed
-                evaluations = {"denoiser": smoothed.evaluations, "classifier": smoothed.classifier_evaluations}
-            found.append(cls(name, cell.stages[0].id, cell.defence.aggregation, chunks, evaluations))
-        return found
-
-    @classmethod
-    def latest(cls, store: Store, sweep_name: str) -> list[CellRecord]:
-        """The records of the sweep of that name that ran last in a store; none if there was none."""
-        try:
-            content = json.loads(store.files.read(latest_path(sweep_name)))
-        except FileNotFoundError:
-            return []
-        return [cls(**{**cell, "chunks": tuple(cell["chunks"])}) for cell in content["cells"]]
-
-
-def latest_path(sweep_name: str) -> str:
-    """Where a store remembers the last sweep of a name."""
-    return f"sweeps/latest-{digest(sweep_name)}.json"
+__all__ = ["Results"]
 
 
 class Results:

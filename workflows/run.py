@@ -20,7 +20,8 @@ from workflows.logs import log_to, tell
 from workflows.plan import Plan, Unit, make_plan
 from workflows.pool import Event, Pool
 from workflows.progress import SweepProgress
-from workflows.reader import CellRecord, Results, latest_path
+from workflows.reader import Results
+from workflows.records import CellRecord, latest_path
 from workflows.runs import RunRecord, duration
 from workflows.scheduler import Failure
 from workflows.source import source_commit
