@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from defense.errors import InvalidInput, nearest
 from workflows.sweepfile import Document, Keys
 
-__all__ = ["expand", "items", "known_keys", "validate"]
+__all__ = ["expand", "image_ids", "items", "known_keys", "located", "validate"]
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -132,3 +132,35 @@ def _placed(document: Document, keys: Keys, error: InvalidInput, fields: Iterabl
         return error
     name = error.message.split(" ", 1)[0]
     return document.error((*keys, name) if name in fields else keys, error.message)
+
+
+def image_ids(document: Document, keys: Keys, wanted: Any, count: int) -> list[int]:
+    """Image ids of ``first: N``, ``start/stop/every``, or ``ids: [...]``; all without any.
+
+    Raises:
+        InvalidInput: It selects no image, one twice, or one that the data set does not have.
+    """
+    error = document.error
+    if wanted is None:
+        return list(range(count))
+    known_keys(document, keys, wanted, {"first", "start", "stop", "every", "ids"})
+    for name, value in wanted.items():
+        numbers = value if name == "ids" and isinstance(value, list) else [value]
+        if not numbers or not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+            raise error((*keys, name), f"{name} takes whole numbers, not {value!r}.")
+    if "ids" in wanted:
+        ids: Sequence[int] = wanted["ids"] if isinstance(wanted["ids"], list) else [wanted["ids"]]
+        if len(wanted) > 1 or len(set(ids)) != len(ids):
+            raise error(keys, "`ids` stands alone and names no image twice.")
+    else:
+        if "first" in wanted and "stop" in wanted:
+            raise error(keys, "give either `first` or `stop`.")
+        start, every = wanted.get("start", 0), wanted.get("every", 1)
+        stop = wanted.get("stop", start + wanted["first"] * every if "first" in wanted else count)
+        if every < 1 or start < 0 or stop <= start:
+            raise error(keys, f"{wanted} selects no image.")
+        ids = range(start, stop, every)
+    outside = next((i for i in ids if not 0 <= i < count), None)
+    if outside is not None:
+        raise error(keys, f"image id {outside} is out of range: the data set has images 0 to {count - 1}.")
+    return list(ids)

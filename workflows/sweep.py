@@ -29,8 +29,9 @@ from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DATASETS
 from tasks.stages import Chunk
 from tasks.stages.quality import QualityConfig
-from workflows.axes import expand, items, known_keys, located, validate
+from workflows.axes import expand, image_ids, items, known_keys, located, validate
 from workflows.cells import PARTS, Cell, Defence, Images, Sweep, Threat
+from workflows.fit import check_fit, check_one_choice_of_images
 from workflows.requirements import check_requirements
 from workflows.sweepfile import Document, Keys, read_document
 
@@ -99,22 +100,9 @@ class _Builder:
         if not unique:
             raise document.error(("exclude",), "nothing is left of the grid: every cell is excluded.")
         for cell in unique:
-            self._fits(cell)
-        self._one_choice_of_images(unique)
+            check_fit(document, cell)
+        check_one_choice_of_images(document, unique)
         return Sweep(name, document.text, unique)
-
-    def _one_choice_of_images(self, cells: Iterable[Cell]) -> None:
-        """A data set has the same chunks in every cell, so that cells are paired and no unit is planned twice."""
-        chunks: dict[str, tuple[Chunk, ...]] = {}
-        for cell in cells:
-            images = cell.images
-            if chunks.setdefault(images.dataset.id, images.chunks) != images.chunks:
-                raise self.document.error(
-                    ("datasets",),
-                    f"data set {images.dataset.label()!r} is listed with two choices of images: cells on different "
-                    "images cannot be compared. Give one entry with all of them, or write two sweep files, which "
-                    "share what they have in common.",
-                )
 
     def _grid(self, axes: dict[str, list[Any]]) -> Iterable[Cell]:
         threats = [threat for axis in _THREATS for threat in axes[axis]]
@@ -228,37 +216,10 @@ class _Builder:
         for fields in expand(self.document, keys, {k: v for k, v in entry.items() if k != "images"}, kind):
             config = validate(self.document, keys, kind, fields, {"images"})
             config = located(self.document, keys, partial(config.resolved, self.base))
-            ids = self._ids((*keys, "images"), entry.get("images"), len(config.load()))
+            ids = image_ids(self.document, (*keys, "images"), entry.get("images"), len(config.load()))
             chunks = tuple(Chunk(tuple(ids[i : i + self.chunk])) for i in range(0, len(ids), self.chunk))
             found.append(Images(config, chunks))
         return found
-
-    def _ids(self, keys: Keys, wanted: Any, count: int) -> list[int]:
-        """Image ids of ``first: N``, ``start/stop/every``, or ``ids: [...]``; all without any."""
-        error = self.document.error
-        if wanted is None:
-            return list(range(count))
-        known_keys(self.document, keys, wanted, {"first", "start", "stop", "every", "ids"})
-        for name, value in wanted.items():
-            numbers = value if name == "ids" and isinstance(value, list) else [value]
-            if not numbers or not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
-                raise error((*keys, name), f"{name} takes whole numbers, not {value!r}.")
-        if "ids" in wanted:
-            ids: Sequence[int] = wanted["ids"] if isinstance(wanted["ids"], list) else [wanted["ids"]]
-            if len(wanted) > 1 or len(set(ids)) != len(ids):
-                raise error(keys, "`ids` stands alone and names no image twice.")
-        else:
-            if "first" in wanted and "stop" in wanted:
-                raise error(keys, "give either `first` or `stop`.")
-            start, every = wanted.get("start", 0), wanted.get("every", 1)
-            stop = wanted.get("stop", start + wanted["first"] * every if "first" in wanted else count)
-            if every < 1 or start < 0 or stop <= start:
-                raise error(keys, f"{wanted} selects no image.")
-            ids = range(start, stop, every)
-        outside = next((i for i in ids if not 0 <= i < count), None)
-        if outside is not None:
-            raise error(keys, f"image id {outside} is out of range: the data set has images 0 to {count - 1}.")
-        return list(ids)
 
     def _classifiers(self, keys: Keys, entry: dict[str, Any]) -> list[ClassifierConfig]:
         found = []
@@ -389,49 +350,3 @@ class _Builder:
                 raise self.document.error(keys, f"{entry} matches no cell of the grid; correct or remove it.")
             cells = [cell for cell in cells if not cell.matches(entry)]
         return cells
-
-    def _certain(self, cell: Cell, attack: AttackConfig) -> None:
-        """An attack that stops on success sees the very answers that will be judged."""
-        inside = [part for _, part in attack.parts() if isinstance(part, AttackConfig)]
-        if not any(one.stops for one in (attack, *inside)):
-            return
-        purifier = cell.defence.purifier
-        bare = isinstance(purifier, NoPurifierConfig)
-        if not bare and (purifier.stochastic or any(one.static for one in (attack, *inside) if one.stops)):
-            why = (
-                "answers are random and one wrong one is luck"
-                if purifier.stochastic
-                else "the attack does not see it, and images that just fool the bare classifier are easily purified"
-            )
-            raise self.document.error(
-                ("attacks",),
-                f"{attack.label()} stops on success, which would overrate {purifier.label()!r}: {why}. Remove "
-                "`stop_on_success`, or `exclude` the combination.",
-            )
-
-    def _fits(self, cell: Cell) -> None:
-        """A cell's parts take the same images, its attack has a meaning for its defence, its draws suffice."""
-        defence = cell.defence
-        judged = cell.certificate is None and defence.purifier.stochastic
-        if judged and cell.resubmissions is not None and cell.resubmissions > defence.draws:
-            raise self.document.error(
-                ("resubmissions",),
-                f"worst-of-{cell.resubmissions} accuracy needs as many draws, {defence.label()!r} has "
-                f"{defence.draws}. Raise its `draws`, or lower `resubmissions`.",
-            )
-        if cell.attack is not None:
-            self._certain(cell, cell.attack)
-            if not cell.attack.static:
-                located(self.document, ("attacks",), partial(cell.attack.check, cell.defence.purifier))
-        shape = cell.images.dataset.image_shape
-        hint = "Correct the entry, or `exclude` the combination."
-        for section, noun, name, wanted in (
-            ("classifiers", "classifier", cell.classifier.label(), cell.classifier.architecture.image_shape),
-            ("defences", "purifier", cell.defence.label(), cell.defence.purifier.image_shape),
-        ):
-            if wanted is not None and wanted != shape:
-                raise self.document.error(
-                    (section,),
-                    f"{noun} {name!r} takes images of shape {wanted}, data set {cell.images.dataset.label()!r} has "
-                    f"{shape}. {hint}",
-                )
