@@ -143,8 +143,9 @@ def run_plan(
     with _Interrupts().installed() as interrupts:
         while True:
             if not interrupts.count:
-                for unit in run.feed():
-                    progress.committed(0, plan.work(unit))
+                found = run.feed()
+                if found:
+                    progress.committed(len(found), 0, sum(plan.work(unit) for unit in found))
                 run.copy_overdue()
             else:
                 progress.phase("stopping after the running units")
@@ -154,14 +155,17 @@ def run_plan(
             run.give_up_silent()
             if not run.attempts and (interrupts.count or not scheduler.has_ready()):
                 break
+            units, images, work = 0, 0, 0.0
             for event in pool.wait(_TICK):
                 counts, failure = run.account(event)
                 if not counts:
                     continue
                 if event.receipt is not None:
-                    progress.committed(event.receipt.images, plan.work(event.unit))
-                progress.trouble(len(scheduler.failures), scheduler.retries)
+                    units, images, work = units + 1, images + event.receipt.images, work + plan.work(event.unit)
                 on_event(event, failure)
+            if units:
+                progress.committed(units, images, work)
+            progress.trouble(len(scheduler.failures), scheduler.retries)
             left_seconds = run.pace.left()
             on_tick(
                 run.computed + run.elsewhere,

@@ -69,10 +69,10 @@ class SweepProgress:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def committed(self, images: int, work: float) -> None:
-        """One more unit is committed."""
+    def committed(self, units: int, images: int, work: float) -> None:
+        """So many more units are committed."""
         self._images += images
-        self._units += 1
+        self._units += units
         seconds = max(self._bars.get_time() - self._started, 1e-9)
         self._bars.update(self._task, advance=work, units=self._units, rate=self._images / seconds)
 
