@@ -40,8 +40,9 @@ from naps import Nap, plan_of  # noqa: E402
 from workflows.cluster import cluster  # noqa: E402
 from workflows.engine import Outcome, run_plan  # noqa: E402
 from workflows.estimate import missing_work  # noqa: E402
+from workflows.events import Event  # noqa: E402
 from workflows.plan import Plan  # noqa: E402
-from workflows.pool import Event, Pool  # noqa: E402
+from workflows.pool import Pool  # noqa: E402
 from workflows.progress import SweepProgress  # noqa: E402
 from workflows.store import Store  # noqa: E402
 from workflows.worker import UnitWorker  # noqa: E402

@@ -23,9 +23,10 @@ from typing import Any
 
 from defense.errors import StoreError
 from workflows.estimate import Pace
+from workflows.events import Event
 from workflows.logs import listened, tell
 from workflows.plan import Plan, Unit
-from workflows.pool import BATCH_SECONDS, Event, Flight, Pool
+from workflows.pool import BATCH_SECONDS, Flight, Pool
 from workflows.progress import SweepProgress
 from workflows.scheduler import Failure, Scheduler
 from workflows.store import Store, StoreUnavailable

@@ -21,13 +21,14 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from defense.errors import PuregridError, StoreError
 from workflows.cluster import Head, room
 from workflows.estimate import Kind, kind_of
+from workflows.events import Event, cause, event_of
 from workflows.logs import tell
 from workflows.plan import PlannedStage, Unit
 from workflows.store import Store
 from workflows.utilisation import Ledger, Place, fields_of
 from workflows.worker import Receipt, Trouble, UnitWorker, one_line
 
-__all__ = ["BATCH_SECONDS", "Event", "Flight", "Pool"]
+__all__ = ["BATCH_SECONDS", "Flight", "Pool"]
 
 BATCH_SECONDS = 0.5
 """After so long a worker begins no further unit of a batch."""
@@ -35,35 +36,6 @@ BATCH_SECONDS = 0.5
 _START_ATTEMPTS = 3
 _LOOK_SECONDS = 2.0
 """How often the pool looks which nodes there are."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happened to a unit: a receipt, or an error.
-
-    Arguments:
-        unit: The unit.
-        receipt: Set if it is committed.
-        error: Else the cause, one line.
-        traceback: The remote traceback, if the unit raised.
-        started: False if the unit was only queued when its worker died; it is not to blame.
-        node_lost: The worker is gone with its whole node; the unit is hardly to blame.
-        unavailable: The store is to blame, and no unit would fare better.
-        seconds: From begin to end, with reading and writing, as the driver sees it.
-        copy: The attempt was a second one beside a slow first one.
-        place: The worker that had it.
-    """
-
-    unit: Unit
-    receipt: Receipt | None = None
-    error: str = ""
-    traceback: str = ""
-    started: bool = True
-    node_lost: bool = False
-    unavailable: bool = False
-    seconds: float = 0.0
-    copy: bool = False
-    place: Place | None = None
 
 
 @dataclass
@@ -273,15 +245,15 @@ class Pool:
                 return
             self._broken_starts += 1
             if self._broken_starts < _START_ATTEMPTS:
-                self._replace(worker, f"it could not be started ({_cause(error)})")
+                self._replace(worker, f"it could not be started ({cause(error)})")
                 return
             if not self.workers:
                 raise PuregridError(
-                    f"workers cannot be started ({_cause(error)}). Every worker needs puregrid and the same "
+                    f"workers cannot be started ({cause(error)}). Every worker needs puregrid and the same "
                     "packages as the driver; see the logs that Ray keeps on the worker's machine."
                 ) from error
             # One machine of many is broken: the others finish the sweep.
-            self._say(f"a worker could not be started ({_cause(error)}); the sweep goes on with {self.workers}")
+            self._say(f"a worker could not be started ({cause(error)}); the sweep goes on with {self.workers}")
             self._given_up += 1
             self._broken_starts = 0
             self._drop(worker)
@@ -299,7 +271,7 @@ class Pool:
         try:
             results = ray.get(batch.reference)
         except RayActorError as error:
-            return self._lost(worker, f"its worker process died ({_cause(error)})", "node has died" in str(error))
+            return self._lost(worker, f"its worker process died ({cause(error)})", "node has died" in str(error))
         except TaskCancelledError:
             pass
         except RayTaskError as error:  # the message could not be read there, e.g. for want of a module
@@ -308,7 +280,7 @@ class Pool:
             results = [Trouble(one_line(error), "")]
         seconds = (now - worker.since) / max(len(results), 1)
         events = [
-            _event(unit, result, seconds, batch.copy, worker.place)
+            event_of(unit, result, seconds, batch.copy, worker.place)
             for unit, result in zip(batch.units, results, strict=False)
         ]
         self._book(worker, batch, events, now)
@@ -413,26 +385,3 @@ class Pool:
         """End all workers at once."""
         for worker in list(self._workers):
             self._drop(worker)
-
-
-def _event(unit: Unit, result: Receipt | Trouble, seconds: float, copy: bool, place: Place | None) -> Event:
-    if isinstance(result, Receipt):
-        return Event(unit, result, seconds=seconds, copy=copy, place=place)
-    error, where = result.error, result.traceback
-    return Event(unit, error=error, traceback=where, unavailable=result.unavailable, copy=copy, place=place)
-
-
-def _cause(error: BaseException) -> str:
-    """Why an actor died, in one line: Ray says it below a list of names."""
-    text = str(error)
-    if "low on memory" in text:
-        return (
-            "Ray killed it because its machine ran out of memory; give fewer --workers, or a smaller chunk or "
-            "compute.batch in the sweep file"
-        )
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if "raised in its creation task" in text:  # the remote traceback, whose last line is the error
-        return lines[-1][:300]
-    told = next((line for line in lines if line.startswith("The actor") and " because " in line), "")
-    told = told.partition(" Some common causes")[0]  # of which it would list three
-    return told[:300] or one_line(error)

@@ -15,10 +15,11 @@ from defense.errors import PuregridError
 from workflows.cluster import cluster, slots
 from workflows.engine import Outcome, describe, run_plan
 from workflows.estimate import Cost, Kind, Pace, missing_work
+from workflows.events import Event
 from workflows.forecast import Forecast, default_workers, forecast, read_forecast
 from workflows.logs import log_to, tell
 from workflows.plan import Plan, Unit, make_plan
-from workflows.pool import Event, Pool
+from workflows.pool import Pool
 from workflows.progress import SweepProgress
 from workflows.reader import Results
 from workflows.records import CellRecord, latest_path

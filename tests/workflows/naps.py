@@ -21,8 +21,9 @@ from ray.cluster_utils import Cluster
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec
 from workflows.engine import Outcome, run_plan
+from workflows.events import Event
 from workflows.plan import Plan
-from workflows.pool import Event, Pool
+from workflows.pool import Pool
 from workflows.progress import SweepProgress
 from workflows.scheduler import Failure
 from workflows.store import Store

@@ -18,8 +18,9 @@ from defense.errors import PuregridError
 from tasks.stages import Output
 from workflows import engine
 from workflows.cluster import cluster, slots
+from workflows.events import Event
 from workflows.plan import Unit
-from workflows.pool import Event, Pool
+from workflows.pool import Pool
 from workflows.scheduler import Failure
 from workflows.store import Store
 

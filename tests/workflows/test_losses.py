@@ -16,7 +16,8 @@ from ray.cluster_utils import Cluster
 
 from defense.errors import PuregridError
 from workflows.cluster import cluster
-from workflows.pool import Event, Pool
+from workflows.events import Event
+from workflows.pool import Pool
 from workflows.scheduler import Failure
 from workflows.store import Store
 from workflows.worker import UnitWorker
