@@ -70,7 +70,6 @@ def run(plan: Plan, store: Store, pool: Pool, seconds: float | None, first: list
     with SweepProgress(plan.units, 0, missing_work(plan, committed)) as progress:
         outcome = run_plan(plan, committed, pool, progress, store=store, on_event=on_event)
     took = time.perf_counter() - started
-    pool.close()
     if outcome.failures:
         raise SystemExit(f"units failed: {outcome.failures[0]}")
     return outcome, took
@@ -91,6 +90,7 @@ def million(stages: int, chunks: int, seconds: float | None) -> dict[str, float]
         recorded = time.perf_counter() - began - planned
         first: list[float] = []
         outcome, took = run(plan, store, pool, seconds, first)
+        pool.close()
         return {
             "units": plan.units,
             "planned": planned,
@@ -111,8 +111,11 @@ def rate(workers: int, units: int, work: float, seconds: float) -> float:
             pool.wait(0.1)
         # A plan of its own first, so that nothing is measured that happens once in a process.
         stages = 4
+        warm = plan_of([Nap(number=stages + number, seconds=0.01) for number in range(stages)], 10 * workers)
+        run(warm, store, pool, None, [])
         plan = plan_of([Nap(number=number, work=work, seconds=seconds) for number in range(stages)], units // stages)
         outcome, took = run(plan, store, pool, None, [])
+        pool.close()
         return outcome.computed / took
 
 
