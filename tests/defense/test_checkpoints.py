@@ -8,20 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from unsafe import Touch
+from weights import Touch, varied
 
 from defense import InvalidInput
 from defense.checkpoints import load_state_dict, load_weights, sha256_file
 from defense.classifiers import DigitsCNN, ResNetCIFAR
-
-
-def varied(net: nn.Module) -> nn.Module:
-    """The network with parameters and batch statistics away from their defaults, in evaluation mode."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) * (1 if "running_var" in name else 0.1))
-    return net.eval()
 
 
 class TestLoading:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from unsafe import Touch
+from weights import Touch, varied
 
 from defense import CLASSIFIERS, ClassifierConfig, InvalidInput
 from defense.classifiers import CNNA, DigitsCNN, FeatureNet, Normalised, ResNet4b, ResNetCIFAR, WideResNet
@@ -18,15 +18,6 @@ from defense.classifiers.resnet_cifar import BasicBlock
 from defense.torchvision_cpu import allow_torchvision_import
 
 DEPTHS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018}
-
-
-def varied(net: nn.Module) -> nn.Module:
-    """The network with parameters and batch statistics away from their defaults, in evaluation mode."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) * (1 if "running_var" in name else 0.1))
-    return net.eval()
 
 
 class TestResNet:

@@ -1,4 +1,4 @@
-"""Images to corrupt, and photographs of frost that are made up."""
+"""Flat images, and what a corruption makes of images."""
 
 from __future__ import annotations
 
