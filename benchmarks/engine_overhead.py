@@ -25,11 +25,11 @@ import pyarrow as pa
 
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec
-from workflows.cluster import cluster
-from workflows.engine import run_plan
-from workflows.plan import Plan
-from workflows.pool import Pool
-from workflows.progress import SweepProgress
+from workflows.engine.cluster import cluster
+from workflows.engine.loop import run_plan
+from workflows.engine.pool import Pool
+from workflows.monitoring.progress import SweepProgress
+from workflows.planning.plan import Plan
 
 
 class NoopStage(StageSpec):

@@ -37,15 +37,15 @@ sys.path.insert(0, TESTS)
 
 from naps import Nap, plan_of  # noqa: E402
 
-from workflows.cluster import cluster  # noqa: E402
-from workflows.engine import Outcome, run_plan  # noqa: E402
-from workflows.estimate import missing_work  # noqa: E402
-from workflows.events import Event  # noqa: E402
-from workflows.plan import Plan  # noqa: E402
-from workflows.pool import Pool  # noqa: E402
-from workflows.progress import SweepProgress  # noqa: E402
+from workflows.engine.attempts import Event  # noqa: E402
+from workflows.engine.cluster import cluster  # noqa: E402
+from workflows.engine.loop import Outcome, run_plan  # noqa: E402
+from workflows.engine.pool import Pool  # noqa: E402
+from workflows.engine.worker import UnitWorker  # noqa: E402
+from workflows.monitoring.progress import SweepProgress  # noqa: E402
+from workflows.planning.costs import missing_work  # noqa: E402
+from workflows.planning.plan import Plan  # noqa: E402
 from workflows.store import Store  # noqa: E402
-from workflows.worker import UnitWorker  # noqa: E402
 
 
 def peak_mib() -> float:

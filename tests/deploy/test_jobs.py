@@ -22,9 +22,9 @@ import pytest
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
-from workflows.plan import make_plan
-from workflows.sweep import load_sweep
-from workflows.worker import UnitWorker
+from workflows.engine.worker import UnitWorker
+from workflows.grid.load import load_sweep
+from workflows.planning.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

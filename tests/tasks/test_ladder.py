@@ -17,7 +17,7 @@ from tasks.attacks import Given, LadderConfig, PGDConfig, SquareConfig, Target, 
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig
 from tasks.stages import AttackStage, Chunk, Output, images_from_table
-from workflows.cells import Cell, Defence, Images
+from workflows.grid.cells import Cell, Defence, Images
 
 LINF: dict[str, Any] = {"norm": "linf", "eps": 0.15}
 

@@ -12,7 +12,7 @@ from defense import InvalidInput, Omega, Purifier
 from tasks.attacks import APGDConfig, PGDConfig, SquareConfig, Target, perturbation_norms
 from tasks.attacks.losses import margin, point_loss
 from tasks.attacks.target import Tally
-from workflows.sweep import load_sweep
+from workflows.grid.load import load_sweep
 
 IDS = (7, 3, 11)
 LABELS = torch.tensor([0, 1, 0])

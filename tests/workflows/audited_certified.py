@@ -32,8 +32,8 @@ from tasks.stages import (
     images_to_table,
 )
 from workflows.audit import Finding, findings
-from workflows.plan import make_plan
-from workflows.reader import Results
+from workflows.planning.plan import make_plan
+from workflows.results.reader import Results
 from workflows.store import Store
 
 DATA = DigitsConfig().read()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.attacks import AttackConfig
-from workflows.plan import Plan
-from workflows.sweep import Cell, Sweep, load_sweep
+from workflows.grid.load import Cell, Sweep, load_sweep
+from workflows.planning.plan import Plan
 
 ASSETS = Path(__file__).parents[2] / "defense" / "assets"
 DENOISERS = f"denoisers: {{ddpm: {{path: {ASSETS / 'digits-ddpm'}, schedule: linear-1000}}}}\n"

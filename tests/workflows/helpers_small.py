@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workflows.plan import make_plan
-from workflows.sweep import Sweep, load_sweep
-from workflows.worker import UnitWorker
+from workflows.engine.worker import UnitWorker
+from workflows.grid.load import Sweep, load_sweep
+from workflows.planning.plan import make_plan
 
 ASSETS = Path(__file__).parents[2] / "defense" / "assets"
 

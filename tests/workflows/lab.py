@@ -20,7 +20,7 @@ import psutil
 from helpers_small import compute
 from naps import add_machine, machines
 
-from workflows.sweep import load_sweep
+from workflows.grid.load import load_sweep
 
 SWEEP = """
 sweep: chaos

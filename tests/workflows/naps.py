@@ -20,12 +20,12 @@ from ray.cluster_utils import Cluster
 
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec
-from workflows.engine import Outcome, run_plan
-from workflows.events import Event
-from workflows.plan import Plan
-from workflows.pool import Pool
-from workflows.progress import SweepProgress
-from workflows.scheduler import Failure
+from workflows.engine.attempts import Event
+from workflows.engine.loop import Outcome, run_plan
+from workflows.engine.pool import Pool
+from workflows.monitoring.progress import SweepProgress
+from workflows.planning.plan import Plan
+from workflows.planning.scheduler import Failure
 from workflows.store import Store
 
 

@@ -12,10 +12,10 @@ import pytest
 from audited import EXACT, NOISE, PGD, Audited, by_threat
 
 from workflows.audit import SEVERITIES, Finding, counts, findings, rules_on
-from workflows.reader import Results
 from workflows.report import report
+from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.tables import auditor_line, render, tally
+from workflows.tables.render import auditor_line, render, tally
 
 
 def test_findings_are_sorted_by_severity_and_are_plain_data(tmp_path: Path) -> None:

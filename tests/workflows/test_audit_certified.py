@@ -20,11 +20,11 @@ from tasks.stages import (
     SampleStage,
 )
 from workflows.audit import findings
-from workflows.reader import Results
-from workflows.statistics import wilson
+from workflows.grid.load import load_sweep
+from workflows.results.reader import Results
+from workflows.statistics.proportions import wilson
 from workflows.store import Store
-from workflows.sweep import load_sweep
-from workflows.tables import render
+from workflows.tables.render import render
 
 CERTIFICATES = {
     "fixed": "{sigma: 0.25, n: 1000}",

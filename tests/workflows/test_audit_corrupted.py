@@ -23,10 +23,10 @@ from tasks.stages import (
     CorruptStage,
 )
 from workflows.audit import findings
-from workflows.audit.corrupted import generated
+from workflows.audit.rules.corruptions import generated
 from workflows.audit.view import View
-from workflows.cells import Cell, Defence, Images
-from workflows.reader import Results
+from workflows.grid.cells import Cell, Defence, Images
+from workflows.results.reader import Results
 
 
 def on_corruptions(accuracy: dict[str, float]) -> Chance:

@@ -17,7 +17,7 @@ from defense.certify import lower_bound, radius
 from tasks.stages import (
     SampleStage,
 )
-from workflows.audit.promise import Promise, kept
+from workflows.audit.rules.certificate_test import Promise, kept
 from workflows.audit.view import LEVEL
 
 

@@ -13,7 +13,7 @@ from audited import DATA, PGD, Audited, by_threat, worse_than_notes
 
 from tasks.stages import AttackStage
 from workflows.audit import findings
-from workflows.reader import Results
+from workflows.results.reader import Results
 
 
 def test_an_attack_that_did_nothing(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from defense.purifiers import PURIFIERS
 from defense.schedules import get_schedule
 from tasks.stages import AttackStage
 from workflows.audit import Finding
-from workflows.audit.threat import depth_without_schedule, t_star_inconsistent
+from workflows.audit.rules.threat_model import depth_without_schedule, t_star_inconsistent
 from workflows.audit.view import views
-from workflows.statistics import wilson
+from workflows.statistics.proportions import wilson
 
 
 def test_eot_of_one(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from tasks.attacks import AttackConfig, AttackResult
 from tasks.attacks.target import Target
 from tasks.datasets import DigitsConfig
 from workflows.audit import Finding, findings
-from workflows.reader import Results
-from workflows.statistics import paired_test
+from workflows.results.reader import Results
+from workflows.statistics.paired import paired_test
 from workflows.store import Store
 
 

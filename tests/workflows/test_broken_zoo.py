@@ -24,7 +24,7 @@ from defense.randomness import Omega
 from defense.schedules import NoiseLevel, get_schedule
 from tasks.datasets import DigitsConfig
 from workflows.audit import Finding, findings
-from workflows.reader import Results
+from workflows.results.reader import Results
 from workflows.store import Store
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from workflows.charts import DARK, LIGHT, Point, Series, Tile, heat_map, line_chart, style
+from workflows.report.charts import DARK, LIGHT, Point, Series, Tile, heat_map, line_chart, style
 
 X0, X1, Y0, Y1 = 56, 624, 312, 16
 

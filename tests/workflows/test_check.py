@@ -17,18 +17,19 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from defense.errors import InvalidInput
-from workflows.baselines import from_text, to_text
-from workflows.check import CellVerdict, Gate, check, junit, verdict_of
 from workflows.cli import app
-from workflows.outcomes import Outcome, Shares, Snapshot, of_results, of_store
-from workflows.plan import make_plan
-from workflows.reader import Results
-from workflows.run import driver_versions, record_sweep
+from workflows.engine.worker import UnitWorker
+from workflows.grid.load import Sweep, load_sweep
+from workflows.monitoring.versions import driver_versions
+from workflows.planning.plan import make_plan
+from workflows.regression.baselines import from_text, to_text
+from workflows.regression.check import CellVerdict, Gate, check, junit, verdict_of
+from workflows.regression.snapshots import Outcome, Shares, Snapshot, of_results, of_store
+from workflows.results.reader import Results
+from workflows.results.records import record_sweep
 from workflows.store import Store
-from workflows.sweep import Sweep, load_sweep
-from workflows.tables import render
-from workflows.tracking import track
-from workflows.worker import UnitWorker
+from workflows.tables.render import render
+from workflows.tracking.track import track
 
 SWEEP = """
 sweep: checked

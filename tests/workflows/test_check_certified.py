@@ -13,18 +13,18 @@ import pytest
 from helpers_small import compute
 from typer.testing import CliRunner
 
-from workflows.baselines import from_text, to_text
-from workflows.check import CellVerdict, Gate, check
 from workflows.cli import app
-from workflows.compare import compare, comparison_text
-from workflows.outcomes import Outcome, Shares, Snapshot, _certified, of_results, of_store
-from workflows.plan import make_plan
-from workflows.reader import Results
-from workflows.run import record_sweep
-from workflows.sections import sections
+from workflows.grid.load import Sweep, load_sweep
+from workflows.planning.plan import make_plan
+from workflows.regression.baselines import from_text, to_text
+from workflows.regression.check import CellVerdict, Gate, check
+from workflows.regression.compare import compare, comparison_text
+from workflows.regression.snapshots import Outcome, Shares, Snapshot, _certified, of_results, of_store
+from workflows.results.reader import Results
+from workflows.results.records import record_sweep
 from workflows.store import Store
-from workflows.sweep import Sweep, load_sweep
-from workflows.tracking import track
+from workflows.tables.sections import sections
+from workflows.tracking.track import track
 
 SWEEP = """
 sweep: gated

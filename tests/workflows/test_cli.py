@@ -26,12 +26,12 @@ from defense.schedules import SCHEDULES
 from tasks.attacks import ATTACKS
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS
-from workflows.catalogue import KINDS
+from workflows.assets.catalogue import KINDS
 from workflows.cli import app
-from workflows.plan import Plan, Unit, make_plan
+from workflows.engine.worker import UnitWorker
+from workflows.grid.load import Sweep, load_sweep
+from workflows.planning.plan import Plan, Unit, make_plan
 from workflows.store import Store
-from workflows.sweep import Sweep, load_sweep
-from workflows.worker import UnitWorker
 
 REPOSITORY = Path(__file__).parents[2]
 SWEEPS = REPOSITORY / "workflows" / "sweeps"
@@ -92,7 +92,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """`import ray` fails, as does everything that has it imported already."""
-    for name in ("ray", "workflows.run", "workflows.pool", "workflows.engine"):
+    for name in ("ray", "workflows.engine.run", "workflows.engine.pool", "workflows.engine.loop"):
         monkeypatch.setitem(sys.modules, name, None)
 
 
@@ -191,8 +191,8 @@ class TestStatusAndTables:
         assert not Path(store.uri).exists()
 
     def test_status_shows_failures_until_nothing_is_missing(self, file: Path, sweep: Sweep, store: Store) -> None:
-        from workflows.run import _record_failure
-        from workflows.scheduler import Failure
+        from workflows.engine.run import _record_failure
+        from workflows.planning.scheduler import Failure
 
         plan = make_plan(sweep)
         _record_failure(

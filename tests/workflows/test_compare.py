@@ -14,15 +14,15 @@ from helpers_small import SMALL, compute, small_sweep
 from scipy import stats
 from typer.testing import CliRunner
 
-from workflows.baselines import load_pair
-from workflows.check import Gate, check, verdict_of
 from workflows.cli import app
-from workflows.compare import Change, compare, comparison_text, match, spec_changes
-from workflows.gate import paired_drop
-from workflows.outcomes import Outcome, Shares, Snapshot, of_results
-from workflows.plan import make_plan
-from workflows.reader import Results
-from workflows.run import record_sweep
+from workflows.planning.plan import make_plan
+from workflows.regression.baselines import load_pair
+from workflows.regression.check import Gate, check, verdict_of
+from workflows.regression.compare import Change, compare, comparison_text, match, spec_changes
+from workflows.regression.snapshots import Outcome, Shares, Snapshot, of_results
+from workflows.results.reader import Results
+from workflows.results.records import record_sweep
+from workflows.statistics.paired import paired_drop
 from workflows.store import Store
 
 

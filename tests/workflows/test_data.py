@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import workflows.data
-import workflows.download
+import workflows.assets.datasets
+import workflows.assets.download
 from defense.errors import InvalidInput, PuregridError
 from defense.torchvision_cpu import allow_torchvision_import
 from tasks.cifar_c import CIFAR10_C, CIFAR100_C, CifarC, Release
-from workflows.data import fetch_dataset, verify_dataset
-from workflows.download import RemoteFile, download
+from workflows.assets.datasets import fetch_dataset, verify_dataset
+from workflows.assets.download import RemoteFile, download
 
 CONTENT = bytes(np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8))
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -146,8 +146,8 @@ class TestDownload:
     def test_too_little_space_is_said_before_anything_is_written(
         self, remote: RemoteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        usage = workflows.download.shutil.disk_usage(tmp_path)._replace(free=10)
-        monkeypatch.setattr(workflows.download.shutil, "disk_usage", lambda _: usage)
+        usage = workflows.assets.download.shutil.disk_usage(tmp_path)._replace(free=10)
+        monkeypatch.setattr(workflows.assets.download.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(PuregridError, match=r"needs 300,000 bytes and .* has 10 free"):
             download(remote, tmp_path / "file.bin")
         assert list(tmp_path.iterdir()) == []
@@ -184,7 +184,7 @@ class TestReleases:
     @pytest.fixture
     def release(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> Release:
         made = make_release(site)
-        monkeypatch.setattr(workflows.data, "RELEASES", {made.name: made})
+        monkeypatch.setattr(workflows.assets.datasets, "RELEASES", {made.name: made})
         return made
 
     def test_a_fetched_release_can_be_read_and_is_not_fetched_twice(
@@ -222,7 +222,7 @@ class TestReleases:
             asked.append((remote, target))
             raise PuregridError("offline")
 
-        monkeypatch.setattr(workflows.data, "download", note)
+        monkeypatch.setattr(workflows.assets.datasets, "download", note)
         with pytest.raises(PuregridError, match="offline"):
             fetch_dataset(release.name, tmp_path)
         url = f"https://zenodo.org/records/{release.record.rpartition('/')[2]}/files/{release.folder}.tar?download=1"
@@ -237,8 +237,12 @@ class TestLpips:
     def test_the_backbone_goes_to_the_folder_of_weights(
         self, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert workflows.data.ALEXNET.url.endswith(f"alexnet-owt-{workflows.data.ALEXNET.digest}.pth")
-        monkeypatch.setattr(workflows.data, "ALEXNET", RemoteFile(f"{site.url}/file.bin", "sha256", sha256()[:8]))
+        assert workflows.assets.datasets.ALEXNET.url.endswith(
+            f"alexnet-owt-{workflows.assets.datasets.ALEXNET.digest}.pth"
+        )
+        monkeypatch.setattr(
+            workflows.assets.datasets, "ALEXNET", RemoteFile(f"{site.url}/file.bin", "sha256", sha256()[:8])
+        )
         monkeypatch.setenv("PUREGRID_WEIGHTS", str(tmp_path))
         with pytest.raises(InvalidInput, match=r"file\.bin is not there: `puregrid data fetch lpips --root"):
             verify_dataset("lpips", None)

@@ -16,12 +16,12 @@ from naps import Nap, add_machine, assert_whole, go, machines, plan_of, ran
 
 from defense.errors import PuregridError
 from tasks.stages import Output
-from workflows import engine
-from workflows.cluster import cluster, slots
-from workflows.events import Event
-from workflows.plan import Unit
-from workflows.pool import Pool
-from workflows.scheduler import Failure
+from workflows.engine import loop as engine
+from workflows.engine.attempts import Event
+from workflows.engine.cluster import cluster, slots
+from workflows.engine.pool import Pool
+from workflows.planning.plan import Unit
+from workflows.planning.scheduler import Failure
 from workflows.store import Store
 
 pytestmark = pytest.mark.slow

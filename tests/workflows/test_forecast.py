@@ -12,11 +12,12 @@ import pytest
 from naps import Nap, plan_of
 
 from tasks.stages import Chunk, Output
-from workflows.calibrate import to_measure
-from workflows.estimate import Cost, Pace, costs_of, interval, kind_of
-from workflows.forecast import Forecast, forecast, predict, read_forecast, write_forecast
-from workflows.plan import Plan, Unit
-from workflows.run import _held_against
+from tasks.stages.kind import kind_of
+from workflows.engine.calibrate import to_measure
+from workflows.engine.run import _held_against
+from workflows.planning.costs import Cost, Pace, costs_of, interval
+from workflows.planning.forecast import Forecast, forecast, predict, read_forecast, write_forecast
+from workflows.planning.plan import Plan, Unit
 from workflows.store import Store
 
 
@@ -75,7 +76,7 @@ class TestWallTime:
         plan = plan_of([Heavy(number=1), Heavy(number=2)], 200)
         costs = {1: Cost(1, 0.1), 2: Cost(1, 0.3)}
         played = _wall(plan, costs, 3)
-        monkeypatch.setattr("workflows.forecast._PLAYED", 10)
+        monkeypatch.setattr("workflows.planning.forecast._PLAYED", 10)
         assert _wall(plan, costs, 3) == pytest.approx(200 * 2 * 0.4 / 3)
         assert played == pytest.approx(_wall(plan, costs, 3), rel=0.01)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from defense.errors import InvalidInput
-from workflows.gate import detectable, drop_p, holm, mcnemar, paired_drop
+from workflows.statistics.paired import detectable, drop_p, holm, mcnemar, paired_drop
 
 Values = npt.NDArray[np.float64]
 

@@ -11,13 +11,13 @@ from helpers_small import ASSETS, compute, small_sweep
 
 from defense.errors import InvalidInput
 from tasks.attacks import LadderConfig, TransferConfig
-from workflows.ladders import ladder_table
-from workflows.plan import make_plan
-from workflows.reader import Results
+from workflows.grid.load import Sweep
+from workflows.planning.plan import make_plan
 from workflows.report import report
+from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.sweep import Sweep
-from workflows.tables import render
+from workflows.tables.ladders import ladder_table
+from workflows.tables.render import render
 
 HEAD = f"""
 sweep: ladders

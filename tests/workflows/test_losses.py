@@ -15,12 +15,12 @@ from naps import Nap, add_machine, assert_whole, go, machines, plan_of, ran
 from ray.cluster_utils import Cluster
 
 from defense.errors import PuregridError
-from workflows.cluster import cluster
-from workflows.events import Event
-from workflows.pool import Pool
-from workflows.scheduler import Failure
+from workflows.engine.attempts import Event
+from workflows.engine.cluster import cluster
+from workflows.engine.pool import Pool
+from workflows.engine.worker import UnitWorker
+from workflows.planning.scheduler import Failure
 from workflows.store import Store
-from workflows.worker import UnitWorker
 
 pytestmark = pytest.mark.slow
 
@@ -124,11 +124,11 @@ def test_workers_that_cannot_start_end_the_run_with_the_cause_or_leave_it_to_the
     plan, store = plan_of([Nap(number=1, seconds=0.3)], 12), Store(str(tmp_path))
     told: list[str] = []
     with cluster(2, None):
-        monkeypatch.setattr("workflows.pool.UnitWorker", Broken)
+        monkeypatch.setattr("workflows.engine.pool.UnitWorker", Broken)
         with pytest.raises(PuregridError, match=r"workers cannot be started \(.*libcuda\.so\.1.*same packages"):
             go(plan, Pool(store.uri, 1), store)
         assert not any(plan.committed(store))
-        monkeypatch.setattr("workflows.pool.UnitWorker", Lame)
+        monkeypatch.setattr("workflows.engine.pool.UnitWorker", Lame)
         pool = Pool(store.uri, 2, say=told.append)
         wait_for(lambda: not pool.wait(0.1) and bool(told))
         outcome = go(plan, pool, store)

@@ -18,14 +18,14 @@ import pytest
 from lab import SWEEP, UNITS, Lab, wait_for, workers_of
 
 from defense.errors import InvalidInput
-from workflows.estimate import Kind
-from workflows.logs import LOGGER, listened, log_to, tell
-from workflows.reader import Results
-from workflows.runs import RunRecord, duration, read_runs, run_line
+from tasks.stages.kind import Kind
+from workflows.grid.load import load_sweep
+from workflows.monitoring.events import LOGGER, listened, log_to, tell
+from workflows.monitoring.ledger import Ledger, Place, utilisation_table
+from workflows.monitoring.run_record import RunRecord, duration, read_runs, run_line
+from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.sweep import load_sweep
-from workflows.tracking import track
-from workflows.utilisation import Ledger, Place, utilisation_table
+from workflows.tracking.track import track
 
 
 def events_of(log: Path) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ class TestLedger:
 
     def test_shares_by_hand(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = [100.0]
-        monkeypatch.setattr("workflows.utilisation.time.monotonic", lambda: clock[0])
+        monkeypatch.setattr("workflows.monitoring.ledger.time.monotonic", lambda: clock[0])
         ledger, one, two = Ledger(began=100.0), Place("n1", "h", 1), Place("n2", "h", 2)
         clock[0] = 110.0
         ledger.ready(one, first=True)

@@ -11,9 +11,9 @@ from grids_small import SMALL, budgets, kinds, swept
 
 from defense.classifiers import ClassifierConfig
 from defense.errors import InvalidInput
-from workflows.plan import make_plan
-from workflows.sweep import Sweep
-from workflows.worker import UnitWorker
+from workflows.engine.worker import UnitWorker
+from workflows.grid.load import Sweep
+from workflows.planning.plan import make_plan
 
 THIRD_PARTY = '''
 """A purifier, an attack and an architecture that puregrid knows nothing of."""

@@ -16,11 +16,11 @@ import workflows
 from defense.errors import InvalidInput
 from tasks.datasets import Cifar10Config, DatasetConfig, FolderConfig, ImageSet
 from workflows.cli import app
-from workflows.published import load_paper
-from workflows.published_match import compare
-from workflows.reader import Results
+from workflows.grid.load import Sweep, load_sweep
+from workflows.published.match import compare
+from workflows.published.papers import load_paper
+from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.sweep import Sweep, load_sweep
 
 PAPERS = Path(workflows.__file__ or "").parent / "sweeps" / "papers"
 SWEEPS = sorted(PAPERS.glob("*.yaml"))

@@ -10,10 +10,11 @@ import pytest
 from helpers_small import ASSETS, compute, small_sweep
 
 from defense.errors import InvalidInput
-from workflows import published, published_match
-from workflows.published import Paper, load_paper, mean_gains, papers
-from workflows.published_match import compare
-from workflows.reader import Results
+from workflows.published import match
+from workflows.published import papers as paper_files
+from workflows.published.match import compare
+from workflows.published.papers import Paper, load_paper, mean_gains, papers
+from workflows.results.reader import Results
 from workflows.store import Store
 
 TRANSFER = "distribution-transfer"
@@ -87,8 +88,8 @@ def test_an_unknown_paper_is_refused() -> None:
     ],
 )
 def test_one_architecture_has_one_name(one: str, other: str) -> None:
-    assert published_match._architecture(one) == published_match._architecture(other)
-    assert published_match._architecture("resnet18") != published_match._architecture(other) or one == "resnet18"
+    assert match._architecture(one) == match._architecture(other)
+    assert match._architecture("resnet18") != match._architecture(other) or one == "resnet18"
 
 
 # Published figures of the digits, so that they can be compared with cells that are computed here.
@@ -159,7 +160,7 @@ class TestCompare:
     @pytest.fixture
     def frame(self, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
         (tmp_path / "fake.yaml").write_text(FAKE)
-        monkeypatch.setattr(published, "_FOLDER", tmp_path)
+        monkeypatch.setattr(paper_files, "_FOLDER", tmp_path)
         return compare(results)
 
     def test_values_stand_beside_the_cells_that_they_are_of_and_no_others(self, frame: pd.DataFrame) -> None:

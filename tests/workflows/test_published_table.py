@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from helpers_small import ASSETS, compute, small_sweep
 
-from workflows import published
-from workflows.published import load_paper, reference
-from workflows.published_table import _letter, published_table
-from workflows.reader import Results
+from workflows.grid.load import load_sweep
+from workflows.published import papers as paper_files
+from workflows.published.papers import load_paper, reference
+from workflows.published.table import _letter, published_table
 from workflows.report import report, report_to
+from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.sweep import load_sweep
 
 PAPERS = Path(__file__).parents[2] / "workflows/sweeps/papers"
 
@@ -99,7 +99,7 @@ def of_fake(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Results
     """A sweep of a paper that printed figures of the digits; nothing of it is committed."""
     (folder / "papers").mkdir(exist_ok=True)
     (folder / "papers/fake.yaml").write_text(FAKE)
-    monkeypatch.setattr(published, "_FOLDER", folder / "papers")
+    monkeypatch.setattr(paper_files, "_FOLDER", folder / "papers")
     return Results(Store(str(folder / "store")), small_sweep(folder, SWEEP.replace("NAME", name)))
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from defense.errors import InvalidInput
-from workflows.quality_table import quality_table
+from workflows.tables.quality import quality_table
 
 
 def rows() -> pd.DataFrame:

@@ -18,11 +18,11 @@ from scipy import stats
 from defense.errors import StoreError
 from tasks.datasets import DigitsConfig
 from tasks.stages import Chunk
-from workflows.forecast import predict
-from workflows.plan import make_plan
-from workflows.reader import Results
+from workflows.grid.load import Sweep
+from workflows.planning.forecast import predict
+from workflows.planning.plan import make_plan
+from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.sweep import Sweep
 
 MEASURES = ("accuracy", "avg", "worst", "vote", "mean_probability")
 

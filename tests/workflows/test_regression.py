@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from workflows.baselines import from_text
-from workflows.sweep import load_sweep
+from workflows.grid.load import load_sweep
+from workflows.regression.baselines import from_text
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW: dict[Any, Any] = yaml.safe_load((ROOT / ".github/workflows/regression.yml").read_text())

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from test_check import filled  # type: ignore[import-not-found]
 
-from workflows.charts import Point, Series, line_chart
-from workflows.plan import make_plan
-from workflows.reader import Results
+from workflows.planning.plan import make_plan
 from workflows.report import report
+from workflows.report.charts import Point, Series, line_chart
+from workflows.results.reader import Results
 
 
 def test_page_is_self_contained_and_says_what_the_rows_say(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_partial_results_are_said_to_be_partial(tmp_path: Path) -> None:
 def test_sweep_text_cannot_inject_markup(tmp_path: Path) -> None:
     _, store, path = filled(tmp_path)
     path.write_text(path.read_text() + "# <script>alert(1)</script>\n")
-    from workflows.sweep import load_sweep
+    from workflows.grid.load import load_sweep
 
     page = report(Results(store, load_sweep(path)), command="<b>")
     assert "<script>" not in page and "&lt;script&gt;" in page and "<b>" not in page

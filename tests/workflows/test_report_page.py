@@ -30,16 +30,16 @@ from defense.purifiers.diffpure import DiffPureConfig
 from tasks.datasets import ImageSet
 from tasks.stages import images_from_table
 from workflows.audit import findings
-from workflows.cells import Defence
 from workflows.cli import app
-from workflows.grids import format_eps
-from workflows.reader import Results
+from workflows.grid.cells import Defence
 from workflows.report import report
 from workflows.report.figures import depth_families
 from workflows.report.gallery import amplified, png
 from workflows.report.page import _Content
 from workflows.report.size import Piece, data_uri, fitted
+from workflows.results.reader import Results
 from workflows.store import Store
+from workflows.tables.columns import format_eps
 
 pytestmark = pytest.mark.slow  # the sweep of which the page is, once for all tests
 

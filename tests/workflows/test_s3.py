@@ -18,9 +18,9 @@ from helpers_small import compute
 
 from defense.errors import InvalidInput
 from tasks.stages import Chunk
+from workflows.grid.load import load_sweep
 from workflows.store import FsspecFiles, Store, StoreUnavailable
 from workflows.store.outage import PATIENCE
-from workflows.sweep import load_sweep
 
 if TYPE_CHECKING:
     from s3_server import S3Server

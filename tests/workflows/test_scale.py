@@ -8,8 +8,8 @@ import time
 import pytest
 from naps import Nap, plan_of
 
-from workflows.estimate import missing_work
-from workflows.scheduler import Scheduler
+from workflows.planning.costs import missing_work
+from workflows.planning.scheduler import Scheduler
 
 STAGES, CHUNKS = 10_000, 100
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec
-from workflows.plan import Plan, PlannedStage, Unit
-from workflows.scheduler import MAX_LOSSES, Failure, Scheduler
+from workflows.planning.plan import Plan, PlannedStage, Unit
+from workflows.planning.scheduler import MAX_LOSSES, Failure, Scheduler
 
 
 class Fake(StageSpec):

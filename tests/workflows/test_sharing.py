@@ -8,10 +8,10 @@ import pytest
 from grids_small import ASSETS, DENOISERS, DIFFPURE, SMALL, kinds, swept
 
 from defense.errors import InvalidInput
-from workflows.plan import Plan, make_plan
+from workflows.engine.worker import UnitWorker
+from workflows.grid.load import load_sweep
+from workflows.planning.plan import Plan, make_plan
 from workflows.store import Store
-from workflows.sweep import load_sweep
-from workflows.worker import UnitWorker
 
 
 class TestSharing:

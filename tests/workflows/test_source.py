@@ -11,13 +11,12 @@ from unittest.mock import patch
 import pytest
 from helpers_small import compute, small_sweep
 
-from workflows import source, worker
-from workflows.plan import make_plan
-from workflows.reader import Results
+from workflows.monitoring import versions as source
+from workflows.monitoring.versions import driver_versions, git_commit, installed_commit
+from workflows.planning.plan import make_plan
 from workflows.report import report
 from workflows.report.provenance import provenance
-from workflows.run import driver_versions
-from workflows.source import git_commit, installed_commit
+from workflows.results.reader import Results
 from workflows.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +99,7 @@ def test_commits_say_it_rows_do_not_and_the_report_lists_all(tmp_path: Path) -> 
     stores = [Store(str(tmp_path / name)) for name in ("one", "two")]
     said = ("a" * 40, "b" * 40 + " modified")
     for store, commit in zip(stores, said, strict=True):
-        with patch.object(worker, "source_commit", lambda commit=commit: commit):
+        with patch.object(source, "source_commit", lambda commit=commit: commit):
             compute(sweep, store.uri)
     for stage in stages:
         for chunk in stage.chunks:

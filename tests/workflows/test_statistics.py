@@ -17,21 +17,9 @@ from scipy import stats
 
 from defense.aggregate import majority_vote
 from defense.errors import InvalidInput
-from workflows.statistics import (
-    PairedTest,
-    Proportion,
-    average,
-    bootstrap,
-    fixed_aa_any,
-    fixed_aa_mean,
-    lowest_per_image,
-    paired_test,
-    proportion,
-    selected_per_image,
-    wilson,
-    worst,
-    worst_of,
-)
+from workflows.statistics.combined import fixed_aa_any, fixed_aa_mean, lowest_per_image, selected_per_image
+from workflows.statistics.paired import PairedTest, paired_test
+from workflows.statistics.proportions import Proportion, average, bootstrap, proportion, wilson, worst, worst_of
 
 Matrix = npt.NDArray[np.bool_]
 
@@ -308,7 +296,7 @@ def test_a_grid_that_is_too_long_has_the_normal_limit(monkeypatch: pytest.Monkey
     share = generator.random((900, 1))
     first, second = generator.random((900, 10)) < share + 0.01, generator.random((900, 7)) < share
     exact = paired_test(first, second)
-    monkeypatch.setattr("workflows.statistics._LONGEST_GRID", 1)
+    monkeypatch.setattr("workflows.statistics.proportions._LONGEST_GRID", 1)
     assert paired_test(first, second).p == pytest.approx(exact.p, rel=0.03)
 
 

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from defense.errors import StoreError
 from workflows.cli import app
-from workflows.compact import compact, row_files
-from workflows.reader import Results
+from workflows.grid.load import Sweep
+from workflows.results.compact import compact, row_files
+from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.sweep import Sweep
 
 if TYPE_CHECKING:
     from s3_server import S3Server

@@ -13,7 +13,7 @@ import yaml
 from grids_small import ASSETS, DENOISERS, DIFFPURE, SMALL, attack_of, budgets, ids_of, kinds, swept
 
 from defense.errors import InvalidInput
-from workflows.plan import make_plan
+from workflows.planning.plan import make_plan
 
 
 class TestGrid:
@@ -295,7 +295,8 @@ class TestId:
     def test_the_id_is_the_same_in_another_process(self, tmp_path: Path) -> None:
         here = swept(tmp_path, self.TEXT)
         code = (
-            "import sys, pathlib; from workflows.sweep import load_sweep; s = load_sweep(pathlib.Path(sys.argv[1]));"
+            "import sys, pathlib; from workflows.grid.load import load_sweep;"
+            "s = load_sweep(pathlib.Path(sys.argv[1]));"
             "print(s.id, *[c.id for c in s.cells])"
         )
         command = [sys.executable, "-c", code, str(tmp_path / "s.yaml")]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from defense.errors import InvalidInput
-from workflows.sweepfile import Document, read_document
+from workflows.documents.document import Document, read_document
 
 
 def _read(folder: Path, text: str, *overrides: str) -> Document:

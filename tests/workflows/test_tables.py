@@ -14,11 +14,11 @@ from helpers_small import compute, small_sweep
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.grids import format_eps
-from workflows.plan import make_plan
-from workflows.reader import Results
+from workflows.planning.plan import make_plan
+from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.tables import FORMATS, Format, render
+from workflows.tables.columns import format_eps
+from workflows.tables.render import FORMATS, Format, render
 
 MEASURES = ("accuracy", "avg", "worst", "vote", "mean_probability", "fixed")
 

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from helpers_small import SMALL, compute, small_sweep
 
-from workflows.grids import combined_grid, robustness_grid
-from workflows.plan import make_plan
-from workflows.reader import Results
+from workflows.planning.plan import make_plan
 from workflows.report import report
-from workflows.statistics import bootstrap, wilson
+from workflows.results.reader import Results
+from workflows.statistics.proportions import bootstrap, wilson
 from workflows.store import Store
-from workflows.tables import render
+from workflows.tables.columns import combined_grid, robustness_grid
+from workflows.tables.render import render
 
 ATTACKS = """\
 attacks:

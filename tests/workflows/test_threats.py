@@ -20,13 +20,13 @@ from helpers_small import ASSETS, compute, small_sweep
 from defense.certify import ABSTAIN, dataset_bound
 from defense.errors import InvalidInput
 from tasks.corruptions import BENCHMARK
-from workflows.plan import make_plan
-from workflows.reader import Results
-from workflows.sections import Section, sections
+from workflows.grid.load import Sweep
+from workflows.planning.plan import make_plan
+from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.sweep import Sweep
-from workflows.tables import render
-from workflows.tracking import track
+from workflows.tables.render import render
+from workflows.tables.sections import Section, sections
+from workflows.tracking.track import track
 
 HEAD = f"""
 sweep: threats

@@ -18,13 +18,13 @@ import pytest
 
 from defense.spec import digest
 from workflows.audit import Finding
-from workflows.plan import Plan, make_plan
-from workflows.reader import Results
+from workflows.engine.worker import UnitWorker
+from workflows.grid.load import Sweep, load_sweep
+from workflows.planning.plan import Plan, make_plan
+from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.sweep import Sweep, load_sweep
-from workflows.tables import render
-from workflows.tracking import default_uri, track
-from workflows.worker import UnitWorker
+from workflows.tables.render import render
+from workflows.tracking.track import default_uri, track
 
 ASSETS = Path(__file__).parents[2] / "defense" / "assets"
 TEXT = f"""\

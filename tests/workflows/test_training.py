@@ -22,14 +22,14 @@ from tasks.datasets import ImageSet
 from workflows.cli import app
 from workflows.training import load_config, loop, train
 from workflows.training.augment import augmented
-from workflows.training.classifier import (
+from workflows.training.kinds.classifier import (
     ClassifierObjective,
     ClassifierTraining,
     accuracy,
     noisy_accuracy,
     pgd_accuracy,
 )
-from workflows.training.denoiser import DenoiserObjective, DenoiserTraining, eps_mse
+from workflows.training.kinds.denoiser import DenoiserObjective, DenoiserTraining, eps_mse
 
 REPOSITORY = Path(__file__).parents[2]
 ASSETS = REPOSITORY / "defense" / "assets"

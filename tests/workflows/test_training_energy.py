@@ -23,7 +23,7 @@ from tasks.attacks import PGDConfig, Target
 from tasks.datasets import DigitsConfig, ImageSet
 from workflows.cli import app
 from workflows.training import load_config
-from workflows.training.energy import EnergyObjective, EnergyTraining
+from workflows.training.kinds.energy import EnergyObjective, EnergyTraining
 from workflows.training.loop import fit
 
 REPOSITORY = Path(__file__).parents[2]
@@ -318,7 +318,7 @@ class TestShipped:
 
 
 def test_a_classifier_of_other_images_is_refused(data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    import workflows.training.energy as module
+    import workflows.training.kinds.energy as module
 
     class Other(ClassifierConfig):
         def resolved(self, base: Path) -> ClassifierConfig:

@@ -290,7 +290,7 @@ def _assert_told(stderr: str, path: Path, wrong: Wrong) -> None:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither Ray nor what runs a sweep can be imported, and the environment names no data."""
-    for name in ("ray", "workflows.run", "workflows.pool", "workflows.engine"):
+    for name in ("ray", "workflows.engine.run", "workflows.engine.pool", "workflows.engine.loop"):
         monkeypatch.setitem(sys.modules, name, None)
     for variable in ("PUREGRID_DATA", "PUREGRID_UNSET"):
         monkeypatch.delenv(variable, raising=False)
@@ -317,7 +317,7 @@ def test_the_good_file_gets_as_far_as_ray_in_this_process(tmp_path: Path, withou
     (tmp_path / "good.yaml").write_text(GOOD)
     result = CliRunner().invoke(app, ["run", str(tmp_path / "good.yaml"), "--store", str(tmp_path / "store")])
     assert isinstance(result.exception, ModuleNotFoundError)
-    assert "workflows.run" in str(result.exception)
+    assert "workflows.engine.run" in str(result.exception)
 
 
 def test_the_good_file_gets_as_far_as_ray_in_a_new_process(tmp_path: Path, no_ray_on_path: dict[str, str]) -> None:

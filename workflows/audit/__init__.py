@@ -11,11 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from workflows.audit import certified, corrupted, order, reference, stored, threat
 from workflows.audit.finding import SEVERITIES, Finding, Severity, counts, rules_on
 from workflows.audit.names import names_beside
+from workflows.audit.rules import (
+    autoattack,
+    corruptions,
+    ordering,
+    stored_images,
+    threat_model,
+)
+from workflows.audit.rules import (
+    certificates as certificate_rules,
+)
 from workflows.audit.view import Certified, View, certificates, views
-from workflows.reader import Results
+from workflows.results.reader import Results
 
 __all__ = [
     "CERTIFIED_RULES",
@@ -34,46 +43,46 @@ CertifiedRule = Callable[[Sequence[Certified], Sequence[View]], Iterator[Finding
 CorruptedRule = Callable[[Sequence[View], Sequence[View]], Iterator[Finding]]
 
 RULES: tuple[Rule, ...] = (
-    order.attacked_above_clean,
-    order.beats_bare_classifier,
-    order.adaptive_weaker_than_static,
-    order.black_box_beats_white_box,
-    order.single_step_beats_iterative,
-    order.not_monotone_in_eps,
-    order.chance_at_full_budget,
-    order.losses_disagree,
-    order.nothing_changed,
-    order.not_converged,
-    threat.given_labels,
-    threat.guidance_gradient_missing,
-    threat.only_static,
-    threat.one_draw_of_eot,
-    threat.one_draw_of_judgement,
-    threat.autoattack_standard,
-    reference.autoattack_warnings,
-    reference.autoattack_judged_once,
-    threat.knows_eps,
-    threat.depth_without_schedule,
-    threat.t_star_inconsistent,
-    stored.did_nothing,
-    stored.no_gradient,
-    stored.not_a_number,
-    threat.clean_missing,
+    ordering.attacked_above_clean,
+    ordering.beats_bare_classifier,
+    ordering.adaptive_weaker_than_static,
+    ordering.black_box_beats_white_box,
+    ordering.single_step_beats_iterative,
+    ordering.not_monotone_in_eps,
+    ordering.chance_at_full_budget,
+    ordering.losses_disagree,
+    ordering.nothing_changed,
+    ordering.not_converged,
+    threat_model.given_labels,
+    threat_model.guidance_gradient_missing,
+    threat_model.only_static,
+    threat_model.one_draw_of_eot,
+    threat_model.one_draw_of_judgement,
+    threat_model.autoattack_standard,
+    autoattack.autoattack_warnings,
+    autoattack.autoattack_judged_once,
+    threat_model.knows_eps,
+    threat_model.depth_without_schedule,
+    threat_model.t_star_inconsistent,
+    stored_images.did_nothing,
+    stored_images.no_gradient,
+    stored_images.not_a_number,
+    threat_model.clean_missing,
 )
 """The rules that look at rows and specs, in the order of their findings; stored images are checked besides."""
 
 CERTIFIED_RULES: tuple[CertifiedRule, ...] = (
-    certified.beaten,
-    certified.radius_of_counts,
-    certified.depth_of_noise,
-    certified.too_few_samples,
+    certificate_rules.beaten,
+    certificate_rules.radius_of_counts,
+    certificate_rules.depth_of_noise,
+    certificate_rules.too_few_samples,
 )
 """Those that look at certificates, with the clean and attacked cells beside them."""
 
 CORRUPTED_RULES: tuple[CorruptedRule, ...] = (
-    corrupted.above_clean,
-    corrupted.generated,
-    corrupted.incomplete,
+    corruptions.above_clean,
+    corruptions.generated,
+    corruptions.incomplete,
 )
 """Those that look at corruptions, likewise."""
 
@@ -90,8 +99,8 @@ def findings(results: Results, *, images: bool = True) -> list[Finding]:
     found = [finding for rule in RULES for finding in rule(seen)]
     found += [finding for rule in CERTIFIED_RULES for finding in rule(smoothed, seen)]
     found += [finding for rule in CORRUPTED_RULES for finding in rule(spoiled, seen)]
-    found += threat.few_images([*seen, *spoiled, *smoothed])
+    found += threat_model.few_images([*seen, *spoiled, *smoothed])
     if images:
-        found += stored.check_images(seen, results.store)
+        found += stored_images.check_images(seen, results.store)
     found = [replace(finding, names=names_beside(sweep, finding.cells)) for finding in found]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))  # stable: in the rules' order

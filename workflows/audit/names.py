@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 
-from workflows.sweep import Sweep
+from workflows.grid.load import Sweep
 
 __all__ = ["names_beside"]
 

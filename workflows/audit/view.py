@@ -18,9 +18,9 @@ from defense.purifiers import NoPurifierConfig
 from tasks.attacks import AttackConfig, LadderConfig
 from tasks.certificates import CertificateConfig
 from tasks.stages import Smoothed
-from workflows.reader import Results
-from workflows.statistics import PairedTest, paired_test
-from workflows.sweep import Cell
+from workflows.grid.load import Cell
+from workflows.results.reader import Results
+from workflows.statistics.paired import PairedTest, paired_test
 
 __all__ = [
     "BLACK_BOX",

@@ -55,7 +55,7 @@ def list_(
 ) -> None:
     """List what a sweep file can name."""
     with errors():
-        from workflows.catalogue import catalogue
+        from workflows.assets.catalogue import catalogue
 
         entries = catalogue(what)
         if json_:
@@ -79,7 +79,7 @@ Root = Annotated[
 def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], root: Root = None) -> None:
     """Download cifar10, cifar100, cifar10-c, cifar100-c or the weights of lpips; nothing else downloads them."""
     with errors():
-        from workflows.data import fetch_dataset
+        from workflows.assets.datasets import fetch_dataset
 
         typer.echo(fetch_dataset(name, root))
 
@@ -88,6 +88,6 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], root: Root = Non
 def verify(name: Annotated[str, typer.Argument(metavar="NAME")], root: Root = None) -> None:
     """Check that a data set is complete and undamaged; prints its digest."""
     with errors():
-        from workflows.data import verify_dataset
+        from workflows.assets.datasets import verify_dataset
 
         typer.echo(verify_dataset(name, root))

@@ -12,8 +12,8 @@ import typer
 from defense.errors import InvalidInput, PuregridError
 
 if TYPE_CHECKING:
+    from workflows.grid.load import Sweep
     from workflows.store import Store
-    from workflows.sweep import Sweep
 
 __all__ = [
     "RUN_HELP",
@@ -71,8 +71,8 @@ def errors() -> Iterator[None]:
 
 def open_sweep(path: Path, overrides: list[str] | None, store: str) -> tuple[Sweep, Store]:
     """A sweep file with its overrides, and the store, which must be there or creatable."""
+    from workflows.grid.load import load_sweep
     from workflows.store import Store
-    from workflows.sweep import load_sweep
 
     loaded, opened = load_sweep(path, overrides or ()), Store(store)
     opened.files.check()

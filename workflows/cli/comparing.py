@@ -22,7 +22,7 @@ from workflows.cli.base import (
 )
 
 if TYPE_CHECKING:
-    from workflows.sweep import Sweep
+    from workflows.grid.load import Sweep
 
 __all__ = ["check", "compare", "promote"]
 
@@ -40,10 +40,10 @@ def compare(
         other = second if with_ is None else with_
         if other is None or (second is not None and with_ is not None):
             raise InvalidInput("name two runs: `compare RUN RUN`, or `compare RUN --with RUN`.")
-        from workflows.baselines import load_pair
-        from workflows.compare import compare as compared
-        from workflows.compare import comparison_text
-        from workflows.tracking import default_uri
+        from workflows.regression.baselines import load_pair
+        from workflows.regression.compare import compare as compared
+        from workflows.regression.compare import comparison_text
+        from workflows.tracking.track import default_uri
 
         one, two = load_pair(first, other, store=store, tracking_uri=mlflow or default_uri(store))
         found = compared(one, two)
@@ -80,17 +80,17 @@ def check(
 ) -> None:
     """Compare with a baseline: exit 0 if accuracy and cost hold, 1 if one regressed, 2 if that could not be told."""
     with errors():
-        from workflows.check import Gate
+        from workflows.regression.check import Gate
 
         gate = Gate(margin, alpha, detect, cost_margin, seconds_margin)
         loaded, opened = open_sweep(sweep, set_, store)
-        from workflows.baselines import load
-        from workflows.check import check as checked
-        from workflows.check import check_text, verdict_of
-        from workflows.check import junit as junit_xml
-        from workflows.outcomes import of_results
-        from workflows.reader import Results
-        from workflows.tracking import default_uri
+        from workflows.regression.baselines import load
+        from workflows.regression.check import check as checked
+        from workflows.regression.check import check_text, verdict_of
+        from workflows.regression.check import junit as junit_xml
+        from workflows.regression.snapshots import of_results
+        from workflows.results.reader import Results
+        from workflows.tracking.track import default_uri
 
         uri = mlflow or default_uri(opened.uri)
         before = load(baseline, sweep=loaded.name, tracking_uri=uri, where="--baseline")
@@ -114,7 +114,7 @@ def check(
 
 def _tag_verdict(uri: str | None, sweep: Sweep, verdict: str, baseline: str, cells: list[Any]) -> None:
     """The verdict on the sweep's run in MLflow; a broken MLflow changes no verdict."""
-    from workflows.aliases import record_verdict
+    from workflows.tracking.aliases import record_verdict
 
     if uri is None or uri == "off":
         return
@@ -138,10 +138,10 @@ def promote(
     """Make the results of a sweep the baseline of `puregrid check`: in MLflow, or in a file."""
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
-        from workflows import aliases
-        from workflows.baselines import complete_text
-        from workflows.reader import Results
-        from workflows.tracking import default_uri
+        from workflows.regression.baselines import complete_text
+        from workflows.results.reader import Results
+        from workflows.tracking import aliases
+        from workflows.tracking.track import default_uri
 
         if alias is not None:
             aliases.valid_alias(alias)

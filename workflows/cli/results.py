@@ -30,14 +30,14 @@ def tables(
 ) -> None:
     """Print the tables of a sweep with the auditor's findings, recomputed from its committed rows."""
     with errors():
-        from workflows.tables import FORMATS, render
+        from workflows.tables.render import FORMATS, render
 
         if format_ not in FORMATS:
             raise InvalidInput(f"unknown format {format_!r}; {nearest(format_, FORMATS)}", where="--format")
         loaded, opened = open_sweep(sweep, set_, store)
-        from workflows.ladders import ladder_table
-        from workflows.reader import Results
-        from workflows.sections import sections
+        from workflows.results.reader import Results
+        from workflows.tables.ladders import ladder_table
+        from workflows.tables.sections import sections
 
         results = Results(opened, loaded)
         robustness, cost, combined = results.robustness(), results.cost(), results.combined()
@@ -81,7 +81,7 @@ def report(
         if format_ not in FORMATS:
             raise InvalidInput(f"unknown format {format_!r}; {nearest(format_, FORMATS)}", where="--format")
         loaded, opened = open_sweep(sweep, set_, store)
-        from workflows.reader import Results
+        from workflows.results.reader import Results
 
         settings = "".join(f" --set {shlex.quote(setting)}" for setting in set_ or ())
         command = f"puregrid run {sweep}{settings} && puregrid report {sweep}{settings}"
@@ -92,7 +92,7 @@ def compact(sweep: SweepFile, store: StoreUri = "results", set_: Overrides = Non
     """Copy a sweep's committed rows into one Parquet file a stage, for pandas, DuckDB and the like."""
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
-        from workflows.compact import compact as compacted
+        from workflows.results.compact import compact as compacted
 
         found = compacted(opened, loaded)
         if json_:

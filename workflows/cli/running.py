@@ -26,9 +26,9 @@ from workflows.cli.base import (
 )
 
 if TYPE_CHECKING:
-    from workflows.plan import Plan
+    from workflows.grid.load import Sweep
+    from workflows.planning.plan import Plan
     from workflows.store import Store
-    from workflows.sweep import Sweep
 
 __all__ = ["plan", "run", "status"]
 
@@ -48,12 +48,12 @@ def plan(
     """Show cells, units and cost of a sweep; computes nothing, or with --calibrate what it takes to predict."""
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
-        from workflows.plan import make_plan
+        from workflows.planning.plan import make_plan
 
         planned = make_plan(loaded)
         if calibrate:
-            from workflows.calibrate import calibrate as measure
-            from workflows.run import Options
+            from workflows.engine.calibrate import calibrate as measure
+            from workflows.engine.run import Options
 
             options = Options(workers, gpus_per_worker, address)
             workers = measure(loaded, planned, opened, options, say)[0].workers
@@ -92,7 +92,7 @@ def _forecast_lines(forecast: dict[str, Any] | None) -> list[str]:
     """Wall time, what it is made of and based on."""
     from datetime import UTC, datetime, timedelta
 
-    from workflows.runs import duration
+    from workflows.monitoring.run_record import duration
 
     if forecast is None or not forecast["units"]:
         return []
@@ -129,7 +129,7 @@ def _plan_content(
     gpus_per_worker: float = 0.0,
     gpu: bool | None = None,
 ) -> dict[str, Any]:
-    from workflows.forecast import default_workers, predict
+    from workflows.planning.forecast import default_workers, predict
 
     committed = planned.committed(store)
     threads = max(stage.spec.settings().threads for stage in planned.stages)
@@ -205,13 +205,14 @@ def run(
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.audit import findings
-        from workflows.baselines import to_text
-        from workflows.ladders import ladder_table
-        from workflows.outcomes import of_results
-        from workflows.run import Options, driver_versions, run_sweep
-        from workflows.sections import sections
-        from workflows.tables import auditor_line, render
-        from workflows.tracking import track
+        from workflows.engine.run import Options, run_sweep
+        from workflows.monitoring.versions import driver_versions
+        from workflows.regression.baselines import to_text
+        from workflows.regression.snapshots import of_results
+        from workflows.tables.ladders import ladder_table
+        from workflows.tables.render import auditor_line, render
+        from workflows.tables.sections import sections
+        from workflows.tracking.track import track
 
         options = Options(workers, gpus_per_worker, address, max_attempts, unit_timeout, log=log)
         outcome, results, record = run_sweep(loaded, opened, options, say)
@@ -272,7 +273,7 @@ def _outcome(outcome: Any) -> dict[str, Any]:
 
 
 def _log_to_mlflow(uri: str | None, store_uri: str, log: Callable[[str, str], str]) -> None:
-    from workflows.tracking import default_uri
+    from workflows.tracking.track import default_uri
 
     chosen = uri or default_uri(store_uri)
     if chosen == "off":
@@ -302,10 +303,10 @@ def status(
     """Show what of a sweep is committed, failed (and why) and missing, and how a run that is going on is doing."""
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
-        from workflows.plan import make_plan
-        from workflows.run import failures
-        from workflows.runs import read_runs, run_line
-        from workflows.utilisation import utilisation_table
+        from workflows.engine.failures import failures
+        from workflows.monitoring.ledger import utilisation_table
+        from workflows.monitoring.run_record import read_runs, run_line
+        from workflows.planning.plan import make_plan
 
         content = _plan_content(loaded, make_plan(loaded), opened)
         content["failures"] = failures(loaded, opened) if content["missing"] else []

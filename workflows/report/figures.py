@@ -19,14 +19,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from defense.spec import digest
-from workflows.cells import Defence
-from workflows.certified_table import envelope_table, radii_of
-from workflows.charts import Drawing, Point, Series, Tile, heat_map, line_chart
-from workflows.grids import format_eps
-from workflows.published_table import PublishedTable
-from workflows.reader import Results
-from workflows.sections import Section
-from workflows.statistics import wilson
+from workflows.grid.cells import Defence
+from workflows.published.table import PublishedTable
+from workflows.report.charts import Drawing, Point, Series, Tile, heat_map, line_chart
+from workflows.results.reader import Results
+from workflows.statistics.proportions import wilson
+from workflows.tables.certified import envelope_table, radii_of
+from workflows.tables.columns import format_eps
+from workflows.tables.sections import Section
 
 __all__ = ["Figure", "depth_families", "figures"]
 
@@ -66,7 +66,7 @@ def figures(
     Arguments:
         results: The sweep's results.
         robustness: Their robustness table.
-        further: Their :func:`workflows.sections.sections`.
+        further: Their :func:`workflows.tables.sections.sections`.
         published: Published figures, drawn hollow over the curves of the cells that they are of; those beside a smoke
             sweep are of no cell of it.
     """

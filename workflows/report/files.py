@@ -9,14 +9,14 @@ from typing import Literal, get_args
 
 from defense.errors import InvalidInput
 from workflows.audit import findings
-from workflows.ladders import ladder_table
-from workflows.published_table import published_table
-from workflows.reader import Results
+from workflows.published.table import published_table
 from workflows.report.figures import Figure, figures
 from workflows.report.page import report
-from workflows.report.words import missing, summary
-from workflows.sections import sections
-from workflows.tables import notes, render
+from workflows.report.summary import missing, summary
+from workflows.results.reader import Results
+from workflows.tables.ladders import ladder_table
+from workflows.tables.render import notes, render
+from workflows.tables.sections import sections
 
 __all__ = ["FORMATS", "Format", "report_to"]
 

@@ -19,9 +19,9 @@ from PIL import Image
 from defense.errors import PuregridError
 from tasks.datasets import ImageSet
 from tasks.stages import images_from_table
-from workflows.grids import format_eps
-from workflows.reader import Results
-from workflows.sweep import Cell
+from workflows.grid.load import Cell
+from workflows.results.reader import Results
+from workflows.tables.columns import format_eps
 
 __all__ = ["Gallery", "Group", "Picture", "amplified", "gallery", "png", "uris"]
 

@@ -18,18 +18,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from workflows.audit import Finding, counts, findings
-from workflows.charts import DARK, LIGHT, style
-from workflows.grids import TEXT_COLUMNS
-from workflows.published_table import published_table
-from workflows.reader import Results
+from workflows.published.table import published_table
+from workflows.report.charts import DARK, LIGHT, style
 from workflows.report.figures import Figure, figures
 from workflows.report.gallery import Group, Picture, gallery, uris
 from workflows.report.provenance import provenance
 from workflows.report.size import Piece, data_uri, fitted, said
+from workflows.report.summary import missing, summary
 from workflows.report.tables import Tabular, tabulars
-from workflows.report.words import missing, summary
-from workflows.sections import sections
-from workflows.tables import cell_names, evidence_text, notes, tally
+from workflows.results.reader import Results
+from workflows.tables.columns import TEXT_COLUMNS
+from workflows.tables.render import cell_names, evidence_text, notes, tally
+from workflows.tables.sections import sections
 
 __all__ = ["report"]
 
@@ -50,7 +50,7 @@ def report(results: Results, *, command: str, images: int | None = None) -> str:
     """
     robustness, cost, further, found = results.robustness(), results.cost(), sections(results), findings(results)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parents[1] / "templates"), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["code"] = _code
     published = published_table(results)

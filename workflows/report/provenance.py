@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from defense.denoisers import DenoiserConfig
 from defense.spec import Spec
-from workflows.plan import PlannedStage, make_plan
-from workflows.reader import Results
+from workflows.planning.plan import PlannedStage, make_plan
+from workflows.results.reader import Results
 
 __all__ = ["Provenance", "provenance"]
 

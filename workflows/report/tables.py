@@ -1,4 +1,4 @@
-"""The tables of a report: the grids of :mod:`workflows.grids`, each with its rows as CSV and marks of findings."""
+"""The tables of a report, each with its rows as CSV and marks of findings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pandas as pd
 
 from tasks.attacks import LadderConfig
 from workflows.audit import Finding, rules_on
-from workflows.grids import combined_grid, cost_grid, ladder_grid, robustness_grid
-from workflows.ladders import ladder_table
-from workflows.published_table import PublishedTable
-from workflows.reader import Results
-from workflows.sections import Section
-from workflows.tables import COMBINED_NOTE, LADDER_NOTE
+from workflows.published.table import PublishedTable
+from workflows.results.reader import Results
+from workflows.tables.columns import combined_grid, cost_grid, ladder_grid, robustness_grid
+from workflows.tables.ladders import ladder_table
+from workflows.tables.render import COMBINED_NOTE, LADDER_NOTE
+from workflows.tables.sections import Section
 
 __all__ = ["Line", "Tabular", "tabulars"]
 
@@ -147,7 +147,7 @@ def _corrupted_cells(results: Results, frame: pd.DataFrame) -> list[list[str]]:
 
 
 def _ladder_cells(results: Results) -> list[str]:
-    """The cell of each line of :func:`workflows.ladders.ladder_table`."""
+    """The cell of each line of :func:`workflows.tables.ladders.ladder_table`."""
     return [
         cell.id
         for cell in results.sweep.cells

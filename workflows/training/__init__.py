@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from workflows.training.config import Training, load_config
-from workflows.training.objectives import Objective
+from workflows.training.config import Training
+from workflows.training.load import load_config
+from workflows.training.objective import Objective
 from workflows.training.run import train
 
 __all__ = ["Objective", "Training", "load_config", "train"]

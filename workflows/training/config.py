@@ -8,14 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from defense.errors import InvalidInput
 from defense.spec import Spec
 from tasks.datasets import DATASETS, DatasetConfig
-from workflows.axes import located, validate
-from workflows.sweepfile import read_document
-from workflows.training.objectives import kind
 
-__all__ = ["Training", "load_config"]
+__all__ = ["Training"]
 
 
 def _dataset(entry: dict[str, Any]) -> type[DatasetConfig]:
@@ -78,29 +74,3 @@ class Training(Spec):
         """
         entry = {**self.dataset, "split": split}
         return _dataset(entry).model_validate(entry).resolved(Path.cwd())
-
-
-def load_config(path: Path) -> Training:
-    """Read and validate a training config.
-
-    Raises:
-        InvalidInput: No such file, not YAML, or a field that is wrong, with its line.
-    """
-    document = read_document(path, what="training config", keys="train, out, dataset, ...")
-    try:
-        model, _ = kind(document.data.get("train"))
-    except KeyError as error:
-        raise document.error(("train",), str(error.args[0])) from None
-    for name, find in model.nested.items():
-        entry = document.data.get(name)
-        if isinstance(entry, str) and name in model.shorthands:
-            entry = {name: entry}
-        if not isinstance(entry, dict):
-            continue  # left out, or of a wrong type: the model itself says so
-        inner = located(document, (name, name), lambda entry=entry, find=find: find(entry))  # type: ignore[misc]
-        fields = {**entry, "split": "train"} if name == "dataset" else entry
-        validate(document, (name,), inner, fields, set(getattr(inner, "spellings", ())))
-    try:
-        return validate(document, (), model, document.data, set())
-    except InvalidInput as error:
-        raise InvalidInput(error.message, where=error.where or str(path)) from error

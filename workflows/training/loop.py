@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from tasks.datasets import ImageSet
-from workflows.progress import training_progress
+from workflows.monitoring.progress import training_progress
 from workflows.training.augment import augmented
 from workflows.training.config import Training
-from workflows.training.objectives import Objective
+from workflows.training.objective import Objective
 
 __all__ = ["CHECKPOINT_SECONDS", "Fitted", "Observer", "fit"]
 

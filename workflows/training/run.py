@@ -16,8 +16,8 @@ from defense.checkpoints import sha256_file
 from defense.errors import InvalidInput
 from workflows.training import checkpoint
 from workflows.training.config import Training
+from workflows.training.kinds.registry import objective_of
 from workflows.training.loop import fit
-from workflows.training.objectives import kind_of
 from workflows.training.tracking import TrainingLog
 
 __all__ = ["train"]
@@ -52,7 +52,7 @@ def train(
     """
     device = _settings(config)
     data, test = (config.data_config(split).load() for split in ("train", "test"))
-    objective = kind_of(config)(config, data)
+    objective = objective_of(config)(config, data)
     out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

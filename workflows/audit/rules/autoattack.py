@@ -1,0 +1,111 @@
+"""Rules about what AutoAttack's package says of itself: its warnings, and its verdict beside the one of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from workflows.audit.finding import Finding, Severity
+from workflows.audit.view import View
+from workflows.statistics.proportions import wilson
+
+__all__ = ["autoattack_judged_once", "autoattack_warnings"]
+
+
+class _Flag(NamedTuple):
+    severity: Severity
+    text: str
+    action: str
+
+
+_FLAGS = {
+    "randomized": _Flag(
+        "warning",
+        "answers differ between calls of the defence, and this version is for deterministic ones.",
+        "Use `version: rand`, or apgd with eot.",
+    ),
+    "softmax_output": _Flag(
+        "warning",
+        "the classifier seems to give probabilities instead of logits, of which losses vanish.",
+        "Give logits: leave out the last softmax.",
+    ),
+    "zero_gradient": _Flag(
+        "warning",
+        "gradients are zero on some images: its gradient attacks have nothing to follow there.",
+        "Use `gradient: bpda` through what has no derivative, or a loss that does not saturate.",
+    ),
+    "square_gain": _Flag(
+        "warning",
+        "its attack without gradients has found more than those with them, which is gradient masking.",
+        "Check gradients against finite differences, and attack with more steps and another loss.",
+    ),
+    "dynamic": _Flag(
+        "note",
+        "the defence computes gradients while it answers, as guidance does.",
+        "See that an attack follows the gradient through that too (`gradient: exact`).",
+    ),
+    "few_classes": _Flag(
+        "note",
+        "there are too few classes for one of its losses or its targets.",
+        "Use `version: custom` with attacks that fit.",
+    ),
+}
+_OTHER = _Flag("note", "there is a warning that puregrid does not know.", "Run the package by itself to read it.")
+_PREFIX = "warning_"
+
+
+def _autoattacks(all_views: Sequence[View]) -> Iterator[tuple[View, tuple[str, ...]]]:
+    """One view of each run of the package, with all the cells that it made the images of."""
+    groups: dict[str, list[View]] = {}
+    for view in all_views:
+        source = view.cell.attack_stage
+        if source is not None and "autoattack" in source.attack.attack.lower():
+            groups.setdefault(source.id, []).append(view)
+    for members in groups.values():
+        yield members[0], tuple(cell for view in members for cell in view.ids)
+
+
+def autoattack_warnings(all_views: Sequence[View]) -> Iterator[Finding]:
+    """Warnings of AutoAttack's package, counted over the batches (Croce and Hein's ``flags_doc``).
+
+    It looks for defences that it cannot judge: random ones, optimisation at inference, vanishing gradients, too few
+    classes. That answers differ is no finding for its version ``rand``, which is made for that.
+    """
+    for view, cells in _autoattacks(all_views):
+        for name, count in sorted(view.attack_notes.items()):
+            kind = name.removeprefix(_PREFIX)
+            if kind == name or (kind == "randomized" and getattr(view.attack, "version", None) == "rand"):
+                continue
+            flag = _FLAGS.get(kind, _OTHER)
+            yield Finding(
+                "autoattack-warning",
+                flag.severity,
+                cells,
+                f"AutoAttack warns: {flag.text}",
+                {f"{_PREFIX}{kind}": int(count), "accuracy": view.accuracy},
+                flag.action,
+            )
+
+
+def autoattack_judged_once(all_views: Sequence[View]) -> Iterator[Finding]:
+    """The package's own robust accuracy of a random defence, beside that of fresh draws.
+
+    It asks the defence once after each attack and never again, so that every unlucky draw counts as broken, those on
+    clean images included, and no lucky one is found out. Neither figure contains the other: this one is of the draws
+    that happened, the rows' is of draws that the attack has not seen.
+    """
+    for view, cells in _autoattacks(all_views):
+        broken = view.said("broken")
+        if not view.stochastic or view.static or broken is None or len(broken) == 0:
+            continue
+        own = float(1 - broken.mean())
+        low, high = wilson(view.accuracy, len(view.correct))
+        yield Finding(
+            "autoattack-judged-once",
+            "note",
+            cells,
+            f"AutoAttack itself reports {100 * own:.1f} % robust accuracy, each image judged on single draws; on "
+            f"{view.correct.shape[1]} fresh draws an image it is {100 * view.accuracy:.1f} %.",
+            {"reference": own, "judged_again": view.accuracy, "low": low, "high": high, "images": len(broken)},
+            "Report the figure of fresh draws, and say which one it is.",
+        )

@@ -1,0 +1,376 @@
+"""Rules about accuracies that are in the wrong order.
+
+An attacker may always submit what a weaker attacker has: the clean image, the image made on the bare classifier, the
+one inside the smaller ball. So true robust accuracy is ordered, and a measured order that is reversed by more than
+the noise of the images says that an attack has failed. These are the marks of gradient masking of Athalye et al.
+(arXiv 1802.00420, section 3.1) and Carlini et al. (arXiv 1902.06705, section 4), tested on the same images by the
+paired test of :mod:`workflows.statistics.proportions` at p < .01.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from workflows.audit.finding import Finding
+from workflows.audit.view import LEVEL, View, alike, exceeds, strongest
+from workflows.statistics.paired import PairedTest, paired_test
+
+__all__ = [
+    "adaptive_weaker_than_static",
+    "attacked_above_clean",
+    "beats_bare_classifier",
+    "black_box_beats_white_box",
+    "chance_at_full_budget",
+    "losses_disagree",
+    "not_converged",
+    "not_monotone_in_eps",
+    "nothing_changed",
+    "single_step_beats_iterative",
+]
+
+BUDGETS = ("steps", "iterations", "n_iter", "queries", "n_queries", "restarts", "n_restarts", "eot")
+"""Fields of attacks of which more is never a weaker attack."""
+
+FAR = 0.1
+"""A difference of accuracies between losses that is not usual."""
+
+
+def _evidence(test: PairedTest, first: str, second: str) -> dict[str, float]:
+    named = {first: test.first, second: test.second, "difference": test.difference}
+    return {**named, "p": test.p, "images": test.n, "images_changed": test.changed}
+
+
+def _cells(*members: View) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(cell for view in members for cell in view.ids))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def attacked_above_clean(all_views: Sequence[View]) -> Iterator[Finding]:
+    """More accurate under attack than on clean images.
+
+    The attacker may leave the image as it is, so robust accuracy is at most clean accuracy. Above it, the attack
+    moves images towards their class (its loss has the wrong sign, or the labels leak into what it submits), or the
+    two cells do not judge the same thing. It has happened in published tables.
+    """
+    for members in alike(all_views, "defended"):
+        clean = next((view for view in members if view.attack is None), None)
+        for view in members:
+            if clean is None or view is clean or (test := exceeds(view, clean)) is None:
+                continue
+            yield Finding(
+                "attacked-above-clean",
+                "error",
+                _cells(view, clean),
+                f"Accuracy is {_percent(test.first)} under attack and {_percent(test.second)} on the same images "
+                "without it. An attacker can always leave an image as it is, so this attack failed.",
+                _evidence(test, "attacked", "clean"),
+                "Check the sign of the attack's loss and whether labels reach the images that it submits.",
+            )
+
+
+def beats_bare_classifier(all_views: Sequence[View]) -> Iterator[Finding]:
+    """A purified accuracy above that of the bare classifier on clean images: does the defence know the label?
+
+    A purifier sees the image alone, and destroys some of it. It can give back what an attack took, hardly more than
+    the classifier had on the untouched image. Significantly more, under attack, means that the answer comes from
+    elsewhere: a label in the guidance, a look-up of test images. On clean images it is a warning: a purifier may
+    remove noise that the classifier never learned to ignore. The bare classifier's clean answers come from its
+    own cell, or else from the attack's rows.
+    """
+    for members in alike(all_views, "images"):
+        bare = next((view for view in members if view.bare and view.attack is None), None)
+        for view in members:
+            if view.bare or (test := _above_bare(view, bare)) is None:
+                continue
+            attacked = view.attack is not None
+            yield Finding(
+                "beats-bare-classifier",
+                "error" if attacked else "warning",
+                _cells(view) if bare is None else _cells(view, bare),
+                f"Behind the purifier accuracy is {_percent(test.first)} {'under attack' if attacked else 'clean'}, "
+                f"but the classifier alone has {_percent(test.second)} on these images without any attack. What "
+                "the purifier adds is not in the image: it may know the label.",
+                _evidence(test, "purified", "bare_clean"),
+                "Look for labels, or images of the test set, in what the purifier and its guidance are given.",
+            )
+
+
+def _above_bare(view: View, bare: View | None) -> PairedTest | None:
+    if bare is not None:
+        return exceeds(view, bare)
+    if view.attack_rows.empty:
+        return None
+    clean = view.attack_rows.set_index("image_id")
+    clean = clean[clean.index.isin(view.image_ids)].reindex(view.image_ids)
+    known = clean["label"].notna().to_numpy()
+    right = (clean["clean_prediction"] == clean["label"]).to_numpy()[known, None]
+    if not known.any() or view.correct[known].mean() <= right.mean():
+        return None
+    test = paired_test(view.correct[known], right)
+    return test if test.p < LEVEL else None
+
+
+def adaptive_weaker_than_static(all_views: Sequence[View]) -> Iterator[Finding]:
+    """An attack that knows the purifier is weaker than one that does not.
+
+    Who knows the purifier can submit what was made on the bare classifier. If that is the stronger attack of the
+    two, the gradient through the purifier, its draws or its steps are at fault, and the adaptive figure is not
+    evidence. Published tables have this order. Each adaptive attack is compared with the strongest
+    static one of equal norm and budget; it is an error if no adaptive attack is as strong as that, else a warning.
+    """
+    for members in alike(all_views, "threat"):
+        statics, adaptives = [v for v in members if v.blind], [v for v in members if v.adaptive]
+        static, best = strongest(statics), strongest(adaptives)
+        if static is None or best is None:
+            continue
+        for view in adaptives:
+            if (test := exceeds(view, static, len(statics))) is None:
+                continue
+            yield Finding(
+                "adaptive-weaker-than-static",
+                "error" if exceeds(best, static, len(statics) * len(adaptives)) else "warning",
+                _cells(view, static),
+                f"The attack that knows the purifier leaves {_percent(test.first)} right, the one on the bare "
+                f"classifier {_percent(test.second)} at the same budget. Knowing more cannot weaken an attack.",
+                _evidence(test, "adaptive", "static"),
+                "Use the exact gradient with more draws (eot) and more steps, or start from the static attack's "
+                "images; report the minimum of both until then.",
+            )
+
+
+def black_box_beats_white_box(all_views: Sequence[View]) -> Iterator[Finding]:
+    """An attack without gradients is stronger than every attack with them.
+
+    A white-box attacker can do all that a black-box one does. If queries, transfer or noise alone find more, the
+    gradients are masked (Athalye et al., arXiv 1802.00420, section 3.1), and the white-box figure is too good.
+    White-box are the adaptive gradient attacks, and on a classifier without a purifier all gradient attacks.
+    """
+    for members in alike(all_views, "threat"):
+        white = [view for view in members if view.adaptive or (view.bare and _gradients(view))]
+        best = strongest(white)
+        boxes = [view for view in members if view.black_box]
+        for view in boxes if best is not None else []:
+            assert best is not None
+            if (test := exceeds(best, view, len(boxes))) is None:
+                continue
+            yield Finding(
+                "black-box-beats-white-box",
+                "error",
+                _cells(best, view),
+                f"An attack without gradients leaves {_percent(test.second)} right, the strongest one with them "
+                f"{_percent(test.first)}. The gradients are masked or not followed far enough.",
+                _evidence(test, "white_box", "black_box"),
+                "Check gradients against finite differences, raise eot and steps, try another loss (margin, dlr).",
+            )
+
+
+def single_step_beats_iterative(all_views: Sequence[View]) -> Iterator[Finding]:
+    """One gradient step is stronger than many, at the same knowledge.
+
+    Many small steps can do what one large step does; where they do worse the loss surface is masked or the step
+    size is wrong (Athalye et al., arXiv 1802.00420, section 3.1).
+    """
+    for members in alike(all_views, "threat"):
+        known: dict[tuple[object, ...], list[View]] = defaultdict(list)
+        for view in members:
+            if view.attack is not None and _gradients(view):
+                known[view.attack.knows, view.attack.gradient, view.attack.eot].append(view)
+        for same in known.values():
+            singles = [v for v in same if getattr(v.attack, "attack", "") == "fgsm" or _field(v, "steps") == 1]
+            best = strongest([v for v in same if v not in singles])
+            for view in singles if best is not None else []:
+                assert best is not None
+                if (test := exceeds(best, view, len(singles))) is None:
+                    continue
+                yield Finding(
+                    "single-step-beats-iterative",
+                    "warning",
+                    _cells(best, view),
+                    f"One step leaves {_percent(test.second)} right, the best of many steps {_percent(test.first)}.",
+                    _evidence(test, "iterative", "single_step"),
+                    "Check the step size, and that iterates are kept by their loss.",
+                )
+
+
+def not_monotone_in_eps(all_views: Sequence[View]) -> Iterator[Finding]:
+    """The same attack with a larger budget is weaker.
+
+    The larger ball contains the smaller one, so accuracy cannot rise with eps. Each budget is compared with the
+    smaller one of lowest accuracy; where an attack has several step sizes the strongest counts at each budget.
+    """
+    for members in alike([view for view in all_views if view.attack is not None], "defended"):
+        lines: dict[str, dict[float, View]] = defaultdict(dict)
+        for view in members:
+            assert view.attack is not None
+            line = lines[_without(view, "eps", "step_size")]
+            best = strongest([view, *([line[view.attack.eps]] if view.attack.eps in line else [])])
+            assert best is not None
+            line[view.attack.eps] = best
+        for line in lines.values():
+            budgets = sorted(line)
+            for position, eps in enumerate(budgets[1:], start=1):
+                lowest = min(budgets[:position], key=lambda each: line[each].accuracy)
+                if (test := exceeds(line[eps], line[lowest], position)) is None:
+                    continue
+                yield Finding(
+                    "not-monotone-in-eps",
+                    "error",
+                    _cells(line[lowest], line[eps]),
+                    f"Accuracy is {_percent(test.second)} at eps {lowest:.4g} and {_percent(test.first)} at "
+                    f"{eps:.4g}, whose ball contains the smaller one.",
+                    {**_evidence(test, "at_larger", "at_smaller"), "larger_eps": eps, "smaller_eps": lowest},
+                    "Scale the step size with eps (leave it out, or 2.5 eps / steps) and take more steps.",
+                )
+
+
+def chance_at_full_budget(all_views: Sequence[View]) -> Iterator[Finding]:
+    r"""Above chance where the attacker may submit any image at all.
+
+    A ball of l_inf radius 1 (l_1: the number of pixel values; l_2: its square root) holds the whole image range. The
+    attacker can submit one grey image for all, so no defence is above chance, 1 / classes (Carlini et al., arXiv
+    1902.06705, section 4.3). One-sided binomial test of :math:`\lfloor\sum_i c_i/N\rfloor` successes, conservative
+    for means over draws. For a static attack on a purifier this is a warning: it is an upper bound in any case.
+    """
+    for view in all_views:
+        attack = view.attack
+        if attack is None:
+            continue
+        pixels = float(np.prod(view.cell.images.dataset.image_shape))
+        whole = {"linf": 1.0, "l2": float(np.sqrt(pixels)), "l1": pixels}.get(attack.norm)
+        if whole is None or attack.eps < whole:  # no flow or perceptual distance holds all images
+            continue
+        chance, n = 1 / len(view.cell.images.dataset.class_names), len(view.correct)
+        p = float(stats.binomtest(int(view.correct.mean(1).sum() + 1e-9), n, chance, alternative="greater").pvalue)
+        if p < LEVEL:
+            yield Finding(
+                "above-chance-at-full-budget",
+                "error" if view.bare or view.black_box or view.followed else "warning",
+                _cells(view),
+                f"Accuracy is {_percent(view.accuracy)} at eps {attack.eps:.4g}, where the attacker may submit any "
+                f"image; chance is {_percent(chance)}.",
+                {"accuracy": view.accuracy, "chance": chance, "p": p, "images": n, "eps": attack.eps},
+                "The attack does not work: check its gradients, step size and loss before any smaller budget counts.",
+            )
+
+
+def not_converged(all_views: Sequence[View]) -> Iterator[Finding]:
+    """Accuracy still falls at the largest number of steps, queries, restarts or draws.
+
+    Attacks that differ in one of these alone form a line. If its largest value is significantly stronger than the
+    next smaller, more would probably be stronger still, and the figure is not the attack's limit.
+    """
+    for members in alike([view for view in all_views if view.attack is not None], "threat"):
+        for name in BUDGETS:
+            lines: dict[str, dict[int, View]] = defaultdict(dict)
+            for view in members:
+                if isinstance(value := _field(view, name), int):
+                    lines[_without(view, name)][value] = view
+            yield from _still_falling(name, lines.values())
+
+
+def _still_falling(name: str, lines: Iterable[dict[int, View]]) -> Iterator[Finding]:
+    for line in lines:
+        for less, more in list(pairwise(sorted(line)))[-1:]:
+            if (test := exceeds(line[less], line[more])) is not None:
+                yield Finding(
+                    "not-converged",
+                    "warning",
+                    _cells(line[less], line[more]),
+                    f"Accuracy falls from {_percent(test.first)} at {name} {less} to {_percent(test.second)} at "
+                    f"{more}, the largest tried: the attack has not converged.",
+                    {**_evidence(test, "at_smaller", "at_larger"), "smaller": less, "larger": more},
+                    f"Double {name} until accuracy changes by less than its interval.",
+                )
+
+
+def losses_disagree(all_views: Sequence[View]) -> Iterator[Finding]:
+    """The same attack is far stronger with another loss.
+
+    Cross-entropy has a vanishing gradient where logits are large: float32 has no probability between 1 - 6e-8 and 1.
+    Margin and DLR do not suffer from the scale (Croce and Hein, arXiv 2003.01690, section 4, where a classifier whose
+    logits are scaled up withstands cross-entropy alone). Some points between losses are usual; above 10 the weaker
+    one has failed.
+    """
+    for members in alike([view for view in all_views if _field(view, "loss")], "threat"):
+        lines: dict[str, list[View]] = defaultdict(list)
+        for view in members:
+            lines[_without(view, "loss")].append(view)
+        for same in lines.values():
+            best = strongest(same)
+            for view in same:
+                if best is None or view is best or view.accuracy - best.accuracy <= FAR:
+                    continue
+                if (test := exceeds(view, best, len(same))) is None:
+                    continue
+                yield Finding(
+                    "losses-disagree",
+                    "warning",
+                    _cells(view, best),
+                    f"With loss {_field(view, 'loss')} the attack leaves {_percent(test.first)} right, with "
+                    f"{_field(best, 'loss')} {_percent(test.second)}: the gradient of the weaker one vanishes or "
+                    "leads astray.",
+                    _evidence(test, "weaker_loss", "stronger_loss"),
+                    "Report the stronger one, and look at the scale of the logits.",
+                )
+
+
+def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
+    """An attack that knows the purifier changes no answer on any draw, and the bare classifier falls to the budget.
+
+    A purifier whose output follows its input lets something through on some image. Where not one answer changes,
+    the output may not depend on the image that was submitted: images of the test set that are looked up, by content
+    or by their number, do this (and clean accuracy does not show it, for it is that of the bare classifier).
+    """
+    for members in alike(all_views, "images"):
+        for same in alike(members, "defended"):
+            clean = next((view for view in same if view.attack is None), None)
+            for view in same:
+                if clean is None or not view.followed or len(clean.rows) != len(view.rows):
+                    continue
+                fallen = _bare_falls(view, members)
+                if fallen is None or (clean.predictions != view.predictions).any():
+                    continue
+                yield Finding(
+                    "nothing-changed",
+                    "error",
+                    _cells(view, clean),
+                    f"No answer changed under attack, of {clean.predictions.size} on {len(view.rows)} images and "
+                    f"their draws, at a budget that takes the bare classifier from {_percent(fallen.first)} to "
+                    f"{_percent(fallen.second)}. The answer may not depend on the image.",
+                    _evidence(fallen, "bare_clean", "bare_attacked"),
+                    "Look for images of the test set, or their numbers, in what the purifier holds; try eps 1.",
+                )
+
+
+def _bare_falls(view: View, members: Sequence[View]) -> PairedTest | None:
+    """That the bare classifier loses accuracy at the budget of a view, if it does."""
+    bare = [other for other in members if other.bare]
+    clean = next((other for other in bare if other.attack is None), None)
+    budget = view.threat[-2:]
+    best = strongest([other for other in bare if other.attack is not None and other.threat[-2:] == budget])
+    return None if clean is None or best is None else exceeds(clean, best)
+
+
+def _gradients(view: View) -> bool:
+    """Whether the attack follows gradients, and nothing else: a ladder has rungs that do not."""
+    return view.attack is not None and not view.black_box and not view.ladder
+
+
+def _field(view: View, name: str) -> Any:
+    return getattr(view.attack, name, None)
+
+
+def _without(view: View, *names: str) -> str:
+    """The attack's identity but for some fields."""
+    assert view.attack is not None
+    return json.dumps({k: v for k, v in view.attack.identity().items() if k not in names}, sort_keys=True)

@@ -1,0 +1,64 @@
+"""What happened to a unit, and why a worker died, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workflows.engine.worker import Receipt, Trouble, one_line
+from workflows.monitoring.ledger import Place
+from workflows.planning.plan import Unit
+
+__all__ = ["Event", "cause", "event_of"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a unit: a receipt, or an error.
+
+    Arguments:
+        unit: The unit.
+        receipt: Set if it is committed.
+        error: Else the cause, one line.
+        traceback: The remote traceback, if the unit raised.
+        started: False if the unit was only queued when its worker died; it is not to blame.
+        node_lost: The worker is gone with its whole node; the unit is hardly to blame.
+        unavailable: The store is to blame, and no unit would fare better.
+        seconds: From begin to end, with reading and writing, as the driver sees it.
+        copy: The attempt was a second one beside a slow first one.
+        place: The worker that had it.
+    """
+
+    unit: Unit
+    receipt: Receipt | None = None
+    error: str = ""
+    traceback: str = ""
+    started: bool = True
+    node_lost: bool = False
+    unavailable: bool = False
+    seconds: float = 0.0
+    copy: bool = False
+    place: Place | None = None
+
+
+def event_of(unit: Unit, result: Receipt | Trouble, seconds: float, copy: bool, place: Place | None) -> Event:
+    """The event of what a worker said of a unit."""
+    if isinstance(result, Receipt):
+        return Event(unit, result, seconds=seconds, copy=copy, place=place)
+    error, where = result.error, result.traceback
+    return Event(unit, error=error, traceback=where, unavailable=result.unavailable, copy=copy, place=place)
+
+
+def cause(error: BaseException) -> str:
+    """Why an actor died, in one line: Ray says it below a list of names."""
+    text = str(error)
+    if "low on memory" in text:
+        return (
+            "Ray killed it because its machine ran out of memory; give fewer --workers, or a smaller chunk or "
+            "compute.batch in the sweep file"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "raised in its creation task" in text:  # the remote traceback, whose last line is the error
+        return lines[-1][:300]
+    told = next((line for line in lines if line.startswith("The actor") and " because " in line), "")
+    told = told.partition(" Some common causes")[0]  # of which it would list three
+    return told[:300] or one_line(error)

@@ -1,0 +1,121 @@
+"""Measure what a sweep will cost: run a few of its own units, the ordinary way, and predict the rest.
+
+Of each kind of unit whose cost the store does not tell, one unit runs first, so that files are in the machine's
+memory as they will be for the run. Then new workers measure: their start, the loading of models, one unit a worker
+for that and three more, no more than a third of those that are missing; and whatever those read. They are as many
+workers as the sweep will have, since workers of one machine slow each other down. All units are committed: nothing is
+computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from defense.errors import PuregridError
+from tasks.stages.kind import Kind
+from workflows.engine.run import Options, execute, verified
+from workflows.grid.load import Sweep
+from workflows.planning.costs import costs_of, kinds_of
+from workflows.planning.forecast import Forecast, StageCost, default_workers, predict, write_forecast
+from workflows.planning.plan import Plan, Unit
+from workflows.results.records import record_sweep
+from workflows.store import Store
+
+__all__ = ["calibrate", "to_measure"]
+
+MEASURED = 3
+"""Units of a kind that are measured beside those that load its models: the least that have a spread."""
+
+
+def to_measure(plan: Plan, committed: Sequence[set[int]], known: set[Kind], each: int) -> list[set[int]]:
+    """Which chunks of each stage to run.
+
+    Arguments:
+        plan: The plan.
+        committed: Per stage, positions of its committed chunks.
+        known: Kinds that need no measuring.
+        each: Units of each kind, if a third of the missing ones is as many.
+    """
+    kinds = kinds_of(plan)
+    chosen: list[set[int]] = [set() for _ in plan.stages]
+    for kind in dict.fromkeys(kinds):
+        stages = [position for position, other in enumerate(kinds) if other == kind]
+        missing = sum(len(plan.stages[i].chunks) - len(committed[i]) for i in stages)
+        if kind in known or not missing:
+            continue
+        want = min(missing, each, max(1 + MEASURED, missing // 3))
+        want -= sum(len(chosen[i]) for i in stages)  # other kinds need those
+        # Round by round over the stages, so that all budgets and depths are among the units; what needs no other
+        # unit to be computed before goes first.
+        rounds = max(len(plan.stages[i].chunks) for i in stages)
+        for with_inputs in (False, True):
+            for unit in (Unit(i, chunk) for chunk in range(rounds) for i in stages):
+                if want <= 0 or unit.chunk >= len(plan.stages[unit.stage].chunks):
+                    continue
+                if unit.chunk in committed[unit.stage] or unit.chunk in chosen[unit.stage]:
+                    continue
+                needs = _needs(plan, committed, chosen, unit)
+                if with_inputs or needs == [unit]:
+                    for need in needs:
+                        chosen[need.stage].add(need.chunk)
+                        want -= kinds[need.stage] == kind
+    return chosen
+
+
+def _needs(plan: Plan, committed: Sequence[set[int]], chosen: list[set[int]], unit: Unit) -> list[Unit]:
+    """The unit and all units that must be computed before it."""
+    if unit.chunk in committed[unit.stage] or unit.chunk in chosen[unit.stage]:
+        return []
+    sources = set(plan.stages[unit.stage].inputs.values())
+    before = [need for i in sorted(sources) for need in _needs(plan, committed, chosen, Unit(i, unit.chunk))]
+    return [*dict.fromkeys(before), unit]
+
+
+def calibrate(
+    sweep: Sweep, plan: Plan, store: Store, options: Options, say: Callable[[str], None]
+) -> tuple[Forecast, list[StageCost | None]]:
+    """Run the units that are needed to predict the others, predict, and record the prediction.
+
+    Raises:
+        PuregridError: A kind of unit could not be measured.
+        KeyboardInterrupt: Ctrl-C ended it.
+    """
+    committed = verified(plan, store, say)
+    record_sweep(sweep, plan, store)
+    gpu = options.gpus_per_worker > 0
+    known = {kind for kind, cost in costs_of(plan, committed, store, gpu=gpu).items() if not cost.first}
+    threads = max(stage.spec.settings().threads for stage in plan.stages)
+    workers = options.workers or default_workers(threads, options.gpus_per_worker)
+
+    for warm in (False, True):
+        done = plan.committed(store)
+
+        def rest(workers: int, done: list[set[int]] = done, warm: bool = warm) -> list[set[int]]:
+            chosen = to_measure(plan, done, known, workers + MEASURED if warm else 1)
+            return [set(range(len(stage.chunks))) - some for stage, some in zip(plan.stages, chosen, strict=True)]
+
+        if not any(to_measure(plan, done, known, 1)):
+            break
+        outcome, record = execute(sweep, plan, rest, store, options, say, purpose="calibration")
+        workers = max(workers, record["workers_at_most"]) if options.workers is None else options.workers
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        if outcome.failures:
+            raise PuregridError(
+                f"{len(outcome.failures)} of the units to measure failed, last: {outcome.failures[-1].error}; "
+                "`puregrid status` shows why. What was measured is committed."
+            )
+    found, stages = predict(
+        plan,
+        plan.committed(store),
+        store,
+        sweep.id,
+        workers=workers,
+        gpus_per_worker=options.gpus_per_worker,
+        gpu=gpu,
+    )
+    if found is None:
+        raise PuregridError("a kind of unit could not be measured; run the same command again.")
+    if found.units:
+        write_forecast(store, sweep.id, found)
+    return found, stages

@@ -1,0 +1,149 @@
+"""The Ray cluster of a sweep: connect to one or start one, count its room, and notice when its head is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import time
+from collections.abc import Iterator
+
+import ray
+
+from defense.errors import InvalidInput, PuregridError
+from workflows.engine.worker import one_line
+
+__all__ = ["Head", "cluster", "room", "slots"]
+
+_HEAD_SECONDS = 30.0
+"""For so long the head may be silent. After 60 s Ray itself would end this process, without a word of the sweep."""
+
+
+@contextlib.contextmanager
+def cluster(workers: int, address: str | None) -> Iterator[None]:
+    """Connect to a Ray cluster, or start one of ``workers`` slots on the loopback interface of this machine.
+
+    Raises:
+        PuregridError: Ray could not be started, twice, or nothing answers at the address.
+    """
+    if address is None:
+        try:
+            _start_ray(workers)
+        except Exception:  # Ray raises this very class when a busy machine was too slow for its start
+            ray.shutdown()
+            try:
+                _start_ray(workers)
+            except Exception as error:
+                ray.shutdown()
+                raise PuregridError(
+                    f"Ray could not be started on this machine ({one_line(error)}). Is it overloaded, out of memory "
+                    "or out of disk? Its logs are in its session folder, by default below /tmp/ray."
+                ) from error
+    else:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise PuregridError(
+                f"no Ray cluster answers at {address} ({one_line(error)}). Start one with `ray start --head`, or run "
+                "without --address on this machine."
+            ) from error
+    lost = False
+    try:
+        yield
+    except _HeadLost:  # Ray would wait for it, and end this process before the error is told
+        lost = True
+        raise
+    finally:
+        if not lost:
+            ray.shutdown()
+
+
+class _HeadLost(PuregridError):
+    """The head of the cluster does not answer."""
+
+
+def _start_ray(workers: int) -> None:
+    ray.init(
+        address="local",  # without it Ray joins a cluster that happens to run on this machine, and refuses num_cpus
+        num_cpus=workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+        # Rows never pass through it; Ray's default would reserve a third of the memory.
+        object_store_memory=128 * 1024**2,
+    )
+
+
+def room(threads: int, gpus_per_worker: float) -> int:
+    """How many workers the nodes have room for. A worker lies on one node, and a share of a GPU on one GPU."""
+    found = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            have = node["Resources"]
+            fits = int(have.get("CPU", 0) // threads)
+            if 0 < gpus_per_worker < 1:
+                fits = min(fits, int(have.get("GPU", 0)) * math.floor(1 / gpus_per_worker + 1e-9))
+            elif gpus_per_worker:
+                fits = min(fits, int(have.get("GPU", 0) / gpus_per_worker + 1e-9))
+            found += fits
+    return found
+
+
+def slots(threads: int, gpus_per_worker: float) -> int:
+    """How many workers the connected cluster has room for.
+
+    Raises:
+        InvalidInput: None at all.
+    """
+    found = room(threads, gpus_per_worker)
+    if not found:
+        have = ray.cluster_resources()
+        raise InvalidInput(
+            f"there is no room for a worker that takes {threads} CPUs and {gpus_per_worker:g} GPUs: the cluster has "
+            f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. Ask for less, or give --workers N if "
+            "nodes will join.",
+            where="--gpus-per-worker" if gpus_per_worker else "compute.threads",
+        )
+    return found
+
+
+class Head:
+    """The process that everything in a Ray cluster depends on (its GCS).
+
+    Attributes:
+        lost: Whether it was given up.
+    """
+
+    def __init__(self) -> None:
+        address = ray.get_runtime_context().gcs_address
+        # Where it cannot be reached like that, nothing is concluded from silence.
+        self._address = address if _answers(address) else None
+        self.lost = False
+
+    def need(self) -> None:
+        """Wait for the head if it does not answer; calls of Ray that need it would hang.
+
+        Raises:
+            PuregridError: It is lost.
+        """
+        end = time.monotonic() + _HEAD_SECONDS
+        while self._address is not None and not _answers(self._address):
+            if time.monotonic() > end:
+                self.lost = True
+                raise _HeadLost(
+                    f"the head of the Ray cluster at {self._address} has not answered for {_HEAD_SECONDS:g} s, and "
+                    "without it no worker gets any work. What is committed stays: start a cluster and run the same "
+                    "command again."
+                )
+            time.sleep(1)
+
+
+def _answers(address: str) -> bool:
+    """Whether anything accepts connections at ``host:port``."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""Whether the parts of a cell go together, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from defense.purifiers import NoPurifierConfig
+from tasks.attacks import AttackConfig
+from tasks.stages import Chunk
+from workflows.documents.document import Document
+from workflows.documents.entries import located
+from workflows.grid.cells import Cell
+
+__all__ = ["check_fit", "check_one_choice_of_images"]
+
+
+def check_one_choice_of_images(document: Document, cells: Iterable[Cell]) -> None:
+    """A data set has the same chunks in every cell, so that cells are paired and no unit is planned twice.
+
+    Raises:
+        InvalidInput: It is listed with two choices.
+    """
+    chunks: dict[str, tuple[Chunk, ...]] = {}
+    for cell in cells:
+        images = cell.images
+        if chunks.setdefault(images.dataset.id, images.chunks) != images.chunks:
+            raise document.error(
+                ("datasets",),
+                f"data set {images.dataset.label()!r} is listed with two choices of images: cells on different "
+                "images cannot be compared. Give one entry with all of them, or write two sweep files, which "
+                "share what they have in common.",
+            )
+
+
+def check_fit(document: Document, cell: Cell) -> None:
+    """A cell's parts take the same images, its attack has a meaning for its defence, its draws suffice.
+
+    Raises:
+        InvalidInput: They do not; at the entry of the sweep file that has to change.
+    """
+    defence = cell.defence
+    judged = cell.certificate is None and defence.purifier.stochastic
+    if judged and cell.resubmissions is not None and cell.resubmissions > defence.draws:
+        raise document.error(
+            ("resubmissions",),
+            f"worst-of-{cell.resubmissions} accuracy needs as many draws, {defence.label()!r} has "
+            f"{defence.draws}. Raise its `draws`, or lower `resubmissions`.",
+        )
+    if cell.attack is not None:
+        _check_certain(document, cell, cell.attack)
+        if not cell.attack.static:
+            located(document, ("attacks",), partial(cell.attack.check, cell.defence.purifier))
+    shape = cell.images.dataset.image_shape
+    hint = "Correct the entry, or `exclude` the combination."
+    for section, noun, name, wanted in (
+        ("classifiers", "classifier", cell.classifier.label(), cell.classifier.architecture.image_shape),
+        ("defences", "purifier", cell.defence.label(), cell.defence.purifier.image_shape),
+    ):
+        if wanted is not None and wanted != shape:
+            raise document.error(
+                (section,),
+                f"{noun} {name!r} takes images of shape {wanted}, data set {cell.images.dataset.label()!r} has "
+                f"{shape}. {hint}",
+            )
+
+
+def _check_certain(document: Document, cell: Cell, attack: AttackConfig) -> None:
+    """An attack that stops on success sees the very answers that will be judged."""
+    inside = [part for _, part in attack.parts() if isinstance(part, AttackConfig)]
+    if not any(one.stops for one in (attack, *inside)):
+        return
+    purifier = cell.defence.purifier
+    bare = isinstance(purifier, NoPurifierConfig)
+    if not bare and (purifier.stochastic or any(one.static for one in (attack, *inside) if one.stops)):
+        why = (
+            "answers are random and one wrong one is luck"
+            if purifier.stochastic
+            else "the attack does not see it, and images that just fool the bare classifier are easily purified"
+        )
+        raise document.error(
+            ("attacks",),
+            f"{attack.label()} stops on success, which would overrate {purifier.label()!r}: {why}. Remove "
+            "`stop_on_success`, or `exclude` the combination.",
+        )

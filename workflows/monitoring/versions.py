@@ -1,0 +1,98 @@
+"""Which source computed a row: the commit of the tree that these modules are imported from.
+
+From a git checkout it is the commit that is checked out, with the word *modified* where Python files of the three
+packages differ from it or are not in it; from an installed package the commit that the installer wrote down
+(``direct_url.json``, PEP 610). It goes into the record beside the rows, never into the rows or their ids: equal rows
+of different commits are equal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+
+__all__ = ["driver_versions", "git_commit", "installed_commit", "source_commit", "worker_versions"]
+
+_PACKAGES = ("defense", "tasks", "workflows")
+
+
+@cache
+def source_commit() -> str | None:
+    """40 hexadecimal digits, followed by `` modified`` where that is so; None if nothing says which commit it is."""
+    root = Path(__file__).parents[2]
+    return git_commit(root) or installed_commit(root)
+
+
+def git_commit(root: Path) -> str | None:
+    """The commit of a checkout.
+
+    Arguments:
+        root: The folder that holds the packages, and ``.git``: one that lies somewhere inside another project's
+            checkout, as an installed package may, is none.
+    """
+    if not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "--verify", "HEAD")
+    if commit is None:
+        return None
+    changes = _git(root, "status", "--porcelain", "--", *(f":(glob){name}/**/*.py" for name in _PACKAGES))
+    return commit + ("" if changes == "" else " modified" if changes else " maybe modified")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git says; None if it is not there, or refuses."""
+    # Containers mount checkouts of other users. No lock is taken, so that nobody else's git has to wait.
+    command = ["git", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(  # noqa: S603  a fixed program and arguments
+            command,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def installed_commit(root: Path) -> str | None:
+    """The commit that a package was installed from, if it was from a repository and is what ``root`` holds."""
+    try:
+        found = distribution("puregrid")
+    except PackageNotFoundError:
+        return None
+    if Path(str(found.locate_file(""))).resolve() != root.resolve():
+        return None  # another copy than the one that is imported
+    try:
+        recorded = json.loads(found.read_text("direct_url.json") or "{}")
+    except ValueError:
+        return None
+    commit = recorded.get("vcs_info", {}).get("commit_id")
+    return commit if isinstance(commit, str) else None
+
+
+def driver_versions() -> dict[str, str]:
+    """Versions of what matters for a result."""
+    found = {"python": platform.python_version()}
+    for name in ("puregrid", "torch", "torchvision", "diffusers", "ray", "numpy", "pyarrow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    commit = source_commit()
+    return found if commit is None else {**found, "puregrid_commit": commit}
+
+
+def worker_versions() -> dict[str, str]:
+    """Versions that the commit of every unit records."""
+    names = ("puregrid", "torch", "numpy", "pyarrow")
+    found = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    commit = source_commit()
+    return found if commit is None else {**found, "puregrid_commit": commit}

@@ -1,0 +1,192 @@
+r"""What units cost: measured by the commits of a store, and for the next unit by this run.
+
+The cost of a unit is taken as proportional to images x network evaluations, with one rate :math:`r` per kind (stage,
+attack and its gradient, purifier, model), the mean over measured units. The sum of units with evaluations
+:math:`w_1, ..., w_m` then lies within
+
+.. math:: r \sum_j w_j \pm t_{n-1, 0.975}\, s \sqrt{\sum_j w_j^2 + (\sum_j w_j)^2 / n}
+
+where :math:`s` is the standard deviation of the :math:`n` measured rates: the prediction interval of a sum of
+independent units. Attacks that stop early differ from chunk to chunk, which is what it is for. The first unit of a
+process loads models and warms up; it is measured apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from tasks.stages.kind import Kind, kind_of
+from workflows.planning.plan import Plan, PlannedStage, Unit
+from workflows.store import Commit, Store
+
+__all__ = ["Cost", "Pace", "costs_of", "interval", "kinds_of", "missing_work", "unit_work"]
+
+_SAMPLE = 8
+"""Commits read per stage to measure its rate."""
+
+_FIRST = 0.05
+"""A unit that loaded for a larger share of its compute was the first of its process; any purifier loads a little."""
+
+
+def kinds_of(plan: Plan) -> list[Kind]:
+    """The kind of each stage of a plan."""
+    return [kind_of(stage.spec) for stage in plan.stages]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What units of a kind cost.
+
+    Arguments:
+        units: How many were measured.
+        rate: Seconds per image and network evaluation, without loading.
+        spread: Standard deviation of the rates of those units; None of one unit.
+        loading: Seconds that the first unit of a process takes longer: loading the models, and warming up.
+        first: Whether nothing but first units of processes was measured, so that the rate holds their warming up.
+    """
+
+    units: int
+    rate: float
+    spread: float | None = None
+    loading: float = 0.0
+    first: bool = False
+
+
+def costs_of(plan: Plan, committed: Sequence[set[int]], store: Store, *, gpu: bool | None = None) -> dict[Kind, Cost]:
+    """What the commits in the store say about each kind of unit.
+
+    Arguments:
+        plan: The plan.
+        committed: Per stage, positions of its committed chunks.
+        store: Where the commits are.
+        gpu: Believe commits of GPUs only (True) or of processors only (False); None believes all.
+    """
+    kinds, places = kinds_of(plan), []
+    for position, done in enumerate(committed):
+        places += [(position, chunk) for chunk in _sample(sorted(done))]
+
+    def read(place: tuple[int, int]) -> Commit | None:
+        stage = plan.stages[place[0]]
+        return store.committed(stage.spec.stage, stage.id, stage.chunks[place[1]].name)
+
+    found: dict[Kind, list[tuple[float, float, float]]] = {}
+    with ThreadPoolExecutor(8) as threads:
+        for (position, _), commit in zip(places, threads.map(read, places), strict=True):
+            if commit is not None and gpu in (None, "device" in commit.versions):
+                work = commit.rows * _per_image(plan.stages[position])
+                loading = float(commit.notes.get("loading_seconds", 0.0))
+                found.setdefault(kinds[position], []).append((commit.seconds, work, loading))
+    return {kind: _cost(samples) for kind, samples in found.items()}
+
+
+def _sample(done: list[int]) -> list[int]:
+    """The first two, which loaded models, and others spread over the rest."""
+    if len(done) <= _SAMPLE:
+        return done
+    step = (len(done) - 3) / (_SAMPLE - 3)
+    return done[:2] + [done[2 + round(i * step)] for i in range(_SAMPLE - 2)]
+
+
+def _cost(samples: list[tuple[float, float, float]]) -> Cost:
+    """From seconds, evaluations and loading seconds of units."""
+    later = [seconds / work for seconds, work, loading in samples if loading <= _FIRST * seconds]
+    rates = later or [seconds / work for seconds, work, _ in samples]
+    rate = fmean(rates)
+    # Not only loading makes the first unit slower, but also memory that is touched and code that runs first.
+    first = [
+        max(seconds - rate * work, 0.0) + loading for seconds, work, loading in samples if loading > _FIRST * seconds
+    ]
+    spread = stdev(rates) if len(rates) > 1 else None
+    # The quickest: the very first process reads its files from the disk, later ones from the machine's memory.
+    return Cost(len(rates), rate, spread, min(first, default=0.0), first=not later)
+
+
+def interval(cost: Cost, works: float, squares: float) -> float | None:
+    """Half the width of the 95 % interval of units with these evaluations and squares of them, in seconds.
+
+    None of fewer than three measured units.
+    """
+    if cost.units < 3 or cost.spread is None:
+        return None
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, cost.units - 1)) * cost.spread * math.sqrt(squares + works**2 / cost.units)
+
+
+def missing_work(plan: Plan, committed: Sequence[set[int]]) -> float:
+    """Network evaluations of all units that are missing."""
+    # Stage by stage: a plan may have a million units.
+    return sum(
+        _missing_images(stage, done) * stage.spec.work_per_image()
+        for stage, done in zip(plan.stages, committed, strict=True)
+    )
+
+
+def unit_work(stage: PlannedStage, done: set[int]) -> Iterator[float]:
+    """Evaluations of each missing unit of a stage."""
+    each = _per_image(stage)
+    return (each * len(chunk.ids) for position, chunk in enumerate(stage.chunks) if position not in done)
+
+
+def _missing_images(stage: PlannedStage, done: set[int]) -> int:
+    return stage.images - sum(len(stage.chunks[chunk].ids) for chunk in done)
+
+
+def _per_image(stage: PlannedStage) -> float:
+    # A stage that asks no network is measured by the image.
+    return stage.spec.work_per_image() or 1.0
+
+
+class Pace:
+    """What units have taken in this run, with reading, writing and loading, as the driver saw it.
+
+    Arguments:
+        plan: The plan.
+        committed: Per stage, positions of the chunks that need no work.
+        costs: What is known of kinds that have not run yet.
+    """
+
+    def __init__(
+        self, plan: Plan, committed: Sequence[set[int]] | None = None, costs: Mapping[Kind, Cost] | None = None
+    ) -> None:
+        self._plan = plan
+        self._kinds = kinds_of(plan)
+        self._each = [_per_image(stage) for stage in plan.stages]
+        self._known = {kind: cost.rate for kind, cost in (costs or {}).items()}
+        self._rates: dict[Kind, float] = {}
+        self._left: dict[Kind, float] = {}
+        for kind, stage, done in zip(self._kinds, plan.stages, committed or (), strict=False):
+            self._left[kind] = self._left.get(kind, 0.0) + _per_image(stage) * _missing_images(stage, done)
+
+    def took(self, unit: Unit, seconds: float) -> None:
+        """A unit has finished. Recent ones count most: the first of a worker loads models."""
+        rate = seconds / self._cost(unit)
+        kind = self._kinds[unit.stage]
+        self._rates[kind] = 0.8 * self._rates.get(kind, rate) + 0.2 * rate
+
+    def done(self, unit: Unit) -> None:
+        """A unit needs no work any more."""
+        kind = self._kinds[unit.stage]
+        self._left[kind] = self._left.get(kind, 0.0) - self._cost(unit)
+
+    def expected(self, unit: Unit) -> float | None:
+        """Seconds that a unit should take, or None if none of its kind has finished."""
+        rate = self._rates.get(self._kinds[unit.stage])
+        return None if rate is None else rate * self._cost(unit)
+
+    def left(self) -> float | None:
+        """Seconds of all units that are left, or None as long as a kind of them is unknown."""
+        total = 0.0
+        for kind, work in self._left.items():
+            rate = self._rates.get(kind, self._known.get(kind))
+            if work > 1e-6 and rate is None:
+                return None
+            total += max(work, 0.0) * (rate or 0.0)
+        return total
+
+    def _cost(self, unit: Unit) -> float:
+        return self._each[unit.stage] * len(self._plan.stages[unit.stage].chunks[unit.chunk].ids)

@@ -1,0 +1,249 @@
+"""How long a sweep will take: measured costs, played through the scheduler that will hand out the units.
+
+Virtual workers take units as real ones do, with the same dependencies and the same preference for loaded models, each
+unit for as long as :mod:`workflows.planning.costs` expects. So the end is in it, when the last long units leave
+workers idle, and so is the loading of models, once a worker. What Ray and the workers take to start, and what a unit
+takes beside its compute (reading, committing, messages), are those of the last run in this store.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tasks.stages.kind import Kind
+from workflows.monitoring.run_record import read_runs
+from workflows.planning.costs import Cost, costs_of, interval, kinds_of, unit_work
+from workflows.planning.plan import Plan, Unit
+from workflows.planning.scheduler import Scheduler
+from workflows.store import Store
+
+__all__ = ["Forecast", "StageCost", "default_workers", "forecast", "predict", "read_forecast", "write_forecast"]
+
+_PLAYED = 200_000
+"""Of more units than this the schedule is not played: their seconds are divided by the workers."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What is left of one stage.
+
+    Arguments:
+        units: Missing units.
+        seconds: Their compute.
+        half: Half the width of its 95 % interval, or None of fewer than three measured units.
+    """
+
+    units: int
+    seconds: float
+    half: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A prediction, and all that it was made from.
+
+    Arguments:
+        workers: Number of workers.
+        gpus_per_worker: GPUs of each.
+        units: Units that were missing.
+        compute_seconds: Their compute, summed over workers.
+        wall_seconds: From the start of Ray to the last commit.
+        low: Lower end of the 95 % interval of the wall time, for the spread between units; None if unknown.
+        high: Its upper end.
+        startup_seconds: In it: until the workers were ready, in the last run.
+        overhead_seconds: In it, per unit: reading, committing, messages, in the last run.
+        measured: Units that it is based on.
+        costs: Cost of each kind of unit that was missing.
+        made: When, in UTC.
+    """
+
+    workers: int
+    gpus_per_worker: float
+    units: int
+    compute_seconds: float
+    wall_seconds: float
+    low: float | None
+    high: float | None
+    startup_seconds: float | None
+    overhead_seconds: float
+    measured: int
+    costs: tuple[tuple[Kind, Cost], ...]
+    made: str
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPUs x hours that the run holds them."""
+        return self.workers * self.gpus_per_worker * self.wall_seconds / 3600
+
+    def as_dict(self) -> dict[str, Any]:
+        """For people and scripts: what is predicted, and the measured cost of each kind of unit."""
+        content = asdict(self)
+        del content["costs"]
+        kinds = [{"kind": kind.name, **asdict(cost)} for kind, cost in self.costs]
+        return {**content, "gpu_hours": self.gpu_hours, "kinds": kinds}
+
+
+def default_workers(threads: int, gpus_per_worker: float = 0.0) -> int:
+    """As many workers as this machine has processors for, ``threads`` each, or GPUs."""
+    if gpus_per_worker:
+        import torch
+
+        return max(1, int(torch.cuda.device_count() / gpus_per_worker + 1e-9))
+    return max(1, len(os.sched_getaffinity(0)) // threads)
+
+
+def predict(
+    plan: Plan,
+    committed: Sequence[set[int]],
+    store: Store,
+    sweep_id: str,
+    *,
+    workers: int,
+    gpus_per_worker: float = 0.0,
+    gpu: bool | None = None,
+) -> tuple[Forecast | None, list[StageCost | None]]:
+    """:func:`forecast` from what this store has measured, on GPUs, processors, or with ``gpu=None`` on whatever."""
+    startup, overhead = None, 0.0
+    for record in read_runs(store, sweep_id):
+        if gpu in (None, record["gpus_per_worker"] > 0) and record["overhead_seconds"] is not None:
+            startup, overhead = record["startup_seconds"], record["overhead_seconds"]
+    return forecast(
+        plan,
+        committed,
+        costs_of(plan, committed, store, gpu=gpu),
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        startup_seconds=startup,
+        overhead_seconds=overhead,
+    )
+
+
+def forecast(
+    plan: Plan,
+    committed: Sequence[set[int]],
+    costs: Mapping[Kind, Cost],
+    *,
+    workers: int,
+    gpus_per_worker: float = 0.0,
+    startup_seconds: float | None = None,
+    overhead_seconds: float = 0.0,
+) -> tuple[Forecast | None, list[StageCost | None]]:
+    """Predict what is missing; None, and None for its stages, where a kind of unit was never measured.
+
+    Arguments:
+        plan: The plan.
+        committed: Per stage, positions of its committed chunks.
+        costs: Measured costs.
+        workers: Number of workers.
+        gpus_per_worker: GPUs of each.
+        startup_seconds: Until the workers are ready; None if never measured.
+        overhead_seconds: Per unit, beside its compute.
+    """
+    kinds = kinds_of(plan)
+    stages: list[StageCost | None] = []
+    works: dict[Kind, tuple[float, float]] = {}
+    for kind, stage, done in zip(kinds, plan.stages, committed, strict=True):
+        each = list(unit_work(stage, done))
+        total, squares = sum(each), sum(work * work for work in each)
+        cost = costs.get(kind)
+        stages.append(
+            None if cost is None else StageCost(len(each), cost.rate * total, interval(cost, total, squares))
+        )
+        if each:
+            before = works.get(kind, (0.0, 0.0))
+            works[kind] = before[0] + total, before[1] + squares
+    if not works.keys() <= costs.keys():
+        return None, stages
+    units = sum(len(stage.chunks) for stage in plan.stages) - sum(map(len, committed))
+    wall = _played(plan, committed, costs, workers, overhead_seconds, units)
+    wall += (startup_seconds or 0.0) if units else 0.0
+    # Kinds are independent of each other; a common slowness of the machine is in none of them.
+    halves = [interval(costs[kind], total, squares) for kind, (total, squares) in works.items()]
+    known = [half for half in halves if half is not None]
+    half = math.hypot(*known) / workers if len(known) == len(halves) else None
+    return (
+        Forecast(
+            workers,
+            gpus_per_worker,
+            units,
+            sum(costs[kind].rate * total for kind, (total, _) in works.items()),
+            wall,
+            None if half is None else max(wall - half, 0.0),
+            None if half is None else wall + half,
+            startup_seconds,
+            overhead_seconds,
+            sum(costs[kind].units for kind in works),
+            tuple((kind, costs[kind]) for kind in works),
+            datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
+        stages,
+    )
+
+
+def _played(
+    plan: Plan,
+    committed: Sequence[set[int]],
+    costs: Mapping[Kind, Cost],
+    workers: int,
+    overhead: float,
+    units: int,
+) -> float:
+    """Seconds from the first unit to the last."""
+    kinds = kinds_of(plan)
+    if units > _PLAYED:
+        total = sum(
+            costs[kind].rate * sum(unit_work(stage, done))
+            for kind, stage, done in zip(kinds, plan.stages, committed, strict=True)
+            if len(done) < len(stage.chunks)
+        )
+        loading = {kind.model: costs[kind].loading for kind in kinds if kind in costs}
+        return (total + units * overhead) / workers + sum(loading.values())
+    scheduler = Scheduler(plan, committed)
+    each = [stage.spec.work_per_image() or 1.0 for stage in plan.stages]
+    loaded: list[str | None] = [None] * workers
+    held: list[set[str]] = [set() for _ in range(workers)]
+    idle, now = list(range(workers)), 0.0
+    busy: list[tuple[float, int, int, Unit]] = []
+    while True:
+        while idle and (unit := scheduler.take(loaded[idle[0]])) is not None:
+            worker, kind = idle.pop(0), kinds[unit.stage]
+            cost = costs[kind]
+            seconds = cost.rate * each[unit.stage] * len(plan.stages[unit.stage].chunks[unit.chunk].ids) + overhead
+            if kind.model not in held[worker]:
+                held[worker].add(kind.model)
+                seconds += cost.loading
+            loaded[worker] = kind.model
+            heapq.heappush(busy, (now + seconds, worker, unit.stage, unit))
+        if not busy:
+            return now
+        now, worker, _, unit = heapq.heappop(busy)
+        scheduler.succeeded(unit)
+        idle.append(worker)
+
+
+def _path(sweep_id: str) -> str:
+    return f"sweeps/{sweep_id}/forecast.json"
+
+
+def write_forecast(store: Store, sweep_id: str, found: Forecast) -> None:
+    """Record what was predicted, for the run to be held against."""
+    store.files.write(_path(sweep_id), (json.dumps(asdict(found), indent=1) + "\n").encode())
+
+
+def read_forecast(store: Store, sweep_id: str) -> Forecast | None:
+    """The last recorded prediction of a sweep, or None if there is none that this version can read."""
+    try:
+        content: dict[str, Any] = json.loads(store.files.read(_path(sweep_id)))
+        costs = tuple((Kind(*kind), Cost(**cost)) for kind, cost in content.pop("costs"))
+        return Forecast(**content, costs=costs)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):  # a prediction of another version is no reason to stop
+        return None

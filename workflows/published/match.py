@@ -1,0 +1,208 @@
+"""Published accuracies beside those that a sweep measured: which belong together, and where their settings differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from defense.aggregate import aggregate
+from tasks.corruptions import SEVERITIES
+from workflows.grid.cells import Cell
+from workflows.published.papers import Paper, Published, load_paper, papers
+from workflows.results.reader import Results
+from workflows.statistics.proportions import proportion
+from workflows.tables.columns import format_eps
+
+__all__ = ["compare"]
+
+
+_COLUMNS = [
+    *("paper", "table", "dataset", "classifier", "defence", "threat", "published", "certainty"),
+    *("measured", "low", "high", "difference", "images", "dataset_measured", "classifier_measured"),
+    *("defence_measured", "threat_measured", "seed", "cell", "differs", "anomalies", "source"),
+]
+
+
+def compare(
+    results: Results, names: Iterable[str] | None = None, *, loosely: bool = False, unmeasured: bool = False
+) -> pd.DataFrame:
+    """Published and measured accuracies side by side, both in %.
+
+    A cell of the sweep and a published value belong together if they agree in data set, classifier (by
+    architecture), defence, and threat: norm, budget and, where the paper states them, attack and whether it sees the
+    purifier. A value of an unstated classifier goes with every classifier. Under a corruption, measured is the mean
+    over those of its severities that the sweep has complete. A baseline of the paper (AT, TRADES, ...) is a cell
+    without purifier whose classifier is called so, by ``name: trades`` or ``name: trades resnet18``.
+
+    Arguments:
+        results: The committed results of a sweep.
+        names: Papers; by default all.
+        loosely: Whether a value also goes with cells of other data, classifiers, budgets and attacks, which
+            ``differs`` then begins with: to see a smoke sweep's table whole, never to compare.
+        unmeasured: Whether published values without a cell have a line too.
+
+    Returns:
+        A line for each pair: ``published`` with its ``certainty`` and ``source``; ``measured`` (mean over draws) with
+        its 95 % Wilson interval over ``images``; ``difference``, measured minus published; ``differs``, the settings
+        of the two where they are not the same or not stated; ``anomalies`` of the table. ``classifier`` and
+        ``dataset`` are the paper's, the classifier "" where it is not stated.
+    """
+    lines = []
+    groups = _groups(results)
+    for name in papers() if names is None else names:
+        paper = load_paper(name)
+        for value in paper.values:
+            head = _published(paper, value)
+            pairs = [cells for cells in groups if _same(value, cells[0], loosely)]
+            lines += [{**head, **_measured(value, cells, results)} for cells in pairs]
+            if not pairs and unmeasured:
+                lines.append(head)
+    return pd.DataFrame(lines, columns=_COLUMNS)
+
+
+def _groups(results: Results) -> list[list[Cell]]:
+    """Complete cells; those that differ in the severity of a corruption alone are together."""
+    found: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in results.sweep.cells:
+        if cell.certificate is not None or len(results.rows(cell)) < cell.images.count:
+            continue
+        if cell.corruption is None:
+            found[(cell.id,)] = [cell]
+            continue
+        stage = cell.evaluate
+        key = (stage.dataset.id, stage.classifier.id, stage.purifier.id, stage.draws, cell.seed)
+        chunks = tuple(chunk.name for chunk in cell.images.chunks)
+        found.setdefault((*key, chunks, cell.corruption.corruption, cell.corruption.origin), []).append(cell)
+    return list(found.values())
+
+
+def _architecture(name: str) -> str:
+    """``torchvision:mobilenet_v2?classes=30`` and ``mobilenetv2`` as one name, ``resnet56-b`` and ``resnet56``."""
+    plain = re.sub(r"[^a-z0-9]", "", re.sub(r"^[a-z]+:|\?.*$|-b$|_x1_0|_100\b", "", name.lower()))
+    return {"standard": "wrn2810", "wideresnet2810": "wrn2810"}.get(plain, plain)
+
+
+def _same_data(value: Published, cell: Cell) -> bool:
+    return value.dataset in (cell.images.dataset.dataset, cell.images.dataset.label())
+
+
+def _same_classifier(value: Published, cell: Cell) -> bool:
+    return value.classifier is None or _architecture(value.classifier) == _architecture(cell.classifier.classifier)
+
+
+def _same_budget(value: Published, cell: Cell) -> bool:
+    return cell.attack is None or abs(cell.attack.eps - (value.column.eps or 0)) <= 1e-3
+
+
+def _same_attack(value: Published, cell: Cell) -> bool:
+    return cell.attack is None or value.column.attack in (None, cell.attack.attack)
+
+
+def _same(value: Published, cell: Cell, loosely: bool) -> bool:
+    column = value.column
+    exact = (_same_data, _same_classifier, _same_budget, _same_attack)
+    if not loosely and not all(same(value, cell) for same in exact):
+        return False
+    if value.defence != cell.defence.purifier.purifier:
+        named = {value.defence, f"{value.defence} {value.classifier}"}
+        label = cell.classifier.label().lower()
+        # The embedded baselines are digits-at, digits-trades and so on.
+        if cell.defence.purifier.purifier != "none" or not {label, label.removeprefix("digits-")} & named:
+            return False
+    if column.threat == "corruption":
+        return cell.corruption is not None and cell.corruption.corruption == column.corruption
+    if column.threat == "clean":
+        return cell.threat is None
+    attack = cell.attack
+    if attack is None or attack.norm != column.norm:
+        return False
+    return column.adaptive is None or column.adaptive != attack.static
+
+
+def _published(paper: Paper, value: Published) -> dict[str, object]:
+    return {
+        "paper": paper.paper,
+        "table": value.table,
+        "dataset": value.dataset,
+        "classifier": value.classifier or "",
+        "defence": value.defence,
+        "threat": value.column.label(),
+        "published": value.accuracy,
+        "certainty": value.certainty,
+        "differs": "",
+        "anomalies": " ".join(each.text for each in paper.anomalies if value.table in each.tables),
+        "source": value.source,
+    }
+
+
+def _measured(value: Published, cells: list[Cell], results: Results) -> dict[str, object]:
+    cell = cells[0]
+    found = proportion(np.mean([_average(results, each) for each in cells], axis=0))
+    labels = results.sweep.labels[cell.id]
+    severities = sorted({each.corruption.severity for each in cells if each.corruption is not None})
+    threat = value.column.corruption or ("clean" if cell.attack is None else cell.attack.label())
+    return {
+        "measured": 100 * found.value,
+        "low": 100 * found.low,
+        "high": 100 * found.high,
+        "difference": 100 * found.value - value.accuracy,
+        "images": cell.images.count,
+        "dataset_measured": labels["dataset"],
+        "classifier_measured": labels["classifier"],
+        "defence_measured": labels["defence"],
+        "threat_measured": threat,
+        "seed": cell.seed,
+        "cell": cell.id,
+        "differs": "; ".join(_differences(value, cell, severities)),
+    }
+
+
+def _average(results: Results, cell: Cell) -> npt.NDArray[np.float64]:
+    """Share of right draws of each image; of one answer made of several draws, whether it is right."""
+    rows = results.rows(cell)
+    votes, label = np.stack(list(rows["prediction"])), rows["label"].to_numpy()
+    if cell.defence.aggregation == "single":
+        return np.asarray((votes == label[:, None]).mean(axis=1), dtype=np.float64)
+    mean = np.stack(list(rows["mean_probability"]))
+    return np.asarray(aggregate(votes, mean, cell.defence.aggregation) == label, dtype=np.float64)
+
+
+def _differences(value: Published, cell: Cell, severities: list[int]) -> list[str]:
+    """Settings that are not those of the paper, or that it does not state."""
+    purifier = cell.defence.purifier
+    level = purifier.noise_level
+    measured: dict[str, object] = {"images": cell.images.count, "draws": cell.defence.draws}
+    if purifier.purifier != "none":
+        measured |= {
+            "t_star": None if level is None else level.t_star,
+            "schedule": getattr(purifier, "schedule", None),
+            "scale": getattr(purifier, "scale", None),
+        }
+    if cell.attack is not None:
+        measured["attack_steps"] = getattr(cell.attack, "steps", None)
+    found = []
+    if not _same_data(value, cell):
+        found.append(f"data: published {value.dataset}, measured {cell.images.dataset.label()}")
+    if not _same_classifier(value, cell):
+        found.append(f"classifier: published {value.classifier}, measured {cell.classifier.label()}")
+    if not (_same_budget(value, cell) and _same_attack(value, cell)) and cell.attack is not None:
+        budget = format_eps(cell.attack.eps)
+        found.append(f"attack: published {value.column.label()}, measured {cell.attack.label()} {budget}")
+    for key, have in measured.items():
+        stated = value.settings.get(key)
+        if have is not None and have != stated:
+            found.append(f"{key}: published {'not stated' if stated is None else stated}, measured {have}")
+    if value.classifier is None:
+        found.append("classifier: published not stated")
+    if value.column.threat == "attack" and value.column.adaptive is None and cell.attack is not None:
+        sees = "does not see" if cell.attack.static else "sees"
+        found.append(f"attack: published not stated whether it sees the purifier, measured {sees} it")
+    if severities and tuple(severities) != SEVERITIES:
+        found.append(f"severities: measured {', '.join(map(str, severities))} alone")
+    if cell.corruption is not None and cell.corruption.origin != "official":
+        found.append("images: published the official arrays, measured generated ones")
+    return found

@@ -1,0 +1,240 @@
+"""Baselines: the snapshot of a run, kept to compare later runs with.
+
+A user names a run in one of these ways, :func:`load`:
+
+* a **store**: the sweep of a name that ran last there; a sweep file may name a store of its own;
+* a **file** that ``puregrid promote --to FILE`` wrote: JSON, made to be committed. Values are numerators of shares
+  (right draws of all draws), deflated and in base64;
+* **MLflow**: ``mlflow:ALIAS``, a run that was promoted to the alias (the tag ``puregrid.baseline.ALIAS`` of the
+  sweep's parent run, with the snapshot as the artifact ``baselines/ALIAS.json``), or ``mlflow:RUN_ID`` of any logged
+  parent run (``outcomes.json``). A promoted artifact is a copy: running the same sweep again updates its run, and a
+  baseline that moved along would hold for ever.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from defense.errors import InvalidInput
+from defense.spec import digest
+from workflows.grid.load import load_sweep
+from workflows.regression.snapshots import Outcome, Shares, Snapshot, of_results, of_store
+from workflows.results.reader import Results
+from workflows.store import Store
+
+__all__ = ["complete_text", "from_text", "load", "load_pair", "to_text"]
+
+SCHEMA = "puregrid-baseline/1"
+
+
+class _Packed(BaseModel):
+    """Shares in a file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    of: int = Field(ge=1, le=65535)
+    data: str
+
+    @classmethod
+    def pack(cls, shares: Shares) -> _Packed:
+        raw = shares.counts.astype("<u2").tobytes()
+        return cls(of=shares.of, data=base64.b64encode(zlib.compress(raw, 9)).decode())
+
+    def unpack(self, count: int) -> Shares:
+        # No more than the file says there are: a short text can inflate to anything.
+        inflate = zlib.decompressobj()
+        raw = inflate.decompress(base64.b64decode(self.data, validate=True), 2 * count + 1)
+        counts = np.frombuffer(raw, dtype="<u2").astype(np.int64)
+        if not inflate.eof or len(counts) != count or (count and counts.max() > self.of):
+            raise ValueError(f"values of {count} images were expected, as shares of {self.of}")
+        return Shares(counts, self.of)
+
+
+class _CellFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str
+    spec: dict[str, Any]
+    data: str
+    images: str
+    images_digest: str
+    complete: bool
+    values: dict[str, _Packed]
+    cost: dict[str, float]
+    seconds: float | None
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    schema_: Literal["puregrid-baseline/1"] = Field(alias="schema")
+    sweep: str
+    versions: dict[str, str]
+    cells: list[_CellFile]
+
+
+def to_text(snapshot: Snapshot) -> str:
+    """A snapshot as JSON, the same text for the same content."""
+    cells = [
+        {
+            "name": cell.name,
+            "data": cell.data,
+            "images": _ranges(cell.images),
+            "images_digest": _images_digest(cell.data, cell.images),
+            "complete": cell.complete,
+            "values": {name: _Packed.pack(shares).model_dump() for name, shares in cell.values.items()},
+            "cost": dict(cell.cost),
+            "seconds": None if cell.seconds is None else round(cell.seconds, 6),
+            "spec": dict(cell.spec),
+        }
+        for cell in snapshot.cells
+    ]
+    head = {"schema": SCHEMA, "sweep": snapshot.sweep, "versions": dict(snapshot.versions)}
+    return json.dumps({**head, "cells": cells}, indent=1) + "\n"
+
+
+def complete_text(results: Results) -> str:
+    """A sweep's snapshot as JSON, to compare later runs with.
+
+    Raises:
+        InvalidInput: A cell is not complete: a baseline with holes can hold nothing.
+    """
+    snapshot = of_results(results)
+    missing = [cell.name for cell in snapshot.cells if not cell.complete]
+    if missing:
+        raise InvalidInput(
+            f"{len(missing)} of {len(snapshot.cells)} cells are not complete in {results.store.uri}, first "
+            f"{missing[0]!r}: run the sweep to its end, then promote it."
+        )
+    return to_text(snapshot)
+
+
+def from_text(text: str, where: str) -> Snapshot:
+    """Read what :func:`to_text` wrote.
+
+    Raises:
+        InvalidInput: It is something else, of another schema version, or damaged.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"this is no JSON ({error}). {_HOW}", where=where) from error
+    found = content.get("schema") if isinstance(content, dict) else None
+    if isinstance(content, dict) and "robustness" in content:
+        raise InvalidInput(
+            "this is a table: it has accuracies but not which images were right, so that runs cannot be paired. "
+            + _HOW,
+            where=where,
+        )
+    if found != SCHEMA:
+        raise InvalidInput(
+            f"this is no baseline that can be read here: its schema is {found!r}, not {SCHEMA!r}. {_HOW}", where=where
+        )
+    try:
+        file = _File.model_validate(content)
+        cells = tuple(_unpacked(cell) for cell in file.cells)
+    except (ValidationError, ValueError, zlib.error, binascii.Error) as error:
+        raise InvalidInput(f"the baseline is damaged: {error}. {_HOW}", where=where) from error
+    return Snapshot(where.removeprefix("--baseline "), file.sweep, cells, file.versions)
+
+
+_HOW = "Write one with `puregrid promote SWEEP.yaml --to FILE`."
+
+
+def _unpacked(cell: _CellFile) -> Outcome:
+    images = _from_ranges(cell.images)
+    if _images_digest(cell.data, images) != cell.images_digest:
+        raise ValueError(f"the images of {cell.name!r} are not those of their digest")
+    values = {name: packed.unpack(len(images)) for name, packed in cell.values.items()}
+    return Outcome(cell.name, cell.spec, cell.data, images, cell.complete, values, cell.cost, cell.seconds)
+
+
+def _images_digest(data: str, images: Sequence[int]) -> str:
+    return digest(data + ":" + ",".join(map(str, images)))
+
+
+def _ranges(images: Sequence[int]) -> str:
+    """``0-98, 100``: ascending ids, runs of neighbours as one."""
+    runs: list[list[int]] = []
+    for image in images:
+        if runs and image == runs[-1][1] + 1:
+            runs[-1][1] = image
+        else:
+            runs.append([image, image])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
+_MOST_IMAGES = 10_000_000
+
+
+def _from_ranges(text: str) -> tuple[int, ...]:
+    found: list[int] = []
+    for part in filter(None, text.split(", ")):
+        first, _, last = part.partition("-")
+        if int(last or first) - int(first) > _MOST_IMAGES:
+            raise ValueError(f"images {part!r} are too many")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
+def load(reference: str, *, sweep: str | None, tracking_uri: str | None, where: str) -> Snapshot:
+    """The snapshot that a user names: a file, ``mlflow:ALIAS`` or ``mlflow:RUN_ID``, or a store.
+
+    Arguments:
+        reference: As given.
+        sweep: Name of the sweep that it is to be compared with; None if any will do.
+        tracking_uri: Where MLflow keeps runs.
+        where: The option or argument, for messages.
+
+    Raises:
+        InvalidInput: There is no such thing, or it cannot be read.
+    """
+    where = f"{where} {reference}"
+    if reference.startswith("mlflow:"):
+        from workflows.tracking.aliases import baseline_text
+
+        return from_text(baseline_text(tracking_uri, sweep, reference.removeprefix("mlflow:"), where), where)
+    if Path(reference).is_file():
+        return from_text(Path(reference).read_text(encoding="utf-8", errors="replace"), where)
+    if "://" not in reference and not Path(reference).is_dir():
+        raise InvalidInput("there is no such file or store.", where=where)
+    return of_store(Store(reference), sweep, where)
+
+
+def load_pair(first: str, second: str, *, store: str, tracking_uri: str | None) -> tuple[Snapshot, Snapshot]:
+    """Two runs that a user names: each as for :func:`load`, or ``SWEEP.yaml``, or ``SWEEP.yaml@STORE``.
+
+    A store alone, or an alias, means the sweep of the other side.
+
+    Arguments:
+        first: As given.
+        second: As given.
+        store: Of a sweep file that names none.
+        tracking_uri: Where MLflow keeps runs.
+
+    Raises:
+        InvalidInput: There is no such run, or it cannot be read.
+    """
+    found: dict[int, Snapshot] = {}
+    given = (first, second)
+    # What says by itself which sweep it is goes first: sweep files and files of outcomes, then the rest.
+    order = sorted((0, 1), key=lambda i: not (_is_sweep(given[i]) or Path(given[i]).is_file()))
+    for i in order:
+        known = next((one.sweep for one in found.values()), None)
+        if _is_sweep(given[i]):
+            path, _, its_store = given[i].partition("@")
+            results = Results(Store(its_store or store), load_sweep(Path(path)))
+            found[i] = of_results(results)
+        else:
+            found[i] = load(given[i], sweep=known, tracking_uri=tracking_uri, where=("first", "second")[i])
+    return found[0], found[1]
+
+
+def _is_sweep(reference: str) -> bool:
+    return reference.partition("@")[0].endswith((".yaml", ".yml"))

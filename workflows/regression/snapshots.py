@@ -1,0 +1,217 @@
+"""What a run found, image by image: enough to compare it with another run, later and elsewhere.
+
+A *snapshot* holds for each cell its name, its spec, which images were judged, and values per image of each measure,
+in the order of image ids. Any measure that is one share per image can take part: ``Outcome.values`` maps its name to
+:class:`Shares`, and all that comes after (pairing, gate, report) asks for no more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from defense.aggregate import Aggregation, aggregate
+from defense.errors import InvalidInput, nearest
+from defense.spec import digest
+from workflows.results.reader import Results
+from workflows.results.records import CellRecord
+from workflows.store import Store
+
+__all__ = ["Outcome", "Shares", "Snapshot", "of_results", "of_store"]
+
+_PARTS = 65535
+"""As fine as a file of outcomes can tell."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """One value in [0, 1] per image, as whole numbers of a common unit.
+
+    Arguments:
+        counts: Numerators, shape (n,), in [0, of].
+        of: The denominator: draws, or 1 for yes and no.
+    """
+
+    counts: npt.NDArray[np.int64]
+    of: int
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]:
+        """Shares, shape (n,)."""
+        return np.asarray(self.counts / self.of, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found in one cell.
+
+    Arguments:
+        name: What tables call it, see ``CellRecord.name_of``.
+        spec: What determines its rows, as plain JSON, and how its draws are aggregated.
+        data: Digest of the data set's content: an image id means nothing without it.
+        images: Ids of the images that were judged, ascending.
+        complete: Whether these are all images that the cell asks for.
+        values: Values per image by measure: ``Avg`` and ``answer`` (by the cell's aggregation), or
+            ``certified 0.25`` at some radii and ``ACR / 4 sigma``, of certificates.
+        cost: Network evaluations per image and answer, by network; of a certificate, per sample.
+        seconds: Compute time per image; None where it is not known.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    data: str
+    images: tuple[int, ...]
+    complete: bool
+    values: Mapping[str, Shares]
+    cost: Mapping[str, float]
+    seconds: float | None
+
+    @property
+    def spec_id(self) -> str:
+        """Equal for cells that are the same but for their names."""
+        return digest(json.dumps(self.spec, sort_keys=True))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run found in all cells of a sweep, in the order of the grid.
+
+    Arguments:
+        source: Where it is from, for messages.
+        sweep: Name of the sweep.
+        cells: One outcome a cell.
+        versions: Versions of what computed it.
+    """
+
+    source: str
+    sweep: str
+    cells: tuple[Outcome, ...]
+    versions: Mapping[str, str]
+
+
+def of_results(results: Results) -> Snapshot:
+    """The snapshot of a sweep's committed results: attacks, corruptions, certificates."""
+    sweep = results.sweep
+    specs = (cell.stages[0].identity() for cell in sweep.cells)
+    return _snapshot(results.store, sweep.name, zip(CellRecord.of_sweep(sweep), specs, strict=True))
+
+
+def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
+    """The snapshot of the sweep of that name that ran last in a store; of the only one there, without a name.
+
+    Raises:
+        InvalidInput: No such sweep, or several to choose from.
+    """
+    names = _sweeps(store)
+    if sweep is None and len(names) > 1:
+        raise InvalidInput(
+            f"the store holds the sweeps {', '.join(names)}: say which, as SWEEP.yaml@STORE.", where=where
+        )
+    chosen = sweep if sweep is not None else next(iter(names), "")
+    if chosen not in names:
+        hint = nearest(chosen, names) if names else "It holds none: is this the folder that --store named?"
+        raise InvalidInput(
+            f"there is no sweep {chosen!r} in it. {hint} Give a store in which this sweep ran, or a file that "
+            "`puregrid promote --to FILE` wrote.",
+            where=where,
+        )
+    found = []
+    for record in CellRecord.latest(store, chosen):
+        try:
+            spec = json.loads(store.files.read(f"specs/{record.stage_id}.json"))
+        except FileNotFoundError:
+            raise InvalidInput(
+                f"specs/{record.stage_id}.json is missing: without it nobody knows what its rows are. Run the sweep "
+                "on this store again.",
+                where=where,
+            ) from None
+        found.append((record, spec))
+    return _snapshot(store, chosen, found)
+
+
+def _sweeps(store: Store) -> list[str]:
+    found = (name for name in store.files.names("sweeps") if re.fullmatch(r"latest-\w+\.json", name))
+    return sorted(json.loads(store.files.read(f"sweeps/{name}"))["sweep"] for name in found)
+
+
+def _snapshot(store: Store, sweep: str, judged: Iterable[tuple[CellRecord, Mapping[str, Any]]]) -> Snapshot:
+    versions: dict[str, str] = {}
+    cells = []
+    for cell, spec in judged:
+        stage = spec["stage"]
+        done = store.committed_chunks(stage, cell.stage_id)
+        chunks = [chunk for chunk in cell.chunks if chunk in done]
+        commits = [commit for chunk in chunks if (commit := store.committed(stage, cell.stage_id, chunk))]
+        for commit in commits:
+            for name, version in commit.versions.items():
+                have = versions.setdefault(name, version)
+                versions[name] = have if version in have.split(", ") else f"{have}, {version}"
+        tables = [store.read_rows(stage, cell.stage_id, chunk) for chunk in chunks]
+        seconds = sum(commit.seconds for commit in commits)
+        cells.append(_outcome(cell, spec, tables, len(chunks) == len(cell.chunks), seconds))
+    return Snapshot(store.uri, sweep, tuple(cells), versions)
+
+
+def _outcome(
+    cell: CellRecord, identity: Mapping[str, Any], tables: Sequence[pa.Table], complete: bool, seconds: float
+) -> Outcome:
+    rows = pd.DataFrame()
+    if tables:
+        rows = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).to_pandas()
+        rows = rows.sort_values("image_id", ignore_index=True)
+    certified = identity["stage"] == "certify"
+    spec = dict(identity) if certified else {**identity, "aggregation": cell.aggregation}
+    dataset = (identity["smoothed"] if certified else identity)["dataset"]
+    values: dict[str, Shares] = {}
+    cost = {network: float(count) for network, count in cell.evaluations.items()}
+    if len(rows) and certified:
+        values = _certified(rows, float(identity["certificate"]["sigma"]))
+    elif len(rows):
+        values = _judgements(rows, cell.aggregation)
+        answers = int(identity["draws"]) if cell.aggregation == "single" else 1  # a vote is one answer, of all draws
+        for network in ("denoiser", "classifier"):
+            cost[network] = float(rows[f"{network}_evaluations"].sum()) / len(rows) / answers
+    return Outcome(
+        name=cell.name,
+        spec=spec,
+        data=str(dataset.get("digest") or digest(json.dumps(dataset, sort_keys=True))),
+        images=tuple(int(image) for image in rows["image_id"]) if len(rows) else (),
+        complete=complete,
+        values=values,
+        cost=cost,
+        seconds=seconds / len(rows) if len(rows) else None,
+    )
+
+
+def _judgements(rows: pd.DataFrame, aggregation: Aggregation) -> dict[str, Shares]:
+    """Right draws and right answers."""
+    votes, mean = np.stack(list(rows["prediction"])), np.stack(list(rows["mean_probability"]))
+    label = rows["label"].to_numpy()
+    right = aggregate(votes, mean, aggregation) == label
+    return {
+        "Avg": Shares((votes == label[:, None]).sum(1).astype(np.int64), votes.shape[1]),
+        "answer": Shares(right.astype(np.int64), 1),
+    }
+
+
+def _certified(rows: pd.DataFrame, sigma: float) -> dict[str, Shares]:
+    """Right with at least that radius, at three radii, and the average radius: each is a test that all pay for.
+
+    The radius of an image, 0 where it is wrong, is told in 65535ths of 4 sigma and cut there. Its mean, ACR over 4
+    sigma, is certified accuracy averaged over the radii up to 4 sigma: its points are points of that.
+    """
+    right = (rows["prediction"] == rows["label"]).to_numpy()
+    radius = rows["radius"].to_numpy(np.float64)
+    found = {
+        f"certified {at:g}": Shares((right & (radius >= at)).astype(np.int64), 1) for at in (0.0, sigma, 2 * sigma)
+    }
+    share = np.where(right, np.clip(radius / (4 * sigma), 0.0, 1.0), 0.0)
+    return {**found, "ACR / 4 sigma": Shares(np.rint(share * _PARTS).astype(np.int64), _PARTS)}

@@ -1,0 +1,149 @@
+"""The rows of a sweep as one data set, for whatever reads Parquet.
+
+Committed rows are one small file a chunk: that is what makes a unit cheap to commit and to compute again. To analyse
+a sweep elsewhere, one file a stage is better::
+
+    compact/<sweep id>/cells.parquet               which stages judged which cell
+    compact/<sweep id>/<stage>/<stage id>.parquet  all rows of a stage, after the columns ``stage_id`` and ``chunk``
+
+These are copies, made of rows whose sha256 fits their commits; nothing of puregrid reads them, so that nothing can be
+wrong because of them, and they may be deleted at any time. The metadata names the commits' hashes, by which a copy
+that is no longer that of the commits is told and made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workflows.grid.load import Sweep
+from workflows.planning.plan import make_plan
+from workflows.store import Commit, Store
+
+__all__ = ["Compacted", "compact", "row_files"]
+
+_COMMITS = b"puregrid.commits"
+_THREADS = 8  # of reading: a bucket answers many requests at once
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What :func:`compact` made.
+
+    Arguments:
+        folder: Path or URI of the data set.
+        files: Files of rows.
+        rows: Rows in them.
+        units: Committed units in them.
+        written: Files that were not there already as they are.
+        missing: Units of the sweep that are not committed.
+    """
+
+    folder: str
+    files: int
+    rows: int
+    units: int
+    written: int
+    missing: int
+
+
+def row_files(store: Store, sweep: Sweep, stage: str = "evaluate") -> list[str]:
+    """Paths or URIs of the committed row files of a sweep's stages of one kind, without reading them."""
+    found = []
+    for (kind, stage_id), (_, chunks) in _stages(sweep).items():
+        if kind == stage:
+            found += store.row_files(kind, stage_id, chunks)
+    return found
+
+
+def compact(store: Store, sweep: Sweep) -> Compacted:
+    """Copy the committed rows of a sweep into one file a stage; those that are there already are left.
+
+    Raises:
+        StoreError: Rows are not what was committed; run the sweep again, which computes them again.
+    """
+    folder = f"compact/{sweep.id}"
+    rows = units = files = written = missing = 0
+    for (kind, stage_id), (schema, chunks) in _stages(sweep).items():
+        done = store.committed_chunks(kind, stage_id)
+        names = [chunk for chunk in chunks if chunk in done]
+        missing += len(chunks) - len(names)
+        if not names:
+            continue
+        path = f"{folder}/{kind}/{stage_id}.parquet"
+        with ThreadPoolExecutor(_THREADS) as threads:
+            commits = list(threads.map(lambda name: store.committed(kind, stage_id, name), names))  # noqa: B023
+        hashes = json.dumps({name: _hash(commit) for name, commit in zip(names, commits, strict=True)})
+        if _commits_of(store, path) != hashes.encode():
+            store.files.write(path, _together(store, kind, stage_id, names, {**schema, _COMMITS: hashes.encode()}))
+            written += 1
+        files, units = files + 1, units + len(names)
+        rows += sum(commit.rows for commit in commits if commit is not None)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(_cells(sweep), preserve_index=False), sink)
+    store.files.write(f"{folder}/cells.parquet", sink.getvalue().to_pybytes())
+    return Compacted(f"{store.uri}/{folder}", files, rows, units, written, missing)
+
+
+def _stages(sweep: Sweep) -> dict[tuple[str, str], tuple[dict[bytes, bytes], list[str]]]:
+    """Metadata and chunk names of each distinct stage."""
+    found: dict[tuple[str, str], tuple[dict[bytes, bytes], list[str]]] = {}
+    for stage in make_plan(sweep).stages:
+        metadata = {b"puregrid.stage_id": stage.id.encode(), b"puregrid.spec": stage.spec.canonical().encode()}
+        _, chunks = found.setdefault((stage.spec.stage, stage.id), (metadata, []))
+        chunks += [chunk.name for chunk in stage.chunks if chunk.name not in chunks]
+    return found
+
+
+def _hash(commit: Commit | None) -> str:
+    """Hash of a unit's rows; of a unit that was revoked this moment there is none, and reading it fails."""
+    found = {} if commit is None else commit.sha256
+    return next((digest for path, digest in found.items() if path.startswith("rows/")), "")
+
+
+def _commits_of(store: Store, path: str) -> bytes | None:
+    """The hashes of the commits that a compacted file was made of; None if there is no whole one."""
+    try:
+        metadata = pq.read_schema(pa.BufferReader(store.files.read(path))).metadata
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+    found: bytes | None = (metadata or {}).get(_COMMITS)
+    return found
+
+
+def _together(store: Store, kind: str, stage_id: str, names: Sequence[str], metadata: dict[bytes, bytes]) -> bytes:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        tables = list(threads.map(lambda name: store.read_rows(kind, stage_id, name), names))
+    table = pa.concat_tables([each.replace_schema_metadata(None) for each in tables])
+    chunk = [name for name, each in zip(names, tables, strict=True) for _ in range(each.num_rows)]
+    table = table.add_column(0, "chunk", pa.array(chunk, pa.string()))
+    table = table.add_column(0, "stage_id", pa.array([stage_id] * table.num_rows, pa.string()))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _cells(sweep: Sweep) -> pd.DataFrame:
+    """One row for each cell and each of its last stages: what the rows with that ``stage_id`` are of."""
+    return pd.DataFrame(
+        [
+            {
+                "cell": cell.id,
+                "stage": stage.stage,
+                "stage_id": stage.id,
+                **sweep.labels[cell.id],
+                "norm": None if cell.attack is None else cell.attack.norm,
+                "eps": 0.0 if cell.attack is None else cell.attack.eps,
+                "seed": cell.seed,
+            }
+            for cell in sweep.cells
+            for stage in cell.stages
+        ]
+    )

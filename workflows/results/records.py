@@ -1,0 +1,91 @@
+"""What a store remembers of the last sweep of a name: its cells, and where their rows are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from defense.aggregate import Aggregation
+from defense.spec import digest
+from workflows.grid.cells import Sweep
+from workflows.planning.plan import Plan
+from workflows.store import Store
+
+__all__ = ["CellRecord", "latest_path", "record_sweep"]
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """What a store remembers of a cell, enough to read its rows without the sweep file.
+
+    Arguments:
+        name: What tables call it.
+        stage_id: Id of the stage whose rows are its result: evaluate, or certify.
+        aggregation: How its draws become one answer.
+        chunks: Names of its chunks.
+        evaluations: Of a certificate, network evaluations per sample by network; other rows count their own.
+    """
+
+    name: str
+    stage_id: str
+    aggregation: Aggregation
+    chunks: tuple[str, ...]
+    evaluations: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def name_of(row: Mapping[Any, Any]) -> str:
+        """Name of a cell from its columns in the robustness table."""
+        parts = [str(row[key]) for key in ("dataset", "classifier", "defence", "attack")]
+        return " · ".join([*parts, f"eps {float(row['eps']):.6g}", f"seed {row['seed']}"])
+
+    @classmethod
+    def of_sweep(cls, sweep: Sweep) -> list[CellRecord]:
+        """The records of a sweep's cells, in their order."""
+        found = []
+        for cell in sweep.cells:
+            labels = sweep.labels[cell.id]
+            threat = next(labels[part] for part in ("attack", "corruption", "certificate") if part in labels)
+            eps = 0.0 if cell.attack is None else cell.attack.eps
+            name = cls.name_of({**labels, "attack": threat, "eps": eps, "seed": cell.seed})
+            chunks = tuple(chunk.name for chunk in cell.images.chunks)
+            evaluations = {}
+            if cell.certificate is not None:
+                smoothed = cell.certify.smoothed
+                evaluations = {"denoiser": smoothed.evaluations, "classifier": smoothed.classifier_evaluations}
+            found.append(cls(name, cell.stages[0].id, cell.defence.aggregation, chunks, evaluations))
+        return found
+
+    @classmethod
+    def latest(cls, store: Store, sweep_name: str) -> list[CellRecord]:
+        """The records of the sweep of that name that ran last in a store; none if there was none."""
+        try:
+            content = json.loads(store.files.read(latest_path(sweep_name)))
+        except FileNotFoundError:
+            return []
+        return [cls(**{**cell, "chunks": tuple(cell["chunks"])}) for cell in content["cells"]]
+
+
+def latest_path(sweep_name: str) -> str:
+    """Where a store remembers the last sweep of a name."""
+    return f"sweeps/latest-{digest(sweep_name)}.json"
+
+
+def record_sweep(sweep: Sweep, plan: Plan, store: Store) -> None:
+    """Write the sweep's folder: its file and its plan; and what each stage id stands for."""
+    folder = f"sweeps/{sweep.id}"
+    store.files.write(f"{folder}/sweep.yaml", sweep.text.encode())
+    stages = [
+        {"id": stage.id, "stage": stage.spec.stage, "chunks": len(stage.chunks), "images": stage.images}
+        for stage in plan.stages
+    ]
+    content = {"sweep": sweep.name, "cells": [cell.id for cell in sweep.cells], "stages": stages}
+    store.files.write(f"{folder}/plan.json", (json.dumps(content, indent=1) + "\n").encode())
+    cells = [asdict(record) for record in CellRecord.of_sweep(sweep)]
+    latest = json.dumps({"sweep": sweep.name, "sweep_id": sweep.id, "cells": cells})
+    store.files.write(latest_path(sweep.name), latest.encode())
+    with ThreadPoolExecutor(16) as threads:
+        for _ in threads.map(store.put_spec, (stage.spec for stage in plan.stages)):
+            pass

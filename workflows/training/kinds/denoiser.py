@@ -1,0 +1,142 @@
+r"""Training of a denoiser on any registered data set.
+
+Noise prediction (Ho et al., "Denoising diffusion probabilistic models", arXiv 2006.11239, algorithm 1):
+
+.. math:: \min_\theta\ \mathbb E\ \lVert n - \epsilon_\theta(\sqrt{\bar\alpha_t}\, z_0
+          + \sqrt{1 - \bar\alpha_t}\, n,\ t)\rVert^2, \qquad z_0 = 2x - 1,
+
+with t uniform on 1..T, or, in a share of the batch, on 1..focus_t: purification lives at small t.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from defense.errors import InvalidInput
+from defense.schedules import get_schedule
+from defense.torchvision_cpu import allow_torchvision_import
+from tasks.datasets import ImageSet
+from workflows.training.config import Training
+from workflows.training.objective import Objective
+
+__all__ = ["DenoiserObjective", "DenoiserTraining", "eps_mse"]
+
+
+class DenoiserTraining(Training):
+    """Noise-prediction training of a diffusers ``UNet2DModel``.
+
+    Arguments:
+        schedule: Name of the noise schedule.
+        unet: Arguments of ``UNet2DModel``.
+        focus_t: A share of the batch takes t up to this level only, where purification works.
+        focus_share: That share.
+    """
+
+    train: Literal["denoiser"]
+    schedule: str
+    unet: dict[str, Any]
+    focus_t: int = Field(default=1000, ge=1)
+    focus_share: float = Field(default=0.0, ge=0, le=1)
+
+
+class DenoiserObjective(Objective):
+    """Algorithm 1 of Ho et al.; the files are a diffusers folder."""
+
+    config: DenoiserTraining
+
+    def __init__(self, config: DenoiserTraining, data: ImageSet) -> None:
+        super().__init__(config, data)
+        self.schedule = get_schedule(config.schedule)
+        self.abar = torch.tensor(self.schedule.abar)
+        if config.focus_share and config.focus_t > self.schedule.steps:
+            raise InvalidInput(
+                f"focus_t: {config.focus_t} is beyond the {self.schedule.steps} steps of {self.schedule.name!r}."
+            )
+
+    def network(self) -> nn.Module:
+        """A ``UNet2DModel``.
+
+        Raises:
+            InvalidInput: ``unet`` are no arguments of it, or do not fit the images.
+        """
+        allow_torchvision_import()
+        from diffusers import UNet2DModel
+
+        try:
+            unet: Any = UNet2DModel(**self.config.unet)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"unet: diffusers' UNet2DModel does not take these arguments: {error}") from error
+        size = unet.config.sample_size
+        made_for = (unet.config.in_channels, *((size, size) if isinstance(size, int) else size or ()))
+        if made_for != self.data.images.shape[1:] or unet.config.out_channels != unet.config.in_channels:
+            raise InvalidInput(
+                f"unet: in_channels, out_channels and sample_size must be those of the data set's images, which have "
+                f"shape {self.data.images.shape[1:]}."
+            )
+        net: nn.Module = unet
+        return net
+
+    def loss(self, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, step: int) -> Tensor:
+        """See the module's formula; the mean over images and pixels."""
+        config = self.config
+        top = torch.where(
+            torch.rand(len(x), generator=generator) < config.focus_share, config.focus_t, self.schedule.steps
+        )
+        t = (torch.rand(len(x), generator=generator) * top).long() + 1
+        eps = torch.randn(x.shape, generator=generator).to(x.device)
+        # Levels are float64: near t = 1 what float32 leaves of 1 - abar is noise.
+        level = self.abar[t].view(-1, 1, 1, 1).to(x.device)
+        z = (level.sqrt() * (2 * x - 1) + (1 - level).sqrt() * eps).to(x.dtype)
+        # The network counts its time steps from 0, levels count from 1.
+        return F.mse_loss(net(z, (t - 1).to(x.device), return_dict=False)[0], eps)
+
+    def progress(self, net: nn.Module, test: ImageSet) -> dict[str, float]:
+        """Error of the noise prediction at some levels, on 100 test images."""
+        return {f"test/eps_mse {key}": value for key, value in eps_mse(self.config, net, test, 100).items()}
+
+    def measure(self, net: nn.Module, test: ImageSet) -> dict[str, Any]:
+        """Error of the noise prediction at some levels."""
+        return {"test_eps_mse": eps_mse(self.config, net, test), "test_images": len(test)}
+
+    def save(self, net: nn.Module, out: Path) -> list[Path]:
+        """A diffusers folder: ``config.json`` and the weights."""
+        files = [out / "config.json", out / "diffusion_pytorch_model.safetensors"]
+        files[0].write_text(json.dumps({"_class_name": "UNet2DModel", **self.config.unet}, indent=1) + "\n")
+        save_file({key: value.cpu().contiguous() for key, value in net.state_dict().items()}, files[1])
+        return files
+
+
+@torch.no_grad()
+def eps_mse(config: DenoiserTraining, net: nn.Module, test: ImageSet, images: int = 500) -> dict[str, float]:
+    """Mean squared error of the noise prediction on the first test images, per level.
+
+    Arguments:
+        config: Gives the schedule, and the seed of the noise.
+        net: Predicts the noise, evaluation mode.
+        test: The test split.
+        images: How many of its images.
+
+    Returns:
+        ``{"t=25": ..., "t=50": ..., "t=100": ..., "t=200": ..., "t=400": ...}``.
+    """
+    schedule = get_schedule(config.schedule)
+    device = next(net.parameters()).device
+    x = 2 * torch.from_numpy(test.images[:images]) - 1
+    eps = torch.from_numpy(np.random.default_rng(config.seed).standard_normal(x.shape, dtype=np.float32))
+    result = {}
+    for t in (25, 50, 100, 200, 400):
+        abar = float(schedule.abar[t])
+        z = (math.sqrt(abar) * x + math.sqrt(1 - abar) * eps).to(device)
+        predicted = torch.cat([net(part, t - 1, return_dict=False)[0].cpu() for part in torch.split(z, 500)])
+        result[f"t={t}"] = round(float(F.mse_loss(predicted, eps)), 5)
+    return result
