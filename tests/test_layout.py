@@ -127,12 +127,12 @@ def test_no_circle(arrows: dict[str, set[str]]) -> None:
     assert circles(arrows) == []
 
 
-def test_a_room_is_two_to_nine_files() -> None:
+def test_a_room_has_few_files() -> None:
     for room in FLOOR:
         if not (ROOT / "workflows" / room).is_dir():
             continue
         files = [path for path in (ROOT / "workflows" / room).glob("*.py") if path.name != "__init__.py"]
-        assert 2 <= len(files) <= 9, f"{room} has {len(files)} modules"
+        assert 1 <= len(files) <= 10, f"{room} has {len(files)} modules"
 
 
 def test_an_arrow_that_is_turned_round_is_found(tmp_path: Path) -> None:
