@@ -19,7 +19,7 @@ RUN apt-get update \
 WORKDIR /opt/puregrid
 
 # Packages before code: a change of code does not download torch again.
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" pip install --no-cache-dir -c constraints.txt torch torchvision \
     && pip install --no-cache-dir -c constraints.txt ".[cluster]" \
     && pip uninstall --yes puregrid && rm -rf build ./*.egg-info
