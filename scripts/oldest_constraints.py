@@ -1,7 +1,7 @@
 """Write ``constraints-oldest.txt``: every runtime dependency at the lower bound that ``pyproject.toml`` states.
 
-    python scripts/oldest_constraints.py            # write it
-    python scripts/oldest_constraints.py --check    # exit 1 if it is not what pyproject.toml says
+    python -m scripts.oldest_constraints            # write it
+    python -m scripts.oldest_constraints --check    # exit 1 if it is not what pyproject.toml says
 
 Dependencies and optional features count; the tools of ``dev`` do not, nor does what has no lower bound.
 """
@@ -53,7 +53,9 @@ def constraints(project: dict[str, Any]) -> str:
         if name == own or version is None:
             continue
         if versions.setdefault(name, version) != version:
-            raise ValueError(f"{name} has the lower bounds {versions[name]} and {version}; state one in pyproject.toml.")
+            raise ValueError(
+                f"{name} has the lower bounds {versions[name]} and {version}; state one in pyproject.toml."
+            )
     return HEADER + "".join(f"{name}=={versions[name]}\n" for name in sorted(versions))
 
 
@@ -65,7 +67,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text:
         return 0
-    print(f"{TARGET.name} is not what pyproject.toml says: run python scripts/oldest_constraints.py", file=sys.stderr)
+    print(f"{TARGET.name} is not what pyproject.toml says: run python -m scripts.oldest_constraints", file=sys.stderr)
     return 1
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from scripts.imports import PACKAGES, house
+
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("puregrid", "workflows", "tasks", "defense")
-"""A package imports those behind it."""
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
@@ -28,35 +27,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 """The rooms of ``workflows``: one imports from lower floors alone."""
 
 FLOOR = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-
-
-def imports(path: Path, root: Path) -> Iterator[str]:
-    """Full names of the modules of the house that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            # What is imported may be a module itself.
-            inside = [f"{node.module}.{alias.name}" for alias in node.names]
-            found = [name if is_module(name, root) else node.module for name in inside]
-        else:
-            continue
-        yield from (name for name in dict.fromkeys(found) if name.split(".")[0] in PACKAGES)
-
-
-def is_module(name: str, root: Path) -> bool:
-    path = root / name.replace(".", "/")
-    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
-
-
-def name_of(path: Path, root: Path) -> str:
-    parts = path.relative_to(root).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def house(root: Path) -> dict[str, set[str]]:
-    files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
-    return {name_of(path, root): set(imports(path, root)) for path in files}
 
 
 def upward(arrows: dict[str, set[str]]) -> list[str]:

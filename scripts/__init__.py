@@ -1,0 +1,1 @@
+"""What maintainers run by hand, from the root of the repository: ``python -m scripts.architecture``."""
