@@ -1,7 +1,7 @@
 """Place the nodes of a graph without circles on floors, so that every arrow points down and few cross.
 
 Floors are longest paths to the ground. Arrows that others imply are left out (the transitive reduction). An arrow
-over several floors gets a waypoint on each, and waypoints and nodes are ordered by the barycentres of their neighbours
+over several floors gets a waypoint on each; waypoints and nodes are ordered by the barycentres of their neighbours
 (Sugiyama, Tagawa and Toda 1981).
 """
 

@@ -1,0 +1,113 @@
+"""Workflows of pull requests and nights: what runs on which versions, with which rights, pinned how."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".github/workflows"
+
+
+def load(name: str) -> dict[Any, Any]:
+    return yaml.safe_load((FOLDER / f"{name}.yml").read_text())
+
+
+PULL_REQUEST, NIGHTLY, REGRESSION = map(load, ("pull-request", "nightly", "regression"))
+ACTION: dict[str, Any] = yaml.safe_load((ROOT / ".github/actions/set-up/action.yml").read_text())
+WORKFLOWS = {"pull-request": PULL_REQUEST, "nightly": NIGHTLY, "regression": REGRESSION}
+
+
+def steps(workflow: dict[Any, Any], job: str) -> list[dict[str, Any]]:
+    return workflow["jobs"][job]["steps"]
+
+
+def commands(workflow: dict[Any, Any], job: str) -> list[str]:
+    return [line.strip() for step in steps(workflow, job) for line in step.get("run", "").splitlines()]
+
+
+def test_each_runs_when_it_should() -> None:
+    # YAML 1.1 reads the key `on` as a boolean, GitHub does not.
+    assert PULL_REQUEST[True] == {"pull_request": None, "push": {"branches": ["main"]}}
+    assert re.fullmatch(r"\d+ \d+ \* \* \*", NIGHTLY[True]["schedule"][0]["cron"])
+    assert "workflow_dispatch" in NIGHTLY[True]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_may_read_alone_ends_and_pastes_no_input_into_scripts(name: str) -> None:
+    workflow = WORKFLOWS[name]
+    assert workflow["permissions"] == {"contents": "read"}
+    # With pipefail, which the default shell lacks.
+    assert workflow["defaults"]["run"]["shell"] == "bash"
+    for job in workflow["jobs"].values():
+        assert 0 < job["timeout-minutes"] <= 120 and "permissions" not in job
+        for step in job["steps"]:
+            assert "${{" not in step.get("run", "")
+            # By major version; an action of this repository is as it is in the commit.
+            assert re.fullmatch(r"actions/[\w-]+@v\d+|\./\.github/actions/set-up", step.get("uses", "actions/x@v1"))
+    assert "pull_request_target" not in (FOLDER / f"{name}.yml").read_text()
+
+
+def test_all_workflows_use_one_version_of_an_action() -> None:
+    texts = [path.read_text() for path in (ROOT / ".github").rglob("*.yml")]
+    assert len(texts) == 4
+    used = {tuple(name.split("@")) for text in texts for name in re.findall(r"uses: (actions/\S+)", text)}
+    assert len({name for name, _ in used}) == len(used) == 3
+
+
+def test_tests_run_on_the_oldest_and_the_newest_python_torch_and_ray() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    supported = [name.rpartition(" ")[2] for name in project["classifiers"] if re.search(r"Python :: 3\.\d+$", name)]
+    assert all(int(later[2:]) == int(sooner[2:]) + 1 for sooner, later in pairwise(supported))
+    assert SpecifierSet(project["requires-python"]).contains(supported[0])
+    oldest = re.fullmatch(r">=(\d+\.\d+)", project["requires-python"])
+    assert oldest is not None and oldest[1] == supported[0]
+    for workflow in (PULL_REQUEST, NIGHTLY):
+        matrix = {entry["versions"]: entry for entry in workflow["jobs"]["test"]["strategy"]["matrix"]["include"]}
+        assert set(matrix) == {"oldest", "pinned", "newest"}
+        assert matrix["oldest"]["python"] == supported[0] and matrix["newest"]["python"] == supported[-1]
+        assert matrix["oldest"]["constraints"] == "constraints-oldest.txt"
+        assert matrix["pinned"]["constraints"] == "constraints.txt" and matrix["newest"]["constraints"] == ""
+        # A fault in one of them must not hide one in another.
+        assert workflow["jobs"]["test"]["strategy"]["fail-fast"] is False
+        wanted = {"python-version": "${{ matrix.python }}", "constraints": "${{ matrix.constraints }}"}
+        assert next(step["with"] for step in steps(workflow, "test") if "set-up" in step.get("uses", "")) == wanted
+    floor = (ROOT / "constraints-oldest.txt").read_text()
+    assert re.search(r"^torch==\d", floor, re.MULTILINE) and re.search(r"^ray==\d", floor, re.MULTILINE)
+
+
+def test_set_up_installs_as_the_makefile_does() -> None:
+    install = ACTION["runs"]["steps"][-1]
+    assert install["env"] == {"CONSTRAINTS": "${{ inputs.constraints || '/dev/null' }}"}
+    made = re.findall(r"-m pip install --quiet -c constraints\.txt (.*)", (ROOT / "Makefile").read_text())
+    assert re.findall(r'-m pip install -c "\$CONSTRAINTS" (.*)', install["run"]) == made and len(made) == 3
+    assert set(ACTION["inputs"]) == {"python-version", "constraints"}
+    assert all(set(entry) >= {"description", "required"} for entry in ACTION["inputs"].values())
+
+
+def test_pull_requests_run_lint_types_and_the_fast_tests_and_nights_run_all() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    side_by_side = re.search(r"^SIDE_BY_SIDE := (.*)$", makefile, re.MULTILINE)
+    assert side_by_side is not None
+    lint = re.findall(r"\$\(BIN\)/(.*)", makefile.split("\nlint:")[1].split("\n\n")[0])
+    assert commands(PULL_REQUEST, "lint")[: len(lint)] == lint
+    assert commands(PULL_REQUEST, "test") == [f'python -m pytest {side_by_side[1]} -m "not slow"']
+    (full,) = (line for line in commands(NIGHTLY, "test") if "pytest" in line)
+    assert full.startswith(f"python -m pytest {side_by_side[1]} ") and " -m " not in full.removeprefix("python -m")
+    publish = steps(NIGHTLY, "test")[-1]
+    assert publish["if"] == "${{ !cancelled() }}" and f"{publish['with']['path']}/junit.xml" in full
+    # Two jobs of a matrix cannot upload under one name.
+    assert "${{ matrix.versions }}" in publish["with"]["name"]
+
+
+def test_modules_that_the_lint_job_runs_exist_and_pass() -> None:
+    named = {module for line in commands(PULL_REQUEST, "lint") for module in re.findall(r"-m (scripts\.\w+)", line)}
+    assert named == {"scripts.check_yaml", "scripts.oldest_constraints", "scripts.architecture"}
+    assert all((ROOT / f"{module.replace('.', '/')}.py").is_file() for module in named)
