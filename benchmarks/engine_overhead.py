@@ -29,7 +29,7 @@ from workflows.engine.cluster import cluster
 from workflows.engine.loop import run_plan
 from workflows.engine.pool import Pool
 from workflows.monitoring.progress import SweepProgress
-from workflows.planning.plan import Plan
+from workflows.planning.plan import Committed, Plan
 
 
 class NoopStage(StageSpec):
@@ -54,7 +54,7 @@ def run_units(units: int, workers: int) -> dict[str, float]:
                 pool.wait(0.1)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             started = time.perf_counter()
-            outcome = run_plan(plan, [set() for _ in plan.stages], pool, progress)
+            outcome = run_plan(Committed(plan), pool, progress)
             seconds = time.perf_counter() - started
         pool.close()
         if outcome.computed != plan.units:

@@ -39,12 +39,12 @@ from naps import Nap, plan_of  # noqa: E402
 
 from workflows.engine.attempts import Event  # noqa: E402
 from workflows.engine.cluster import cluster  # noqa: E402
-from workflows.engine.loop import Outcome, run_plan  # noqa: E402
+from workflows.engine.loop import RunOutcome, run_plan  # noqa: E402
 from workflows.engine.pool import Pool  # noqa: E402
 from workflows.engine.worker import UnitWorker  # noqa: E402
 from workflows.monitoring.progress import SweepProgress  # noqa: E402
 from workflows.planning.costs import missing_work  # noqa: E402
-from workflows.planning.plan import Plan  # noqa: E402
+from workflows.planning.plan import Committed, Plan  # noqa: E402
 from workflows.store import Store  # noqa: E402
 
 
@@ -52,11 +52,11 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run(plan: Plan, store: Store, pool: Pool, seconds: float | None, first: list[float]) -> tuple[Outcome, float]:
+def run(plan: Plan, store: Store, pool: Pool, seconds: float | None, first: list[float]) -> tuple[RunOutcome, float]:
     """Run a plan, or interrupt it (as Ctrl-C does) after so many seconds; the clock starts when workers have."""
     while next(iter(pool.idle()), None) is None:
         pool.wait(0.1)
-    committed = [set[int]() for _ in plan.stages]
+    committed = Committed(plan)
     started = time.perf_counter()
 
     def on_event(event: Event, failure: object) -> None:
@@ -67,8 +67,8 @@ def run(plan: Plan, store: Store, pool: Pool, seconds: float | None, first: list
         timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
         timer.daemon = True
         timer.start()
-    with SweepProgress(plan.units, 0, missing_work(plan, committed)) as progress:
-        outcome = run_plan(plan, committed, pool, progress, store=store, on_event=on_event)
+    with SweepProgress(plan.units, 0, missing_work(committed)) as progress:
+        outcome = run_plan(committed, pool, progress, store=store, on_event=on_event)
     took = time.perf_counter() - started
     if outcome.failures:
         raise SystemExit(f"units failed: {outcome.failures[0]}")

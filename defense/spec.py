@@ -43,6 +43,10 @@ class Spec(BaseModel):
         """Canonical JSON of :meth:`identity`."""
         return json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
+    def parameter(self, name: str) -> Any:
+        """The value of a field, or None where this kind of spec has no such field."""
+        return getattr(self, name) if name in type(self).model_fields else None
+
     def parts(self) -> Iterator[tuple[str, Spec]]:
         """The specs inside this one, however deep, with the field that holds each (``denoiser``, ``auxiliary``)."""
         for name in type(self).model_fields:

@@ -74,6 +74,7 @@ class APGDConfig(AttackConfig):
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+    keeps_best: ClassVar[bool] = True
     attack: Literal["apgd"] = "apgd"
     steps: int = Field(default=100, ge=1)
     loss: Literal["ce", "margin", "dlr", "dlr-targeted"] = "ce"

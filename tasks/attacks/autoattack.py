@@ -126,6 +126,11 @@ class AutoAttackConfig(AttackConfig):
             raise InvalidInput("`attacks` names an attack twice; the second run would repeat the first.")
         return self
 
+    @property
+    def autoattack(self) -> str:
+        """See :class:`AttackConfig`."""
+        return self.version
+
     def method(self) -> str:
         """``autoattack-standard linf``; ``custom`` with its attacks."""
         which = "+".join(self.attacks) if self.attacks else self.version

@@ -71,6 +71,8 @@ class AttackConfig(Spec, ABC):
     """Norms that the attack knows. One that bounds no distance of pixels stands alone: no ball is drawn then."""
     black_box: ClassVar[bool] = False
     """Whether the attack looks at no gradient of what it attacks."""
+    keeps_best: ClassVar[bool] = False
+    """Whether it returns the best point that it saw, broken or not; others may return the image where none is."""
 
     attack: str
     norm: Norm
@@ -144,6 +146,21 @@ class AttackConfig(Spec, ABC):
     def stops(self) -> bool:
         """Whether images that are broken are not attacked further: right where answers are certain, else a bias."""
         return False
+
+    @property
+    def single_step(self) -> bool:
+        """Whether it takes one gradient step."""
+        return bool(self.parameter("steps") == 1)
+
+    @property
+    def loss_unknown(self) -> bool:
+        """Whether it may return images without a look at their loss, which is then NaN."""
+        return False
+
+    @property
+    def autoattack(self) -> str | None:
+        """The version of AutoAttack that it runs, ``standard`` for one; None for every other attack."""
+        return None
 
     @property
     def static(self) -> bool:

@@ -27,7 +27,7 @@ The paper's figures owe as much to the exact gradient as to this loss: compare w
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -60,6 +60,7 @@ class DeviatedReconstructionConfig(AttackConfig):
         InvalidInput: ``gradient: bpda``, which does not go through the states.
     """
 
+    keeps_best: ClassVar[bool] = True
     attack: Literal["deviated-reconstruction"] = "deviated-reconstruction"
     steps: int = Field(default=100, ge=1)
     losses: tuple[LossName, ...] = Field(default=("ce", "dlr"), min_length=1)

@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -81,6 +81,7 @@ class DiffHammerConfig(AttackConfig):
         InvalidInput: ``attacked`` is not ``mean-loss``: the method weighs the losses of draws.
     """
 
+    keeps_best: ClassVar[bool] = True
     attack: Literal["diffhammer"] = "diffhammer"
     steps: int = Field(default=50, ge=1)
     losses: tuple[LossName, ...] = Field(default=("margin", "ce", "dlr"), min_length=1)

@@ -20,7 +20,7 @@ With one step from the image itself this is FGSM (Goodfellow et al., arXiv 1412.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -54,6 +54,7 @@ class PGDConfig(AttackConfig):
         InvalidInput: Restarts with ``keep: last``; at run time, more restarts of ``dlr-targeted`` than wrong classes.
     """
 
+    keeps_best: ClassVar[bool] = True
     attack: Literal["pgd"] = "pgd"
     steps: int = Field(default=20, ge=1)
     step_size: float | None = Field(default=None, gt=0)
@@ -91,6 +92,11 @@ class PGDConfig(AttackConfig):
         return " ".join(parts)
 
     @property
+    def loss_unknown(self) -> bool:
+        """See :class:`AttackConfig`."""
+        return self.keep == "last"
+
+    @property
     def evaluations(self) -> int:
         """One per iterate that is looked at, and one of the clean image where target classes are ranked."""
         looks = self.steps + (self.keep == "best")
@@ -122,8 +128,14 @@ class FGSMConfig(AttackConfig):
         loss: ``ce``, ``margin`` or ``dlr``.
     """
 
+    keeps_best: ClassVar[bool] = True
     attack: Literal["fgsm"] = "fgsm"
     loss: LossName = "ce"
+
+    @property
+    def single_step(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def evaluations(self) -> int:

@@ -11,7 +11,7 @@ results of its code change.
 from __future__ import annotations
 
 from tasks.stages.attack import AttackStage
-from tasks.stages.base import Chunk, Output, StageSpec, images_from_table, images_to_table
+from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table, images_to_table
 from tasks.stages.certify import CertifyStage, SampleStage, SequenceStage, Smoothed
 from tasks.stages.corrupt import CorruptStage
 from tasks.stages.evaluate import EvaluateStage
@@ -21,6 +21,7 @@ __all__ = [
     "AttackStage",
     "CertifyStage",
     "Chunk",
+    "Components",
     "CorruptStage",
     "EvaluateStage",
     "Output",

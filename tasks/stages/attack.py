@@ -21,7 +21,7 @@ from tasks.attacks import AttackConfig, DerivedAttackConfig, Given, LadderConfig
 from tasks.attacks.base import AttackResult
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig
-from tasks.stages.base import Chunk, Output, StageSpec, images_from_table, images_to_table
+from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table, images_to_table
 
 __all__ = ["AttackStage"]
 
@@ -54,6 +54,11 @@ class AttackStage(StageSpec):
     def reads(self) -> Literal["images", "images and rows"]:
         """See :class:`StageSpec`."""
         return "images and rows" if self.sources or self.after is not None else "images"
+
+    @property
+    def components(self) -> Components:
+        """See :class:`StageSpec`."""
+        return Components(self.classifier, self.purifier, attack=self.attack)
 
     def label(self) -> str:
         """Data set, classifier, purifier if it is attacked, attack, budget."""

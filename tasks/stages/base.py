@@ -6,17 +6,22 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from torch import Tensor
 
+from defense.classifiers import ClassifierConfig
+from defense.purifiers import PurifierConfig
 from defense.spec import Spec, digest
+from tasks.attacks import AttackConfig
 from tasks.compute import Compute, Context
+from tasks.corruptions.config import CorruptionConfig
+from tasks.stages.kind import Kind
 
-__all__ = ["Chunk", "Output", "StageSpec", "images_from_table", "images_to_table"]
+__all__ = ["Chunk", "Components", "Output", "StageSpec", "images_from_table", "images_to_table"]
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,35 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Output:
-    """What a unit leaves: rows, and images if the stage makes any."""
+    """What a unit leaves.
+
+    Arguments:
+        rows: One row an image.
+        images: Images, if the stage makes any.
+        notes: What else there is to say of the unit: counts, or texts.
+        missing: Why a measure could not be taken, by the measure's name.
+    """
 
     rows: pa.Table
     images: pa.Table | None = None
     notes: dict[str, int | float | str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+class Components(NamedTuple):
+    """What a stage's own computation is made of; None where it has no such part.
+
+    Arguments:
+        classifier: The classifier that is asked.
+        purifier: The purifier in front of it.
+        attack: The attack that is run.
+        corruption: The corruption that is applied.
+    """
+
+    classifier: ClassifierConfig | None = None
+    purifier: PurifierConfig | None = None
+    attack: AttackConfig | None = None
+    corruption: CorruptionConfig | None = None
 
 
 class StageSpec(Spec):
@@ -55,6 +84,29 @@ class StageSpec(Spec):
         """What it wants of its inputs; with ``images and rows`` the other columns of the rows are joined."""
         return "images"
 
+    @property
+    def components(self) -> Components:
+        """What its computation is made of: nothing that tables and plans know by name, unless a subclass says so."""
+        return Components()
+
+    @property
+    def threat(self) -> AttackConfig | CorruptionConfig | None:
+        """What made, or makes, the images that it is about; None where they are clean."""
+        return self.components.attack or self.components.corruption
+
+    @property
+    def kind(self) -> Kind:
+        """What its units have in common in their cost."""
+        classifier, purifier, attack, corruption = self.components
+        key = self.model_key()
+        threat = "" if corruption is None else corruption.corruption
+        if attack is not None:
+            threat = attack.attack if attack.gradient is None else f"{attack.attack} {attack.gradient}"
+        defence = "" if purifier is None else purifier.purifier
+        model = classifier.label() if classifier is not None and key == classifier.id else key[:6]
+        behind = f"behind {defence}" if threat and defence else defence
+        return Kind(self.stage, threat, defence, key, " ".join(filter(None, (self.stage, threat, behind, model))))
+
     def model_key(self) -> str:
         """Units with equal keys go preferably to the worker that has the models loaded."""
         return ""
@@ -64,8 +116,8 @@ class StageSpec(Spec):
         return self.stage
 
     def threat_label(self) -> str:
-        """What stands in the attack column of the cost table where there is neither attack nor corruption."""
-        return "clean"
+        """What stands in the attack column of the cost table."""
+        return "clean" if self.threat is None else self.threat.label()
 
     def settings(self) -> Compute:
         """How the unit computes."""

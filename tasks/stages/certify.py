@@ -29,7 +29,7 @@ from defense.spec import Spec
 from tasks.certificates import Base, CertificateConfig
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig
-from tasks.stages.base import Chunk, Output, StageSpec
+from tasks.stages.base import Chunk, Components, Output, StageSpec
 
 __all__ = ["CertifyStage", "SampleStage", "SequenceStage", "Smoothed"]
 
@@ -79,6 +79,11 @@ class Smoothed(Spec):
     sigma: float = Field(gt=0)
     seed: int
     compute: Compute
+
+    @property
+    def components(self) -> Components:
+        """What its answers are made of."""
+        return Components(self.classifier, self.purifier)
 
     @property
     def classes(self) -> int:
@@ -170,6 +175,11 @@ class SampleStage(StageSpec):
         """See :class:`StageSpec`."""
         return self.smoothed.compute
 
+    @property
+    def components(self) -> Components:
+        """See :class:`Smoothed`."""
+        return self.smoothed.components
+
     def threat_label(self) -> str:
         """``noise 0.25, estimation``."""
         return f"noise {self.smoothed.sigma:g}, {'selection' if self.role == SELECT else 'estimation'}"
@@ -229,6 +239,11 @@ class SequenceStage(StageSpec):
     def settings(self) -> Compute:
         """See :class:`StageSpec`."""
         return self.smoothed.compute
+
+    @property
+    def components(self) -> Components:
+        """See :class:`Smoothed`."""
+        return self.smoothed.components
 
     def threat_label(self) -> str:
         """``noise 0.25, sequential``."""
@@ -328,6 +343,11 @@ class CertifyStage(StageSpec):
     def settings(self) -> Compute:
         """See :class:`StageSpec`."""
         return self.smoothed.compute
+
+    @property
+    def components(self) -> Components:
+        """See :class:`Smoothed`."""
+        return self.smoothed.components
 
     def threat_label(self) -> str:
         """The certificate."""

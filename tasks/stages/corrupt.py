@@ -14,7 +14,7 @@ from tasks.attacks import perturbation_norms
 from tasks.compute import Compute, Context
 from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
-from tasks.stages.base import Chunk, Output, StageSpec, images_to_table
+from tasks.stages.base import Chunk, Components, Output, StageSpec, images_to_table
 
 __all__ = ["CorruptStage"]
 
@@ -27,6 +27,11 @@ class CorruptStage(StageSpec):
     dataset: SerializeAsAny[DatasetConfig]
     corruption: CorruptionConfig
     seed: int
+
+    @property
+    def components(self) -> Components:
+        """See :class:`StageSpec`."""
+        return Components(corruption=self.corruption)
 
     def label(self) -> str:
         """Data set, corruption, severity."""

@@ -15,10 +15,12 @@ from torch import Tensor
 from defense.classifiers import ClassifierConfig
 from defense.purifiers import PurifierConfig
 from defense.randomness import Omega
+from tasks.attacks import AttackConfig
 from tasks.compute import Compute, Context
+from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
 from tasks.stages.attack import AttackStage
-from tasks.stages.base import Chunk, Output, StageSpec, images_from_table
+from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table
 from tasks.stages.corrupt import CorruptStage
 
 __all__ = ["EvaluateStage"]
@@ -40,6 +42,16 @@ class EvaluateStage(StageSpec):
     def inputs(self) -> dict[str, StageSpec]:
         """The attack or corruption, if any."""
         return {} if self.source is None else {"source": self.source}
+
+    @property
+    def components(self) -> Components:
+        """See :class:`StageSpec`."""
+        return Components(self.classifier, self.purifier)
+
+    @property
+    def threat(self) -> AttackConfig | CorruptionConfig | None:
+        """See :class:`StageSpec`."""
+        return None if self.source is None else self.source.threat
 
     def label(self) -> str:
         """What is judged, on which images."""

@@ -26,11 +26,13 @@ from defense.lpips import LpipsConfig
 from defense.purifiers import PurifierConfig
 from defense.randomness import Omega
 from defense.spec import Spec
+from tasks.attacks import AttackConfig
 from tasks.compute import Compute, Context
+from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
 from tasks.quality import quality
 from tasks.stages.attack import AttackStage
-from tasks.stages.base import Chunk, Output, StageSpec, images_from_table, images_to_table
+from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table, images_to_table
 from tasks.stages.corrupt import CorruptStage
 
 __all__ = ["PAIRS", "QualityConfig", "QualityStage"]
@@ -65,6 +67,16 @@ class QualityStage(StageSpec):
     def inputs(self) -> dict[str, StageSpec]:
         """The attack or corruption, if any."""
         return {} if self.source is None else {"source": self.source}
+
+    @property
+    def components(self) -> Components:
+        """See :class:`StageSpec`."""
+        return Components(self.classifier, self.purifier)
+
+    @property
+    def threat(self) -> AttackConfig | CorruptionConfig | None:
+        """See :class:`StageSpec`."""
+        return None if self.source is None else self.source.threat
 
     def label(self) -> str:
         """What is measured, on which images."""
@@ -103,12 +115,12 @@ class QualityStage(StageSpec):
         made = purified.clamp(0, 1).numpy()
         network = None if self.quality.lpips is None else context.load(self.quality.lpips)
         columns: dict[str, pa.Array] = {}
-        notes: dict[str, int | float | str] = {}
+        missing: dict[str, str] = {}
         for pair, (first, second) in zip(PAIRS, ((clean, given), (clean, made), (given, made)), strict=True):
             found = quality(np.clip(first, 0, 1), np.clip(second, 0, 1), network)
             for measure, values in found.columns.items():
                 columns[f"{measure}_{pair}"] = _column(values)
-            notes.update({f"no {measure}": why for measure, why in found.missing.items()})
+            missing |= found.missing
         rows = pa.table(
             {
                 "image_id": pa.array(chunk.ids, pa.int32()),
@@ -118,7 +130,7 @@ class QualityStage(StageSpec):
                 "classifier_evaluations": pa.array([self.purifier.classifier_evaluations] * len(ids), pa.int32()),
             }
         )
-        return Output(rows, images_to_table(chunk.ids, torch.from_numpy(made)), notes)
+        return Output(rows, images_to_table(chunk.ids, torch.from_numpy(made)), missing=missing)
 
 
 def _column(values: npt.NDArray[np.float64]) -> pa.Array:

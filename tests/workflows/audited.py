@@ -22,7 +22,7 @@ from tasks.stages import AttackStage, EvaluateStage, Output, StageSpec, images_t
 from workflows.audit import Finding, findings
 from workflows.planning.plan import make_plan
 from workflows.results.reader import Results
-from workflows.store import Store
+from workflows.store import Attempt, Store
 
 DATA = DigitsConfig().read()
 HEAD = """
@@ -67,7 +67,7 @@ class Audited:
             for chunk in stage.chunks:
                 ids = np.array(chunk.ids)
                 output = self._judged(stage.spec, ids, right, images) or _attacked(stage.spec, ids, rows)
-                record = {"attempt": "a", "seconds": 1.0, "host": "h"}
+                record = Attempt("a", 1.0, "h")
                 self.store.commit(stage.spec, stage.id, chunk, output, record)
         self.found = findings(self.results)
 
@@ -151,6 +151,10 @@ class AutoAttack(AttackConfig):
     version: Literal["standard", "rand"] = "standard"
 
     @property
+    def autoattack(self) -> str | None:
+        return self.version
+
+    @property
     def evaluations(self) -> int:
         return 1
 
@@ -163,3 +167,7 @@ class Query(AutoAttack):
 
     attack: Literal["audited:Query"] = "audited:Query"  # type: ignore[assignment]
     black_box: ClassVar[bool] = True
+
+    @property
+    def autoattack(self) -> None:
+        return None

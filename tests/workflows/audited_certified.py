@@ -34,7 +34,7 @@ from tasks.stages import (
 from workflows.audit import Finding, findings
 from workflows.planning.plan import make_plan
 from workflows.results.reader import Results
-from workflows.store import Store
+from workflows.store import Attempt, Store
 
 DATA = DigitsConfig().read()
 SIGMA = 0.25
@@ -102,7 +102,7 @@ class Audited:
                 output = self._output(stage.spec, chunk, inputs)
                 if output is not None:
                     done[position, chunk.name] = output.rows
-                    record = {"attempt": "a", "seconds": 1.0, "host": "h"}
+                    record = Attempt("a", 1.0, "h")
                     self.store.commit(stage.spec, stage.id, chunk, output, record)
         self.found = findings(self.results, images=False)
 

@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec
 from workflows.engine.attempts import Event
-from workflows.engine.loop import Outcome, run_plan
+from workflows.engine.loop import RunOutcome, run_plan
 from workflows.engine.pool import Pool
 from workflows.monitoring.progress import SweepProgress
 from workflows.planning.plan import Plan
@@ -88,12 +88,12 @@ def go(
     store: Store,
     on_event: Callable[[Event, Failure | None], None] = lambda event, failure: None,
     **options: Any,
-) -> Outcome:
+) -> RunOutcome:
     """Run what is not committed, and end the pool."""
     committed = plan.committed(store)
     with SweepProgress(plan.units, 0, plan.units, quiet=True) as progress:
         try:
-            return run_plan(plan, committed, pool, progress, store=store, on_event=on_event, **options)
+            return run_plan(committed, pool, progress, store=store, on_event=on_event, **options)
         finally:
             pool.close()
 

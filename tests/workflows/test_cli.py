@@ -191,11 +191,11 @@ class TestStatusAndTables:
         assert not Path(store.uri).exists()
 
     def test_status_shows_failures_until_nothing_is_missing(self, file: Path, sweep: Sweep, store: Store) -> None:
-        from workflows.engine.run import _record_failure
+        from workflows.engine.failures import record_failure
         from workflows.planning.scheduler import Failure
 
         plan = make_plan(sweep)
-        _record_failure(
+        record_failure(
             sweep, plan, store, Failure(Unit(1, 2), 3, "ValueError: no", "Traceback\n  boom\nValueError: no")
         )
         name = plan.stages[1].chunks[2].name

@@ -22,7 +22,7 @@ from workflows.engine.cluster import cluster, slots
 from workflows.engine.pool import Pool
 from workflows.planning.plan import Unit
 from workflows.planning.scheduler import Failure
-from workflows.store import Store
+from workflows.store import Attempt, Store
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +73,7 @@ def test_a_worker_whose_answer_is_lost_is_not_waited_for(
         rows = pa.table(
             {"image_id": pa.array(silent.chunks[0].ids, pa.int32()), "value": pa.array(values, pa.int32())}
         )
-        record = {"attempt": "its own", "seconds": 0.1, "host": "there"}
+        record = Attempt("its own", 0.1, "there")
         store.commit(silent.spec, silent.id, silent.chunks[0], Output(rows), record)
 
     began = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +13,19 @@ import pytest
 from naps import Nap, plan_of
 
 from tasks.stages import Chunk, Output
-from tasks.stages.kind import kind_of
 from workflows.engine.calibrate import to_measure
 from workflows.engine.run import _held_against
+from workflows.monitoring.run_record import RunRecord
 from workflows.planning.costs import Cost, Pace, costs_of, interval
 from workflows.planning.forecast import Forecast, forecast, predict, read_forecast, write_forecast
-from workflows.planning.plan import Plan, Unit
-from workflows.store import Store
+from workflows.planning.plan import Committed, Plan, Unit
+from workflows.store import Attempt, Store
 
 
 def _wall(plan: Plan, costs: dict[int, Cost], workers: int, **options: float) -> float:
     """Predicted wall time; costs by the number of the nap."""
-    by_kind = {kind_of(stage.spec): costs[stage.spec.number] for stage in plan.stages}  # type: ignore[attr-defined]
-    found, _ = forecast(plan, [set() for _ in plan.stages], by_kind, workers=workers, **options)
+    by_kind = {stage.spec.kind: costs[stage.spec.number] for stage in plan.stages}  # type: ignore[attr-defined]
+    found, _ = forecast(Committed(plan), by_kind, workers=workers, **options)
     assert found is not None
     return found.wall_seconds
 
@@ -58,17 +59,19 @@ class TestWallTime:
 
     def test_what_is_committed_costs_nothing(self) -> None:
         plan = plan_of([Nap(number=0)], 10)
-        kind = kind_of(plan.stages[0].spec)
-        found, stages = forecast(plan, [set(range(7))], {kind: Cost(2, 0.5, 0.0)}, workers=1, startup_seconds=2.0)
+        kind = plan.stages[0].spec.kind
+        found, stages = forecast(
+            Committed(plan, [set(range(7))]), {kind: Cost(2, 0.5, 0.0)}, workers=1, startup_seconds=2.0
+        )
         assert found is not None and stages[0] is not None
         assert (found.units, found.compute_seconds, found.wall_seconds) == (3, 3.0, 5.0)
         assert (stages[0].units, stages[0].seconds) == (3, 3.0)
-        done, _ = forecast(plan, [set(range(10))], {}, workers=1, startup_seconds=2.0)
+        done, _ = forecast(Committed(plan, [set(range(10))]), {}, workers=1, startup_seconds=2.0)
         assert done is not None and done.wall_seconds == 0  # nothing to start Ray for, and nothing unknown
 
     def test_an_unknown_kind_is_not_guessed(self) -> None:
         plan = plan_of([Heavy(number=1), Heavy(number=2)], 3)
-        found, stages = forecast(plan, [set(), set()], {kind_of(plan.stages[0].spec): Cost(3, 1.0, 0.1)}, workers=1)
+        found, stages = forecast(Committed(plan), {plan.stages[0].spec.kind: Cost(3, 1.0, 0.1)}, workers=1)
         assert found is None
         assert stages[0] is not None and stages[0].seconds == 6 and stages[1] is None
 
@@ -83,7 +86,7 @@ class TestWallTime:
     def test_gpu_hours_are_those_that_the_run_holds(self) -> None:
         plan = plan_of([Nap(number=0)], 4)
         found, _ = forecast(
-            plan, [set()], {kind_of(plan.stages[0].spec): Cost(1, 900.0)}, workers=4, gpus_per_worker=0.5
+            Committed(plan), {plan.stages[0].spec.kind: Cost(1, 900.0)}, workers=4, gpus_per_worker=0.5
         )
         assert found is not None and found.gpu_hours == 4 * 0.5 * 0.5
 
@@ -107,14 +110,14 @@ class TestInterval:
 
     def test_the_wall_time_has_that_of_all_kinds_divided_by_the_workers(self) -> None:
         plan = plan_of([Heavy(number=1), Heavy(number=2)], 8)
-        kinds = [kind_of(stage.spec) for stage in plan.stages]
+        kinds = [stage.spec.kind for stage in plan.stages]
         costs = {kinds[0]: Cost(3, 1.0, 0.2), kinds[1]: Cost(4, 2.0, 0.5)}
-        found, stages = forecast(plan, [set(), set()], costs, workers=2)
+        found, stages = forecast(Committed(plan), costs, workers=2)
         assert found is not None and found.low is not None and found.high is not None
         halves = [stage.half for stage in stages if stage is not None and stage.half is not None]
         assert found.high - found.wall_seconds == pytest.approx(math.hypot(*halves) / 2)
         assert found.wall_seconds - found.low == pytest.approx(math.hypot(*halves) / 2)
-        one, _ = forecast(plan, [set(), set()], costs | {kinds[1]: Cost(2, 2.0, 0.5)}, workers=2)
+        one, _ = forecast(Committed(plan), costs | {kinds[1]: Cost(2, 2.0, 0.5)}, workers=2)
         assert one is not None and one.low is None
 
 
@@ -122,7 +125,7 @@ def _commit(store: Store, spec: Nap, chunk: Chunk, seconds: float, loading: floa
     rows = pa.table({"image_id": pa.array(chunk.ids, pa.int32())})
     notes = {"loading_seconds": loading} if loading else {}
     versions = {"device": "some GPU"} if gpu else {}
-    record = {"attempt": f"{seconds}", "seconds": seconds, "host": "h", "versions": versions}
+    record = Attempt(f"{seconds}", seconds, "h", versions)
     store.commit(spec, spec.id, chunk, Output(rows, notes=notes), record)
 
 
@@ -133,11 +136,11 @@ class TestMeasuring:
         took = ((5.0, 8.0), (2.0, 0.0), (4.0, 0.01), (3.0, 0.0))
         for chunk, (seconds, loading) in zip(plan.stages[0].chunks, took, strict=True):
             _commit(store, spec, chunk, seconds, loading)
-        (cost,) = costs_of(plan, plan.committed(store), store).values()
+        (cost,) = costs_of(plan.committed(store), store).values()
         # Two images a chunk: 1, 2 and 1.5 s an image. The first one took 5 s instead of 3, and 8 s to load.
         assert (cost.units, cost.rate, cost.spread, cost.first) == (3, 1.5, 0.5, False)
         assert cost.loading == 8 + 2
-        (only,) = costs_of(plan, [{0}], store).values()
+        (only,) = costs_of(Committed(plan, [{0}]), store).values()
         assert (only.units, only.rate, only.first, only.loading) == (1, 2.5, True, 8.0)
 
     def test_gpus_do_not_speak_for_processors(self, tmp_path: Path) -> None:
@@ -146,7 +149,7 @@ class TestMeasuring:
         _commit(store, spec, plan.stages[0].chunks[0], 2.0)
         _commit(store, spec, plan.stages[0].chunks[1], 0.2, gpu=True)
         done = plan.committed(store)
-        rates = [[c.rate for c in costs_of(plan, done, store, gpu=gpu).values()] for gpu in (False, True, None)]
+        rates = [[c.rate for c in costs_of(done, store, gpu=gpu).values()] for gpu in (False, True, None)]
         assert rates[:2] == [[1.0], [0.1]] and rates[2] == [pytest.approx(0.55)]
 
     def test_a_long_stage_is_sampled_from_end_to_end(self, tmp_path: Path) -> None:
@@ -154,25 +157,45 @@ class TestMeasuring:
         plan = plan_of([spec], 100)
         for position, chunk in enumerate(plan.stages[0].chunks):
             _commit(store, spec, chunk, 2.0 * position)
-        (cost,) = costs_of(plan, plan.committed(store), store).values()
+        (cost,) = costs_of(plan.committed(store), store).values()
         assert cost.units == 8 and 35 < cost.rate < 55  # the mean of all is 49.5
 
     def test_what_is_measured_has_its_sources_and_leaves_most_to_predict(self) -> None:
         source = Heavy(number=1)
         plan = plan_of([source, Heavy(number=2, source=source), Heavy(number=3)], 30)
-        nothing: list[set[int]] = [set(), set(), set()]
-        chosen = to_measure(plan, nothing, set(), each=5)
-        assert [len(chunks) for chunks in chosen] == [5, 5, 5]
-        assert chosen[1] <= chosen[0]
-        assert [len(chunks) for chunks in to_measure(plan, nothing, set(), each=50)] == [10, 10, 10]
-        kinds = [kind_of(stage.spec) for stage in plan.stages]
+        nothing = Committed(plan)
+        chosen = to_measure(nothing, set(), each=5)
+        assert Counter(unit.stage for unit in chosen) == {0: 5, 1: 5, 2: 5}
+        assert {Unit(0, unit.chunk) for unit in chosen if unit.stage == 1} <= chosen
+        assert Counter(unit.stage for unit in to_measure(nothing, set(), each=50)) == {0: 10, 1: 10, 2: 10}
+        kinds = [stage.spec.kind for stage in plan.stages]
         # A kind that is known is computed only as far as others read it.
-        assert to_measure(plan, [{3, 4}, set(), set()], {kinds[0], kinds[2]}, 4) == [{0, 1}, {0, 1, 3, 4}, set()]
-        assert to_measure(plan, nothing, set(kinds), 2) == nothing
+        some = Committed(plan, [{3, 4}, set(), set()])
+        assert to_measure(some, {kinds[0], kinds[2]}, 4) == {
+            *(Unit(0, chunk) for chunk in (0, 1)),
+            *(Unit(1, chunk) for chunk in (0, 1, 3, 4)),
+        }
+        assert to_measure(nothing, set(kinds), 2) == set()
 
     def test_a_small_sweep_is_measured_whole(self) -> None:
         plan = plan_of([Nap(number=0)], 2)
-        assert to_measure(plan, [set()], set(), each=7) == [{0, 1}]
+        assert to_measure(Committed(plan), set(), each=7) == {Unit(0, 0), Unit(0, 1)}
+
+
+def _run(*, workers: int, units: int, wall_seconds: float) -> RunRecord:
+    """The record of a run that ended on that many workers without GPUs."""
+    rates = {"units_per_second": 0.0, "images_per_second": 0.0, "utilisation": None}
+    seconds = {
+        "wall_seconds": wall_seconds,
+        "computing_seconds": 0.0,
+        "startup_seconds": None,
+        "overhead_seconds": None,
+    }
+    when = dict.fromkeys(("started", "updated", "ended"), "2026-01-01T00:00:00+00:00")
+    counts = {"units": units, "images": units, "to_compute": units, "done": units, "alive": 0}
+    rest = {"run": "r", "purpose": "run", "driver": "h 1", "gpus_per_worker": 0.0, "state": "finished"}
+    more = {"left_seconds": None, "workers_at_most": workers}
+    return RunRecord.from_json({**rates, **seconds, **when, **counts, **rest, **more})
 
 
 class TestRecord:
@@ -180,7 +203,7 @@ class TestRecord:
     def test_a_prediction_comes_back_as_it_was(self, where: str, tmp_path: Path) -> None:
         store = Store(str(tmp_path) if where == "folder" else f"memory://{tmp_path.name}")
         plan = plan_of([Heavy(number=1)], 3)
-        found, _ = forecast(plan, [set()], {kind_of(plan.stages[0].spec): Cost(4, 0.3, 0.01, 2.0)}, workers=3)
+        found, _ = forecast(Committed(plan), {plan.stages[0].spec.kind: Cost(4, 0.3, 0.01, 2.0)}, workers=3)
         assert found is not None and read_forecast(store, "s") is None
         write_forecast(store, "s", found)
         assert read_forecast(store, "s") == found
@@ -189,25 +212,27 @@ class TestRecord:
 
     def test_a_run_is_held_against_what_was_predicted_for_its_units(self) -> None:
         plan = plan_of([Nap(number=0)], 20)
-        costs = {kind_of(plan.stages[0].spec): Cost(3, 1.0, 0.0)}
-        found, _ = forecast(plan, [set()], costs, workers=2, startup_seconds=10.0)
+        costs = {plan.stages[0].spec.kind: Cost(3, 1.0, 0.0)}
+        found, _ = forecast(Committed(plan), costs, workers=2, startup_seconds=10.0)
         assert isinstance(found, Forecast) and found.wall_seconds == 30
-        run = {"workers_at_most": 2, "gpus_per_worker": 0.0, "units": 20, "wall_seconds": 40.0}
+        run = _run(workers=2, units=20, wall_seconds=40.0)
         said = "predicted 30 s for these 20 units, measured 40 s: 25% too short"
-        assert _held_against(found, plan, [set()], run) == said
+        assert _held_against(found, Committed(plan), run) == said
         # Of ten that are left it is ten units' time, and of five nothing is said.
-        rest = run | {"units": 10, "wall_seconds": 16.0}
+        rest = _run(workers=2, units=10, wall_seconds=16.0)
         said = "predicted 20 s for these 10 units, measured 16 s: 25% too long"
-        assert _held_against(found, plan, [set(range(10))], rest) == said
-        assert _held_against(found, plan, [set(range(15))], run | {"units": 5}) is None
-        assert _held_against(found, plan, [set()], run | {"workers_at_most": 3}) is None
-        assert _held_against(replace(found, gpus_per_worker=1.0), plan, [set()], run) is None
+        assert _held_against(found, Committed(plan, [set(range(10))]), rest) == said
+        five = _run(workers=2, units=5, wall_seconds=40.0)
+        assert _held_against(found, Committed(plan, [set(range(15))]), five) is None
+        other = _run(workers=3, units=20, wall_seconds=40.0)
+        assert _held_against(found, Committed(plan), other) is None
+        assert _held_against(replace(found, gpus_per_worker=1.0), Committed(plan), run) is None
 
     def test_without_a_run_the_start_is_not_made_up(self, tmp_path: Path) -> None:
         store, spec = Store(str(tmp_path)), Nap(number=0)
         plan = plan_of([spec], 3)
         _commit(store, spec, plan.stages[0].chunks[0], 2.0)
-        found, _ = predict(plan, plan.committed(store), store, "s", workers=1)
+        found, _ = predict(plan.committed(store), store, "s", workers=1)
         assert found is not None
         assert (found.startup_seconds, found.wall_seconds) == (None, 4.0)
 
@@ -215,13 +240,13 @@ class TestRecord:
 class TestPace:
     def test_time_left_is_known_when_every_kind_is(self) -> None:
         plan = plan_of([Heavy(number=1), Heavy(number=2)], 4)
-        kinds = [kind_of(stage.spec) for stage in plan.stages]
-        pace = Pace(plan, [{0}, set()])
+        kinds = [stage.spec.kind for stage in plan.stages]
+        pace = Pace(Committed(plan, [{0}, set()]))
         assert pace.left() is None
         pace.took(Unit(0, 1), 3.0)
         pace.done(Unit(0, 1))
         assert pace.left() is None
-        known = Pace(plan, [{0}, set()], {kinds[1]: Cost(1, 0.25)})
+        known = Pace(Committed(plan, [{0}, set()]), {kinds[1]: Cost(1, 0.25)})
         known.took(Unit(0, 1), 3.0)
         known.done(Unit(0, 1))
         assert known.left() == pytest.approx(2 * 3.0 + 4 * 2 * 0.25)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from defense.errors import InvalidInput
 from tasks.stages.kind import Kind
 from workflows.grid.load import load_sweep
 from workflows.monitoring.events import LOGGER, listened, log_to, tell
-from workflows.monitoring.ledger import Ledger, Place, utilisation_table
-from workflows.monitoring.run_record import RunRecord, duration, read_runs, run_line
+from workflows.monitoring.ledger import KindAccount, Ledger, Place, utilisation_table
+from workflows.monitoring.run_record import RunRecord, RunRecorder, duration, read_runs, run_line
 from workflows.results.reader import Results
 from workflows.store import Store
 from workflows.tracking.track import track
@@ -84,54 +85,118 @@ class TestLedger:
         ledger.gone(two)
         clock[0] = 200.0
         ledger.ready(Place("n2", "h", 3), first=False)  # a replacement says nothing of how long a start takes
-        found = ledger.as_dict()
-        assert (found["wall_seconds"], found["units"], found["images"]) == (100, 3, 30)
-        assert (found["startup_seconds"], found["units_per_second"], found["images_per_second"]) == (11, 0.03, 0.3)
-        assert found["overhead_seconds"] == 2  # of 3 s beside the compute one was loading
-        assert found["utilisation"] == pytest.approx((33 + 23 + 8) / (90 + 10), abs=1e-4)
-        first, second, third = found["workers"]
-        assert (first["busy_seconds"], first["busy_of_run"], first["waiting"]) == (56, 0.56, round(1 - 56 / 90, 4))
-        assert (second["alive"], second["busy_of_run"], second["waiting"]) == (False, 0.08, pytest.approx(0.2))
-        assert first["images_per_second"] == round(20 / 90, 4)
-        assert (third["units"], third["alive"]) == (0, True)
-        assert found["kinds"] == [
-            {
-                "kind": "evaluate none",
-                "units": 3,
-                "images": 30,
-                "computing_seconds": 55.0,
-                "images_per_second": round(30 / 55, 4),
-            }
-        ]
+        found = ledger.accounts()
+        assert (found.wall_seconds, found.units, found.images) == (100, 3, 30)
+        assert (found.startup_seconds, found.units_per_second, found.images_per_second) == (11, 0.03, 0.3)
+        assert found.overhead_seconds == 2  # of 3 s beside the compute one was loading
+        assert found.utilisation == pytest.approx((33 + 23 + 8) / (90 + 10), abs=1e-4)
+        first, second, third = found.workers
+        assert (first.busy_seconds, first.busy_of_run, first.waiting) == (56, 0.56, round(1 - 56 / 90, 4))
+        assert (second.alive, second.busy_of_run, second.waiting) == (False, 0.08, pytest.approx(0.2))
+        assert first.images_per_second == round(20 / 90, 4)
+        assert (third.units, third.alive) == (0, True)
+        assert found.kinds == (KindAccount("evaluate none", 3, 30, 55.0, round(30 / 55, 4)),)
         lines = utilisation_table(found)
         assert lines[1].split() == ["h", "n1", "1", "2", "20", "56.0", "56%", "38%", "0.2"]
         assert "†" in lines[2] and "†" not in lines[3]
 
     def test_a_run_without_workers_has_no_shares(self) -> None:
-        found = Ledger().as_dict()
-        assert (found["units"], found["startup_seconds"], found["utilisation"]) == (0, None, None)
+        found = Ledger().accounts()
+        assert (found.units, found.startup_seconds, found.utilisation) == (0, None, None)
+
+
+FINISHED = """{
+ "run": "20260101T000000-abcdef",
+ "purpose": "run",
+ "started": "2026-01-01T00:00:00+00:00",
+ "driver": "h 1",
+ "gpus_per_worker": 0.0,
+ "updated": "2026-01-01T00:01:00+00:00",
+ "to_compute": 3,
+ "state": "finished",
+ "alive": 0,
+ "done": 3,
+ "left_seconds": null,
+ "ended": "2026-01-01T00:01:00+00:00",
+ "workers_at_most": 2,
+ "wall_seconds": 60.0,
+ "units": 3,
+ "images": 30,
+ "computing_seconds": 55.0,
+ "startup_seconds": 9.644,
+ "overhead_seconds": null,
+ "utilisation": 0.9986,
+ "units_per_second": 0.05,
+ "images_per_second": 0.5,
+ "workers": [
+  {
+   "node": "n1",
+   "host": "h",
+   "pid": 7,
+   "alive": true,
+   "units": 3,
+   "images": 30,
+   "busy_seconds": 56.0,
+   "computing_seconds": 55.0,
+   "loading_seconds": 1.0,
+   "busy_of_run": 0.93,
+   "waiting": 0.07,
+   "images_per_second": 0.5
+  }
+ ],
+ "kinds": [
+  {
+   "kind": "evaluate none",
+   "units": 3,
+   "images": 30,
+   "computing_seconds": 55.0,
+   "images_per_second": 0.5455
+  }
+ ]
+}"""
+"""A record as the first version wrote it."""
 
 
 class TestRecord:
     @pytest.mark.parametrize("where", ["folder", "memory"])
     def test_it_is_running_then_silent_or_ended(self, where: str, tmp_path: Path) -> None:
         store = Store(str(tmp_path) if where == "folder" else f"memory://runs-{tmp_path.name}")
-        record = RunRecord(store, "s", "run", 0.0, 9)
+        recorder = RunRecorder(store, "s", "run", 0.0, 9)
         assert read_runs(store, "s") == []
-        record.progress(2, 4, 33.0)
-        record.progress(2, 5, 22.0)  # a moment later: not written
+        recorder.progress(2, 4, 33.0)
+        recorder.progress(2, 5, 22.0)  # a moment later: not written
         (found,) = read_runs(store, "s")
-        assert (found["state"], found["done"], found["to_compute"], found["left_seconds"]) == ("running", 4, 9, 33.0)
+        assert (found.state, found.done, found.to_compute, found.left_seconds) == ("running", 4, 9, 33.0)
         line = run_line(found)
         assert "4 of 9 units, 2 workers, " in line and "about 33 s left" in line
-        path = f"sweeps/s/runs/{record.id}.json"
-        old = {**found, "updated": (datetime.now(UTC) - timedelta(minutes=5)).isoformat(timespec="seconds")}
-        store.files.write(path, json.dumps(old).encode())
+        path = f"sweeps/s/runs/{recorder.id}.json"
+        long_ago = (datetime.now(UTC) - timedelta(minutes=5)).isoformat(timespec="seconds")
+        store.files.write(path, json.dumps({**found.to_json(), "updated": long_ago}).encode())
         (found,) = read_runs(store, "s")
-        assert found["state"] == "silent" and "its driver is gone" in run_line(found)
-        record.finish("finished", 3, workers_at_most=2)
+        assert found.state == "silent" and "its driver is gone" in run_line(found)
+        recorder.finish("finished", 3, workers_at_most=2)
         (found,) = read_runs(store, "s")
-        assert (found["state"], found["done"], run_line(found)) == ("finished", 3, "")
+        assert (found.state, found.done, run_line(found)) == ("finished", 3, "")
+
+    def test_the_file_is_as_every_version_has_written_it_and_comes_back(self, tmp_path: Path) -> None:
+        store = Store(str(tmp_path))
+        (tmp_path / "sweeps" / "s" / "runs").mkdir(parents=True)
+        (tmp_path / "sweeps" / "s" / "runs" / "20260101T000000-abcdef.json").write_text(FINISHED)
+        (found,) = read_runs(store, "s")
+        assert (found.workers_at_most, found.accounts.units, found.accounts.workers[0].pid) == (2, 3, 7)
+        assert json.dumps(found.to_json(), indent=1) == FINISHED
+        # One that goes on does not say when it ended, nor what a newer version says beside all this.
+        running = {name: value for name, value in found.to_json().items() if name not in ("ended", "workers_at_most")}
+        newer = {**running, "energy_joules": 12.5, "workers": [{**asdict(found.accounts.workers[0]), "watts": 3}]}
+        read = RunRecord.from_json(newer)
+        assert (read.ended, read.workers_at_most, read.accounts) == (None, None, found.accounts)
+        assert read.to_json() == running
+
+    def test_a_record_that_cannot_be_read_is_left_out(self, tmp_path: Path) -> None:
+        store = Store(str(tmp_path))
+        for number, text in enumerate(('{"state": "running"}', "[]", "{", FINISHED.replace("2,", '"two",', 1))):
+            store.files.write(f"sweeps/s/runs/{number}.json", text.encode())
+        assert read_runs(store, "s") == []
 
     def test_durations(self) -> None:
         assert [duration(s) for s in (3.21, 48.4, 150, 9000)] == ["3.2 s", "48 s", "2.5 min", "2.5 h"]

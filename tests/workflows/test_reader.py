@@ -20,7 +20,7 @@ from tasks.datasets import DigitsConfig
 from tasks.stages import Chunk
 from workflows.grid.load import Sweep
 from workflows.planning.forecast import predict
-from workflows.planning.plan import make_plan
+from workflows.planning.plan import Committed, make_plan
 from workflows.results.reader import Results
 from workflows.store import Store
 
@@ -260,23 +260,23 @@ def test_all_defences_share_the_attack(sweep: Sweep) -> None:
 def test_the_estimate_is_work_that_is_left_times_the_measured_rate(sweep: Sweep, partial: Results) -> None:
     plan = make_plan(sweep)
     done = plan.committed(partial.store)
-    assert done == [{0, 1}] * 4 + [{0}]
+    assert done == Committed(plan, [{0, 1}] * 4 + [{0}])
     rates: dict[tuple[str, str], list[tuple[float, bool]]] = {}
     work = [1, 3, 1, 4, 4]  # evaluations an image: draws, steps + 1, draws, draws x reverse steps
     kinds = [(stage.spec.stage, stage.spec.model_key()) for stage in plan.stages]
     assert len(set(kinds)) == 3
-    for stage, kind, each, chunks in zip(plan.stages, kinds, work, done, strict=True):
+    for kind, each, (stage, chunks) in zip(kinds, work, done.by_stage(), strict=True):
         for chunk in chunks:
             commit = partial.store.committed(stage.spec.stage, stage.id, stage.chunks[chunk].name)
             assert commit is not None
-            loading = commit.notes.get("loading_seconds", 0.0)
+            loading = float(commit.notes.get("loading_seconds", 0.0))
             rates.setdefault(kind, []).append((commit.seconds / (8 * each), loading > 0.05 * commit.seconds))
     left = [4, 4, 4, 4, 12]
     expected = 0.0
     for n, each, kind in zip(left, work, kinds, strict=True):
         later = [rate for rate, first in rates[kind] if not first]  # the first of a process loads its models
         expected += n * each * float(np.mean(later or [rate for rate, _ in rates[kind]]))
-    found, stages = predict(plan, done, partial.store, sweep.id, workers=2)
+    found, stages = predict(done, partial.store, sweep.id, workers=2)
     assert found is not None and found.compute_seconds == pytest.approx(expected, rel=1e-9)
     assert sum(stage.seconds for stage in stages if stage is not None) == pytest.approx(expected, rel=1e-9)
     assert found.units == 4 + 2
@@ -287,9 +287,9 @@ def test_the_estimate_says_when_nothing_comparable_was_measured(
 ) -> None:
     plan = make_plan(sweep)
     empty = Store(str(tmp_path / "empty"))
-    assert predict(plan, plan.committed(empty), empty, sweep.id, workers=1) == (None, [None] * 5)
-    everything = [set(range(3))] * 5
-    found, _ = predict(plan, everything, partial.store, sweep.id, workers=1)
+    assert predict(plan.committed(empty), empty, sweep.id, workers=1) == (None, [None] * 5)
+    everything = Committed.all_but(plan, [])
+    found, _ = predict(everything, partial.store, sweep.id, workers=1)
     assert found is not None and (found.units, found.compute_seconds, found.wall_seconds) == (0, 0.0, 0.0)
 
 

@@ -9,6 +9,7 @@ import pytest
 from naps import Nap, plan_of
 
 from workflows.planning.costs import missing_work
+from workflows.planning.plan import Committed
 from workflows.planning.scheduler import Scheduler
 
 STAGES, CHUNKS = 10_000, 100
@@ -22,12 +23,12 @@ def peak_mib() -> float:
 def test_a_million_units_are_planned_and_handed_out_once_each() -> None:
     before, began = peak_mib(), time.process_time()
     plan = plan_of([Nap(number=number) for number in range(STAGES)], CHUNKS)
-    nothing: list[set[int]] = [set() for _ in plan.stages]
-    scheduler = Scheduler(plan, nothing)
+    nothing = Committed(plan)
+    scheduler = Scheduler(nothing)
     assert scheduler.take(None) is not None
     planned = time.process_time() - began
     assert plan.units == scheduler.remaining == STAGES * CHUNKS
-    assert missing_work(plan, nothing) == 2 * plan.units  # two images a unit, one evaluation each
+    assert missing_work(nothing) == 2 * plan.units  # two images a unit, one evaluation each
 
     seen = bytearray(plan.units)
     seen[0] = 1
@@ -46,9 +47,8 @@ def test_a_million_units_are_planned_and_handed_out_once_each() -> None:
 
 def test_the_price_of_a_unit_does_not_grow_with_the_number_of_stages() -> None:
     def price(stages: int) -> float:
-        scheduler = Scheduler(
-            plan_of([Nap(number=number) for number in range(stages)], 20_000 // stages), [set()] * stages
-        )
+        plan = plan_of([Nap(number=number) for number in range(stages)], 20_000 // stages)
+        scheduler = Scheduler(Committed(plan))
         began = time.process_time()
         while (unit := scheduler.take("")) is not None:
             scheduler.succeeded(unit)
@@ -61,7 +61,7 @@ def test_the_price_of_a_unit_does_not_grow_with_the_number_of_stages() -> None:
 def test_readers_of_one_source_become_ready_in_time_proportional_to_their_number() -> None:
     source = Nap(number=0)
     plan = plan_of([Nap(number=number, source=source) for number in range(1, 2_001)], 10)
-    scheduler = Scheduler(plan, [set() for _ in plan.stages])
+    scheduler = Scheduler(Committed(plan))
     began = time.process_time()
     count = 0
     while (unit := scheduler.take("")) is not None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec
-from workflows.planning.plan import Plan, PlannedStage, Unit
+from workflows.planning.plan import Committed, Plan, PlannedStage, Unit
 from workflows.planning.scheduler import MAX_LOSSES, Failure, Scheduler
 
 
@@ -67,7 +67,7 @@ def test_every_unit_succeeds_once_or_is_quarantined_or_blocked(plan: Plan, data:
     committed = data.draw(st.sets(st.sampled_from(units)), "committed")
     troubles = {unit: data.draw(st.integers(0, 4), f"failures of {unit}") for unit in units}
     scheduler = Scheduler(
-        plan, [{u.chunk for u in committed if u.stage == i} for i in range(len(plan.stages))], max_attempts
+        Committed(plan, [{u.chunk for u in committed if u.stage == i} for i in range(len(plan.stages))]), max_attempts
     )
     assert scheduler.remaining == len(units) - len(committed)
 
@@ -136,23 +136,23 @@ def drain(scheduler: Scheduler, loaded: str | None = None) -> list[Unit]:
 
 def test_a_worker_gets_units_of_its_loaded_model_first() -> None:
     plan = make("aab", [[], [], []], 2)
-    found = [unit.stage for unit in drain(Scheduler(plan, [set()] * 3), "b")]
+    found = [unit.stage for unit in drain(Scheduler(Committed(plan)), "b")]
     assert found[:2] == [2, 2] and sorted(found[2:]) == [0, 0, 1, 1]
 
 
 def test_a_worker_with_nothing_loaded_gets_sources_before_readers_then_the_longest_queue() -> None:
     # Stage 0 feeds stage 1; stages 2 and 3 stand alone, 3 has more left to do.
     plan = make("abcd", [[], [0], [], []], 4)
-    committed = [{0, 1, 2}, set(), {0, 1}, set()]
-    scheduler = Scheduler(plan, committed)
+    committed = Committed(plan, [{0, 1, 2}, set(), {0, 1}, set()])
+    scheduler = Scheduler(committed)
     assert [scheduler.take(None), scheduler.take(None)] == [Unit(0, 3), Unit(3, 0)]
     # Affinity goes before both.
-    assert Scheduler(plan, committed).take("c") == Unit(2, 2)
+    assert Scheduler(committed).take("c") == Unit(2, 2)
 
 
 def test_a_reader_is_ready_only_when_its_own_chunk_is() -> None:
     plan = make("ab", [[], [0]], 3)
-    scheduler = Scheduler(plan, [set(), set()])
+    scheduler = Scheduler(Committed(plan))
     taken = drain(scheduler)
     assert taken == [Unit(0, 0), Unit(0, 1), Unit(0, 2)]
     scheduler.succeeded(Unit(0, 1))
@@ -164,7 +164,7 @@ def test_a_reader_is_ready_only_when_its_own_chunk_is() -> None:
 
 def test_a_reader_with_two_inputs_waits_for_both_and_comes_once() -> None:
     for inputs in ([0, 1], [1, 0], [0, 0]):
-        scheduler = Scheduler(make("abc", [[], [], inputs], 1), [set(), set(), set()])
+        scheduler = Scheduler(Committed(make("abc", [[], [], inputs], 1)))
         assert set(drain(scheduler)) == {Unit(0, 0), Unit(1, 0)}
         scheduler.succeeded(Unit(0, 0))
         early = drain(scheduler)
@@ -174,13 +174,13 @@ def test_a_reader_with_two_inputs_waits_for_both_and_comes_once() -> None:
 
 
 def test_committed_sources_make_their_readers_ready_at_once() -> None:
-    scheduler = Scheduler(make("ab", [[], [0]], 3), [{0, 2}, {2}])
+    scheduler = Scheduler(Committed(make("ab", [[], [0]], 3), [{0, 2}, {2}]))
     assert scheduler.remaining == 3
     assert set(drain(scheduler)) == {Unit(0, 1), Unit(1, 0)}
 
 
 def test_a_failed_unit_goes_to_the_back_and_one_that_never_started_to_the_front() -> None:
-    scheduler = Scheduler(make("a", [[]], 4), [set()])
+    scheduler = Scheduler(Committed(make("a", [[]], 4)))
     first, second = scheduler.take(None), scheduler.take(None)
     assert first == Unit(0, 0) and second == Unit(0, 1)
     assert scheduler.failed(first, "broken") is None
@@ -189,7 +189,7 @@ def test_a_failed_unit_goes_to_the_back_and_one_that_never_started_to_the_front(
 
 
 def test_a_failed_unit_waits_for_a_worker_that_holds_no_other() -> None:
-    scheduler = Scheduler(make("a", [[]], 2), [set()])
+    scheduler = Scheduler(Committed(make("a", [[]], 2)))
     unit = scheduler.take(None)
     assert unit is not None
     scheduler.failed(unit, "broken")
@@ -202,7 +202,7 @@ def test_a_failed_unit_waits_for_a_worker_that_holds_no_other() -> None:
 
 @pytest.mark.parametrize("max_attempts", [1, 2, 5])
 def test_putting_back_is_no_attempt(max_attempts: int) -> None:
-    scheduler = Scheduler(make("a", [[]], 1), [set()], max_attempts)
+    scheduler = Scheduler(Committed(make("a", [[]], 1)), max_attempts)
     unit = Unit(0, 0)
     for attempt in range(1, max_attempts + 1):
         for _ in range(3):
@@ -241,7 +241,7 @@ def test_a_plan_merges_equal_stages_and_keeps_others_apart() -> None:
 
 
 def test_a_batch_is_of_one_stage_and_no_unit_is_in_two() -> None:
-    scheduler = Scheduler(make("ab", [[], []], 5), [set(), set()])
+    scheduler = Scheduler(Committed(make("ab", [[], []], 5)))
     first = scheduler.take("a")
     assert first == Unit(0, 0) and scheduler.more(first, 2) == [Unit(0, 1), Unit(0, 2)]
     assert scheduler.ready == 7
@@ -250,7 +250,7 @@ def test_a_batch_is_of_one_stage_and_no_unit_is_in_two() -> None:
 
 
 def test_what_another_driver_has_committed_is_not_handed_out_and_its_readers_are_ready() -> None:
-    scheduler = Scheduler(make("ab", [[], [0]], 4), [set(), set()])
+    scheduler = Scheduler(Committed(make("ab", [[], [0]], 4)))
     running = scheduler.take(None)
     assert running == Unit(0, 0)
     assert scheduler.committed_elsewhere(0, {0, 1, 3}) == [Unit(0, 1), Unit(0, 3)]  # 0 runs here: its receipt decides
@@ -263,7 +263,7 @@ def test_beside_another_driver_chunks_come_in_random_order_and_each_once() -> No
     plan = make("a", [[]], 50)
     orders = set()
     for _ in range(5):
-        scheduler = Scheduler(plan, [set()])
+        scheduler = Scheduler(Committed(plan))
         scheduler.shared = True
         order = tuple(unit.chunk for unit in drain(scheduler))
         assert sorted(order) == list(range(50))
@@ -272,7 +272,7 @@ def test_beside_another_driver_chunks_come_in_random_order_and_each_once() -> No
 
 
 def test_lost_nodes_are_no_attempts_until_they_are_many() -> None:
-    scheduler = Scheduler(make("a", [[]], 1), [set()], max_attempts=1)
+    scheduler = Scheduler(Committed(make("a", [[]], 1)), max_attempts=1)
     for _ in range(MAX_LOSSES - 1):
         assert scheduler.take(None) == Unit(0, 0)
         assert scheduler.node_lost(Unit(0, 0), "its node was lost") is None
@@ -281,3 +281,19 @@ def test_lost_nodes_are_no_attempts_until_they_are_many() -> None:
     failure = scheduler.node_lost(Unit(0, 0), "its node was lost")
     assert failure is not None and failure.error.startswith(f"{MAX_LOSSES} nodes were lost while it ran")
     assert scheduler.take(None) is None
+
+
+def test_what_is_committed_is_a_set_of_units_that_knows_what_is_missing() -> None:
+    plan = make("ab", [[], [0]], 3)
+    committed = Committed(plan, [{0, 2}, {2}])
+    assert list(committed) == [Unit(0, 0), Unit(0, 2), Unit(1, 2)]
+    assert (len(committed), committed.missing, committed.missing_of(0), committed.missing_of(1)) == (3, 3, 1, 2)
+    assert list(committed.missing_units()) == [Unit(0, 1), Unit(1, 0), Unit(1, 1)]
+    committed.add(Unit(0, 1))
+    committed.discard(Unit(1, 2))
+    assert Unit(0, 1) in committed and Unit(1, 2) not in committed
+    assert committed.of(0) == {0, 1, 2} and committed.of(1) == set()
+    assert committed == Committed.all_but(plan, [Unit(1, chunk) for chunk in range(3)])
+    assert committed != Committed(plan) and Committed(plan).missing == plan.units
+    with pytest.raises(ValueError, match="the plan has 2 stages, and chunks are given of 1"):
+        Committed(plan, [set()])

@@ -10,7 +10,7 @@ from grids_small import ASSETS, DENOISERS, DIFFPURE, SMALL, kinds, swept
 from defense.errors import InvalidInput
 from workflows.engine.worker import UnitWorker
 from workflows.grid.load import load_sweep
-from workflows.planning.plan import Plan, make_plan
+from workflows.planning.plan import Committed, Plan, Unit, make_plan
 from workflows.store import Store
 
 
@@ -86,10 +86,10 @@ class TestSharing:
         sweep = swept(tmp_path, SMALL + "attacks: [none, {attack: pgd, norm: linf, eps: 0.1, steps: 1}]\n")
         plan = make_plan(sweep)
         store = Store(str(tmp_path / "store"))
-        assert plan.committed(store) == [set(), set(), set()]
+        assert plan.committed(store) == Committed(plan)
         worker = UnitWorker(store.uri, "cpu")
         worker.run(plan.stages[0].spec, plan.stages[0].id, plan.stages[0].chunks[1], {})
-        assert plan.committed(store) == [{1}, set(), set()]
+        assert list(plan.committed(store)) == [Unit(0, 1)]
 
 
 class TestThreatModels:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import torch
 from defense.errors import StoreError
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec, images_from_table, images_to_table
-from workflows.store import Commit, Files, Store
+from workflows.store import Attempt, Commit, Files, Store
 from workflows.store.store import SCHEMA_VERSION
 
 
@@ -55,8 +55,8 @@ def output(shift: float = 0.0, *, images: bool = True) -> Output:
     return Output(rows, images_to_table(CHUNK.ids, pixels) if images else None)
 
 
-def record(attempt: str = "first", **update: Any) -> dict[str, Any]:
-    return {"attempt": attempt, "seconds": 1.25, "host": f"host-of-{attempt}", "versions": {"torch": "9.9"}, **update}
+def record(attempt: str = "first", seconds: float = 1.25, **update: Any) -> Attempt:
+    return Attempt(attempt, seconds, f"host-of-{attempt}", **{"versions": {"torch": "9.9"}, **update})
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -121,7 +121,44 @@ def test_the_commit_says_rows_hashes_attempt_time_host_versions_and_notes(store:
         notes={"memory_retries": 2},
     )
     assert found == expected == store.committed(*UNIT)
-    assert json.loads(store.files.read(COMMIT_PATH)) == asdict(expected)
+    assert json.loads(store.files.read(COMMIT_PATH)) == {
+        "stage": "evaluate",
+        "stage_id": ID,
+        "chunk": CHUNK.name,
+        "rows": 3,
+        "sha256": hashes,
+        "attempt": "first",
+        "seconds": 1.25,
+        "host": "host-of-first",
+        "versions": {"torch": "9.9"},
+        "inputs": {},
+        "notes": {"memory_retries": 2},
+    }
+
+
+def test_a_commit_says_which_measures_are_missing_and_those_of_older_versions_are_read(store: Store) -> None:
+    made = replace(output(), missing={"lpips": "no weights"})
+    assert store.commit(SPEC, ID, CHUNK, made, record()).missing == {"lpips": "no weights"}
+    written = json.loads(store.files.read(COMMIT_PATH))
+    assert (written["notes"], written["missing"]) == ({}, {"lpips": "no weights"})
+
+    older = {**written, "stage": "quality", "notes": {"loading_seconds": 0.5, "no lpips": "no weights"}}
+    del older["missing"], older["inputs"]
+    store.files.write(COMMIT_PATH, json.dumps(older).encode())
+    read = store.committed(*UNIT)
+    assert read is not None and read.inputs == {}
+    assert (read.notes, read.missing) == ({"loading_seconds": 0.5}, {"lpips": "no weights"})
+
+
+def test_a_commit_of_a_newer_version_is_read_and_one_without_its_hashes_is_damaged(store: Store) -> None:
+    made = committed(store)
+    written = json.loads(store.files.read(COMMIT_PATH))
+    store.files.write(COMMIT_PATH, json.dumps({**written, "energy_joules": 12.5}).encode())
+    assert store.committed(*UNIT) == made
+    del written["sha256"]
+    store.files.write(COMMIT_PATH, json.dumps(written).encode())
+    with pytest.raises(StoreError, match=r"is damaged \(sha256: field required\); delete it"):
+        store.committed(*UNIT)
 
 
 def test_data_is_written_before_the_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,6 @@ from workflows.results.reader import Results
 from workflows.statistics.paired import PairedTest, paired_test
 
 __all__ = [
-    "BLACK_BOX",
     "LEVEL",
     "Certified",
     "Judged",
@@ -37,9 +36,6 @@ __all__ = [
 
 LEVEL = 0.01
 """A comparison counts where p is below this."""
-
-BLACK_BOX = frozenset({"square", "spsa", "nes", "transfer", "random-noise", "random", "noise", "hop-skip-jump"})
-"""Names of attacks that never look at a gradient of what they attack."""
 
 Key = tuple[object, ...]
 
@@ -119,8 +115,8 @@ class View:
 
     @property
     def black_box(self) -> bool:
-        """Whether the attack looks at no gradient: it says so itself (``black_box``), or has the name of one."""
-        return self.attack is not None and (self.attack.black_box or self.attack.attack in BLACK_BOX)
+        """Whether the attack looks at no gradient."""
+        return self.attack is not None and self.attack.black_box
 
     @property
     def ladder(self) -> bool:
@@ -145,7 +141,7 @@ class View:
         if self.adaptive and self.attack is not None:
             return (self.attack,)
         rungs = self.attack.rungs if isinstance(self.attack, LadderConfig) and not self.bare else ()
-        return tuple(rung for rung in rungs if not (rung.static or rung.black_box or rung.attack in BLACK_BOX))
+        return tuple(rung for rung in rungs if not (rung.static or rung.black_box))
 
     @property
     def modes(self) -> frozenset[str]:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,9 +26,8 @@ from workflows.cli.base import (
 )
 
 if TYPE_CHECKING:
-    from workflows.grid.load import Sweep
-    from workflows.planning.plan import Plan
-    from workflows.store import Store
+    from workflows.planning.forecast import Forecast
+    from workflows.planning.summary import PlanSummary, StageSummary
 
 __all__ = ["plan", "run", "status"]
 
@@ -49,134 +48,81 @@ def plan(
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.planning.plan import make_plan
+        from workflows.planning.summary import summarise
 
         planned = make_plan(loaded)
         if calibrate:
             from workflows.engine.calibrate import calibrate as measure
-            from workflows.engine.run import Options
+            from workflows.engine.execution import Options
 
             options = Options(workers, gpus_per_worker, address)
             workers = measure(loaded, planned, opened, options, say)[0].workers
         # A measured prediction believes units of its own kind of device only; a guess takes what there is.
         gpu = gpus_per_worker > 0 if calibrate or gpus_per_worker else None
-        content = _plan_content(loaded, planned, opened, workers, gpus_per_worker, gpu)
+        summary = summarise(loaded, planned, opened, workers=workers, gpus_per_worker=gpus_per_worker, gpu=gpu)
         if json_:
-            typer.echo(json.dumps(content, indent=1))
+            typer.echo(json.dumps(summary.to_json(), indent=1))
             return
         typer.echo(
-            f"{loaded.name} ({loaded.id}): {content['cells']} cells ask for {content['units']} units, "
-            f"{content['distinct']} of them distinct; {content['committed']} committed, "
-            f"{content['missing']} to compute"
+            f"{loaded.name} ({loaded.id}): {summary.cells} cells ask for {summary.units} units, "
+            f"{summary.distinct} of them distinct; {summary.committed} committed, {summary.missing} to compute"
         )
-        width = max(len(stage["stage"]) for stage in content["stages"])
-        for stage in content["stages"]:
+        width = max(len(stage.stage) for stage in summary.stages)
+        for stage in summary.stages:
             typer.echo(
-                f"  {stage['stage']:<{width}}  {stage['id']}  {stage['images']:>6} images  "
-                f"{stage['committed']:>5} of {stage['units']} units  {_seconds(stage)}{stage['what']}"
+                f"  {stage.stage:<{width}}  {stage.id}  {stage.images:>6} images  "
+                f"{stage.committed:>5} of {stage.units} units  {_seconds(stage)}{stage.what}"
             )
-        typer.echo(f"estimated: {_duration(content)}; network evaluations to do: {content['evaluations']:,}")
-        for line in _forecast_lines(content["forecast"]):
+        typer.echo(f"estimated: {_duration(summary)}; network evaluations to do: {summary.evaluations:,}")
+        for line in _forecast_lines(summary.forecast):
             typer.echo(line)
 
 
-def _seconds(stage: dict[str, Any]) -> str:
+def _seconds(stage: StageSummary) -> str:
     """``6 x 1.25 s = 7.5 ± 0.3 s  ``; nothing where nothing is missing or its cost is unknown."""
-    left = stage["units"] - stage["committed"]
-    if not left or stage["seconds"] is None:
+    if not stage.missing or stage.seconds is None:
         return ""
-    half = "" if stage["seconds_half_interval"] is None else f" ± {stage['seconds_half_interval']:.2g}"
-    return f"{left} x {stage['seconds'] / left:.3g} s = {stage['seconds']:.3g}{half} s  "
+    half = "" if stage.seconds_half_interval is None else f" ± {stage.seconds_half_interval:.2g}"
+    return f"{stage.missing} x {stage.seconds / stage.missing:.3g} s = {stage.seconds:.3g}{half} s  "
 
 
-def _forecast_lines(forecast: dict[str, Any] | None) -> list[str]:
+def _forecast_lines(forecast: Forecast | None) -> list[str]:
     """Wall time, what it is made of and based on."""
     from datetime import UTC, datetime, timedelta
 
     from workflows.monitoring.run_record import duration
 
-    if forecast is None or not forecast["units"]:
+    if forecast is None or not forecast.units:
         return []
-    wall, low, high = forecast["wall_seconds"], forecast["low"], forecast["high"]
-    within = "" if low is None else f" ({duration(low)} to {duration(high)} by the spread between units)"
-    gpus = f", {forecast['gpu_hours']:.2f} GPU-hours" if forecast["gpus_per_worker"] else ""
-    end = datetime.now(UTC) + timedelta(seconds=wall)
-    startup = forecast["startup_seconds"]
+    within = ""
+    if forecast.low is not None and forecast.high is not None:
+        within = f" ({duration(forecast.low)} to {duration(forecast.high)} by the spread between units)"
+    gpus = f", {forecast.gpu_hours:.2f} GPU-hours" if forecast.gpus_per_worker else ""
+    end = datetime.now(UTC) + timedelta(seconds=forecast.wall_seconds)
     started = (
         "the start of Ray and workers is not in it, no run here has measured it"
-        if startup is None
-        else f"{startup:.1f} s of them until the workers are ready"
+        if forecast.startup_seconds is None
+        else f"{forecast.startup_seconds:.1f} s of them until the workers are ready"
     )
     lines = [
-        f"predicted: {duration(wall)}{within} on {forecast['workers']} workers{gpus}; "
+        f"predicted: {duration(forecast.wall_seconds)}{within} on {forecast.workers} workers{gpus}; "
         f"started now, it ends at {end:%Y-%m-%d %H:%M} UTC",
-        f"  {started}; each unit {forecast['overhead_seconds']:.2g} s beside its compute; models are loaded once a "
+        f"  {started}; each unit {forecast.overhead_seconds:.2g} s beside its compute; models are loaded once a "
         "worker",
-        f"  based on {forecast['measured']} measured units:",
+        f"  based on {forecast.measured} measured units:",
     ]
-    for cost in forecast["kinds"]:
-        spread = "" if cost["spread"] is None else f", spread {cost['spread'] / cost['rate']:.0%}"
-        first = ", first of their process only, so with warming up" if cost["first"] else ""
-        loading = f", loading {cost['loading']:.2g} s" if cost["loading"] else ""
-        lines.append(f"    {cost['units']} x {cost['kind']}{spread}{loading}{first}")
+    for kind, cost in forecast.costs:
+        spread = "" if cost.spread is None else f", spread {cost.spread / cost.rate:.0%}"
+        first = ", first of their process only, so with warming up" if cost.first else ""
+        loading = f", loading {cost.loading:.2g} s" if cost.loading else ""
+        lines.append(f"    {cost.units} x {kind.name}{spread}{loading}{first}")
     return lines
 
 
-def _plan_content(
-    sweep: Sweep,
-    planned: Plan,
-    store: Store,
-    workers: int | None = None,
-    gpus_per_worker: float = 0.0,
-    gpu: bool | None = None,
-) -> dict[str, Any]:
-    from workflows.planning.forecast import default_workers, predict
-
-    committed = planned.committed(store)
-    threads = max(stage.spec.settings().threads for stage in planned.stages)
-    found, costs = predict(
-        planned,
-        committed,
-        store,
-        sweep.id,
-        workers=workers or default_workers(threads, gpus_per_worker),
-        gpus_per_worker=gpus_per_worker,
-        gpu=gpu,
-    )
-    stages = [
-        {
-            "id": stage.id,
-            "stage": stage.spec.stage,
-            "what": stage.spec.label(),
-            "images": stage.images,
-            "units": len(stage.chunks),
-            "committed": len(done),
-            "inputs": [planned.stages[i].id for i in stage.inputs.values()],
-            "seconds": None if cost is None else round(cost.seconds, 4),
-            "seconds_half_interval": None if cost is None or cost.half is None else round(cost.half, 4),
-        }
-        for stage, done, cost in zip(planned.stages, committed, costs, strict=True)
-    ]
-    evaluations = sum(map(planned.work, planned.missing(committed)))
-    done = sum(map(len, committed))
-    return {
-        "sweep": sweep.name,
-        "sweep_id": sweep.id,
-        "cells": len(sweep.cells),
-        "units": planned.requested,
-        "distinct": planned.units,
-        "committed": done,
-        "missing": planned.units - done,
-        "evaluations": int(evaluations),
-        "estimated_seconds": None if found is None else round(found.compute_seconds, 1),
-        "forecast": None if found is None else found.as_dict(),
-        "stages": stages,
-    }
-
-
-def _duration(content: dict[str, Any]) -> str:
-    if not content["missing"]:
+def _duration(summary: PlanSummary) -> str:
+    if not summary.missing:
         return "nothing to compute"
-    seconds = content["estimated_seconds"]
+    seconds = summary.estimated_seconds
     if seconds is None:
         return "unknown until units of every kind are committed in this store"
     return f"{seconds:.0f} s of compute" if seconds < 600 else f"{seconds / 3600:.1f} h of compute"
@@ -221,7 +167,7 @@ def run(
         found = findings(results)
         tables = partial(render, robustness, cost, combined=combined, ladders=ladders, further=further)
         if json_:
-            typer.echo(json.dumps({**json.loads(tables("json", findings=found)), "run": _outcome(outcome)}, indent=1))
+            typer.echo(json.dumps({**json.loads(tables("json", findings=found)), "run": outcome.to_json()}, indent=1))
         else:
             # Findings have a line of their own below: a table that one scrolls past is no place for them.
             typer.echo(tables("text", title=loaded.name))
@@ -245,7 +191,7 @@ def run(
             further=further,
             outcomes=to_text(of_results(results)),
             complete=not (outcome.failures or outcome.blocked or outcome.interrupted),
-            run=record,
+            run=None if record is None else record.to_json(),
         )
         # After the messages about units: a broken MLflow must not hide them.
         _log_to_mlflow(mlflow, opened.uri, to_mlflow)
@@ -253,23 +199,6 @@ def run(
             raise typer.Exit(1)
         if outcome.interrupted:
             raise typer.Exit(130)
-
-
-def _outcome(outcome: Any) -> dict[str, Any]:
-    return {
-        "computed_units": outcome.computed,
-        "images": outcome.images,
-        "compute_seconds": round(outcome.seconds, 2),
-        "retries": outcome.retries,
-        "workers_replaced": outcome.replaced,
-        "nodes_lost": outcome.nodes_lost,
-        "copies": outcome.copies,
-        "copies_first": outcome.copies_first,
-        "committed_elsewhere": outcome.elsewhere,
-        "failed_units": len(outcome.failures),
-        "blocked_units": outcome.blocked,
-        "interrupted": outcome.interrupted,
-    }
 
 
 def _log_to_mlflow(uri: str | None, store_uri: str, log: Callable[[str, str], str]) -> None:
@@ -307,27 +236,33 @@ def status(
         from workflows.monitoring.ledger import utilisation_table
         from workflows.monitoring.run_record import read_runs, run_line
         from workflows.planning.plan import make_plan
+        from workflows.planning.summary import summarise
 
-        content = _plan_content(loaded, make_plan(loaded), opened)
-        content["failures"] = failures(loaded, opened) if content["missing"] else []
-        content["runs"] = read_runs(opened, loaded.id)
+        summary = summarise(loaded, make_plan(loaded), opened)
+        failed = failures(loaded, opened) if summary.missing else []
+        runs = read_runs(opened, loaded.id)
         if json_:
+            content = {
+                **summary.to_json(),
+                "failures": [failure.to_json() for failure in failed],
+                "runs": [record.to_json() for record in runs],
+            }
             typer.echo(json.dumps(content, indent=1))
             return
-        typer.echo(f"{loaded.name} ({loaded.id}): {content['committed']} of {content['distinct']} units committed")
-        width = max(len(stage["stage"]) for stage in content["stages"])
-        for stage in content["stages"]:
-            if stage["committed"] < stage["units"]:
-                done = f"{stage['committed']} of {stage['units']}"
-                typer.echo(f"  {stage['stage']:<{width}}  {stage['id']}  {done}  {stage['what']}")
-        for failure in content["failures"]:
-            typer.echo(f"failed: {failure['unit']} after {failure['attempts']} attempts")
-            typer.echo(failure["traceback"] or failure["error"])
-        typer.echo(f"estimated: {_duration(content)}")
-        for line in filter(None, map(run_line, content["runs"] if content["missing"] else [])):
+        typer.echo(f"{loaded.name} ({loaded.id}): {summary.committed} of {summary.distinct} units committed")
+        width = max(len(stage.stage) for stage in summary.stages)
+        for stage in summary.stages:
+            if stage.missing:
+                done = f"{stage.committed} of {stage.units}"
+                typer.echo(f"  {stage.stage:<{width}}  {stage.id}  {done}  {stage.what}")
+        for failure in failed:
+            typer.echo(f"failed: {failure.unit} after {failure.attempts} attempts")
+            typer.echo(failure.traceback or failure.error)
+        typer.echo(f"estimated: {_duration(summary)}")
+        for line in filter(None, map(run_line, runs if summary.missing else [])):
             typer.echo(line)
         if workers:
-            if not content["runs"]:
+            if not runs:
                 raise PuregridError(f"no run of this sweep has left a record in {opened.uri}")
-            for line in utilisation_table(content["runs"][-1]):
+            for line in utilisation_table(runs[-1].accounts):
                 typer.echo(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from workflows.engine import ray_messages
 from workflows.engine.worker import Receipt, Trouble, one_line
 from workflows.monitoring.ledger import Place
 from workflows.planning.plan import Unit
@@ -49,16 +50,11 @@ def event_of(unit: Unit, result: Receipt | Trouble, seconds: float, copy: bool, 
 
 
 def cause(error: BaseException) -> str:
-    """Why an actor died, in one line: Ray says it below a list of names."""
-    text = str(error)
-    if "low on memory" in text:
+    """Say in one line why an actor died."""
+    if ray_messages.out_of_memory(error):
         return (
             "Ray killed it because its machine ran out of memory; give fewer --workers, or a smaller chunk or "
             "compute.batch in the sweep file"
         )
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if "raised in its creation task" in text:  # the remote traceback, whose last line is the error
-        return lines[-1][:300]
-    told = next((line for line in lines if line.startswith("The actor") and " because " in line), "")
-    told = told.partition(" Some common causes")[0]  # of which it would list three
-    return told[:300] or one_line(error)
+    said = ray_messages.error_at_start(error) or ray_messages.death_of_actor(error)
+    return one_line(error) if said is None else said[:300]

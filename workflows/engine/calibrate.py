@@ -9,15 +9,17 @@ computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 from defense.errors import PuregridError
 from tasks.stages.kind import Kind
-from workflows.engine.run import Options, execute, verified
+from workflows.engine.execution import Execution, Options
+from workflows.engine.run import verified
 from workflows.grid.load import Sweep
 from workflows.planning.costs import costs_of, kinds_of
 from workflows.planning.forecast import Forecast, StageCost, default_workers, predict, write_forecast
-from workflows.planning.plan import Plan, Unit
+from workflows.planning.plan import Committed, Plan, Unit
 from workflows.results.records import record_sweep
 from workflows.store import Store
 
@@ -27,24 +29,24 @@ MEASURED = 3
 """Units of a kind that are measured beside those that load its models: the least that have a spread."""
 
 
-def to_measure(plan: Plan, committed: Sequence[set[int]], known: set[Kind], each: int) -> list[set[int]]:
-    """Which chunks of each stage to run.
+def to_measure(committed: Committed, known: AbstractSet[Kind], each: int) -> set[Unit]:
+    """Choose the units to run.
 
     Arguments:
-        plan: The plan.
-        committed: Per stage, positions of its committed chunks.
+        committed: The units of the plan that are committed.
         known: Kinds that need no measuring.
         each: Units of each kind, if a third of the missing ones is as many.
     """
+    plan = committed.plan
     kinds = kinds_of(plan)
-    chosen: list[set[int]] = [set() for _ in plan.stages]
+    chosen: set[Unit] = set()
     for kind in dict.fromkeys(kinds):
         stages = [position for position, other in enumerate(kinds) if other == kind]
-        missing = sum(len(plan.stages[i].chunks) - len(committed[i]) for i in stages)
+        missing = sum(committed.missing_of(i) for i in stages)
         if kind in known or not missing:
             continue
         want = min(missing, each, max(1 + MEASURED, missing // 3))
-        want -= sum(len(chosen[i]) for i in stages)  # other kinds need those
+        want -= sum(kinds[unit.stage] == kind for unit in chosen)  # other kinds need those
         # Round by round over the stages, so that all budgets and depths are among the units; what needs no other
         # unit to be computed before goes first.
         rounds = max(len(plan.stages[i].chunks) for i in stages)
@@ -52,22 +54,21 @@ def to_measure(plan: Plan, committed: Sequence[set[int]], known: set[Kind], each
             for unit in (Unit(i, chunk) for chunk in range(rounds) for i in stages):
                 if want <= 0 or unit.chunk >= len(plan.stages[unit.stage].chunks):
                     continue
-                if unit.chunk in committed[unit.stage] or unit.chunk in chosen[unit.stage]:
+                if unit in committed or unit in chosen:
                     continue
-                needs = _needs(plan, committed, chosen, unit)
+                needs = _needs(committed, chosen, unit)
                 if with_inputs or needs == [unit]:
-                    for need in needs:
-                        chosen[need.stage].add(need.chunk)
-                        want -= kinds[need.stage] == kind
+                    chosen.update(needs)
+                    want -= sum(kinds[need.stage] == kind for need in needs)
     return chosen
 
 
-def _needs(plan: Plan, committed: Sequence[set[int]], chosen: list[set[int]], unit: Unit) -> list[Unit]:
+def _needs(committed: Committed, chosen: set[Unit], unit: Unit) -> list[Unit]:
     """The unit and all units that must be computed before it."""
-    if unit.chunk in committed[unit.stage] or unit.chunk in chosen[unit.stage]:
+    if unit in committed or unit in chosen:
         return []
-    sources = set(plan.stages[unit.stage].inputs.values())
-    before = [need for i in sorted(sources) for need in _needs(plan, committed, chosen, Unit(i, unit.chunk))]
+    sources = set(committed.plan.stages[unit.stage].inputs.values())
+    before = [need for i in sorted(sources) for need in _needs(committed, chosen, Unit(i, unit.chunk))]
     return [*dict.fromkeys(before), unit]
 
 
@@ -83,21 +84,20 @@ def calibrate(
     committed = verified(plan, store, say)
     record_sweep(sweep, plan, store)
     gpu = options.gpus_per_worker > 0
-    known = {kind for kind, cost in costs_of(plan, committed, store, gpu=gpu).items() if not cost.first}
+    known = {kind for kind, cost in costs_of(committed, store, gpu=gpu).items() if not cost.first}
     threads = max(stage.spec.settings().threads for stage in plan.stages)
     workers = options.workers or default_workers(threads, options.gpus_per_worker)
 
     for warm in (False, True):
         done = plan.committed(store)
 
-        def rest(workers: int, done: list[set[int]] = done, warm: bool = warm) -> list[set[int]]:
-            chosen = to_measure(plan, done, known, workers + MEASURED if warm else 1)
-            return [set(range(len(stage.chunks))) - some for stage, some in zip(plan.stages, chosen, strict=True)]
+        def rest(workers: int, done: Committed = done, warm: bool = warm) -> Committed:
+            return Committed.all_but(plan, to_measure(done, known, workers + MEASURED if warm else 1))
 
-        if not any(to_measure(plan, done, known, 1)):
+        if not to_measure(done, known, 1):
             break
-        outcome, record = execute(sweep, plan, rest, store, options, say, purpose="calibration")
-        workers = max(workers, record["workers_at_most"]) if options.workers is None else options.workers
+        outcome, record = Execution(sweep, plan, store, options, say, purpose="calibration").run(rest)
+        workers = max(workers, record.workers_at_most or 0) if options.workers is None else options.workers
         if outcome.interrupted:
             raise KeyboardInterrupt
         if outcome.failures:
@@ -106,7 +106,6 @@ def calibrate(
                 "`puregrid status` shows why. What was measured is committed."
             )
     found, stages = predict(
-        plan,
         plan.committed(store),
         store,
         sweep.id,

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass
 
 from workflows.grid.load import Sweep
 from workflows.planning.plan import Plan, Unit
 from workflows.planning.scheduler import Failure
-from workflows.store import Store
+from workflows.store import Record, Store
 
-__all__ = ["describe", "failure_path", "failures", "record_failure"]
+__all__ = ["FailureRecord", "describe", "failure_path", "failures", "record_failure"]
+
+
+@dataclass(frozen=True)
+class FailureRecord(Record):
+    """A quarantined unit, for whoever reads the store.
+
+    Arguments:
+        unit: The unit, in words.
+        attempts: How often it was tried.
+        error: The last cause, one line.
+        traceback: The last traceback, or "" where there is none (a killed or stuck process).
+    """
+
+    unit: str
+    attempts: int
+    error: str
+    traceback: str
 
 
 def describe(plan: Plan, unit: Unit) -> str:
@@ -28,16 +45,13 @@ def failure_path(sweep: Sweep, plan: Plan, unit: Unit) -> str:
 
 def record_failure(sweep: Sweep, plan: Plan, store: Store, failure: Failure) -> None:
     """Record that a unit is quarantined, with its traceback."""
-    content = {
-        "unit": describe(plan, failure.unit),
-        "attempts": failure.attempts,
-        "error": failure.error,
-        "traceback": failure.traceback,
-    }
-    store.files.write(failure_path(sweep, plan, failure.unit), json.dumps(content, indent=1).encode())
+    record = FailureRecord(describe(plan, failure.unit), failure.attempts, failure.error, failure.traceback)
+    content = json.dumps(record.to_json(), indent=1)
+    store.files.write(failure_path(sweep, plan, failure.unit), content.encode())
 
 
-def failures(sweep: Sweep, store: Store) -> list[dict[str, Any]]:
-    """Quarantined units of the last runs of a sweep."""
+def failures(sweep: Sweep, store: Store) -> list[FailureRecord]:
+    """Return the quarantined units of the last runs of a sweep."""
     folder = f"sweeps/{sweep.id}/failures"
-    return [json.loads(store.files.read(f"{folder}/{name}")) for name in store.files.names(folder)]
+    names = store.files.names(folder)
+    return [FailureRecord.from_json(json.loads(store.files.read(f"{folder}/{name}"))) for name in names]

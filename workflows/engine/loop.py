@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,15 +25,15 @@ from defense.errors import StoreError
 from workflows.engine.attempts import Event
 from workflows.engine.pool import BATCH_SECONDS, Flight, Pool
 from workflows.engine.worker import Receipt
-from workflows.monitoring.events import listened, tell
+from workflows.monitoring.events import Field, listened, tell
 from workflows.monitoring.ledger import Place, fields_of
 from workflows.monitoring.progress import SweepProgress
 from workflows.planning.costs import Pace
-from workflows.planning.plan import Plan, Unit
+from workflows.planning.plan import Committed, Plan, Unit
 from workflows.planning.scheduler import Failure, Scheduler
 from workflows.store import Store, StoreUnavailable
 
-__all__ = ["Outcome", "run_plan"]
+__all__ = ["RunOutcome", "run_plan"]
 
 _TICK = 0.5
 """Seconds after which the driver looks at stuck units and interrupts even if nothing finishes."""
@@ -52,7 +52,7 @@ _LISTING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended.
 
     Arguments:
@@ -83,6 +83,23 @@ class Outcome:
     blocked: int = 0
     interrupted: bool = False
 
+    def to_json(self) -> dict[str, object]:
+        """Return what ``puregrid run --json`` says of a run."""
+        return {
+            "computed_units": self.computed,
+            "images": self.images,
+            "compute_seconds": round(self.seconds, 2),
+            "retries": self.retries,
+            "workers_replaced": self.replaced,
+            "nodes_lost": self.nodes_lost,
+            "copies": self.copies,
+            "copies_first": self.copies_first,
+            "committed_elsewhere": self.elsewhere,
+            "failed_units": len(self.failures),
+            "blocked_units": self.blocked,
+            "interrupted": self.interrupted,
+        }
+
 
 class _Interrupts:
     """Counts SIGINT and SIGTERM while a plan runs: one drains, two stop."""
@@ -110,8 +127,7 @@ class _Interrupts:
 
 
 def run_plan(
-    plan: Plan,
-    committed: Sequence[set[int]],
+    committed: Committed,
     pool: Pool,
     progress: SweepProgress,
     *,
@@ -120,12 +136,11 @@ def run_plan(
     on_event: Callable[[Event, Failure | None], None] = lambda event, failure: None,
     on_tick: Callable[[int, float | None], None] = lambda done, left: None,
     pace: Pace | None = None,
-) -> Outcome:
+) -> RunOutcome:
     """Run all units that are not committed.
 
     Arguments:
-        plan: The plan.
-        committed: Per stage, positions of its committed chunks.
+        committed: The units of the plan that are committed.
         pool: The workers.
         progress: Where to show progress.
         max_attempts: Attempts per unit before it is quarantined.
@@ -138,7 +153,8 @@ def run_plan(
     Raises:
         StoreUnavailable: No unit can be committed any more.
     """
-    run = _Run(plan, Scheduler(plan, committed, max_attempts), pool, pace or Pace(plan, committed), store)
+    plan = committed.plan
+    run = _Run(plan, Scheduler(committed, max_attempts), pool, pace or Pace(committed), store)
     scheduler = run.scheduler
     draining = False
     with _Interrupts().installed() as interrupts:
@@ -173,7 +189,7 @@ def run_plan(
                 None if left_seconds is None else left_seconds / max(pool.workers, 1),
             )
     left = scheduler.remaining - len(scheduler.failures)
-    return Outcome(
+    return RunOutcome(
         run.computed,
         run.images,
         run.seconds,
@@ -255,9 +271,7 @@ class _Run:
                 break
             self._listed[position] = now
             stage = self.plan.stages[position]
-            names = self.store.committed_chunks(stage.spec.stage, stage.id)
-            chunks = {i for i, chunk in enumerate(stage.chunks) if chunk.name in names}
-            found += self.scheduler.committed_elsewhere(position, chunks)
+            found += self.scheduler.committed_elsewhere(position, stage.committed(self.store))
         for unit in found:
             self.pace.done(unit)
             self._tell("committed_elsewhere", unit)
@@ -378,7 +392,7 @@ class _Run:
             self.scheduler.shared = True
             self._tell("committed_elsewhere", event.unit)
 
-    def _tell(self, event: str, unit: Unit, place: Place | None = None, **fields: Any) -> None:
+    def _tell(self, event: str, unit: Unit, place: Place | None = None, **fields: Field) -> None:
         """Log what happened to a unit."""
         if not listened():
             return

@@ -19,9 +19,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from defense.errors import PuregridError, StoreError
-from tasks.stages.kind import Kind, kind_of
+from tasks.stages.kind import Kind
 from workflows.engine.attempts import Event, cause, event_of
 from workflows.engine.cluster import Head, room
+from workflows.engine.ray_messages import node_has_died
 from workflows.engine.worker import Receipt, Trouble, UnitWorker, one_line
 from workflows.monitoring.events import tell
 from workflows.monitoring.ledger import Ledger, Place, fields_of
@@ -240,7 +241,7 @@ class Pool:
         try:
             place: Place = ray.get(worker.starting)
         except RayError as error:
-            if "node has died" in str(error):
+            if node_has_died(error):
                 self._replace(worker, "its node was lost before it had started")
                 return
             self._broken_starts += 1
@@ -271,7 +272,7 @@ class Pool:
         try:
             results = ray.get(batch.reference)
         except RayActorError as error:
-            return self._lost(worker, f"its worker process died ({cause(error)})", "node has died" in str(error))
+            return self._lost(worker, f"its worker process died ({cause(error)})", node_has_died(error))
         except TaskCancelledError:
             pass
         except RayTaskError as error:  # the message could not be read there, e.g. for want of a module
@@ -294,7 +295,7 @@ class Pool:
         if worker.place is None:
             return
         self.ledger.busy(worker.place, now - worker.since)
-        kind = self._kinds.get(batch.stage.id) or kind_of(batch.stage.spec)
+        kind = self._kinds.get(batch.stage.id) or batch.stage.spec.kind
         self._kinds[batch.stage.id] = kind
         for receipt in (event.receipt for event in events):
             if receipt is not None and receipt.computed:

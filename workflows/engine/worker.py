@@ -12,7 +12,6 @@ import traceback
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -22,7 +21,7 @@ from tasks.compute import Context
 from tasks.stages import Chunk, StageSpec
 from workflows.monitoring.ledger import Place
 from workflows.monitoring.versions import worker_versions
-from workflows.store import Store
+from workflows.store import Attempt, Store
 from workflows.store.outage import StoreUnavailable
 
 __all__ = ["Receipt", "Trouble", "UnitWorker", "one_line"]
@@ -166,16 +165,10 @@ class UnitWorker:
         loading = self.context.loading_seconds - loading
         seconds = time.perf_counter() - started - loading
         retries = self.context.memory_retries - retries
-        record: dict[str, Any] = {
-            "attempt": uuid.uuid4().hex,
-            "seconds": round(seconds, 4),
-            "host": socket.gethostname(),
-            "versions": self._versions,
-            "inputs": read,
-        }
+        attempt = Attempt(uuid.uuid4().hex, round(seconds, 4), socket.gethostname(), self._versions, read)
         if loading:
             output.notes["loading_seconds"] = round(loading, 4)
         if retries:
             output.notes["memory_retries"] = retries
-        won = self.store.commit(spec, stage_id, chunk, output, record).attempt == record["attempt"]
+        won = self.store.commit(spec, stage_id, chunk, output, attempt).attempt == attempt.id
         return Receipt(len(chunk.ids), seconds, computed=won, memory_retries=retries, loading=loading)

@@ -12,13 +12,15 @@ import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from defense.errors import InvalidInput
 
-__all__ = ["LOGGER", "JsonLines", "listened", "log_to", "tell"]
+__all__ = ["LOGGER", "Field", "JsonLines", "listened", "log_to", "tell"]
 
 LOGGER = logging.getLogger("puregrid.run")
+
+Field = str | int | float | bool | None
+"""What a field of an event may be."""
 
 
 class JsonLines(logging.Formatter):
@@ -28,7 +30,7 @@ class JsonLines(logging.Formatter):
         constant: Fields that every line has.
     """
 
-    def __init__(self, **constant: Any) -> None:
+    def __init__(self, **constant: Field) -> None:
         super().__init__()
         self._constant = constant
 
@@ -44,14 +46,14 @@ def listened() -> bool:
     return LOGGER.isEnabledFor(logging.INFO)
 
 
-def tell(event: str, **fields: Any) -> None:
+def tell(event: str, **fields: Field) -> None:
     """Log an event; fields that are None are left out."""
     if listened():
         LOGGER.info(event, extra={"fields": {name: value for name, value in fields.items() if value is not None}})
 
 
 @contextlib.contextmanager
-def log_to(path: Path | None, **constant: Any) -> Iterator[None]:
+def log_to(path: Path | None, **constant: Field) -> Iterator[None]:
     """Append the events inside to a file; None logs nothing.
 
     Arguments:

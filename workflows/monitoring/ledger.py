@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tasks.stages.kind import Kind
+from workflows.store import Record
 
-__all__ = ["Ledger", "Place", "fields_of", "utilisation_table"]
+__all__ = ["Accounts", "KindAccount", "Ledger", "Place", "WorkerAccount", "fields_of", "utilisation_table"]
 
 
 class Place(NamedTuple):
@@ -29,9 +30,92 @@ class Place(NamedTuple):
     pid: int
 
 
-def fields_of(place: Place | None) -> dict[str, Any]:
+def fields_of(place: Place | None) -> dict[str, str | int]:
     """A place in the words of the log."""
     return {} if place is None else {"node": place.node, "host": place.host, "worker": place.pid}
+
+
+@dataclass(frozen=True)
+class WorkerAccount(Record):
+    """What a worker did with its time.
+
+    Arguments:
+        node: Ray's id of its node.
+        host: Name of the machine.
+        pid: Its process.
+        alive: Whether it was there until the end.
+        units: Units that it computed and committed.
+        images: Images of those.
+        busy_seconds: For how long it held units.
+        computing_seconds: In it: computing.
+        loading_seconds: In it: loading models and data.
+        busy_of_run: Share of the run, 0 to 1, for which it was busy.
+        waiting: Share of its own life for which it was not.
+        images_per_second: Images by its life.
+    """
+
+    node: str
+    host: str
+    pid: int
+    alive: bool
+    units: int
+    images: int
+    busy_seconds: float
+    computing_seconds: float
+    loading_seconds: float
+    busy_of_run: float
+    waiting: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class KindAccount(Record):
+    """What units of a kind came to.
+
+    Arguments:
+        kind: Its name.
+        units: Units that were computed and committed.
+        images: Images of those.
+        computing_seconds: Their compute time, summed over workers.
+        images_per_second: Images a second of compute.
+    """
+
+    kind: str
+    units: int
+    images: int
+    computing_seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Accounts(Record):
+    """What all workers of a run did.
+
+    Arguments:
+        wall_seconds: Since the run began.
+        units: Units that workers computed and committed.
+        images: Images of those.
+        computing_seconds: Compute time, summed over workers.
+        startup_seconds: Until the first workers were ready, their mean; None of none.
+        overhead_seconds: Per unit, beside computing and loading; None without units.
+        utilisation: Share of the workers' lives, 0 to 1, for which they were busy; None without workers.
+        units_per_second: Units by wall time.
+        images_per_second: Images by wall time.
+        workers: Account of each worker, dead ones among them.
+        kinds: Account of each kind of unit.
+    """
+
+    wall_seconds: float
+    units: int
+    images: int
+    computing_seconds: float
+    startup_seconds: float | None
+    overhead_seconds: float | None
+    utilisation: float | None
+    units_per_second: float
+    images_per_second: float
+    workers: tuple[WorkerAccount, ...] = ()
+    kinds: tuple[KindAccount, ...] = ()
 
 
 @dataclass
@@ -95,74 +179,78 @@ class Ledger:
         """Units that workers computed and committed."""
         return sum(kept.units for kept in self._kinds.values())
 
-    def as_dict(self) -> dict[str, Any]:
-        """What a run's record says: totals, workers, kinds of units. Seconds, shares of 0 to 1, rates a second."""
+    def accounts(self) -> Accounts:
+        """Return what a run's record says of its workers, so far."""
         now = time.monotonic()
         wall = max(now - self.began, 1e-9)
-        accounts = list(self._accounts.values())
-        units, images = (sum(getattr(each, name) for each in accounts) for name in ("units", "images"))
-        computing, loading, busy = (
-            sum(getattr(each, name) for each in accounts) for name in ("computing", "loading", "busy")
+        workers = [_worker(account, now, wall) for account in self._accounts.values()]
+        lives = sum(_life(account, now) for account in self._accounts.values())
+        units, images = sum(worker.units for worker in workers), sum(worker.images for worker in workers)
+        computing = sum(account.computing for account in self._accounts.values())
+        loading = sum(account.loading for account in self._accounts.values())
+        busy = sum(account.busy for account in self._accounts.values())
+        ready = [account.ready - self.began for account in self._accounts.values() if account.first]
+        return Accounts(
+            wall_seconds=round(wall, 3),
+            units=units,
+            images=images,
+            computing_seconds=round(computing, 3),
+            startup_seconds=round(sum(ready) / len(ready), 3) if ready else None,
+            overhead_seconds=round(max(busy - computing - loading, 0.0) / units, 4) if units else None,
+            utilisation=round(min(busy / lives, 1.0), 4) if workers else None,
+            units_per_second=round(units / wall, 4),
+            images_per_second=round(images / wall, 4),
+            workers=tuple(workers),
+            kinds=tuple(_throughput(kind, total) for kind, total in self._kinds.items()),
         )
-        lives = sum(max((each.ended or now) - each.ready, 1e-9) for each in accounts)
-        workers = []
-        for each in accounts:
-            life = max((each.ended or now) - each.ready, 1e-9)
-            workers.append(
-                {
-                    "node": each.place.node,
-                    "host": each.place.host,
-                    "pid": each.place.pid,
-                    "alive": each.ended is None,
-                    "units": each.units,
-                    "images": each.images,
-                    "busy_seconds": round(each.busy, 3),
-                    "computing_seconds": round(each.computing, 3),
-                    "loading_seconds": round(each.loading, 3),
-                    "busy_of_run": round(min(each.busy / wall, 1.0), 4),
-                    "waiting": round(max(1 - each.busy / life, 0.0), 4),
-                    "images_per_second": round(each.images / life, 4),
-                }
-            )
-        ready = [each.ready - self.began for each in accounts if each.first]
-        return {
-            "wall_seconds": round(wall, 3),
-            "units": units,
-            "images": images,
-            "computing_seconds": round(computing, 3),
-            "startup_seconds": round(sum(ready) / len(ready), 3) if ready else None,
-            "overhead_seconds": round(max(busy - computing - loading, 0.0) / units, 4) if units else None,
-            "utilisation": round(min(busy / lives, 1.0), 4) if accounts else None,
-            "units_per_second": round(units / wall, 4),
-            "images_per_second": round(images / wall, 4),
-            "workers": workers,
-            "kinds": [
-                {
-                    "kind": kind.name,
-                    "units": kept.units,
-                    "images": kept.images,
-                    "computing_seconds": round(kept.computing, 3),
-                    "images_per_second": round(kept.images / max(kept.computing, 1e-9), 4),
-                }
-                for kind, kept in self._kinds.items()
-            ],
-        }
 
 
-def utilisation_table(record: dict[str, Any]) -> list[str]:
-    """Workers of a run, then throughput of each kind of unit, as lines of text."""
+def _life(account: _Account, now: float) -> float:
+    return max((account.ended or now) - account.ready, 1e-9)
+
+
+def _worker(account: _Account, now: float, wall: float) -> WorkerAccount:
+    life = _life(account, now)
+    return WorkerAccount(
+        node=account.place.node,
+        host=account.place.host,
+        pid=account.place.pid,
+        alive=account.ended is None,
+        units=account.units,
+        images=account.images,
+        busy_seconds=round(account.busy, 3),
+        computing_seconds=round(account.computing, 3),
+        loading_seconds=round(account.loading, 3),
+        busy_of_run=round(min(account.busy / wall, 1.0), 4),
+        waiting=round(max(1 - account.busy / life, 0.0), 4),
+        images_per_second=round(account.images / life, 4),
+    )
+
+
+def _throughput(kind: Kind, total: _Throughput) -> KindAccount:
+    return KindAccount(
+        kind=kind.name,
+        units=total.units,
+        images=total.images,
+        computing_seconds=round(total.computing, 3),
+        images_per_second=round(total.images / max(total.computing, 1e-9), 4),
+    )
+
+
+def utilisation_table(accounts: Accounts) -> list[str]:
+    """Return the workers of a run, then the throughput of each kind of unit, as lines of text."""
     lines = [f"{'worker':<28}{'units':>7}{'images':>8}{'busy s':>10}{'of run':>8}{'waiting':>9}{'images/s':>10}"]
-    for each in record["workers"]:
-        name = f"{each['host'][:12]} {each['node'][:6]} {each['pid']}" + ("" if each["alive"] else " †")
+    for worker in accounts.workers:
+        name = f"{worker.host[:12]} {worker.node[:6]} {worker.pid}" + ("" if worker.alive else " †")
         lines.append(
-            f"{name:<28}{each['units']:>7}{each['images']:>8}{each['busy_seconds']:>10.1f}"
-            f"{each['busy_of_run']:>8.0%}{each['waiting']:>9.0%}{each['images_per_second']:>10.1f}"
+            f"{name:<28}{worker.units:>7}{worker.images:>8}{worker.busy_seconds:>10.1f}"
+            f"{worker.busy_of_run:>8.0%}{worker.waiting:>9.0%}{worker.images_per_second:>10.1f}"
         )
-    width = max([len(each["kind"]) for each in record["kinds"]] + [16]) + 2
+    width = max([len(kind.kind) for kind in accounts.kinds] + [16]) + 2
     lines += ["", f"{'unit':<{width}}{'units':>7}{'images':>8}{'compute s':>11}{'images/s of a worker':>22}"]
     lines += [
-        f"{each['kind']:<{width}}{each['units']:>7}{each['images']:>8}{each['computing_seconds']:>11.1f}"
-        f"{each['images_per_second']:>22.1f}"
-        for each in record["kinds"]
+        f"{kind.kind:<{width}}{kind.units:>7}{kind.images:>8}{kind.computing_seconds:>11.1f}"
+        f"{kind.images_per_second:>22.1f}"
+        for kind in accounts.kinds
     ]
     return lines

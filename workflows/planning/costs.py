@@ -14,13 +14,14 @@ process loads models and warms up; it is measured apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from tasks.stages.kind import Kind, kind_of
-from workflows.planning.plan import Plan, PlannedStage, Unit
+from tasks.stages.kind import Kind
+from workflows.planning.plan import Committed, Plan, PlannedStage, Unit
 from workflows.store import Commit, Store
 
 __all__ = ["Cost", "Pace", "costs_of", "interval", "kinds_of", "missing_work", "unit_work"]
@@ -34,7 +35,7 @@ _FIRST = 0.05
 
 def kinds_of(plan: Plan) -> list[Kind]:
     """The kind of each stage of a plan."""
-    return [kind_of(stage.spec) for stage in plan.stages]
+    return [stage.spec.kind for stage in plan.stages]
 
 
 @dataclass(frozen=True)
@@ -56,30 +57,30 @@ class Cost:
     first: bool = False
 
 
-def costs_of(plan: Plan, committed: Sequence[set[int]], store: Store, *, gpu: bool | None = None) -> dict[Kind, Cost]:
+def costs_of(committed: Committed, store: Store, *, gpu: bool | None = None) -> dict[Kind, Cost]:
     """What the commits in the store say about each kind of unit.
 
     Arguments:
-        plan: The plan.
-        committed: Per stage, positions of its committed chunks.
+        committed: The units that were committed.
         store: Where the commits are.
         gpu: Believe commits of GPUs only (True) or of processors only (False); None believes all.
     """
-    kinds, places = kinds_of(plan), []
-    for position, done in enumerate(committed):
-        places += [(position, chunk) for chunk in _sample(sorted(done))]
+    plan = committed.plan
+    kinds, units = kinds_of(plan), []
+    for position in range(len(plan.stages)):
+        units += [Unit(position, chunk) for chunk in _sample(sorted(committed.of(position)))]
 
-    def read(place: tuple[int, int]) -> Commit | None:
-        stage = plan.stages[place[0]]
-        return store.committed(stage.spec.stage, stage.id, stage.chunks[place[1]].name)
+    def read(unit: Unit) -> Commit | None:
+        stage = plan.stages[unit.stage]
+        return store.committed(stage.spec.stage, stage.id, stage.chunks[unit.chunk].name)
 
     found: dict[Kind, list[tuple[float, float, float]]] = {}
     with ThreadPoolExecutor(8) as threads:
-        for (position, _), commit in zip(places, threads.map(read, places), strict=True):
+        for unit, commit in zip(units, threads.map(read, units), strict=True):
             if commit is not None and gpu in (None, "device" in commit.versions):
-                work = commit.rows * _per_image(plan.stages[position])
+                work = commit.rows * _per_image(plan.stages[unit.stage])
                 loading = float(commit.notes.get("loading_seconds", 0.0))
-                found.setdefault(kinds[position], []).append((commit.seconds, work, loading))
+                found.setdefault(kinds[unit.stage], []).append((commit.seconds, work, loading))
     return {kind: _cost(samples) for kind, samples in found.items()}
 
 
@@ -117,22 +118,19 @@ def interval(cost: Cost, works: float, squares: float) -> float | None:
     return float(t.ppf(0.975, cost.units - 1)) * cost.spread * math.sqrt(squares + works**2 / cost.units)
 
 
-def missing_work(plan: Plan, committed: Sequence[set[int]]) -> float:
+def missing_work(committed: Committed) -> float:
     """Network evaluations of all units that are missing."""
     # Stage by stage: a plan may have a million units.
-    return sum(
-        _missing_images(stage, done) * stage.spec.work_per_image()
-        for stage, done in zip(plan.stages, committed, strict=True)
-    )
+    return sum(_missing_images(stage, done) * stage.spec.work_per_image() for stage, done in committed.by_stage())
 
 
-def unit_work(stage: PlannedStage, done: set[int]) -> Iterator[float]:
+def unit_work(stage: PlannedStage, done: AbstractSet[int]) -> Iterator[float]:
     """Evaluations of each missing unit of a stage."""
     each = _per_image(stage)
     return (each * len(chunk.ids) for position, chunk in enumerate(stage.chunks) if position not in done)
 
 
-def _missing_images(stage: PlannedStage, done: set[int]) -> int:
+def _missing_images(stage: PlannedStage, done: AbstractSet[int]) -> int:
     return stage.images - sum(len(stage.chunks[chunk].ids) for chunk in done)
 
 
@@ -145,21 +143,18 @@ class Pace:
     """What units have taken in this run, with reading, writing and loading, as the driver saw it.
 
     Arguments:
-        plan: The plan.
-        committed: Per stage, positions of the chunks that need no work.
+        committed: The units of the plan that need no work.
         costs: What is known of kinds that have not run yet.
     """
 
-    def __init__(
-        self, plan: Plan, committed: Sequence[set[int]] | None = None, costs: Mapping[Kind, Cost] | None = None
-    ) -> None:
-        self._plan = plan
-        self._kinds = kinds_of(plan)
-        self._each = [_per_image(stage) for stage in plan.stages]
+    def __init__(self, committed: Committed, costs: Mapping[Kind, Cost] | None = None) -> None:
+        self._plan = committed.plan
+        self._kinds = kinds_of(self._plan)
+        self._each = [_per_image(stage) for stage in self._plan.stages]
         self._known = {kind: cost.rate for kind, cost in (costs or {}).items()}
         self._rates: dict[Kind, float] = {}
         self._left: dict[Kind, float] = {}
-        for kind, stage, done in zip(self._kinds, plan.stages, committed or (), strict=False):
+        for kind, (stage, done) in zip(self._kinds, committed.by_stage(), strict=True):
             self._left[kind] = self._left.get(kind, 0.0) + _per_image(stage) * _missing_images(stage, done)
 
     def took(self, unit: Unit, seconds: float) -> None:

@@ -12,17 +12,16 @@ import heapq
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from tasks.stages.kind import Kind
 from workflows.monitoring.run_record import read_runs
 from workflows.planning.costs import Cost, costs_of, interval, kinds_of, unit_work
-from workflows.planning.plan import Plan, Unit
+from workflows.planning.plan import Committed, Unit
 from workflows.planning.scheduler import Scheduler
-from workflows.store import Store
+from workflows.store import Record, Store
 
 __all__ = ["Forecast", "StageCost", "default_workers", "forecast", "predict", "read_forecast", "write_forecast"]
 
@@ -46,7 +45,7 @@ class StageCost:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Forecast(Record):
     """A prediction, and all that it was made from.
 
     Arguments:
@@ -82,9 +81,9 @@ class Forecast:
         """GPUs x hours that the run holds them."""
         return self.workers * self.gpus_per_worker * self.wall_seconds / 3600
 
-    def as_dict(self) -> dict[str, Any]:
-        """For people and scripts: what is predicted, and the measured cost of each kind of unit."""
-        content = asdict(self)
+    def shown(self) -> dict[str, object]:
+        """Return for people and scripts what is predicted, and the measured cost of each kind of unit."""
+        content = self.to_json()
         del content["costs"]
         kinds = [{"kind": kind.name, **asdict(cost)} for kind, cost in self.costs]
         return {**content, "gpu_hours": self.gpu_hours, "kinds": kinds}
@@ -100,8 +99,7 @@ def default_workers(threads: int, gpus_per_worker: float = 0.0) -> int:
 
 
 def predict(
-    plan: Plan,
-    committed: Sequence[set[int]],
+    committed: Committed,
     store: Store,
     sweep_id: str,
     *,
@@ -112,12 +110,12 @@ def predict(
     """:func:`forecast` from what this store has measured, on GPUs, processors, or with ``gpu=None`` on whatever."""
     startup, overhead = None, 0.0
     for record in read_runs(store, sweep_id):
-        if gpu in (None, record["gpus_per_worker"] > 0) and record["overhead_seconds"] is not None:
-            startup, overhead = record["startup_seconds"], record["overhead_seconds"]
+        measured = record.accounts
+        if gpu in (None, record.gpus_per_worker > 0) and measured.overhead_seconds is not None:
+            startup, overhead = measured.startup_seconds, measured.overhead_seconds
     return forecast(
-        plan,
         committed,
-        costs_of(plan, committed, store, gpu=gpu),
+        costs_of(committed, store, gpu=gpu),
         workers=workers,
         gpus_per_worker=gpus_per_worker,
         startup_seconds=startup,
@@ -126,8 +124,7 @@ def predict(
 
 
 def forecast(
-    plan: Plan,
-    committed: Sequence[set[int]],
+    committed: Committed,
     costs: Mapping[Kind, Cost],
     *,
     workers: int,
@@ -138,18 +135,17 @@ def forecast(
     """Predict what is missing; None, and None for its stages, where a kind of unit was never measured.
 
     Arguments:
-        plan: The plan.
-        committed: Per stage, positions of its committed chunks.
+        committed: The units of the plan that are committed.
         costs: Measured costs.
         workers: Number of workers.
         gpus_per_worker: GPUs of each.
         startup_seconds: Until the workers are ready; None if never measured.
         overhead_seconds: Per unit, beside its compute.
     """
-    kinds = kinds_of(plan)
+    kinds = kinds_of(committed.plan)
     stages: list[StageCost | None] = []
     works: dict[Kind, tuple[float, float]] = {}
-    for kind, stage, done in zip(kinds, plan.stages, committed, strict=True):
+    for kind, (stage, done) in zip(kinds, committed.by_stage(), strict=True):
         each = list(unit_work(stage, done))
         total, squares = sum(each), sum(work * work for work in each)
         cost = costs.get(kind)
@@ -161,8 +157,8 @@ def forecast(
             works[kind] = before[0] + total, before[1] + squares
     if not works.keys() <= costs.keys():
         return None, stages
-    units = sum(len(stage.chunks) for stage in plan.stages) - sum(map(len, committed))
-    wall = _played(plan, committed, costs, workers, overhead_seconds, units)
+    units = committed.missing
+    wall = _played(committed, costs, workers, overhead_seconds)
     wall += (startup_seconds or 0.0) if units else 0.0
     # Kinds are independent of each other; a common slowness of the machine is in none of them.
     halves = [interval(costs[kind], total, squares) for kind, (total, squares) in works.items()]
@@ -188,24 +184,23 @@ def forecast(
 
 
 def _played(
-    plan: Plan,
-    committed: Sequence[set[int]],
+    committed: Committed,
     costs: Mapping[Kind, Cost],
     workers: int,
     overhead: float,
-    units: int,
 ) -> float:
     """Seconds from the first unit to the last."""
+    plan, units = committed.plan, committed.missing
     kinds = kinds_of(plan)
     if units > _PLAYED:
         total = sum(
             costs[kind].rate * sum(unit_work(stage, done))
-            for kind, stage, done in zip(kinds, plan.stages, committed, strict=True)
+            for kind, (stage, done) in zip(kinds, committed.by_stage(), strict=True)
             if len(done) < len(stage.chunks)
         )
         loading = {kind.model: costs[kind].loading for kind in kinds if kind in costs}
         return (total + units * overhead) / workers + sum(loading.values())
-    scheduler = Scheduler(plan, committed)
+    scheduler = Scheduler(committed)
     each = [stage.spec.work_per_image() or 1.0 for stage in plan.stages]
     loaded: list[str | None] = [None] * workers
     held: list[set[str]] = [set() for _ in range(workers)]
@@ -234,16 +229,14 @@ def _path(sweep_id: str) -> str:
 
 def write_forecast(store: Store, sweep_id: str, found: Forecast) -> None:
     """Record what was predicted, for the run to be held against."""
-    store.files.write(_path(sweep_id), (json.dumps(asdict(found), indent=1) + "\n").encode())
+    store.files.write(_path(sweep_id), (json.dumps(found.to_json(), indent=1) + "\n").encode())
 
 
 def read_forecast(store: Store, sweep_id: str) -> Forecast | None:
     """The last recorded prediction of a sweep, or None if there is none that this version can read."""
     try:
-        content: dict[str, Any] = json.loads(store.files.read(_path(sweep_id)))
-        costs = tuple((Kind(*kind), Cost(**cost)) for kind, cost in content.pop("costs"))
-        return Forecast(**content, costs=costs)
+        return Forecast.from_json(json.loads(store.files.read(_path(sweep_id))))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):  # a prediction of another version is no reason to stop
+    except ValueError:  # a prediction of another version is no reason to stop
         return None

@@ -6,14 +6,15 @@ judged under it. A unit is one stage of one chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from tasks.stages import Chunk, StageSpec
 from workflows.grid.load import Cell, Sweep
 from workflows.store import Store
 
-__all__ = ["Plan", "PlannedStage", "Unit", "make_plan"]
+__all__ = ["Committed", "Plan", "PlannedStage", "Unit", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,11 @@ class PlannedStage:
     chunks: tuple[Chunk, ...]
     images: int
 
+    def committed(self, store: Store) -> set[int]:
+        """Return the positions of its chunks that have a commit in a store."""
+        names = store.committed_chunks(self.spec.stage, self.id)
+        return {position for position, chunk in enumerate(self.chunks) if chunk.name in names}
+
 
 @dataclass
 class Plan:
@@ -65,11 +71,6 @@ class Plan:
         stage = self.stages[unit.stage]
         return stage.spec.work_per_image() * len(stage.chunks[unit.chunk].ids)
 
-    def missing(self, committed: Sequence[set[int]]) -> Iterator[Unit]:
-        """The units that are not committed."""
-        for position, (stage, done) in enumerate(zip(self.stages, committed, strict=True)):
-            yield from (Unit(position, chunk) for chunk in range(len(stage.chunks)) if chunk not in done)
-
     def add(self, spec: StageSpec, chunks: tuple[Chunk, ...]) -> int:
         """Add a stage and its inputs, each once; returns its position.
 
@@ -87,13 +88,76 @@ class Plan:
 
     _positions: dict[tuple[str, tuple[Chunk, ...]], int] = field(default_factory=dict, repr=False)
 
-    def committed(self, store: Store) -> list[set[int]]:
-        """For each stage the positions of its chunks that have a commit."""
-        found = []
-        for stage in self.stages:
-            names = store.committed_chunks(stage.spec.stage, stage.id)
-            found.append({i for i, chunk in enumerate(stage.chunks) if chunk.name in names})
+    def committed(self, store: Store) -> Committed:
+        """Return the units that have a commit in a store."""
+        return Committed(self, [stage.committed(store) for stage in self.stages])
+
+
+class Committed:
+    """Which units of a plan need no work, since they are committed.
+
+    Arguments:
+        plan: The plan.
+        stages: Per stage, positions of those of its chunks; by default none.
+    """
+
+    def __init__(self, plan: Plan, stages: Iterable[AbstractSet[int]] | None = None) -> None:
+        self.plan = plan
+        self._stages = [set[int]() for _ in plan.stages] if stages is None else [set(chunks) for chunks in stages]
+        if len(self._stages) != len(plan.stages):
+            raise ValueError(f"the plan has {len(plan.stages)} stages, and chunks are given of {len(self._stages)}")
+
+    @classmethod
+    def all_but(cls, plan: Plan, units: Iterable[Unit]) -> Committed:
+        """Return one to which these units alone are missing."""
+        found = cls(plan, [set(range(len(stage.chunks))) for stage in plan.stages])
+        for unit in units:
+            found.discard(unit)
         return found
+
+    def __contains__(self, unit: Unit) -> bool:
+        return unit.chunk in self._stages[unit.stage]
+
+    def __iter__(self) -> Iterator[Unit]:
+        return (Unit(stage, chunk) for stage, chunks in enumerate(self._stages) for chunk in sorted(chunks))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._stages))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Committed) and (self.plan, self._stages) == (other.plan, other._stages)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def add(self, unit: Unit) -> None:
+        """Count a unit as committed."""
+        self._stages[unit.stage].add(unit.chunk)
+
+    def discard(self, unit: Unit) -> None:
+        """Count a unit as missing."""
+        self._stages[unit.stage].discard(unit.chunk)
+
+    def of(self, stage: int) -> AbstractSet[int]:
+        """Return the positions of the committed chunks of a stage."""
+        return self._stages[stage]
+
+    def by_stage(self) -> Iterator[tuple[PlannedStage, AbstractSet[int]]]:
+        """Yield each stage with the positions of its committed chunks."""
+        yield from zip(self.plan.stages, self._stages, strict=True)
+
+    @property
+    def missing(self) -> int:
+        """Number of units that are not committed."""
+        return self.plan.units - len(self)
+
+    def missing_of(self, stage: int) -> int:
+        """Return the number of units of a stage that are not committed."""
+        return len(self.plan.stages[stage].chunks) - len(self._stages[stage])
+
+    def missing_units(self) -> Iterator[Unit]:
+        """Yield the units that are not committed, stage by stage."""
+        for position, (stage, done) in enumerate(self.by_stage()):
+            yield from (Unit(position, chunk) for chunk in range(len(stage.chunks)) if chunk not in done)
 
 
 def make_plan(sweep: Sweep | Iterable[Cell]) -> Plan:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict, deque
-from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from workflows.planning.plan import Plan, Unit
+from workflows.planning.plan import Committed, Unit
 
 __all__ = ["MAX_LOSSES", "Failure", "Scheduler"]
 
@@ -72,8 +71,7 @@ class Scheduler:
     """Hands out units.
 
     Arguments:
-        plan: The plan.
-        committed: Per stage, positions of the chunks that need no work.
+        committed: The units of the plan that need no work.
         max_attempts: Failures after which a unit is quarantined.
 
     Attributes:
@@ -86,8 +84,8 @@ class Scheduler:
             the same order would compute the same units at the same time.
     """
 
-    def __init__(self, plan: Plan, committed: Sequence[AbstractSet[int]], max_attempts: int = 3) -> None:
-        self.plan = plan
+    def __init__(self, committed: Committed, max_attempts: int = 3) -> None:
+        plan = committed.plan
         self.max_attempts = max_attempts
         self.failures: list[Failure] = []
         self.retries = 0
@@ -106,7 +104,7 @@ class Scheduler:
         self._overall = (_Longest(), _Longest())
         self._by_key = {key: (_Longest(), _Longest()) for key in self._keys}
         for position, sources in enumerate(self._sources):
-            for chunk in committed[position]:
+            for chunk in committed.of(position):
                 self._done[position][chunk] = 1
             for source in sources:
                 self._readers[source].append(position)

@@ -179,11 +179,11 @@ def _differences(value: Published, cell: Cell, severities: list[int]) -> list[st
     if purifier.purifier != "none":
         measured |= {
             "t_star": None if level is None else level.t_star,
-            "schedule": getattr(purifier, "schedule", None),
-            "scale": getattr(purifier, "scale", None),
+            "schedule": purifier.parameter("schedule"),
+            "scale": purifier.parameter("scale"),
         }
     if cell.attack is not None:
-        measured["attack_steps"] = getattr(cell.attack, "steps", None)
+        measured["attack_steps"] = cell.attack.parameter("steps")
     found = []
     if not _same_data(value, cell):
         found.append(f"data: published {value.dataset}, measured {cell.images.dataset.label()}")

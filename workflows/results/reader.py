@@ -16,6 +16,8 @@ import pandas as pd
 import pyarrow as pa
 
 from defense.aggregate import aggregate
+from tasks.attacks import AttackConfig
+from tasks.corruptions.config import CorruptionConfig
 from tasks.stages import SampleStage, SequenceStage, StageSpec
 from workflows.grid.load import Cell, Sweep
 from workflows.planning.plan import make_plan
@@ -223,7 +225,7 @@ class Results:
         for chunk in cell.images.chunks:
             commit = self.store.committed("quality", stage_id, chunk.name)
             if commit is not None:
-                return " ".join(str(why) for name, why in commit.notes.items() if name.startswith("no "))
+                return " ".join(commit.missing.values())
         return ""
 
     def cost(self) -> pd.DataFrame:
@@ -311,17 +313,14 @@ _CORRUPTIONS = "corruptions"
 
 
 def _stage_identity(spec: StageSpec) -> dict[str, object]:
-    of = getattr(spec, "smoothed", spec)
-    source = getattr(spec, "source", None)
-    attack = getattr(spec, "attack", None) or getattr(source, "attack", None)
-    corruption = getattr(spec, "corruption", None) or getattr(source, "corruption", None)
-    classifier, purifier = getattr(of, "classifier", None), getattr(of, "purifier", None)
-    threat = spec.threat_label() if attack is None else attack.label()
+    classifier, purifier = spec.components[:2]
+    threat = spec.threat
+    attack = threat if isinstance(threat, AttackConfig) else None
     return {
         "stage": spec.stage,
         "classifier": "" if classifier is None else classifier.label(),
         "defence": "" if purifier is None else purifier.label(),
-        "attack": threat if corruption is None else _CORRUPTIONS,
+        "attack": _CORRUPTIONS if isinstance(threat, CorruptionConfig) else spec.threat_label(),
         "eps": 0.0 if attack is None else attack.eps,
     }
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from defense.aggregate import Aggregation
 from defense.spec import digest
 from workflows.grid.cells import Sweep
 from workflows.planning.plan import Plan
-from workflows.store import Store
+from workflows.store import Record, Store
 
 __all__ = ["CellRecord", "latest_path", "record_sweep"]
 
 
 @dataclass(frozen=True)
-class CellRecord:
+class CellRecord(Record):
     """What a store remembers of a cell, enough to read its rows without the sweep file.
 
     Arguments:
@@ -65,7 +65,7 @@ class CellRecord:
             content = json.loads(store.files.read(latest_path(sweep_name)))
         except FileNotFoundError:
             return []
-        return [cls(**{**cell, "chunks": tuple(cell["chunks"])}) for cell in content["cells"]]
+        return [cls.from_json(cell) for cell in content["cells"]]
 
 
 def latest_path(sweep_name: str) -> str:
@@ -83,7 +83,7 @@ def record_sweep(sweep: Sweep, plan: Plan, store: Store) -> None:
     ]
     content = {"sweep": sweep.name, "cells": [cell.id for cell in sweep.cells], "stages": stages}
     store.files.write(f"{folder}/plan.json", (json.dumps(content, indent=1) + "\n").encode())
-    cells = [asdict(record) for record in CellRecord.of_sweep(sweep)]
+    cells = [record.to_json() for record in CellRecord.of_sweep(sweep)]
     latest = json.dumps({"sweep": sweep.name, "sweep_id": sweep.id, "cells": cells})
     store.files.write(latest_path(sweep.name), latest.encode())
     with ThreadPoolExecutor(16) as threads:

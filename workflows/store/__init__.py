@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from workflows.store.files import Files, FsspecFiles, LocalFiles, open_files
 from workflows.store.outage import StoreUnavailable
-from workflows.store.store import Commit, Store
+from workflows.store.record import Record
+from workflows.store.store import Attempt, Commit, Store
 
-__all__ = ["Commit", "Files", "FsspecFiles", "LocalFiles", "Store", "StoreUnavailable", "open_files"]
+__all__ = [
+    "Attempt",
+    "Commit",
+    "Files",
+    "FsspecFiles",
+    "LocalFiles",
+    "Record",
+    "Store",
+    "StoreUnavailable",
+    "open_files",
+]

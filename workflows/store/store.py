@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +30,9 @@ import pyarrow.parquet as pq
 from defense.errors import StoreError
 from tasks.stages import Chunk, Output, StageSpec
 from workflows.store.files import Files, open_files
+from workflows.store.record import Record
 
-__all__ = ["SCHEMA_VERSION", "Commit", "Store"]
+__all__ = ["SCHEMA_VERSION", "Attempt", "Commit", "Store"]
 
 SCHEMA_VERSION = 1
 """Version of the row schemas, in the metadata of every Parquet file."""
@@ -40,8 +41,31 @@ IMAGE_STAGES = ("attack", "corrupt", "quality")
 """Stages that leave images; the path of an image file does not say of which of them it is."""
 
 
+_NO = "no "
+"""What notes of measures that could not be taken began with in older versions."""
+
+
 @dataclass(frozen=True)
-class Commit:
+class Attempt:
+    """Who computed a unit, and how.
+
+    Arguments:
+        id: Unique.
+        seconds: Compute time, without loading models, reading and writing.
+        host: Where it ran.
+        versions: Versions of what computed it.
+        inputs: Hash of each data file that was read, by its path in the store.
+    """
+
+    id: str
+    seconds: float
+    host: str
+    versions: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Commit(Record):
     """The record that makes a unit's data count.
 
     Arguments:
@@ -56,6 +80,7 @@ class Commit:
         versions: Versions of what computed it.
         inputs: Hash of each data file that was read, by its path in the store.
         notes: What else the unit said, e.g. how often its batches were halved for memory.
+        missing: Why a measure could not be taken, by the measure's name.
     """
 
     stage: str
@@ -68,7 +93,26 @@ class Commit:
     host: str
     versions: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, int | float | str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """See :class:`Record`; ``missing`` is there only where something is."""
+        content = super().to_json()
+        return content if self.missing else {name: content[name] for name in content if name != "missing"}
+
+    @classmethod
+    def from_json(cls, content: object) -> Self:
+        """See :class:`Record`.
+
+        Older versions wrote what was missing into the notes, as ``"no lpips": "why"``.
+        """
+        found = super().from_json(content)
+        if found.stage != "quality" or found.missing:
+            return found
+        older = {name: str(why) for name, why in found.notes.items() if name.startswith(_NO)}
+        notes = {name: value for name, value in found.notes.items() if name not in older}
+        return replace(found, notes=notes, missing={name.removeprefix(_NO): why for name, why in older.items()})
 
 
 class Store:
@@ -104,9 +148,7 @@ class Store:
         if not self.files.exists(path):
             self.files.write(path, (json.dumps(spec.identity(), indent=1, sort_keys=True) + "\n").encode())
 
-    def commit(
-        self, spec: StageSpec, stage_id: str, chunk: Chunk, output: Output, record: Mapping[str, Any]
-    ) -> Commit:
+    def commit(self, spec: StageSpec, stage_id: str, chunk: Chunk, output: Output, attempt: Attempt) -> Commit:
         """Write a unit's data, then its commit, unless another attempt has committed it already.
 
         Before the commit file exists the unit does not, whatever else was written; the commit is created once, so
@@ -118,7 +160,7 @@ class Store:
             stage_id: Its id (``spec.id``, computed once by the caller).
             chunk: The chunk.
             output: What the unit computed.
-            record: ``attempt``, ``seconds``, ``host``, ``versions`` of the :class:`Commit`.
+            attempt: Who computed it.
 
         Raises:
             StoreUnavailable: The store is full, refuses, or has been unreachable for a minute; nothing is committed.
@@ -136,8 +178,21 @@ class Store:
             sha256[self._place(path, data, digest)] = digest
         waited, self._waited = self.files.waited - self._waited, self.files.waited
         notes = {**output.notes, "store_outage_seconds": round(waited, 1)} if waited else output.notes
-        commit = Commit(spec.stage, stage_id, chunk.name, output.rows.num_rows, sha256, notes=notes, **record)
-        text = json.dumps(asdict(commit), indent=1, sort_keys=True) + "\n"
+        commit = Commit(
+            stage=spec.stage,
+            stage_id=stage_id,
+            chunk=chunk.name,
+            rows=output.rows.num_rows,
+            sha256=sha256,
+            attempt=attempt.id,
+            seconds=attempt.seconds,
+            host=attempt.host,
+            versions=attempt.versions,
+            inputs=attempt.inputs,
+            notes=notes,
+            missing=output.missing,
+        )
+        text = json.dumps(commit.to_json(), indent=1, sort_keys=True) + "\n"
         won = self.files.create(self.commit_path(spec.stage, stage_id, chunk.name), text.encode())
         # A lost answer to our own write reads like a loss; the record says whose it is.
         winner = commit if won else self.committed(spec.stage, stage_id, chunk.name) or commit
@@ -166,8 +221,8 @@ class Store:
         except FileNotFoundError:
             return None
         try:
-            return Commit(**json.loads(raw))
-        except (ValueError, TypeError) as error:
+            return Commit.from_json(json.loads(raw))
+        except ValueError as error:
             raise StoreError(
                 f"commit {self.commit_path(stage, stage_id, chunk)} in {self.uri} is damaged ({error}); delete it "
                 "and run the sweep again to recompute the unit."

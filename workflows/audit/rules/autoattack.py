@@ -59,7 +59,7 @@ def _autoattacks(all_views: Sequence[View]) -> Iterator[tuple[View, tuple[str, .
     groups: dict[str, list[View]] = {}
     for view in all_views:
         source = view.cell.attack_stage
-        if source is not None and "autoattack" in source.attack.attack.lower():
+        if source is not None and source.attack.autoattack is not None:
             groups.setdefault(source.id, []).append(view)
     for members in groups.values():
         yield members[0], tuple(cell for view in members for cell in view.ids)
@@ -72,9 +72,10 @@ def autoattack_warnings(all_views: Sequence[View]) -> Iterator[Finding]:
     classes. That answers differ is no finding for its version ``rand``, which is made for that.
     """
     for view, cells in _autoattacks(all_views):
+        version = None if view.attack is None else view.attack.autoattack
         for name, count in sorted(view.attack_notes.items()):
             kind = name.removeprefix(_PREFIX)
-            if kind == name or (kind == "randomized" and getattr(view.attack, "version", None) == "rand"):
+            if kind == name or (kind == "randomized" and version == "rand"):
                 continue
             flag = _FLAGS.get(kind, _OTHER)
             yield Finding(

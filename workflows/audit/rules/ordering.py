@@ -186,7 +186,7 @@ def single_step_beats_iterative(all_views: Sequence[View]) -> Iterator[Finding]:
             if view.attack is not None and _gradients(view):
                 known[view.attack.knows, view.attack.gradient, view.attack.eot].append(view)
         for same in known.values():
-            singles = [v for v in same if getattr(v.attack, "attack", "") == "fgsm" or _field(v, "steps") == 1]
+            singles = [v for v in same if v.attack is not None and v.attack.single_step]
             best = strongest([v for v in same if v not in singles])
             for view in singles if best is not None else []:
                 assert best is not None
@@ -367,7 +367,7 @@ def _gradients(view: View) -> bool:
 
 
 def _field(view: View, name: str) -> Any:
-    return getattr(view.attack, name, None)
+    return None if view.attack is None else view.attack.parameter(name)
 
 
 def _without(view: View, *names: str) -> str:

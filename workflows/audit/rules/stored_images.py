@@ -24,9 +24,6 @@ Pixels = npt.NDArray[np.float32]
 TOLERATED = 0.05
 """Share of images on which an attack may fail to act."""
 
-STARTS_INSIDE = frozenset({"pgd", "fgsm", "apgd", "bpda-eot", "pgd-eot", "deviated-reconstruction", "diffhammer"})
-"""Attacks that return the best point they saw, broken or not. Others may return the image where nothing was found."""
-
 _ULP = 2.0**-24
 """Largest rounding error of a float32 in [0, 1]."""
 
@@ -66,11 +63,10 @@ def did_nothing(all_views: Sequence[View]) -> Iterator[Finding]:
         else:  # success is on the defence then, of which the attack's own rows know nothing
             after = pd.Series(view.correct.mean(1), index=view.image_ids).reindex(rows["image_id"]).to_numpy()
         kept = float(after[moved.to_numpy()].mean()) if moved.any() else 1.0
-        name = "" if view.attack is None else view.attack.attack
         searches = view.said("broken") is not None or (
             bool(moved.any()) and kept <= (TOLERATED if view.static else 0.5)
         )
-        search = searches and name not in STARTS_INSIDE
+        search = searches and not (view.attack is not None and view.attack.keeps_best)
         yield Finding(
             "attack-did-nothing",
             "note" if search else "error",
@@ -122,8 +118,8 @@ def not_a_number(all_views: Sequence[View]) -> Iterator[Finding]:
     """The attack's loss is NaN: it has followed nothing, and kept what it happened to hold."""
     for view, cells in _distinct(all_views):
         # The last iterate may be returned without a look at its loss.
-        blind = getattr(view.attack, "keep", "best") == "last"
-        if view.black_box or blind or "loss" not in view.attack_rows.columns:
+        unknown = view.attack is not None and view.attack.loss_unknown
+        if view.black_box or unknown or "loss" not in view.attack_rows.columns:
             continue
         bad = int(pd.isna(view.attack_rows["loss"]).sum())
         if bad:

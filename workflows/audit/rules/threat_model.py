@@ -98,9 +98,9 @@ def autoattack_standard(all_views: Sequence[View]) -> Iterator[Finding]:
     """
     for view in all_views:
         attack = view.attack
-        if attack is None or attack.static or not view.stochastic or "autoattack" not in attack.attack.lower():
+        if attack is None or attack.static or not view.stochastic:
             continue
-        if getattr(attack, "version", None) in ("standard", "plus"):
+        if attack.autoattack in ("standard", "plus"):
             yield Finding(
                 "autoattack-standard",
                 "warning",
@@ -255,7 +255,7 @@ def t_star_inconsistent(all_views: Sequence[View]) -> Iterator[Finding]:
         wrong = [] if math.isclose(implied, sigma, rel_tol=_SAME, abs_tol=_SAME) else ["sigma_eq"]
         if wrong:
             evidence["sigma_eq_of_abar"] = implied if math.isfinite(implied) else -1.0
-        name = getattr(members[0].cell.defence.purifier, "schedule", None)
+        name = members[0].cell.defence.purifier.parameter("schedule")
         if pd.notna(t_star) and isinstance(name, str) and name in SCHEDULES:
             schedule = get_schedule(name)
             expected = float(schedule.abar[int(t_star)]) if 0 <= t_star <= schedule.steps else -1.0

@@ -1,0 +1,211 @@
+"""One run of a plan: start workers, have them compute what is missing, and record what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from defense.errors import PuregridError
+from tasks.stages.kind import Kind
+from workflows.engine.attempts import Event
+from workflows.engine.cluster import cluster, slots
+from workflows.engine.failures import describe, failure_path, record_failure
+from workflows.engine.loop import RunOutcome, run_plan
+from workflows.engine.pool import Pool
+from workflows.grid.load import Sweep
+from workflows.monitoring.events import log_to, tell
+from workflows.monitoring.progress import SweepProgress
+from workflows.monitoring.run_record import RunRecord, RunRecorder
+from workflows.planning.costs import Cost, Pace, missing_work
+from workflows.planning.forecast import default_workers
+from workflows.planning.plan import Committed, Plan
+from workflows.planning.scheduler import Failure
+from workflows.store import Store
+
+__all__ = ["Execution", "Options", "Say"]
+
+Say = Callable[[str], None]
+
+_START_SECONDS, _ORDER_SECONDS = 300.0, 1800.0
+"""How long to wait for a first worker: here, and on a cluster whose machines may have to be ordered first."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a sweep; nothing of this changes a row.
+
+    Arguments:
+        workers: Number of workers; by default as many as there are processors or GPUs for, also of nodes that join a
+            cluster later.
+        gpus_per_worker: GPUs each worker takes, fractions allowed; 0 for CPU workers.
+        address: Address of a Ray cluster, ``auto``, or None to start one here.
+        max_attempts: Attempts per unit before it is quarantined.
+        unit_timeout: Seconds after which a unit counts as stuck.
+        quiet: No progress bar.
+        log: File to which events are appended, one JSON object a line.
+    """
+
+    workers: int | None = None
+    gpus_per_worker: float = 0.0
+    address: str | None = None
+    max_attempts: int = 3
+    unit_timeout: float = 3600.0
+    quiet: bool = False
+    log: Path | None = None
+
+
+class Execution:
+    """One run of the units that are missing of a plan.
+
+    Arguments:
+        sweep: The sweep.
+        plan: Its plan.
+        store: Where to commit.
+        options: How to run.
+        say: Where notes go, one line each.
+        purpose: ``run`` or ``calibration``.
+        costs: What units are known to cost, for the time left.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        plan: Plan,
+        store: Store,
+        options: Options,
+        say: Say,
+        *,
+        purpose: str = "run",
+        costs: Mapping[Kind, Cost] | None = None,
+    ) -> None:
+        self._sweep = sweep
+        self._plan = plan
+        self._store = store
+        self._options = options
+        self._say = say
+        self._purpose = purpose
+        self._costs = costs
+        self._threads = max(stage.spec.settings().threads for stage in plan.stages)
+        self._failed_before = set(store.files.names(f"sweeps/{sweep.id}/failures"))
+        self._same_store_seen = options.address is None
+        """Whether a commit of a worker was found in the store that this driver sees."""
+
+    def run(self, committed_for: Callable[[int], Committed]) -> tuple[RunOutcome, RunRecord]:
+        """Start workers and compute what is missing.
+
+        Arguments:
+            committed_for: The units that need no work, given the number of workers that there is room for.
+
+        Returns:
+            How it ended, and the record of the run.
+        """
+        wanted = self._options.workers or default_workers(self._threads)
+        units = committed_for(wanted).missing
+        recorder = RunRecorder(
+            self._store, self._sweep.id, self._purpose, self._options.gpus_per_worker, to_compute=units
+        )
+        here = min(wanted, units) * self._threads
+        with log_to(self._options.log, run=recorder.id), cluster(here, self._options.address):
+            room = self._options.workers or slots(self._threads, self._options.gpus_per_worker)
+            committed = committed_for(room)
+            recorder.to_compute = committed.missing
+            workers = min(room, committed.missing)
+            tell(
+                "planned",
+                sweep=self._sweep.name,
+                sweep_id=self._sweep.id,
+                purpose=self._purpose,
+                units=committed.missing,
+                workers=workers,
+            )
+            pool = self._pool(workers, committed.missing, recorder)
+            outcome, state = RunOutcome(), "failed"
+            try:
+                outcome = self._compute(committed, pool, recorder)
+                state = "stopped" if outcome.interrupted else "failed" if outcome.failures else "finished"
+            except KeyboardInterrupt:
+                state = "stopped"
+                raise
+            finally:
+                record = self._end(state, outcome, pool, recorder)
+        return outcome, record
+
+    def _pool(self, workers: int, units: int, recorder: RunRecorder) -> Pool:
+        """Start the workers; on a cluster that may grow, as many as it ever has room and work for."""
+        elastic = self._options.workers is None and self._options.address is not None
+        return Pool(
+            self._store.uri,
+            units if elastic else workers,
+            gpus_per_worker=self._options.gpus_per_worker,
+            threads=self._threads,
+            unit_timeout=self._options.unit_timeout,
+            start_timeout=_START_SECONDS if self._options.address is None else _ORDER_SECONDS,
+            elastic=elastic,
+            say=self._say,
+            ledger=recorder.ledger,
+        )
+
+    def _compute(self, committed: Committed, pool: Pool, recorder: RunRecorder) -> RunOutcome:
+        """Have the workers compute what is missing, with a progress bar and a record that is kept up to date."""
+        total, done = (self._plan.units, len(committed)) if self._purpose == "run" else (committed.missing, 0)
+        with SweepProgress(total, done, missing_work(committed), quiet=self._options.quiet) as progress:
+            if self._purpose != "run":
+                progress.phase("measuring")
+            return run_plan(
+                committed,
+                pool,
+                progress,
+                max_attempts=self._options.max_attempts,
+                store=self._store,
+                on_event=self._on_event,
+                on_tick=lambda done, left: recorder.progress(pool.workers, done, left),
+                pace=Pace(committed, self._costs),
+            )
+
+    def _end(self, state: str, outcome: RunOutcome, pool: Pool, recorder: RunRecorder) -> RunRecord:
+        """Record how the run ended, end the workers, and log it."""
+        record = recorder.finish(state, outcome.elsewhere, workers_at_most=pool.most)
+        pool.close()
+        tell(
+            "drained" if state == "stopped" else state,
+            units=outcome.computed,
+            elsewhere=outcome.elsewhere or None,
+            failed=len(outcome.failures) or None,
+            seconds=record.accounts.wall_seconds,
+        )
+        return record
+
+    def _on_event(self, event: Event, failure: Failure | None) -> None:
+        """Report what happened to a unit, and keep the records of failures."""
+        if event.receipt is not None:
+            self._on_receipt(event)
+        if failure is not None:
+            self._say(f"{describe(self._plan, event.unit)} failed {failure.attempts} times, last: {failure.error}")
+            record_failure(self._sweep, self._plan, self._store, failure)
+        elif event.receipt is None and event.started:
+            self._say(f"{describe(self._plan, event.unit)} is tried again: {event.error}")
+
+    def _on_receipt(self, event: Event) -> None:
+        """A unit is committed: whatever an earlier run recorded of its failure is past."""
+        if not self._same_store_seen:
+            self._see_same_store(event)
+        path = failure_path(self._sweep, self._plan, event.unit)
+        if path.rpartition("/")[2] in self._failed_before:
+            self._store.files.delete(path)
+
+    def _see_same_store(self, event: Event) -> None:
+        """Workers on other machines and this driver see one store, or what they commit is lost to it.
+
+        Raises:
+            PuregridError: They do not.
+        """
+        stage = self._plan.stages[event.unit.stage]
+        chunk = stage.chunks[event.unit.chunk].name
+        if self._store.committed(stage.spec.stage, stage.id, chunk) is None:
+            raise PuregridError(
+                f"a worker says that {describe(self._plan, event.unit)} is committed, but the store "
+                f"{self._store.uri} that this driver sees does not have it: the folder is another one on the "
+                "worker's machine. Give --store a folder that all machines share, or a bucket."
+            )
+        self._same_store_seen = True

@@ -1,0 +1,140 @@
+"""What a plan comes to: its stages, what of it is committed, and what the rest will cost.
+
+It is what ``puregrid plan`` and ``puregrid status`` print, and their JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workflows.grid.load import Sweep
+from workflows.planning.forecast import Forecast, default_workers, predict
+from workflows.planning.plan import Plan
+from workflows.store import Record, Store
+
+__all__ = ["PlanSummary", "StageSummary", "summarise"]
+
+
+@dataclass(frozen=True)
+class StageSummary(Record):
+    """A stage of a plan.
+
+    Arguments:
+        id: Its content id.
+        stage: Kind of stage.
+        what: What it is, in words.
+        images: Images of all its units.
+        units: Its units.
+        committed: How many of them are committed.
+        inputs: Ids of the stages that it reads.
+        seconds: Compute of the units that are missing; None if their cost is unknown.
+        seconds_half_interval: Half the width of its 95 % interval; None of fewer than three measured units.
+    """
+
+    id: str
+    stage: str
+    what: str
+    images: int
+    units: int
+    committed: int
+    inputs: tuple[str, ...]
+    seconds: float | None
+    seconds_half_interval: float | None
+
+    @property
+    def missing(self) -> int:
+        """Units that are not committed."""
+        return self.units - self.committed
+
+
+@dataclass(frozen=True)
+class PlanSummary(Record):
+    """A plan, what of it is committed, and a prediction of the rest.
+
+    Arguments:
+        sweep: Name of the sweep.
+        sweep_id: Its id.
+        cells: Its cells.
+        units: Units that the cells ask for.
+        distinct: How many of these are distinct.
+        committed: How many of those are committed.
+        missing: How many are not.
+        evaluations: Network evaluations of those.
+        estimated_seconds: Their compute, summed over workers; None if it is not known of every kind of unit.
+        forecast: The prediction, None likewise.
+        stages: The stages, every input before its readers.
+    """
+
+    sweep: str
+    sweep_id: str
+    cells: int
+    units: int
+    distinct: int
+    committed: int
+    missing: int
+    evaluations: int
+    estimated_seconds: float | None
+    forecast: Forecast | None
+    stages: tuple[StageSummary, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """See :class:`Record`; of the prediction what :meth:`Forecast.shown` says."""
+        return {**super().to_json(), "forecast": None if self.forecast is None else self.forecast.shown()}
+
+
+def summarise(
+    sweep: Sweep,
+    plan: Plan,
+    store: Store,
+    *,
+    workers: int | None = None,
+    gpus_per_worker: float = 0.0,
+    gpu: bool | None = None,
+) -> PlanSummary:
+    """Summarise a plan, and predict what is missing of it in a store.
+
+    Arguments:
+        sweep: The sweep.
+        plan: Its plan.
+        store: Where commits are, and what they took.
+        workers: Workers of the predicted run; by default as many as this machine has room for.
+        gpus_per_worker: GPUs of each.
+        gpu: Believe commits of GPUs only (True) or of processors only (False); None believes all.
+    """
+    committed = plan.committed(store)
+    threads = max(stage.spec.settings().threads for stage in plan.stages)
+    forecast, costs = predict(
+        committed,
+        store,
+        sweep.id,
+        workers=workers or default_workers(threads, gpus_per_worker),
+        gpus_per_worker=gpus_per_worker,
+        gpu=gpu,
+    )
+    stages = tuple(
+        StageSummary(
+            id=stage.id,
+            stage=stage.spec.stage,
+            what=stage.spec.label(),
+            images=stage.images,
+            units=len(stage.chunks),
+            committed=len(done),
+            inputs=tuple(plan.stages[position].id for position in stage.inputs.values()),
+            seconds=None if cost is None else round(cost.seconds, 4),
+            seconds_half_interval=None if cost is None or cost.half is None else round(cost.half, 4),
+        )
+        for (stage, done), cost in zip(committed.by_stage(), costs, strict=True)
+    )
+    return PlanSummary(
+        sweep=sweep.name,
+        sweep_id=sweep.id,
+        cells=len(sweep.cells),
+        units=plan.requested,
+        distinct=plan.units,
+        committed=len(committed),
+        missing=committed.missing,
+        evaluations=int(sum(map(plan.work, committed.missing_units()))),
+        estimated_seconds=None if forecast is None else round(forecast.compute_seconds, 1),
+        forecast=forecast,
+        stages=stages,
+    )
