@@ -113,7 +113,7 @@ class CertificateConfig(Spec):
                 f"base denoised takes a purifier that reverses its own forward noise; {purifier.label()!r} does not."
             )
         # A chain that takes every step takes every step of the new depth too.
-        every = getattr(purifier, "steps", None) == purifier.t_star
+        every = purifier.parameter("steps") == purifier.t_star
         own = purifier.model_fields_set - {"t_star", "schedule", *(["steps"] if every else [])}
         given = {name: getattr(purifier, name) for name in own}
         return base, type(purifier).model_validate({**given, "sigma_eq": self.sigma})

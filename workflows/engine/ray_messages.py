@@ -8,6 +8,8 @@ no row is wrong: a unit is blamed for the end of its node, or a message is less 
 
 from __future__ import annotations
 
+from ray.exceptions import OutOfMemoryError
+
 __all__ = ["SEEN_IN", "death_of_actor", "error_at_start", "node_has_died", "out_of_memory"]
 
 SEEN_IN = "2.60.0"
@@ -20,8 +22,11 @@ def node_has_died(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether Ray's memory monitor ended a process, to save its machine."""
-    return "low on memory" in str(error)
+    """Whether Ray's memory monitor ended a process, to save its machine.
+
+    Of a process that had not begun its work Ray says so by the class, of others in the text alone.
+    """
+    return isinstance(error, OutOfMemoryError) or "low on memory" in str(error)
 
 
 def error_at_start(error: BaseException) -> str | None:

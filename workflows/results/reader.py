@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -233,7 +234,7 @@ class Results:
 
         Samples of certificates are many stages of one kind, and one row; so are all corruptions of one defence.
         """
-        found: dict[tuple[str, ...], dict[str, Any]] = {}
+        found: dict[tuple[str, ...], tuple[dict[str, object], _Spent]] = {}
         for stage in make_plan(self.sweep).stages:
             done = self.store.committed_chunks(stage.spec.stage, stage.id)
             commits = [
@@ -248,30 +249,45 @@ class Results:
                 key = (stage.spec.stage, stage.spec.smoothed.id, str(identity["attack"]))
             elif identity["attack"] == _CORRUPTIONS:
                 key = tuple(map(str, identity.values()))
-            spent = self._spent(stage.spec, stage.id, commits)
-            line = found.setdefault(key, {**identity, **dict.fromkeys(spent, 0)})
-            line["images"] = max(line["images"], spent.pop("images"))
-            for name, value in spent.items():
-                line[name] += value
-        for line in found.values():
-            seconds = line["seconds"]
-            line["seconds"] = round(seconds, 2)
-            line["images_per_second"] = round(line["images"] / seconds, 2) if seconds else None
-        return pd.DataFrame(list(found.values()))
+            _, spent = found.setdefault(key, (identity, _Spent()))
+            spent.add(self._spent(stage.spec, stage.id, commits))
+        return pd.DataFrame([{**identity, **spent.columns()} for identity, spent in found.values()])
 
-    def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[Commit]) -> dict[str, Any]:
-        images, seconds, denoiser, classifier = 0, 0.0, 0, 0
+    def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[Commit]) -> _Spent:
+        spent = _Spent()
         for commit in commits:
             rows = self._read(spec.stage, stage_id, commit.chunk)
-            images += commit.rows
-            seconds += commit.seconds
-            denoiser += _sum(rows, "denoiser_evaluations")
-            classifier += _sum(rows, "classifier_evaluations")
+            spent.images += commit.rows
+            spent.seconds += commit.seconds
+            spent.denoiser += _sum(rows, "denoiser_evaluations")
+            spent.classifier += _sum(rows, "classifier_evaluations")
+        return spent
+
+
+@dataclass
+class _Spent:
+    """What units of one kind have cost."""
+
+    images: int = 0
+    denoiser: int = 0
+    classifier: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: _Spent) -> None:
+        """Count in those of a further stage, which were about the same images."""
+        self.images = max(self.images, other.images)
+        self.denoiser += other.denoiser
+        self.classifier += other.classifier
+        self.seconds += other.seconds
+
+    def columns(self) -> dict[str, object]:
+        """Columns of the cost table."""
         return {
-            "images": images,
-            "denoiser_evaluations": denoiser,
-            "classifier_evaluations": classifier,
-            "seconds": seconds,
+            "images": self.images,
+            "denoiser_evaluations": self.denoiser,
+            "classifier_evaluations": self.classifier,
+            "seconds": round(self.seconds, 2),
+            "images_per_second": round(self.images / self.seconds, 2) if self.seconds else None,
         }
 
 

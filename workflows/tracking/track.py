@@ -150,7 +150,7 @@ def _group(cell: Cell) -> str:
 
 def _params(cell: Cell) -> dict[str, Any]:
     purifier = {f"purifier.{k}": v for k, v in cell.defence.purifier.identity().items() if k != "denoiser"}
-    denoiser = getattr(cell.defence.purifier, "denoiser", None)
+    denoiser = cell.defence.purifier.parameter("denoiser")
     level = cell.defence.purifier.noise_level
     if cell.certificate is not None:  # depths follow sigma: they are of a cell, not of the child
         level = None

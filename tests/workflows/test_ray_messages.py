@@ -1,0 +1,106 @@
+"""The installed Ray still says in these words why an actor is gone."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+from naps import add_machine, machines
+from ray.exceptions import RayActorError, RayError
+
+from workflows.engine import ray_messages
+from workflows.engine.attempts import cause
+from workflows.engine.cluster import cluster
+
+PREDICATES = (
+    ray_messages.node_has_died,
+    ray_messages.out_of_memory,
+    ray_messages.error_at_start,
+    ray_messages.death_of_actor,
+)
+
+
+@pytest.fixture(autouse=True)
+def workers_find_this_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+class Frail:
+    """An actor that dies as it is told to."""
+
+    def __init__(self, fails: bool = False) -> None:
+        if fails:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+
+    def ready(self) -> None:
+        """Say that it is there."""
+
+    def stay(self) -> None:
+        time.sleep(60)
+
+    def leave(self) -> None:
+        os._exit(13)
+
+
+def hold(error: BaseException) -> list[Callable[[BaseException], object]]:
+    """The predicates that hold for an error."""
+    return [predicate for predicate in PREDICATES if predicate(error)]
+
+
+def error_of(reference: object) -> RayActorError:
+    with pytest.raises(RayActorError) as found:
+        ray.get(reference, timeout=60)
+    return found.value
+
+
+@pytest.mark.slow
+def test_each_end_of_an_actor_is_told_from_the_others() -> None:
+    frail = ray.remote(Frail)
+    with machines(1) as found:
+        node = add_machine(found, 1, 40)
+        with cluster(1, found.address):
+            broken = error_of(frail.options(num_cpus=1).remote(fails=True).ready.remote())
+            assert ray_messages.error_at_start in hold(broken)
+            assert not {ray_messages.node_has_died, ray_messages.out_of_memory} & set(hold(broken))
+            assert cause(broken) == "OSError: libcuda.so.1: cannot open shared object file"
+
+            exited = error_of(frail.options(num_cpus=1).remote().leave.remote())
+            assert hold(exited) == [ray_messages.death_of_actor]
+            assert cause(exited).startswith("The actor ") and "exit" in cause(exited).lower()
+            assert "common causes" not in cause(exited)
+
+            first, second = (frail.options(num_cpus=1).remote() for _ in range(2))  # one a node
+            ray.get([first.ready.remote(), second.ready.remote()], timeout=60)
+            found.remove_node(node)
+            lost = []
+            for actor in (first, second):
+                try:
+                    ray.get(actor.ready.remote(), timeout=60)
+                except RayActorError as error:
+                    lost.append(error)
+            (gone,) = lost
+            assert ray_messages.node_has_died in hold(gone)
+            assert not {ray_messages.error_at_start, ray_messages.out_of_memory} & set(hold(gone))
+
+
+@pytest.mark.slow
+def test_the_memory_monitor_is_told_from_an_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It ends workers above a share of memory that every machine is above.
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "500")
+    with cluster(1, None):
+        actor = ray.remote(Frail).options(max_restarts=0).remote()
+        with pytest.raises(RayError) as found:  # of which class depends on whether it had begun
+            ray.get(actor.stay.remote(), timeout=60)
+    assert ray_messages.out_of_memory(found.value) and not ray_messages.node_has_died(found.value)
+    assert "its machine ran out of memory" in cause(found.value)
+
+
+def test_other_words_mean_nothing() -> None:
+    error = RuntimeError("the link to the store is slow")
+    assert hold(error) == []
+    assert cause(error) == "RuntimeError: the link to the store is slow"
