@@ -16,7 +16,7 @@ from workflows.planning.plan import make_plan
 from workflows.report import report
 from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.tables.ladders import ladder_table
+from workflows.results.ladders import ladder_frame
 from workflows.tables.render import render
 
 HEAD = f"""
@@ -50,7 +50,7 @@ def test_a_ladder_goes_through_the_store_and_its_table_adds_up(tmp_path: Path) -
     store = Store(str(tmp_path / "store"))
     compute(sweep, store.uri)
     results = Results(store, sweep)
-    table = ladder_table(results)
+    table = ladder_frame(results)
     assert list(table["rung"]) == [1, 1, 2, 1, 2]  # without a purifier both rungs are one attack, nothing to skip
     for _, ladder in table.groupby([table["rung"].eq(1).cumsum()]):
         assert ladder["submitted"].sum() == 20
@@ -70,7 +70,7 @@ def test_a_ladder_goes_through_the_store_and_its_table_adds_up(tmp_path: Path) -
     as_json = json.loads(render(robustness, cost, "json", ladders=table))["ladders"]
     assert as_json[2]["so_far"] == value["so_far"] and as_json[4]["alone"] is None
     assert "Ladders" in report(results, command="puregrid run small.yaml")
-    assert "| 2 | pgd-3" not in render(robustness, cost, "md", ladders=ladder_table(Results(store, clean(tmp_path))))
+    assert "| 2 | pgd-3" not in render(robustness, cost, "md", ladders=ladder_frame(Results(store, clean(tmp_path))))
     # A skipped image has nothing to lose on these draws: both ladders end at the same figure.
     assert side_by_side["so_far"].tolist() == skipping["so_far"].tolist()
 

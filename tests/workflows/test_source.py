@@ -15,7 +15,7 @@ from workflows.monitoring import versions as source
 from workflows.monitoring.versions import driver_versions, git_commit, installed_commit
 from workflows.planning.plan import make_plan
 from workflows.report import report
-from workflows.report.provenance import provenance
+from workflows.analysis.provenance import provenance
 from workflows.results.reader import Results
 from workflows.store import Store
 
