@@ -14,8 +14,8 @@ __all__ = ["combined_table", "ladders_table"]
 _COMBINED_NOTE = (
     f"{INTERVALS} Lowest takes for each image the attack with the lowest share of right draws, and is too low by the "
     "luck of the draws; selected chooses that attack on half of the draws and judges it on the others, and is not "
-    "too low. Fixed-AA (mean) is the lowest Avg of any attack, fixed-AA (any) counts an image as lost if one draw of one "
-    "attack fails: two readings of one protocol."
+    "too low. Fixed-AA (mean) is the lowest Avg of any attack, fixed-AA (any) counts an image as lost if one draw of "
+    "one attack fails: two readings of one protocol."
 )
 _COMBINED = (
     DATASET,
