@@ -59,16 +59,19 @@ def tables(
             return
         typer.echo(render(analysis, format_, only=table), nl=False)
         if format_ == "csv":
-            _say_beside(analysis, table or "robustness")
+            _say_beside(analysis, table)
 
 
-def _say_beside(analysis: Analysis, name: str) -> None:
+def _say_beside(analysis: Analysis, name: str | None) -> None:
     """What CSV on stdout has no place for: the notes of the table, and which others there are."""
-    for table in analysis.tables:
-        if table.name == name:
-            for note in filter(None, (table.warning, table.note, *table.remarks)):
-                say(f"note: {note}")
-    others = [table.name for table in analysis.tables if table.name != name]
+    names = [table.name for table in analysis.tables]
+    chosen = analysis.table(name) if name else analysis.table("robustness") if "robustness" in names else None
+    if chosen is None:
+        say("this sweep has no robustness table")
+    else:
+        for note in filter(None, (chosen.warning, chosen.note, *chosen.remarks)):
+            say(f"note: {note}")
+    others = [other for other in names if chosen is None or other != chosen.name]
     if others:
         say(f"other tables: {', '.join(others)}; --table NAME has one, --out FOLDER all of them")
 
