@@ -13,7 +13,7 @@ from workflows.tables.table import Column, Table, frame_only, records
 __all__ = ["corruption_gains_table", "corruptions_table", "mce_table"]
 
 _ACCURACY = (
-    "Mean over severities of each corruption; `all` is the mean over the fifteen of the benchmark, or as many of "
+    "Accuracy in %, the mean over severities of each corruption; `all` is the mean over the fifteen of the benchmark, or as many of "
     "them as there are, and one minus it the mean corruption error (unnormalised). Generated images follow the "
     "constants of CIFAR-10-C and are not its arrays."
 )
