@@ -13,9 +13,9 @@ from workflows.tables.table import Column, Table, frame_only, records
 __all__ = ["corruption_gains_table", "corruptions_table", "mce_table"]
 
 _ACCURACY = (
-    "Accuracy in %, the mean over severities of each corruption; `all` is the mean over the fifteen of the benchmark, or as many of "
-    "them as there are, and one minus it the mean corruption error (unnormalised). Generated images follow the "
-    "constants of CIFAR-10-C and are not its arrays."
+    "Accuracy in %, the mean over severities of each corruption; `all` is the mean over the fifteen of the "
+    "benchmark, or as many of them as there are, and one minus it the mean corruption error (unnormalised). "
+    "Generated images follow the constants of CIFAR-10-C and are not its arrays."
 )
 _MCE = "Errors summed over severities, over those of the baseline, and the mean of that over the fifteen corruptions."
 _GAIN = "On the same images, corruptions and severities; 95 % interval over images."
