@@ -15,6 +15,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("regression",),
     ("report", "tracking"),
+    ("formats",),
     ("analysis",),
     ("published",),
     ("tables",),

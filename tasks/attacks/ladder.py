@@ -32,6 +32,7 @@ from defense.errors import InvalidInput
 from defense.gradients import GRADIENT_MODES, GradientMode
 from defense.purifiers import PurifierConfig
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
+from tasks.attacks.budgets import format_eps
 from tasks.attacks.derived import DerivedAttackConfig, Given
 from tasks.attacks.losses import margin
 from tasks.attacks.target import Target
@@ -114,8 +115,8 @@ class LadderConfig(DerivedAttackConfig):
         for rung in self.rungs:
             if (rung.norm, rung.eps) != (self.norm, self.eps):
                 raise InvalidInput(
-                    f"rungs: {rung.label()} has {rung.norm} eps {rung.eps}, the ladder {self.norm} eps {self.eps}; "
-                    "minima over images compare attacks of one budget."
+                    f"rungs: {rung.label()} has {rung.norm} eps {format_eps(rung.eps)}, the ladder {self.norm} eps "
+                    f"{format_eps(self.eps)}; minima over images compare attacks of one budget."
                 )
         if self.knows != "purifier":
             raise InvalidInput("knows: a ladder's attacker knows the purifier; its rungs may know less.")

@@ -19,6 +19,7 @@ from defense.purifiers import IterativePurifier, Purifier, PurifierConfig, Seque
 from defense.randomness import Omega
 from tasks.attacks import AttackConfig, DerivedAttackConfig, Given, LadderConfig, Target, perturbation_norms
 from tasks.attacks.base import AttackResult
+from tasks.attacks.budgets import format_eps
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig
 from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table, images_to_table
@@ -63,7 +64,7 @@ class AttackStage(StageSpec):
     def label(self) -> str:
         """Data set, classifier, purifier if it is attacked, attack, budget."""
         behind = "" if self.purifier is None else f" behind {self.purifier.label()}"
-        attack = f"{self.attack.label()} eps {self.attack.eps:.4g}"
+        attack = f"{self.attack.label()} eps {format_eps(self.attack.eps)}"
         rest = "" if self.after is None else ", where the rungs before failed"
         return f"{self.dataset.label()}, {self.classifier.label()}{behind}, {attack}{rest}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pandas as pd
 import pytest
 from audited import EXACT, NOISE, PGD, Audited, by_threat
 
+from workflows.analysis import Analysis
 from workflows.audit import SEVERITIES, Finding, counts, findings, rules_on
+from workflows.formats import Format, render_tables
+from workflows.formats.findings import auditor_line
 from workflows.report import report
 from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.tables.render import auditor_line, render, tally
 
 
 def test_findings_are_sorted_by_severity_and_are_plain_data(tmp_path: Path) -> None:
@@ -75,10 +78,13 @@ def shown(folder: Path) -> Audited:
     return Audited(folder, right, defences=f"none, {NOISE}", attacks=f"none, {PGD}", images=100)
 
 
+def rendered(audited: Audited, how: Format, found: list[Finding] | None = None, title: str = "") -> str:
+    return render_tables(Analysis(audited.results).tables, how, title=title, findings=found)
+
+
 def test_tables_show_each_finding_with_its_cells_numbers_and_remedy(tmp_path: Path) -> None:
     audited = shown(tmp_path)
-    frames = audited.results.robustness(), audited.results.cost()
-    text = render(*frames, "text", title="t", findings=audited.found)
+    text = rendered(audited, "text", audited.found, "t")
     plain = " ".join(text.split())
     finding = audited.of("attacked-above-clean")[0]
     assert f"Findings: {counts(audited.found)['error']} errors" in text
@@ -88,29 +94,47 @@ def test_tables_show_each_finding_with_its_cells_numbers_and_remedy(tmp_path: Pa
     assert "cells: all cells" in plain
     assert "attacked 0.9, clean 0.7, difference 0.2, p 9.537e-07, images 100, images changed 20" in plain
     assert text.index("classifier") < text.index("Findings") < text.index("seconds")
-    markdown = render(*frames, "md", findings=audited.found)
-    assert "* **error** `attacked-above-clean`" in markdown
+    markdown = rendered(audited, "md", audited.found)
+    assert "1. **error** `attacked-above-clean`" in markdown
     # Without findings nothing is different but for csv, whose column is there as soon as there was an audit.
     for how in ("text", "md", "latex"):
-        assert render(*frames, how) == render(*frames, how, findings=[])
-    table = pd.read_csv(io.StringIO(render(*frames, "csv", findings=audited.found)))
+        assert rendered(audited, how) == rendered(audited, how, [])
+    table = pd.read_csv(io.StringIO(rendered(audited, "csv", audited.found)))
     assert table["findings"].tolist() == [rules_on(audited.found, {cell.id}) for cell in audited.sweep.cells]
     assert table["findings"][0] == "error: attacked-above-clean, beats-bare-classifier; note: few-images"
-    without = pd.read_csv(io.StringIO(render(*frames, "csv", findings=[])))
-    assert without["findings"].isna().all() and "findings" not in render(*frames, "csv")
-    latex = render(*frames, "latex", findings=audited.found).splitlines()
-    (comment,) = set(latex) - set(render(*frames, "latex").splitlines())
-    assert comment == f"% Findings: {tally(audited.found)}; the formats text, md and json say which."
+    without = pd.read_csv(io.StringIO(rendered(audited, "csv", [])))
+    assert without["findings"].isna().all() and "findings" not in rendered(audited, "csv")
+
+
+def test_lines_carry_the_numbers_of_their_findings_and_in_latex_these_are_notes_of_the_table(tmp_path: Path) -> None:
+    audited = shown(tmp_path)
+    expected = [
+        [number for number, finding in enumerate(audited.found, 1) if cell.id in finding.cells]
+        for cell in audited.sweep.cells
+    ]
+    assert len({tuple(numbers) for numbers in expected}) > 2
+    markdown = [
+        line.split(" | ")[-1] for line in rendered(audited, "md", audited.found).splitlines() if "cnn |" in line
+    ]
+    assert markdown[: len(expected)] == [f"{', '.join(map(str, numbers))} |" for numbers in expected]
+    latex = rendered(audited, "latex", audited.found)
+    assert "%" not in re.sub(r"\\%|{!}{%", "", latex), "nothing is said in a comment"
+    table = latex.partition(r"\end{table}")[0]
+    marks = re.findall(r"^digits-cnn(?:\\tnote{([\d,]+)})? &", table, re.MULTILINE)
+    assert marks == [",".join(map(str, numbers)) for numbers in expected]
+    notes = table.partition(r"\begin{tablenotes}")[2]
+    assert re.findall(r"\\item\[(\d+)\] (\w+): ([\w-]+)", notes) == [
+        (str(number), finding.severity, finding.rule) for number, finding in enumerate(audited.found, 1)
+    ]
 
 
 def test_json_has_all_findings_and_an_empty_list_for_none(tmp_path: Path) -> None:
     audited = shown(tmp_path)
-    frames = audited.results.robustness(), audited.results.cost()
-    content = json.loads(render(*frames, "json", findings=audited.found))
-    assert list(content) == ["robustness", "cost", "findings"]
+    content = json.loads(rendered(audited, "json", audited.found))
+    assert list(content) == ["robustness", "cost", "combined", "ladders", "findings", "tables"]
     assert content["findings"] == [finding.as_dict() for finding in audited.found]
-    assert json.loads(render(*frames, "json", findings=[]))["findings"] == []
-    assert "findings" not in json.loads(render(*frames, "json"))
+    assert json.loads(rendered(audited, "json", []))["findings"] == []
+    assert "findings" not in json.loads(rendered(audited, "json"))
 
 
 def test_the_line_of_a_run_counts_them() -> None:
@@ -127,17 +151,17 @@ def test_many_findings_and_cells_are_cut_with_a_count(tmp_path: Path) -> None:
     audited = Audited(tmp_path / "many", by_threat({"clean": 0.9}, 0.5), attacks=attacks)
     every = tuple(cell.id for cell in audited.sweep.cells[1:])
     many = [Finding(f"rule-{k}", "note", every, "Text.", {"n": k}, "Do.") for k in range(20)]
-    text = render(audited.results.robustness(), audited.results.cost(), "text", findings=many)
+    text = rendered(audited, "text", many)
     assert "; and 2 more" in text and "rule-11:" in text and "rule-12:" not in text
     assert "... and 8 more: `--format json` has them all" in text
 
 
 def test_the_report_shows_findings_near_its_top(tmp_path: Path) -> None:
     audited = shown(tmp_path)
-    page = report(audited.results, command="c")
+    page = report(Analysis(audited.results), command="c")
     assert page.index("<h2>Findings</h2>") < page.index("<h2>Robustness</h2>")
     for finding in audited.found:
         assert f'<li class="finding {finding.severity}">' in page and f"<code>{finding.rule}</code>" in page
     assert page.count('<li class="finding ') == len(audited.found)
     clean = Audited(tmp_path / "clean", by_threat({"clean": 0.9}))
-    assert "Findings" not in report(clean.results, command="c")
+    assert "Findings" not in report(Analysis(clean.results), command="c")

@@ -19,12 +19,13 @@ from defense.schedules import get_schedule
 from tasks.stages import (
     SampleStage,
 )
+from workflows.analysis import Analysis
 from workflows.audit import findings
+from workflows.formats import FORMATS, render
 from workflows.grid.load import load_sweep
 from workflows.results.reader import Results
 from workflows.statistics.proportions import wilson
 from workflows.store import Store
-from workflows.tables.render import render
 
 CERTIFICATES = {
     "fixed": "{sigma: 0.25, n: 1000}",
@@ -127,15 +128,15 @@ def test_few_images_are_one_note_for_cells_of_all_kinds(tmp_path: Path) -> None:
 
 def test_tables_name_the_cells_of_every_finding(tmp_path: Path) -> None:
     audited = Audited(tmp_path / "a", _all, threats=ALL, images=100)
-    frames = audited.results.robustness(), audited.results.cost()
-    text = " ".join(render(*frames, "text", findings=audited.found).split())
+    analysis = Analysis(audited.results)
+    text = " ".join(render(analysis, "text").split())
     labels = [audited.sweep.labels[cell.id] for cell in audited.sweep.cells[1:]]
     assert labels[0]["defence"].startswith("one-shot t*=146") and labels[0]["corruption"] == "fog 3"
     fog, certificate = (f"digits-cnn, {each['defence']}" for each in labels)
     fog, certificate = f"{fog}, fog 3", f"{certificate}, certificate s=0.25 n=1000"
     assert f"cells: the cell of the robustness table; {fog}; {certificate}" in text
     assert f"cells: {fog} evidence: corruptions 1, severities 1, cells 1" in text
-    assert "few-images" in render(*frames, "csv", findings=audited.found)
+    assert "few-images" in render(analysis, "csv")
 
 
 def test_several_cells_of_a_defence_are_named_together_and_a_sweep_may_have_certificates_alone(
@@ -146,11 +147,11 @@ def test_several_cells_of_a_defence_are_named_together_and_a_sweep_may_have_cert
     (finding,) = audited.found
     assert finding.names == ("digits-cnn, one-shot t*=146, all 2 certificates",)
     assert "names" not in finding.as_dict()
-    frames = audited.results.robustness(), audited.results.cost()
-    for how in ("text", "md", "csv", "latex", "json"):
-        shown = render(*frames, how, findings=audited.found)  # type: ignore[arg-type]
+    analysis = Analysis(audited.results)
+    for how in FORMATS:
+        shown = render(analysis, how)
         assert how not in ("text", "md") or finding.names[0] in shown
-    assert json.loads(render(*frames, "json", findings=audited.found))["findings"][0]["cells"] == [*finding.cells]
+    assert json.loads(render(analysis, "json"))["findings"][0]["cells"] == [*finding.cells]
 
 
 @pytest.mark.slow

@@ -17,8 +17,10 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from defense.errors import InvalidInput
+from workflows.analysis import Analysis
 from workflows.cli import app
 from workflows.engine.worker import UnitWorker
+from workflows.formats import render
 from workflows.grid.load import Sweep, load_sweep
 from workflows.monitoring.versions import driver_versions
 from workflows.planning.plan import make_plan
@@ -28,7 +30,6 @@ from workflows.regression.snapshots import Outcome, Shares, Snapshot, of_results
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
 from workflows.store import Store
-from workflows.tables.render import render
 from workflows.tracking.track import track
 
 SWEEP = """
@@ -317,7 +318,7 @@ def test_a_file_gives_back_what_was_written(good: tuple[Sweep, Store, Path], tmp
 
 def test_files_that_are_no_baseline_say_what_they_are(good: tuple[Sweep, Store, Path], tmp_path: Path) -> None:
     results = Results(good[1], good[0])
-    table = render(results.robustness(), results.cost(), "json")
+    table = render(Analysis(results), "json")
     text = to_text(snapshot(good))
     data = json.loads(text)["cells"][0]["values"]["Avg"]["data"]
     for broken, message in (
@@ -371,8 +372,8 @@ def test_an_alias_in_mlflow_stays_with_what_was_promoted(
 
     def logged(of: tuple[Sweep, Store, Path]) -> str:
         results = Results(of[1], of[0])
-        frames = results.robustness(), results.cost()
-        return track(uri, of[1].uri, of[0], *frames, driver_versions(), outcomes=to_text(of_results(results)))
+        outcomes = to_text(of_results(results))
+        return track(uri, Analysis(results, audit=False), versions=driver_versions(), outcomes=outcomes)
 
     def checked(of: tuple[Sweep, Store, Path], baseline: str) -> int:
         return puregrid("check", of[2], "--store", of[1].uri, "--baseline", baseline, "--mlflow", uri).exit_code

@@ -13,6 +13,7 @@ import pytest
 from helpers_small import compute
 from typer.testing import CliRunner
 
+from workflows.analysis import Analysis
 from workflows.cli import app
 from workflows.grid.load import Sweep, load_sweep
 from workflows.planning.plan import make_plan
@@ -23,7 +24,6 @@ from workflows.regression.snapshots import Outcome, Shares, Snapshot, _certified
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
 from workflows.store import Store
-from workflows.tables.sections import sections
 from workflows.tracking.track import track
 
 SWEEP = """
@@ -82,8 +82,7 @@ def test_a_store_remembers_every_cell_with_what_the_sweep_says_of_it(good: Run) 
 
 def test_values_are_those_of_the_table_of_certificates(good: Run) -> None:
     found = snapshot(good).cells[-1].values
-    frames = {each.name: each.frame for each in sections(Results(good[1], good[0]))}
-    row = frames["certified"].iloc[0]
+    row = Analysis(Results(good[1], good[0])).certified.iloc[0]
     assert row["natural"] > 0.3 and found["certified 0"].values.mean() == pytest.approx(row["natural"])
     assert found["ACR / 4 sigma"].values.mean() * 4 * 0.25 == pytest.approx(row["acr"], abs=1e-5) and row["acr"] > 0.2
 
@@ -104,7 +103,7 @@ def baselines(good: Run, folder: Path) -> list[str]:
     sweep, store, path = good
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     results = Results(store, sweep)
-    track(uri, store.uri, sweep, results.robustness(), results.cost(), {}, outcomes=to_text(of_results(results)))
+    track(uri, Analysis(results, audit=False), outcomes=to_text(of_results(results)))
     for to in (["--to", folder / "baseline.json"], ["--mlflow", uri]):
         said = CliRunner().invoke(app, ["promote", str(path), "--store", store.uri, *map(str, to)])
         assert said.exit_code == 0, said.output

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from defense.errors import InvalidInput
 from tasks.corruptions import BENCHMARK, EXTRA, SEVERITIES
+from workflows.results.corruptions import accuracy_table, gain_table, mce_table
 from workflows.statistics.proportions import wilson
-from workflows.tables.corruptions import accuracy_table, gain_table, mce_table
 
 
 def frame(

@@ -11,13 +11,14 @@ from helpers_small import ASSETS, compute, small_sweep
 
 from defense.errors import InvalidInput
 from tasks.attacks import LadderConfig, TransferConfig
+from workflows.analysis import Analysis
+from workflows.formats import render
 from workflows.grid.load import Sweep
 from workflows.planning.plan import make_plan
 from workflows.report import report
+from workflows.results.ladders import ladder_frame
 from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.tables.ladders import ladder_table
-from workflows.tables.render import render
 
 HEAD = f"""
 sweep: ladders
@@ -50,7 +51,7 @@ def test_a_ladder_goes_through_the_store_and_its_table_adds_up(tmp_path: Path) -
     store = Store(str(tmp_path / "store"))
     compute(sweep, store.uri)
     results = Results(store, sweep)
-    table = ladder_table(results)
+    table = ladder_frame(results)
     assert list(table["rung"]) == [1, 1, 2, 1, 2]  # without a purifier both rungs are one attack, nothing to skip
     for _, ladder in table.groupby([table["rung"].eq(1).cumsum()]):
         assert ladder["submitted"].sum() == 20
@@ -62,15 +63,15 @@ def test_a_ladder_goes_through_the_store_and_its_table_adds_up(tmp_path: Path) -
     broken = (np.stack(list(results.attack_rows(cell)["attack_rights"]))[:, 0] == 0).sum()
     assert skipping["skipped"].tolist() == [0, broken] and 0 < broken < 20
     assert skipping["alone"].isna().tolist() == [False, True]
-    robustness, cost = results.robustness(), results.cost()
-    text = render(robustness, cost, "md", ladders=table)
+    analysis = Analysis(results, audit=False)
+    text = render(analysis, "md")
     line = next(line for line in text.splitlines() if "| 2 | pgd-3 linf exact eot 2 | 20 |" in line)
     value = table.iloc[2]
     assert f"| {100 * value['so_far']:.1f} | {value['submitted']} | 0 |" in line
-    as_json = json.loads(render(robustness, cost, "json", ladders=table))["ladders"]
+    as_json = json.loads(render(analysis, "json"))["ladders"]
     assert as_json[2]["so_far"] == value["so_far"] and as_json[4]["alone"] is None
-    assert "Ladders" in report(results, command="puregrid run small.yaml")
-    assert "| 2 | pgd-3" not in render(robustness, cost, "md", ladders=ladder_table(Results(store, clean(tmp_path))))
+    assert "Ladders" in report(analysis, command="puregrid run small.yaml")
+    assert "| 2 | pgd-3" not in render(Analysis(Results(store, clean(tmp_path)), audit=False), "md")
     # A skipped image has nothing to lose on these draws: both ladders end at the same figure.
     assert side_by_side["so_far"].tolist() == skipping["so_far"].tolist()
 

@@ -20,6 +20,7 @@ from lab import SWEEP, UNITS, Lab, wait_for, workers_of
 
 from defense.errors import InvalidInput
 from tasks.stages.kind import Kind
+from workflows.analysis import Analysis
 from workflows.grid.load import load_sweep
 from workflows.monitoring.events import LOGGER, listened, log_to, tell
 from workflows.monitoring.ledger import KindAccount, Ledger, Place, utilisation_table
@@ -224,12 +225,12 @@ def test_mlflow_has_the_rates_of_the_last_run_that_computed_anything(tmp_path: P
     (tmp_path / "s.yaml").write_text(SWEEP.replace(unruly, ""))
     sweep, store = load_sweep(tmp_path / "s.yaml"), Store(str(tmp_path / "store"))
     results, uri = Results(store, sweep), f"sqlite:///{tmp_path}/m.db"
-    frames = results.robustness(), results.cost()
+    analysis = Analysis(results, audit=False)
     run = {"units": 3, "utilisation": 0.9, "units_per_second": 1.5, "images_per_second": 15.0}
     rest = {"wall_seconds": 2.0, "workers_at_most": 2}
-    parent = track(uri, store.uri, sweep, *frames, {}, complete=False, run={**run, **rest})
+    parent = track(uri, analysis, complete=False, run={**run, **rest})
     for nothing in (None, {**run, **rest, "units": 0, "utilisation": None}):
-        assert track(uri, store.uri, sweep, *frames, {}, complete=False, run=nothing) == parent
+        assert track(uri, analysis, complete=False, run=nothing) == parent
     found = MlflowClient(uri).get_run(parent).data.metrics
     assert {name: value for name, value in found.items() if name.startswith("run/")} == {
         "run/utilisation": 0.9,

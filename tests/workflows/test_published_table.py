@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from helpers_small import ASSETS, compute, small_sweep
 
+from workflows.analysis import Analysis
 from workflows.grid.load import load_sweep
 from workflows.published import papers as paper_files
 from workflows.published.papers import load_paper, reference
@@ -19,6 +20,7 @@ from workflows.published.table import _letter, published_table
 from workflows.report import report, report_to
 from workflows.results.reader import Results
 from workflows.store import Store
+from workflows.tables.table import Table
 
 PAPERS = Path(__file__).parents[2] / "workflows/sweeps/papers"
 
@@ -87,12 +89,16 @@ def test_of_a_table_s_sweep_every_published_value_stands_there_measured_or_not(
     results = of_fake("fake-table1", tmp_path, monkeypatch)
     found = published_table(results)
     assert found is not None
-    names, lines = found.section.grid
+    names, lines = grid(found)
     assert [line[names.index("published")] for line in lines] == ["90.25", "80", "70", "60"]
     assert {line[names.index("measured")] for line in lines} == {"not measured"}  # nothing is committed
-    assert found.warning == "" and "Nothing comparable was measured" in found.section.note
+    assert found.warning == "" and "Nothing comparable was measured" in found.note
     assert found.remarks == ("Anomaly in what is published: Odd.",)
     assert published_table(of_fake("other", tmp_path, monkeypatch)) is None
+
+
+def grid(table: Table) -> tuple[list[str], list[list[str]]]:
+    return [column.title for column in table.visible], table.lines()
 
 
 def of_fake(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
@@ -121,7 +127,7 @@ class TestComputed:
         results = of_fake("fake-table1", folder, monkeypatch)
         found = published_table(results)
         assert found is not None
-        frame, robustness = found.section.frame, results.robustness()
+        frame, robustness = found.frame, results.robustness()
         measured = frame[frame["measured"].notna()]
         assert measured["published"].tolist() == [90.25, 90.25, 80.0, 80.0]  # two depths each
         own = robustness.set_index("cell").loc[measured["cell"]]
@@ -130,7 +136,7 @@ class TestComputed:
         assert measured["difference"].tolist() == pytest.approx(
             (measured["measured"] - measured["published"]).tolist()
         )
-        names, lines = found.section.grid
+        names, lines = grid(found)
         line = dict(zip(names, lines[0], strict=True))
         first = own.iloc[0]
         assert (
@@ -149,11 +155,11 @@ class TestComputed:
     ) -> None:
         results = of_fake("fake-smoke-digits", folder, monkeypatch)
         found = published_table(results)
-        assert found is not None and "smoke sweep" in found.section.title and "says nothing" in found.warning
-        names, lines = found.section.grid
+        assert found is not None and "smoke sweep" in found.title and "says nothing" in found.warning
+        names, lines = grid(found)
         assert {line[names.index("difference")] for line in lines} == {"-"}
         # Of another classifier and other data: that is said first.
-        other = found.section.frame[found.section.frame["table"] == "2"]
+        other = found.frame[found.frame["table"] == "2"]
         assert (
             len(other) == 2
             and other["differs"]
@@ -162,10 +168,10 @@ class TestComputed:
             )
             .all()
         )
-        page = report(results, command="x")
+        page = report(Analysis(results), command="x")
         assert found.warning.replace("'", "&#39;") in page
         for how, comment in (("md", ""), ("latex", "% ")):
-            file = report_to(results, folder / how, how, command="x")  # type: ignore[arg-type]
+            file = report_to(Analysis(results), folder / how, how, command="x")  # type: ignore[arg-type]
             text = file.read_text()
             assert text.count(found.warning) == 2 and f"{comment}{found.warning}" in text
             assert "a: " in text and "Curved" not in text and "Strange." in text
@@ -174,8 +180,8 @@ class TestComputed:
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         results = of_fake("fake-figure4", folder, monkeypatch)
-        page = ElementTree.fromstring(report(results, command="x"))
-        for topic, places in (("Accuracy against the budget", 4), ("Accuracy against purification depth", 4)):
+        page = ElementTree.fromstring(report(Analysis(results), command="x"))
+        for topic, places in (("Accuracy against the budget", 4), ("Accuracy against t*", 4)):
             (figure,) = (
                 one
                 for one in page.iter("figure")
@@ -196,8 +202,10 @@ class TestComputed:
             ]
         # A figure has no values of its own: those of tables that have a cell here are all.
         table = published_table(results)
-        assert table is not None and table.section.frame["measured"].notna().all()
-        smoke = ElementTree.fromstring(report(of_fake("fake-figure4-smoke", folder, monkeypatch), command="x"))
+        assert table is not None and table.frame["measured"].notna().all()
+        smoke = ElementTree.fromstring(
+            report(Analysis(of_fake("fake-figure4-smoke", folder, monkeypatch)), command="x")
+        )
         assert not [dot for dot in smoke.iter("circle") if str(dot.findtext("title")).startswith("published")]
 
     @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
@@ -205,8 +213,8 @@ class TestComputed:
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         results = of_fake("fake-smoke-digits", folder, monkeypatch)
-        file = report_to(results, folder / "paper", "latex", command="x_y & 100 %")
-        head = "\\documentclass{article}\n\\usepackage{booktabs, graphicx}\n"
+        file = report_to(Analysis(results), folder / "paper", "latex", command="x_y & 100 %")
+        head = "\\documentclass{article}\n\\usepackage{booktabs, graphicx, threeparttable}\n"
         (folder / "paper/main.tex").write_text(head + "\\begin{document}\n\\input{report}\n\\end{document}\n")
         command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
         done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=60, check=False)
@@ -217,7 +225,7 @@ class TestComputed:
 def test_the_papers_own_sweeps_have_a_table_before_anything_is_measured(tmp_path: Path) -> None:
     sweep = load_sweep(PAPERS / "smoke/distribution-transfer-table1-digits.yaml")
     found = published_table(Results(Store(str(tmp_path / "store")), sweep))
-    assert found is not None and len(found.section.frame) == 39  # 13 rows of 3
+    assert found is not None and len(found.frame) == 39  # 13 rows of 3
     values = [value.accuracy for value in load_paper("distribution-transfer").values if value.table == "1"]
-    assert found.section.frame["published"].tolist() == values
-    assert isinstance(found.section.frame, pd.DataFrame) and len(found.remarks) == 4  # its four anomalies
+    assert found.frame["published"].tolist() == values
+    assert isinstance(found.frame, pd.DataFrame) and len(found.remarks) == 4  # its four anomalies

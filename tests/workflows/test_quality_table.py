@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from defense.errors import InvalidInput
-from workflows.tables.quality import quality_table
+from workflows.results.quality import quality_frame
 
 
 def rows() -> pd.DataFrame:
@@ -25,7 +25,7 @@ def rows() -> pd.DataFrame:
 
 
 def test_means_deviations_and_equal_images() -> None:
-    table = quality_table(rows(), ["defence", "pair"])
+    table = quality_frame(rows(), ["defence", "pair"])
     own, none = table.to_dict("records")
     assert (own["defence"], own["pair"], own["images"], own["identical"]) == ("own", "clean, purified", 3, 1)
     assert (own["psnr"], own["psnr_std"]) == pytest.approx((25.0, math.sqrt(50)))
@@ -38,8 +38,8 @@ def test_means_deviations_and_equal_images() -> None:
 
 def test_a_measure_of_some_images_only_and_missing_columns_are_refused() -> None:
     with pytest.raises(InvalidInput, match="lpips is there for some images of"):
-        quality_table(rows(), ["pair"])
+        quality_frame(rows(), ["pair"])
     with pytest.raises(InvalidInput, match="ssim"):
-        quality_table(rows().drop(columns="ssim"), ["defence"])
+        quality_frame(rows().drop(columns="ssim"), ["defence"])
     with pytest.raises(InvalidInput, match="needs groups"):
-        quality_table(rows(), [])
+        quality_frame(rows(), [])

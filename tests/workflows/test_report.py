@@ -5,6 +5,7 @@ from pathlib import Path
 
 from test_check import filled  # type: ignore[import-not-found]
 
+from workflows.analysis import Analysis
 from workflows.planning.plan import make_plan
 from workflows.report import report
 from workflows.report.charts import Point, Series, line_chart
@@ -14,7 +15,7 @@ from workflows.results.reader import Results
 def test_page_is_self_contained_and_says_what_the_rows_say(tmp_path: Path) -> None:
     sweep, store, _ = filled(tmp_path)
     results = Results(store, sweep)
-    page = report(results, command="puregrid run it.yaml")
+    page = report(Analysis(results), command="puregrid run it.yaml")
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page and "@import" not in page
     table = results.robustness()
     for accuracy in table["avg"]:
@@ -30,7 +31,7 @@ def test_partial_results_are_said_to_be_partial(tmp_path: Path) -> None:
     sweep, store, _ = filled(tmp_path)
     stage = make_plan(sweep).stages[0]
     store.revoke(stage.spec.stage, stage.id, stage.chunks[1].name)
-    page = report(Results(store, sweep), command="x")
+    page = report(Analysis(Results(store, sweep)), command="x")
     assert "1 of 2 cells are not complete" in page and "100 of 150" in page
 
 
@@ -39,7 +40,7 @@ def test_sweep_text_cannot_inject_markup(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "# <script>alert(1)</script>\n")
     from workflows.grid.load import load_sweep
 
-    page = report(Results(store, load_sweep(path)), command="<b>")
+    page = report(Analysis(Results(store, load_sweep(path))), command="<b>")
     assert "<script>" not in page and "&lt;script&gt;" in page and "<b>" not in page
 
 

@@ -11,11 +11,12 @@ from unittest.mock import patch
 import pytest
 from helpers_small import compute, small_sweep
 
+from workflows.analysis import Analysis
+from workflows.analysis.provenance import provenance
 from workflows.monitoring import versions as source
 from workflows.monitoring.versions import driver_versions, git_commit, installed_commit
 from workflows.planning.plan import make_plan
 from workflows.report import report
-from workflows.report.provenance import provenance
 from workflows.results.reader import Results
 from workflows.store import Store
 
@@ -118,7 +119,7 @@ def test_commits_say_it_rows_do_not_and_the_report_lists_all(tmp_path: Path) -> 
     results = Results(store, sweep)
     (line,) = (value for name, value in provenance(results, "x").facts if name == "source")
     assert line == f"{said[0]}: {len(units) - 3} units; {said[1]}: 2 units; commit not recorded: 1 unit"
-    assert f"<dt>source</dt><dd>{line}</dd>" in report(results, command="x")
+    assert f"<dt>source</dt><dd>{line}</dd>" in report(Analysis(results), command="x")
 
 
 def test_this_tree_says_its_commit_to_mlflow_too() -> None:

@@ -14,11 +14,13 @@ from helpers_small import compute, small_sweep
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.attacks.budgets import format_eps
+from workflows.formats import FORMATS, Format, render_tables
 from workflows.planning.plan import make_plan
 from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.tables.columns import format_eps
-from workflows.tables.render import FORMATS, Format, render
+from workflows.tables.cost import cost_table
+from workflows.tables.robustness import robustness_table
 
 MEASURES = ("accuracy", "avg", "worst", "vote", "mean_probability", "fixed")
 
@@ -74,6 +76,11 @@ def spent(**update: Any) -> dict[str, Any]:
     return {**found, **update}
 
 
+def render(robustness: pd.DataFrame, cost: pd.DataFrame, how: Format, title: str = "") -> str:
+    tables = (robustness_table(robustness), cost_table(cost))
+    return render_tables([table for table in tables if table is not None], how, title=title)
+
+
 def rendered(how: Format, *lines: dict[str, Any], title: str = "title") -> str:
     return render(pd.DataFrame(list(lines)), pd.DataFrame([spent()]), how, title=title)
 
@@ -126,7 +133,8 @@ def test_json_has_both_tables_unrounded_and_null_where_there_is_nothing(
         raise AssertionError(f"{constant} is no JSON")
 
     found = json.loads(render(robustness, cost, "json"), parse_constant=strict)
-    assert list(found) == ["robustness", "cost"]
+    assert list(found) == ["robustness", "cost", "combined", "ladders", "tables"]
+    assert found["combined"] == found["ladders"] == [] and list(found["tables"]) == ["robustness", "cost"]
     for name, frame in (("robustness", robustness), ("cost", cost)):
         assert len(found[name]) == len(frame)
         for row, expected in zip(found[name], frame.to_dict("records"), strict=True):
@@ -158,8 +166,9 @@ def latex_tables(text: str) -> list[list[list[str]]]:
     tables = []
     for block in re.findall(r"\\begin{table}(.*?)\\end{table}", text, re.DOTALL):
         parts = re.fullmatch(
-            r"\n\\caption{(.*)}\n\\begin{tabular}{([lr]+)}\n\\toprule\n(.*) \\\\\n\\midrule\n(.*) \\\\\n"
-            r"\\bottomrule\n\\end{tabular}\n",
+            r"\n\\caption{(.*)}\n\\resizebox{[^\n]*{!}{%\n\\begin{threeparttable}\n\\begin{tabular}{([lr]+)}\n"
+            r"\\toprule\n(.*) \\\\\n\\midrule\n(.*) \\\\\n\\bottomrule\n\\end{tabular}\n"
+            r"\\begin{tablenotes}.*\\end{tablenotes}\n\\end{threeparttable}}\n",
             block,
             re.DOTALL,
         )
@@ -178,16 +187,16 @@ def percent(row: Any, name: str, *, interval: bool = True) -> str:
 
 def test_markdown_holds_the_rounded_numbers_of_every_cell(robustness: pd.DataFrame, cost: pd.DataFrame) -> None:
     text = render(robustness, cost, "md", title="small")
-    assert text.startswith("**small: accuracy in %, 95 % Wilson intervals over images**\n\n|")
+    assert text.startswith("**small: Robustness**\n\n|")
     found, costs = markdown_tables(text)
-    names = ["classifier", "defence", "attack", "eps", "images", "draws", "Avg", "worst", "vote", "draw 0"]
+    names = ["classifier", "defence", "attack", "eps", "images", "draws", "Avg", "Wor-M", "MV-K", "fixed noise"]
     assert list(found[0]) == names
     for row, expected in zip(found, robustness.to_dict("records"), strict=True):
         several = expected["draws"] > 1
         assert row["Avg"] == percent(expected, "avg")
-        assert row["worst"] == percent(expected, "worst", interval=several)
-        assert row["vote"] == percent(expected, "vote", interval=several)
-        assert row["draw 0"] == percent(expected, "fixed", interval=several)
+        assert row["Wor-M"] == percent(expected, "worst", interval=several)
+        assert row["MV-K"] == percent(expected, "vote", interval=several)
+        assert row["fixed noise"] == percent(expected, "fixed", interval=several)
         assert [row[name] for name in ("classifier", "defence", "attack")] == [
             expected[name] for name in ("classifier", "defence", "attack")
         ]
@@ -220,7 +229,7 @@ def test_text_and_latex_hold_the_same_cells_as_markdown(robustness: pd.DataFrame
 def test_latex_escapes_what_it_would_take_for_a_command() -> None:
     names = {"classifier": r"a_b & 5% #1 {x} $y$ ~z^2 \w", "defence": "diffpure t*=100 in 25 steps"}
     text = rendered("latex", line(**names), title="50%_of")
-    assert r"\caption{50\%\_of: accuracy in \%, 95 \% Wilson intervals over images}" in text
+    assert r"\caption{50\%\_of: Robustness}" in text
     row = latex_tables(text)[0][1]
     escaped = r"a\_b \& 5\% \#1 \{x\} \$y\$ \textasciitilde{}z\textasciicircum{}2 \textbackslash{}w"
     assert row[:2] == [escaped, "diffpure $t^*$=100 in 25 steps"]
@@ -235,7 +244,7 @@ def test_markdown_keeps_a_name_with_a_bar_in_its_cell() -> None:
 def test_text_shows_any_name_in_full(name: str) -> None:
     update: dict[str, Any] = {"classifier": name, "dataset": "cifar10 (train)", "seed": 1, "images": 10000}
     text = rendered("text", line(), line(**update, planned=50000, aggregation="majority-vote"), title=f"sweep {name}")
-    assert f"sweep {name}: accuracy" in text.splitlines()[0]
+    assert f"sweep {name}: Robustness" in text.splitlines()[0]
     row = next(row for row in text.splitlines() if "10000 of 50000" in row)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         *("cifar10 (train)", "1", name, "none", "pgd-20 linf", "8/255", "10000 of 50000", "4"),
@@ -249,10 +258,10 @@ def test_seed_data_set_and_answer_are_columns_only_where_they_tell_cells_apart()
     def names(*lines: dict[str, Any]) -> list[str]:
         return list(markdown_tables(rendered("md", *lines))[0][0])
 
-    shared = ["classifier", "defence", "attack", "eps", "images", "draws", "Avg", "worst", "vote"]
-    plain = [*shared, "draw 0"]
+    shared = ["classifier", "defence", "attack", "eps", "images", "draws", "Avg", "Wor-M", "MV-K"]
+    plain = [*shared, "fixed noise"]
     assert names(line(draws=1, resubmissions=1)) == shared
-    assert names(line(resubmissions=2)) == [*shared[:7], "M", *shared[7:], "draw 0"]
+    assert names(line(resubmissions=2)) == [*shared[:7], "M", *shared[7:], "fixed noise"]
     assert names(line(), line(eps=0.1)) == plain
     assert names(line(), line(seed=1)) == ["seed", *plain]
     assert names(line(), line(dataset="cifar10")) == ["dataset", *plain]
@@ -278,7 +287,7 @@ def test_cells_without_a_number_are_shown_as_missing(how: Format) -> None:
             assert "0 of 512" in text
         if how == "md":
             last = markdown_tables(text)[0][-1]
-            assert [last[name] for name in ("Avg", "worst", "vote", "images")] == ["-", "-", "-", "0 of 512"]
+            assert [last[name] for name in ("Avg", "Wor-M", "MV-K", "images")] == ["-", "-", "-", "0 of 512"]
             assert markdown_tables(text)[1][0]["images/s"] == "-"
         if how == "json":
             assert json.loads(text)["robustness"][-1].get("avg") is None

@@ -12,13 +12,15 @@ import pandas as pd
 import pytest
 from helpers_small import SMALL, compute, small_sweep
 
+from workflows.analysis import Analysis
+from workflows.formats import render, render_tables
 from workflows.planning.plan import make_plan
 from workflows.report import report
 from workflows.results.reader import Results
 from workflows.statistics.proportions import bootstrap, wilson
 from workflows.store import Store
-from workflows.tables.columns import combined_grid, robustness_grid
-from workflows.tables.render import render
+from workflows.tables.combined import combined_table
+from workflows.tables.robustness import robustness_table
 
 ATTACKS = """\
 attacks:
@@ -82,11 +84,12 @@ def test_worst_of_m_is_the_mean_over_pairs_of_draws_with_a_bootstrap_interval(re
             (pairs.mean(), expected.low, expected.high)
         )
     assert (frame["worst"] >= of_all - 1e-12).all() and (frame["worst"] > of_all + 0.01).any()
-    assert "bootstrap" in render(frame, other.cost(), "md") and "bootstrap" not in render(
-        results.robustness(), other.cost(), "md"
-    )
-    names, lines = robustness_grid(frame)
-    assert names.index("M") == names.index("worst") - 1 and {row[names.index("M")] for row in lines} == {"1", "2"}
+    table, of_every_draw = robustness_table(frame), robustness_table(results.robustness())
+    assert table is not None and of_every_draw is not None
+    assert "bootstrap" in render_tables([table], "md") and "bootstrap" not in render_tables([of_every_draw], "md")
+    names = [column.title for column in table.visible]
+    assert names.index("M") == names.index("Wor-M") - 1
+    assert {row[names.index("M")] for row in table.lines()} == {"1", "2"}
 
 
 def test_attacks_are_combined_on_one_defence_norm_and_budget(results: Results) -> None:
@@ -129,8 +132,10 @@ def test_a_cell_that_is_not_complete_is_not_combined(results: Results, tmp_path:
 
 
 def test_the_table_the_page_and_json_have_it(results: Results) -> None:
-    robustness, cost, combined = results.robustness(), results.cost(), results.combined()
-    names, lines = combined_grid(combined)
+    combined, analysis = results.combined(), Analysis(results, audit=False)
+    table = combined_table(combined)
+    assert table is not None
+    names, lines = [column.title for column in table.visible], table.lines()
     assert names[-4:] == ["lowest", "selected", "fixed-AA (mean)", "fixed-AA (any)"]
     line = combined.iloc[1]
     expected = [
@@ -139,12 +144,12 @@ def test_the_table_the_page_and_json_have_it(results: Results) -> None:
     ]
     assert lines[1] == ["digits-cnn", "diffpure t*=60 in 2 steps", "linf", "0.15", "3", "20", "4", *expected]
     for how in ("text", "md", "latex"):
-        text = render(robustness, cost, how, combined=combined)
-        assert "several attacks on one defence" in text and all(value in text for value in expected)
+        text = render(analysis, how)
+        assert "Several attacks on one defence" in text and all(value in text for value in expected)
         assert "too low by the luck of the draws" in " ".join(text.split())
-        assert render(robustness, cost, how, combined=pd.DataFrame()) == render(robustness, cost, how)
-    content = json.loads(render(robustness, cost, "json", combined=combined))
+    assert combined_table(pd.DataFrame()) is None
+    content = json.loads(render(analysis, "json"))
     assert content["combined"][1]["fixed_aa_any"] == line[ANY] and content["combined"][1]["cells"] == line["cells"]
-    page = report(results, command="c")
+    page = report(analysis, command="c")
     assert "<h2>Several attacks on one defence</h2>" in page
     assert all(f">{value.split()[0]}<" in page for value in expected)

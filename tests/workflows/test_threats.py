@@ -20,13 +20,18 @@ from helpers_small import ASSETS, compute, small_sweep
 from defense.certify import ABSTAIN, dataset_bound
 from defense.errors import InvalidInput
 from tasks.corruptions import BENCHMARK
+from workflows.analysis import Analysis
+from workflows.formats import render
 from workflows.grid.load import Sweep
 from workflows.planning.plan import make_plan
 from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.tables.render import render
-from workflows.tables.sections import Section, sections
+from workflows.tables.table import Table
 from workflows.tracking.track import track
+
+MEASURED = ("accuracy", "avg", "worst", "vote", "fixed", "mean_probability")
+ENDS = {f"{name}_{end}" for name in ("natural", *MEASURED) for end in ("low", "high")} | {"low", "high"}
+"""Ends of intervals, which the columns of the values declare."""
 
 HEAD = f"""
 sweep: threats
@@ -77,8 +82,8 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
     yield Results(Store(str(folder / "store")), sweep)
 
 
-def named(results: Results) -> dict[str, Section]:
-    return {section.name: section for section in sections(results)}
+def named(results: Results, mce: str | None = None) -> dict[str, Table]:
+    return {table.name: table for table in Analysis(results, mce=mce).tables}
 
 
 def test_grid_is_the_product_with_every_threat(computed: Results) -> None:
@@ -163,9 +168,9 @@ def test_corruption_tables_are_what_the_rows_say(computed: Results) -> None:
 def test_mean_corruption_errors_need_a_named_baseline_and_the_whole_benchmark(computed: Results) -> None:
     assert "mce" not in named(computed)
     with pytest.raises(InvalidInput, match="there are digits-cnn"):
-        sections(computed, mce="alexnet")
+        named(computed, mce="alexnet")
     with pytest.raises(InvalidInput, match="no mCE"):
-        sections(computed, mce="digits-cnn")
+        named(computed, mce="digits-cnn")
 
 
 def test_mean_corruption_error_is_the_mean_ratio_of_errors(
@@ -187,13 +192,13 @@ def test_mean_corruption_error_is_the_mean_ratio_of_errors(
     )
     identity = {"dataset": "digits", "classifier": "net", "seed": 0, "origin": "official"}
     monkeypatch.setattr(type(computed), "corrupted", lambda self: [(identity, frame)])
-    (table,) = (section for section in sections(computed, mce="net") if section.name == "mce")
+    table = named(computed, mce="net")["mce"]
 
     def total(defence: str, name: str) -> float:
         return sum(errors[defence, name, severity] for severity in range(1, 6))
 
     expected = np.mean([total("other", name) / total("none", name) for name in BENCHMARK])
-    assert table.grid[1] == [
+    assert table.lines() == [
         ["net", "none", "official", "100.0"],
         ["net", "other", "official", f"{100 * expected:.1f}"],
     ]
@@ -211,9 +216,11 @@ def test_lines_of_several_seeds_can_be_told_apart(computed: Results, monkeypatch
     groups = [({**place, "seed": seed}, frame) for seed in (4, 7)]
     monkeypatch.setattr(type(computed), "corrupted", lambda self: groups)
     for name, each in (("corruptions", 2), ("corruption_gains", 2)):
-        head, lines = named(computed)[name].grid
+        table = named(computed)[name]
+        head, lines = [column.title for column in table.visible], table.lines()
         assert head[0] == "seed" and [line[0] for line in lines] == ["4"] * each + ["7"] * each
-    (head, lines) = named(computed)["corruptions"].grid
+    table = named(computed)["corruptions"]
+    head, lines = [column.title for column in table.visible], table.lines()
     assert [line[head.index("fog")] for line in lines] == ["0.0", "100.0"] * 2
 
 
@@ -226,19 +233,21 @@ def test_quality_table_is_what_the_rows_say(computed: Results) -> None:
         assert line[line["pair"] == "input"]["psnr"].tolist() == [pytest.approx(rows["psnr_input"].mean())]
         pairs = {"input"} if label["defence"] == "none" else {"input", "output", "change"}
         assert set(line["pair"]) == pairs
-    assert "puregrid data fetch lpips" in named(computed)["quality"].note
+    assert "puregrid data fetch lpips" in " ".join(named(computed)["quality"].remarks)
 
 
 def test_every_format_has_the_tables(computed: Results) -> None:
-    robustness, cost, further = computed.robustness(), computed.cost(), sections(computed)
-    assert len(robustness) == 2
-    content = json.loads(render(robustness, cost, "json", further=further))
-    for section in further:
-        assert len(content[section.name]) == len(section.frame)
+    analysis = Analysis(computed)
+    assert len(analysis.robustness) == 2
+    content = json.loads(render(analysis, "json"))
+    for table in analysis.tables:
+        assert len(content[table.name]) == len(table.frame) > 0
+        assert {column["name"] for column in content["tables"][table.name]["columns"]} >= {*table.frame} - ENDS
     for how in ("text", "md", "latex"):
-        text = render(robustness, cost, how, further=further)  # type: ignore[arg-type]
+        text = render(analysis, how)
         assert "Certified accuracy" in text and "Accuracy under corruptions" in text and "Image quality" in text
     # Ranges of samples are one line of the cost table, and their evaluations the sum.
+    cost = analysis.cost
     counted = cost[(cost["stage"] == "sample") & (cost["defence"] == "one-shot t*=71")]
     assert sorted(counted["denoiser_evaluations"]) == [12 * 100, 12 * 150]
 
@@ -248,11 +257,9 @@ def test_mlflow_has_certificates_corruptions_and_quality(computed: Results, tmp_
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    further, sweep = sections(computed), computed.sweep
+    analysis = Analysis(computed, audit=False)
     for _ in range(2):  # the second time nothing is new
-        parent = track(
-            uri, str(tmp_path), sweep, computed.robustness(), computed.cost(), {}, further=further, complete=True
-        )
+        parent = track(uri, analysis)
     client = MlflowClient(tracking_uri=uri)
     runs = client.search_runs([client.get_run(parent).info.experiment_id])
     children = {run.info.run_name: run for run in runs if run.info.run_id != parent}
@@ -262,7 +269,7 @@ def test_mlflow_has_certificates_corruptions_and_quality(computed: Results, tmp_
         "digits-cnn · none · certificates",
         "digits-cnn · one-shot · certificates",
     }
-    tables = {section.name: section.frame for section in further}
+    tables = {table.name: table.frame for table in analysis.tables}
     certified = children["digits-cnn · one-shot · certificates"].data.metrics
     for row in tables["certified"].query("family == 'one-shot'").to_dict("records"):
         way = f"sigma {row['sigma']:g} n {row['n']}" + (" sequential" if row["guarantee"] == "sequential" else "")
@@ -288,12 +295,12 @@ def test_a_sweep_of_certificates_alone_has_no_robustness_table(tmp_path: Path) -
     sweep = small_sweep(tmp_path, text)
     assert [len(cells) for cells in (sweep.adversarial, sweep.certified)] == [0, 1]
     results = Results(Store(str(tmp_path / "store")), sweep)
-    assert sections(results) == [] and results.robustness().empty
+    assert [table.name for table in Analysis(results).tables] == ["cost"] and results.robustness().empty
     compute(sweep, str(tmp_path / "store"), chunks={0})
     results = Results(Store(str(tmp_path / "store")), sweep)
     (line,) = named(results)["certified"].frame.to_dict("records")
     assert (line["images"], line["planned"]) == (8, 12)
-    assert "8 of 12" in render(results.robustness(), results.cost(), "text", further=sections(results))
+    assert "8 of 12" in render(Analysis(results), "text")
 
 
 def cells(folder: Path, rest: str) -> Sweep:

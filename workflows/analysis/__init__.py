@@ -1,10 +1,11 @@
 """What the committed rows of a sweep say, once.
 
-Everything that is shown, written or logged of a sweep is a rendering of one :class:`Analysis`.
+Everything that is shown, written or logged of a sweep is a rendering of one :class:`Analysis`: its tables, its
+findings, its sentences and its provenance.
 """
 
 from __future__ import annotations
 
-from workflows.analysis.analysis import Analysis
+from workflows.analysis.analysis import TABLES, Analysis, Builder
 
-__all__ = ["Analysis"]
+__all__ = ["TABLES", "Analysis", "Builder"]

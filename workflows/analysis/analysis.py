@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import pandas as pd
 
+from defense.errors import InvalidInput, nearest
+from defense.registry import Registry
+from workflows.analysis.provenance import Provenance, provenance
+from workflows.analysis.summary import summary
 from workflows.audit import Finding, findings
+from workflows.published.table import published_table
+from workflows.results.certificates import certified_curves, certified_frame, envelope_frame
+from workflows.results.corruptions import Groups, accuracy_frame, gain_frame, mce_frame
+from workflows.results.ladders import ladder_cells, ladder_frame
+from workflows.results.quality import quality_frame
 from workflows.results.reader import Results
-from workflows.tables.ladders import ladder_table
+from workflows.tables.certified import certified_table, curves_table, envelope_table
+from workflows.tables.combined import combined_table, ladders_table
+from workflows.tables.corruptions import LINE, corruption_gains_table, corruptions_table, mce_table
+from workflows.tables.cost import cost_table
+from workflows.tables.quality import quality_table
+from workflows.tables.robustness import robustness_table
+from workflows.tables.table import Table
 
-__all__ = ["Analysis"]
+__all__ = ["TABLES", "Analysis", "Builder"]
 
 
 class Analysis:
@@ -18,11 +34,21 @@ class Analysis:
 
     Arguments:
         results: Its committed results.
+        mce: A classifier of the sweep, as tables call it, whose errors without a defence are the baseline of mean
+            corruption errors; without it there is no such table.
+        audit: Whether :attr:`audited`, and so what is rendered, has the auditor's findings; they read all stored
+            images.
+
+    Frames are unrounded and empty where the sweep has nothing of the kind; ``tables`` are what renderers show.
     """
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: Results, *, mce: str | None = None, audit: bool = True) -> None:
         self.results = results
         self.sweep = results.sweep
+        self.mce_baseline = mce
+        self.audit = audit
+
+    # Frames
 
     @cached_property
     def robustness(self) -> pd.DataFrame:
@@ -31,20 +57,184 @@ class Analysis:
 
     @cached_property
     def combined(self) -> pd.DataFrame:
-        """Several attacks on one defence as one attacker."""
+        """Several attacks on one defence as one attacker, see :meth:`workflows.results.reader.Results.combined`."""
         return self.results.combined()
 
     @cached_property
     def ladders(self) -> pd.DataFrame:
-        """Ladders rung by rung."""
-        return ladder_table(self.results)
+        """Ladders rung by rung, see :func:`workflows.results.ladders.ladder_frame`."""
+        return ladder_frame(self.results)
+
+    @cached_property
+    def certified(self) -> pd.DataFrame:
+        """One row a certificate, see :func:`workflows.results.certificates.certified_frame`."""
+        return certified_frame(self.results)
+
+    @cached_property
+    def certified_curves(self) -> pd.DataFrame:
+        """One row a certificate and radius, see :func:`workflows.results.certificates.certified_curves`."""
+        return certified_curves(self.results)
+
+    @cached_property
+    def envelope(self) -> pd.DataFrame:
+        """The best sigma at each radius, see :func:`workflows.results.certificates.envelope_frame`."""
+        return envelope_frame(self.certified_curves) if len(self.certified_curves) else pd.DataFrame()
+
+    @cached_property
+    def _corrupted(self) -> Groups:
+        return self.results.corrupted()
+
+    @cached_property
+    def corruptions(self) -> pd.DataFrame:
+        """One row a defence, corruption and severity, see :func:`workflows.results.corruptions.accuracy_table`."""
+        return accuracy_frame(self._corrupted)
+
+    @cached_property
+    def corruption_gains(self) -> pd.DataFrame:
+        """What defences gain over none, see :func:`workflows.results.corruptions.gain_table`."""
+        return gain_frame(self._corrupted)
+
+    @cached_property
+    def mce(self) -> pd.DataFrame:
+        """Mean corruption errors relative to the baseline that was asked for; empty without one.
+
+        Raises:
+            InvalidInput: There is no such classifier, or the benchmark is not complete.
+        """
+        return pd.DataFrame() if self.mce_baseline is None else mce_frame(self._corrupted, self.mce_baseline)
+
+    @cached_property
+    def _quality_rows(self) -> pd.DataFrame:
+        return self.results.quality()
+
+    @cached_property
+    def quality(self) -> pd.DataFrame:
+        """Means over images of the measures of image quality, see :func:`workflows.results.quality.quality_frame`."""
+        by = ["dataset", "classifier", "defence", "threat", "eps", "seed", "pair"]
+        return quality_frame(self._quality_rows, by) if len(self._quality_rows) else pd.DataFrame()
 
     @cached_property
     def cost(self) -> pd.DataFrame:
         """One row a distinct stage: images, network evaluations, seconds."""
         return self.results.cost()
 
+    @property
+    def published(self) -> pd.DataFrame:
+        """Published beside measured accuracies; empty unless the sweep is named after a paper's table."""
+        return pd.DataFrame() if self._published is None else self._published.frame
+
+    @cached_property
+    def _published(self) -> Table | None:
+        return published_table(self.results)
+
+    # What is said of them
+
     @cached_property
     def findings(self) -> list[Finding]:
         """What the auditor found, errors first."""
         return findings(self.results)
+
+    @property
+    def audited(self) -> list[Finding] | None:
+        """The findings that renderings show; None without an audit, which is not the same as no findings."""
+        return self.findings if self.audit else None
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """Whether cells are not complete, as a sentence."""
+        cells = self.sweep.cells
+        partial = sum(len(self.results.rows(cell)) < cell.images.count for cell in cells)
+        return [f"{partial} of {len(cells)} cells are not complete: run the sweep again."] if partial else []
+
+    @cached_property
+    def summary(self) -> list[str]:
+        """What its best defences are worth, in a few sentences."""
+        return summary(self.robustness, self.certified, self.corruptions, self.audited or ())
+
+    @property
+    def warnings(self) -> list[str]:
+        """What has to be read before any number."""
+        return [*(table.warning for table in self.tables if table.warning), *self.missing]
+
+    def provenance(self, command: str) -> Provenance:
+        """Where the numbers come from.
+
+        Arguments:
+            command: The command that reproduces them.
+        """
+        return provenance(self.results, command)
+
+    # Tables
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """The tables that have rows, in the order in which they are read: built in, registered ones, cost.
+
+        Raises:
+            InvalidInput: A registered table is no table, or has the name of another.
+        """
+        return [*self._built_in(), *self._registered(), *_there(cost_table(self.cost))]
+
+    def table(self, name: str) -> Table:
+        """The table of that name, or one that is built by ``module:attribute``.
+
+        Raises:
+            InvalidInput: There is none.
+        """
+        found = next((table for table in self.tables if table.name == name), None)
+        if found is None and ":" in name:
+            found = self._built(name)
+        if found is None:
+            names = [table.name for table in self.tables]
+            raise InvalidInput(f"this sweep has no table {name!r}; {nearest(name, names)}")
+        return found
+
+    def _built_in(self) -> list[Table]:
+        labels = self.sweep.labels
+        cells: dict[tuple[object, ...], list[str]] = {}
+        for cell in self.sweep.corrupted:
+            assert cell.corruption is not None
+            row = {**labels[cell.id], "seed": cell.seed, "origin": cell.corruption.origin}
+            cells.setdefault(tuple(row[name] for name in LINE), []).append(cell.id)
+        not_taken = sorted(set(self._quality_rows["missing"]) - {""}) if len(self._quality_rows) else ()
+        return _there(
+            robustness_table(self.robustness),
+            ladders_table(self.ladders, ladder_cells(self.results)),
+            combined_table(self.combined),
+            self._published,
+            certified_table(self.certified, self.certified_curves),
+            curves_table(self.certified_curves),
+            envelope_table(self.envelope),
+            corruptions_table(self.corruptions, cells),
+            corruption_gains_table(self.corruption_gains),
+            mce_table(self.mce, str(self.mce_baseline)),
+            quality_table(self.quality, not_taken),
+        )
+
+    def _registered(self) -> list[Table]:
+        found = _there(*(self._built(name) for name in TABLES.names()))
+        taken = {table.name for table in self._built_in()} | {"cost", "findings", "tables"}
+        for table in found:
+            if table.name in taken:
+                raise InvalidInput(f"two tables are called {table.name!r}: give the registered one another name.")
+            taken.add(table.name)
+        return found
+
+    def _built(self, name: str) -> Table | None:
+        found = TABLES.get(name)(self)
+        if found is not None and not isinstance(found, Table):
+            raise InvalidInput(
+                f"table {name!r} was built as {found!r}; a builder returns a Table, or None without rows."
+            )
+        return found
+
+
+Builder = Callable[[Analysis], Table | None]
+"""Makes a table of an analysis; None where the sweep has no rows of its kind."""
+
+TABLES: Registry[Builder] = Registry("table", "puregrid.tables")
+"""Tables from elsewhere, which every rendering has between the built-in ones and that of cost."""
+
+
+def _there(*tables: Table | None) -> list[Table]:
+    return [table for table in tables if table is not None]

@@ -6,12 +6,15 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from defense.errors import InvalidInput, nearest
 from workflows.cli.base import AsJson, Overrides, StoreUri, SweepFile, errors, open_sweep, say
+
+if TYPE_CHECKING:
+    from workflows.analysis import Analysis
 
 __all__ = ["compact", "report", "tables"]
 
@@ -20,6 +23,12 @@ def tables(
     sweep: SweepFile,
     store: StoreUri = "results",
     format_: Annotated[str, typer.Option("--format", metavar="text|md|csv|latex|json")] = "text",
+    table: Annotated[
+        str | None, typer.Option(metavar="NAME|module:attribute", help="One table, built in or of your own [all].")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write one CSV file a table, and what their columns mean.")
+    ] = None,
     audit: Annotated[
         bool, typer.Option("--audit/--no-audit", help="Audit rows and stored images, which reads all of them.")
     ] = True,
@@ -30,34 +39,41 @@ def tables(
 ) -> None:
     """Print the tables of a sweep with the auditor's findings, recomputed from its committed rows."""
     with errors():
-        from workflows.tables.render import FORMATS, render
+        from workflows.formats import FORMATS, render
 
         if format_ not in FORMATS:
             raise InvalidInput(f"unknown format {format_!r}; {nearest(format_, FORMATS)}", where="--format")
+        if out is not None and format_ != "csv":
+            raise InvalidInput("a folder is for --format csv, which has a file a table.", where="--out")
+        if out is not None and out.exists() and not out.is_dir():
+            raise InvalidInput(f"{out} is a file: with --format csv give a folder.", where="--out")
         loaded, opened = open_sweep(sweep, set_, store)
+        from workflows.analysis import Analysis
+        from workflows.formats.machine import write_csv
         from workflows.results.reader import Results
-        from workflows.tables.ladders import ladder_table
-        from workflows.tables.sections import sections
 
-        results = Results(opened, loaded)
-        robustness, cost, combined = results.robustness(), results.cost(), results.combined()
-        ladders, further = ladder_table(results), sections(results, mce)
-        found = None
-        if audit:
-            from workflows.audit import findings
+        analysis = Analysis(Results(opened, loaded), mce=mce, audit=audit)
+        if out is not None:
+            for path in write_csv(analysis, out, table):
+                typer.echo(path)
+            return
+        typer.echo(render(analysis, format_, only=table), nl=False)
+        if format_ == "csv":
+            _say_beside(analysis, table)
 
-            found = findings(results)
-        text = render(
-            robustness,
-            cost,
-            format_,
-            title=loaded.name,
-            findings=found,
-            combined=combined,
-            ladders=ladders,
-            further=further,
-        )
-        typer.echo(text, nl=False)
+
+def _say_beside(analysis: Analysis, name: str | None) -> None:
+    """What CSV on stdout has no place for: the notes of the table, and which others there are."""
+    names = [table.name for table in analysis.tables]
+    chosen = analysis.table(name) if name else analysis.table("robustness") if "robustness" in names else None
+    if chosen is None:
+        say("this sweep has no robustness table")
+    else:
+        for note in filter(None, (chosen.warning, chosen.note, *chosen.remarks)):
+            say(f"note: {note}")
+    others = [other for other in names if chosen is None or other != chosen.name]
+    if others:
+        say(f"other tables: {', '.join(others)}; --table NAME has one, --out FOLDER all of them")
 
 
 def report(
@@ -81,11 +97,13 @@ def report(
         if format_ not in FORMATS:
             raise InvalidInput(f"unknown format {format_!r}; {nearest(format_, FORMATS)}", where="--format")
         loaded, opened = open_sweep(sweep, set_, store)
+        from workflows.analysis import Analysis
         from workflows.results.reader import Results
 
         settings = "".join(f" --set {shlex.quote(setting)}" for setting in set_ or ())
         command = f"puregrid run {sweep}{settings} && puregrid report {sweep}{settings}"
-        typer.echo(report_to(Results(opened, loaded), out, format_, command=command, images=gallery))
+        analysis = Analysis(Results(opened, loaded))
+        typer.echo(report_to(analysis, out, format_, command=command, images=gallery))
 
 
 def compact(sweep: SweepFile, store: StoreUri = "results", set_: Overrides = None, json_: AsJson = False) -> None:

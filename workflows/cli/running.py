@@ -150,28 +150,24 @@ def run(
     """Compute what is missing of a sweep and print its tables; run again to continue."""
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
-        from workflows.audit import findings
+        from workflows.analysis import Analysis
         from workflows.engine.run import Options, run_sweep
+        from workflows.formats import render
+        from workflows.formats.findings import auditor_line
         from workflows.monitoring.versions import driver_versions
         from workflows.regression.baselines import to_text
         from workflows.regression.snapshots import of_results
-        from workflows.tables.ladders import ladder_table
-        from workflows.tables.render import auditor_line, render
-        from workflows.tables.sections import sections
         from workflows.tracking.track import track
 
         options = Options(workers, gpus_per_worker, address, max_attempts, unit_timeout, log=log)
         outcome, results, record = run_sweep(loaded, opened, options, say)
-        robustness, cost, combined = results.robustness(), results.cost(), results.combined()
-        ladders, further = ladder_table(results), sections(results)
-        found = findings(results)
-        tables = partial(render, robustness, cost, combined=combined, ladders=ladders, further=further)
+        analysis = Analysis(results)
         if json_:
-            typer.echo(json.dumps({**json.loads(tables("json", findings=found)), "run": outcome.to_json()}, indent=1))
+            typer.echo(json.dumps({**json.loads(render(analysis, "json")), "run": outcome.to_json()}, indent=1))
         else:
             # Findings have a line of their own below: a table that one scrolls past is no place for them.
-            typer.echo(tables("text", title=loaded.name))
-        say(auditor_line(found))
+            typer.echo(render(analysis, "text", findings=False))
+        say(auditor_line(analysis.findings))
         if outcome.failures or outcome.blocked:
             say(
                 f"{len(outcome.failures)} units failed and {outcome.blocked} more need them; `puregrid status` shows "
@@ -181,14 +177,8 @@ def run(
             say("stopped; everything that ran is committed. Run the same command again to continue.")
         to_mlflow = partial(
             track,
-            sweep=loaded,
-            robustness=robustness,
-            cost=cost,
+            analysis=analysis,
             versions=driver_versions(),
-            findings=found,
-            combined=combined,
-            ladders=ladders,
-            further=further,
             outcomes=to_text(of_results(results)),
             complete=not (outcome.failures or outcome.blocked or outcome.interrupted),
             run=None if record is None else record.to_json(),
@@ -201,7 +191,7 @@ def run(
             raise typer.Exit(130)
 
 
-def _log_to_mlflow(uri: str | None, store_uri: str, log: Callable[[str, str], str]) -> None:
+def _log_to_mlflow(uri: str | None, store_uri: str, log: Callable[[str], str]) -> None:
     from workflows.tracking.track import default_uri
 
     chosen = uri or default_uri(store_uri)
@@ -211,7 +201,7 @@ def _log_to_mlflow(uri: str | None, store_uri: str, log: Callable[[str, str], st
         say("not logged to MLflow: a bucket holds no SQLite database; give --mlflow URI.")
         return
     try:
-        log(chosen, store_uri)
+        log(chosen)
     except Exception as error:  # MLflow raises whatever its stores and servers raise
         raise PuregridError(
             f"the sweep could not be logged to MLflow at {chosen} ({type(error).__name__}: {error}). Rows "

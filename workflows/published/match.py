@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from defense.aggregate import aggregate
+from tasks.attacks.budgets import format_eps
 from tasks.corruptions import SEVERITIES
 from workflows.grid.cells import Cell
 from workflows.published.papers import Paper, Published, load_paper, papers
 from workflows.results.reader import Results
 from workflows.statistics.proportions import proportion
-from workflows.tables.columns import format_eps
 
 __all__ = ["compare"]
 

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from defense.errors import InvalidInput, nearest
 from defense.spec import Spec
+from tasks.attacks.budgets import format_eps
 from workflows.documents.document import read_document
 
 __all__ = [
@@ -60,10 +61,8 @@ class Column(Spec):
         """``clean``, ``attack linf 8/255``, ``glass_blur``."""
         if self.threat != "attack" or self.eps is None:
             return self.corruption or self.threat
-        levels = self.eps * 255
-        budget = f"{levels:g}/255" if abs(levels - round(levels)) < 1e-9 else f"{self.eps:g}"
         kind = {None: "", True: "adaptive ", False: "static "}[self.adaptive]
-        return f"{kind}{self.attack or 'attack'} {self.norm} {budget}"
+        return f"{kind}{self.attack or 'attack'} {self.norm} {format_eps(self.eps)}"
 
 
 class Row(Spec):

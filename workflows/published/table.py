@@ -1,4 +1,4 @@
-"""Published and measured figures as a table of a report, for a sweep that is named after a paper's table or figure.
+"""Published and measured figures as a table, for a sweep that is named after a paper's table or figure.
 
 Settings that differ repeat themselves: a line has a letter for each, and the remarks below the table say what it
 stands for. The anomalies of the published table are there too. A figure of a paper has no values in
@@ -8,43 +8,20 @@ stands for. The anomalies of the published table are there too. A figure of a pa
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
 from workflows.published.match import compare
 from workflows.published.papers import Reference, load_paper, reference
 from workflows.results.reader import Results
-from workflows.tables.sections import Section
+from workflows.tables.common import CELL
+from workflows.tables.table import Column, Row, Table, cells_of, missing
 
-__all__ = ["PublishedTable", "published_table"]
-
-_HEAD = ["table", "classifier", "defence", "threat", "published", "certainty", "measured", "difference"]
-_TAIL = ["differs", "images", "measured as"]
+__all__ = ["published_table"]
 
 
-@dataclass(frozen=True)
-class PublishedTable:
-    """The table.
-
-    Arguments:
-        section: Its frame (:func:`workflows.published.match.compare` and ``smoke``) and grid; accuracies in %.
-        warning: What has to be read before it; "" if nothing.
-        remarks: Settings that differ by their letters, then the anomalies of what is published.
-    """
-
-    section: Section
-    warning: str
-    remarks: tuple[str, ...]
-
-    def as_text(self) -> Section:
-        """With the warning and the remarks in its note, for formats that have no other place for them."""
-        return replace(self.section, note=" ".join([self.warning, self.section.note, *self.remarks]).strip())
-
-
-def published_table(results: Results) -> PublishedTable | None:
+def published_table(results: Results) -> Table | None:
     """The table of a sweep; None if it repeats no paper's (:func:`workflows.published.papers.reference`)."""
     found = reference(results.sweep.name)
     if found is None:
@@ -53,12 +30,9 @@ def published_table(results: Results) -> PublishedTable | None:
     letters: dict[str, str] = {}
     for text in (text for line in frame["differs"] for text in line.split("; ") if text):
         letters.setdefault(text, _letter(len(letters)))
-    parts = ["classifier_measured", "defence_measured", "threat_measured"]
-    parts += [name for name in ("dataset_measured", "seed") if frame[name].nunique() > 1]
-    lines = [_line(row, letters, parts) for row in frame.to_dict("records")]
     paper = load_paper(found.paper)
     tables = {*frame["table"], found.table}
-    anomalies = [each.text for each in paper.anomalies if tables.intersection(each.tables)]
+    anomalies = [anomaly.text for anomaly in paper.anomalies if tables.intersection(anomaly.tables)]
     measured = int(frame["measured"].notna().sum())
     of = "all tables" if found.table is None else found.table if " " in found.table else f"table {found.table}"
     note = (
@@ -76,9 +50,19 @@ def published_table(results: Results) -> PublishedTable | None:
     )
     remarks = [f"{letter}: {text}." for text, letter in letters.items()]
     remarks += [f"Anomaly in what is published: {text}" for text in dict.fromkeys(anomalies)]
-    title = "Published and measured" + (", of a smoke sweep: not to be compared" if found.smoke else "")
-    section = Section("published", title, note, frame, ([*_HEAD, *_TAIL], lines))
-    return PublishedTable(section, warning, tuple(remarks))
+    parts = ["classifier_measured", "defence_measured", "threat_measured"]
+    parts += [name for name in ("dataset_measured", "seed") if frame[name].nunique() > 1]
+    return Table(
+        "published",
+        "Published and measured" + (", of a smoke sweep: not to be compared" if found.smoke else ""),
+        _columns(letters, parts),
+        frame,
+        note,
+        remarks=tuple(remarks),
+        warning=warning,
+        cells=cells_of(frame),
+        groups=("table",),
+    )
 
 
 def _frame(results: Results, found: Reference) -> pd.DataFrame:
@@ -98,15 +82,53 @@ def _letter(index: int) -> str:
     return letters[index] if index < 26 else _letter(index // 26 - 1) + letters[index % 26]
 
 
-def _line(row: Mapping[Any, Any], letters: Mapping[str, str], parts: Sequence[str]) -> list[str]:
-    head = [str(row[name] or "not stated") for name in _HEAD[:4]] + [f"{row['published']:g}", str(row["certainty"])]
-    if row["measured"] != row["measured"]:
-        return [*head, "not measured", "-", "-", "-", "-"]
-    return [
-        *head,
-        f"{row['measured']:.1f} [{row['low']:.1f}, {row['high']:.1f}]",
-        "-" if row["smoke"] else f"{row['difference']:+.1f}",
-        " ".join(letters[text] for text in str(row["differs"]).split("; ") if text) or "-",
-        f"{row['images']:.0f}",
-        ", ".join(f"seed {row[name]:.0f}" if name == "seed" else str(row[name]) for name in parts),
-    ]
+def _columns(letters: Mapping[str, str], parts: Sequence[str]) -> tuple[Column, ...]:
+    def measured(row: Row) -> str:
+        return "not measured" if missing(row["measured"]) else plain.text(row)
+
+    def difference(row: Row) -> str:
+        return "-" if missing(row["measured"]) or row["smoke"] else f"{row['difference']:+.1f}"
+
+    def differs(row: Row) -> str:
+        texts = [] if missing(row["measured"]) else str(row["differs"]).split("; ")
+        return " ".join(letters[text] for text in texts if text) or "-"
+
+    def measured_as(row: Row) -> str:
+        if missing(row["measured"]):
+            return "-"
+        return ", ".join(f"seed {row[name]:.0f}" if name == "seed" else str(row[name]) for name in parts)
+
+    meaning = "Measured accuracy: mean over draws."
+    plain = Column("measured", "measured", "interval", meaning, "%", ends=("low", "high"))
+    of_paper = (
+        Column("table", "table", "text", "Table of the paper."),
+        Column("classifier", "classifier", "text", "The paper's classifier.", show=_stated("classifier")),
+        Column("defence", "defence", "text", "The paper's defence.", show=_stated("defence")),
+        Column("threat", "threat", "text", "What the published value is of.", show=_stated("threat")),
+        Column("published", "published", "number", "Published accuracy.", "%"),
+        Column("certainty", "certainty", "text", "How sure the published value is."),
+    )
+    beside = (
+        Column("measured", "measured", "interval", meaning, "%", ends=("low", "high"), show=measured),
+        Column("difference", "difference", "number", "Measured minus published.", "points", show=difference),
+        Column("differs", "differs", "text", "Settings that differ or are not stated.", show=differs),
+        Column("images", "images", "integer", "Images that were measured."),
+        Column("threat_measured", "measured as", "text", "What was measured, by our names.", show=measured_as),
+    )
+    hidden = (
+        Column("paper", "paper", "text", "Name of the paper."),
+        Column("dataset", "dataset", "text", "The paper's data set."),
+        Column("dataset_measured", "dataset measured", "text", "The data set of the cell."),
+        Column("classifier_measured", "classifier measured", "text", "The classifier of the cell."),
+        Column("defence_measured", "defence measured", "text", "The defence of the cell."),
+        Column("seed", "seed", "integer", "The seed of the cell."),
+        Column("anomalies", "anomalies", "text", "What is odd in the published table."),
+        Column("source", "source", "text", "Where the value was seen."),
+        Column("smoke", "smoke", "text", "Whether the sweep only tries the parts of the paper's."),
+        CELL,
+    )
+    return (*of_paper, *beside, *(column.hidden() for column in hidden))
+
+
+def _stated(name: str) -> Callable[[Row], str]:
+    return lambda row: str(row[name] or "not stated")

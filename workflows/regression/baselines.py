@@ -29,6 +29,7 @@ from defense.spec import digest
 from workflows.grid.load import load_sweep
 from workflows.regression.snapshots import Outcome, Shares, Snapshot, of_results, of_store
 from workflows.results.reader import Results
+from workflows.results.records import current_name
 from workflows.store import Store
 
 __all__ = ["complete_text", "from_text", "load", "load_pair", "to_text"]
@@ -152,7 +153,9 @@ def _unpacked(cell: _CellFile) -> Outcome:
     if _images_digest(cell.data, images) != cell.images_digest:
         raise ValueError(f"the images of {cell.name!r} are not those of their digest")
     values = {name: packed.unpack(len(images)) for name, packed in cell.values.items()}
-    return Outcome(cell.name, cell.spec, cell.data, images, cell.complete, values, cell.cost, cell.seconds)
+    return Outcome(
+        current_name(cell.name), cell.spec, cell.data, images, cell.complete, values, cell.cost, cell.seconds
+    )
 
 
 def _images_digest(data: str, images: Sequence[int]) -> str:

@@ -19,14 +19,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from defense.spec import digest
+from tasks.attacks.budgets import format_eps
+from workflows.analysis import Analysis
 from workflows.grid.cells import Defence
-from workflows.published.table import PublishedTable
 from workflows.report.charts import Drawing, Point, Series, Tile, heat_map, line_chart
+from workflows.results.certificates import envelope_frame, radii_of
 from workflows.results.reader import Results
 from workflows.statistics.proportions import wilson
-from workflows.tables.certified import envelope_table, radii_of
-from workflows.tables.columns import format_eps
-from workflows.tables.sections import Section
+from workflows.tables.table import interval, records
 
 __all__ = ["Figure", "depth_families", "figures"]
 
@@ -58,36 +58,29 @@ class Figure:
     frame: pd.DataFrame
 
 
-def figures(
-    results: Results, robustness: pd.DataFrame, further: Sequence[Section], published: PublishedTable | None = None
-) -> list[Figure]:
+def figures(analysis: Analysis) -> list[Figure]:
     """The figures that a sweep has rows for, in the order in which they are read.
 
-    Arguments:
-        results: The sweep's results.
-        robustness: Their robustness table.
-        further: Their :func:`workflows.tables.sections.sections`.
-        published: Published figures, drawn hollow over the curves of the cells that they are of; those beside a smoke
-            sweep are of no cell of it.
+    Published figures are drawn hollow over the curves of the cells that they are of; those beside a smoke sweep are
+    of no cell of it.
     """
-    frames = {section.name: section.frame for section in further}
+    results, robustness = analysis.results, analysis.robustness
     found: list[tuple[str, str, str, Drawing, pd.DataFrame]] = []
     judged = robustness[robustness["images"] > 0] if len(robustness) else robustness
     if len(judged):
-        judged = _with_published(judged, published)
-        found += [("eps", "Accuracy against the budget", *each) for each in _by_eps(judged)]
-        found += [("depth", "Accuracy against purification depth", *each) for each in _by_depth(results, judged)]
-        found += [("cost", "Accuracy against cost", *each) for each in _by_cost(results, judged)]
-    if "certified" in frames:
+        judged = _with_published(judged, analysis.published)
+        found += [("eps", "Accuracy against the budget", *figure) for figure in _by_eps(judged)]
+        found += [("depth", "Accuracy against t*", *figure) for figure in _by_depth(results, judged)]
+        found += [("cost", "Accuracy against cost", *figure) for figure in _by_cost(results, judged)]
+    if len(analysis.certified):
         found += [
-            ("certified", "Certified accuracy against the radius", *each)
-            for each in _certified(results, frames["certified"])
+            ("certified", "Certified accuracy against the radius", *figure)
+            for figure in _certified(results, analysis.certified)
         ]
-    if "corruptions" in frames:
-        gains = frames.get("corruption_gains", pd.DataFrame())
+    if len(analysis.corruptions):
         found += [
-            ("corruptions", "Accuracy under each corruption", *each)
-            for each in _corruptions(frames["corruptions"], gains)
+            ("corruptions", "Accuracy under each corruption", *figure)
+            for figure in _corruptions(analysis.corruptions, analysis.corruption_gains)
         ]
     numbers: Counter[str] = Counter()
     named = []
@@ -105,23 +98,16 @@ def _groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any,
         yield (key if isinstance(key, tuple) else (key,)), rows
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    # By columns: `to_dict` asks pandas for every value of a small frame on its own.
-    columns = [frame[name].tolist() for name in frame]
-    return [dict(zip(map(str, frame.columns), values, strict=True)) for values in zip(*columns, strict=True)]
-
-
 def _percent(value: float, low: float, high: float) -> str:
-    return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return interval(value, low, high).replace(" [", " % [")
 
 
 def _threat(row: dict[str, Any]) -> str:
     return "clean" if row["attack"] == "clean" else f"{row['attack']} eps {format_eps(row['eps'])}"
 
 
-def _with_published(judged: pd.DataFrame, published: PublishedTable | None) -> pd.DataFrame:
+def _with_published(judged: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """With a column ``published`` of the accuracies in % that belong to a cell, ``78.1; 82.5``, if any do."""
-    frame = pd.DataFrame() if published is None else published.section.frame
     if len(frame):
         frame = frame[frame["measured"].notna() & ~frame["smoke"]]
     if frame.empty:
@@ -143,7 +129,7 @@ def _hollow(line: pd.DataFrame, x: str, colour: int, *, first: bool) -> list[Ser
         Point(
             float(row[x]), at := float(text) / 100, at, at, f"published: {row['defence']}, {_threat(row)}: {text} %"
         )
-        for row in _records(line)
+        for row in records(line)
         for text in str(row.get("published", "")).split("; ")
         if text
     ]
@@ -175,7 +161,7 @@ def _by_eps(judged: pd.DataFrame) -> _Found:
             lines: list[Series] = []
             hollow: list[Series] = []
             for (name,), line in _groups(shown, ["defence"]):
-                points = [_point(row["eps"], row) for row in _records(line.sort_values("eps"))]
+                points = [_point(row["eps"], row) for row in records(line.sort_values("eps"))]
                 lines.append(Series(name, points, colour=colours[name]))
                 hollow += _hollow(line, "eps", colours[name], first=not hollow)
             lines += hollow
@@ -221,8 +207,8 @@ def _by_depth(results: Results, judged: pd.DataFrame) -> _Found:
             if line["t_star"].nunique() < max(2, len(line)):
                 continue
             ordered = line.sort_values("t_star")
-            points = [_point(row["t_star"], row) for row in _records(ordered)]
-            name = _threat(_records(line)[0])
+            points = [_point(row["t_star"], row) for row in records(ordered)]
+            name = _threat(records(line)[0])
             hollow += _hollow(ordered, "t_star", len(lines), first=not hollow)
             lines.append(Series(name, points, dashed=attack == "clean"))
             rows.append(ordered)
@@ -259,7 +245,7 @@ def _by_cost(results: Results, judged: pd.DataFrame) -> _Found:
                     (True, line[line["attack"] == "clean"]),
                     (False, line[line["attack"] != "clean"]),
                 ):
-                    points = [_point(row["evaluations"], row) for row in _records(part)]
+                    points = [_point(row["evaluations"], row) for row in records(part)]
                     if points:
                         said = "" if hollow else name
                         lines.append(Series(said, points, kind="points", colour=colours[name], hollow=hollow))
@@ -274,7 +260,7 @@ def _certified(results: Results, table: pd.DataFrame) -> _Found:
     for key, members in _groups(table, _WAY):
         way = dict(zip(_WAY, key, strict=True))
         ordered = members.sort_values("sigma")
-        rows = [(row, results.rows(cells[row["cell"]])) for row in _records(ordered)]
+        rows = [(row, results.rows(cells[row["cell"]])) for row in records(ordered)]
         judged = [
             (row, (own["prediction"] == own["label"]).to_numpy(), own["radius"].to_numpy(np.float64))
             for row, own in rows
@@ -289,9 +275,9 @@ def _certified(results: Results, table: pd.DataFrame) -> _Found:
             )
             for row, _, _ in judged
         ]
-        best = envelope_table(curves)
+        best = envelope_frame(curves)
         if len(best) and curves["images"].nunique() == 1:
-            points = [Point(row["radius"], at := row["accuracy"], at, at, "") for row in _records(best)]
+            points = [Point(row["radius"], at := row["accuracy"], at, at, "") for row in records(best)]
             lines.append(Series("best sigma at each radius", points, kind="step", dashed=True, colour=7))
         ticks = [(radius, f"{radius:g}") for radius in radii_of(results)]
         drawing = line_chart(lines, "l_2 radius", "certified accuracy, %", ticks)
@@ -331,7 +317,7 @@ def _curve(
 def _steps(curve: pd.DataFrame, said: Sequence[float]) -> list[Point]:
     """The points at which a curve changes, and those of the table, which have dots."""
     found: list[Point] = []
-    rows = _records(curve)
+    rows = records(curve)
     for i, row in enumerate(rows):
         value = row["accuracy"], row["low"], row["high"]
         text = f"{row['defence']}, sigma {row['sigma']:g}, radius {row['radius']:g}: {_percent(*value)}"
@@ -360,7 +346,7 @@ def _corruptions(table: pd.DataFrame, gains: pd.DataFrame) -> _Found:
 
 
 def _map(frame: pd.DataFrame, measure: str, title: str) -> Drawing:
-    rows = _records(frame)
+    rows = records(frame)
     # Severities are numbers and the word "all" for their mean.
     severities = sorted({str(row["severity"]) for row in rows}, key=lambda text: (text == "all", text))
     corruptions = list(dict.fromkeys(row["corruption"] for row in rows))

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from defense.errors import PuregridError
+from tasks.attacks.budgets import format_eps
 from tasks.datasets import ImageSet
 from tasks.stages import images_from_table
 from workflows.grid.load import Cell
 from workflows.results.reader import Results
-from workflows.tables.columns import format_eps
 
 __all__ = ["Gallery", "Group", "Picture", "amplified", "gallery", "png", "uris"]
 

@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from workflows.audit import Finding, counts, findings
-from workflows.published.table import published_table
+from workflows.analysis import Analysis
+from workflows.audit import Finding, counts
+from workflows.formats.findings import cell_names, evidence_text, tally
+from workflows.formats.html import lines_of, table_html
+from workflows.formats.machine import csv
 from workflows.report.charts import DARK, LIGHT, style
 from workflows.report.figures import Figure, figures
 from workflows.report.gallery import Group, Picture, gallery, uris
-from workflows.report.provenance import provenance
 from workflows.report.size import Piece, data_uri, fitted, said
-from workflows.report.summary import missing, summary
-from workflows.report.tables import Tabular, tabulars
-from workflows.results.reader import Results
-from workflows.tables.columns import TEXT_COLUMNS
-from workflows.tables.render import cell_names, evidence_text, notes, tally
-from workflows.tables.sections import sections
+from workflows.tables.table import Table
 
 __all__ = ["report"]
 
@@ -40,35 +36,34 @@ _SENTENCES, _CELLS, _TEXT = 40, 20, 100_000
 """Sentences at the head, cells named by a finding, and characters of the sweep file that a page has at most."""
 
 
-def report(results: Results, *, command: str, images: int | None = None) -> str:
+def report(analysis: Analysis, *, command: str, images: int | None = None) -> str:
     """The page: below :data:`workflows.report.size.MOST` bytes; what does not fit is left out, which it says.
 
     Arguments:
-        results: The sweep's results; partial ones make a page that says so.
+        analysis: The sweep's analysis; partial rows make a page that says so.
         command: The command that reproduces it, for the provenance.
         images: Cells to show images of, before anything else; None for as many as there is place for.
     """
-    robustness, cost, further, found = results.robustness(), results.cost(), sections(results), findings(results)
+    found = analysis.audited or []
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["code"] = _code
-    published = published_table(results)
-    shown = gallery(results, images)
+    shown = gallery(analysis.results, images)
     content = _Content(
-        [_figure(figure) for figure in figures(results, robustness, further, published)],
-        [_table(table) for table in tabulars(results, robustness, cost, further, found, published)],
+        [_figure(figure) for figure in figures(analysis)],
+        [_table(table, found) for table in analysis.tables if table.for_people],
         [(group, list(uris(group))) for group in shown.groups],
-        [_finding(finding, robustness) for finding in found],
+        [_finding(finding, analysis) for finding in found],
     )
-    warning = [] if published is None or not published.warning else [published.warning]
-    sentences = summary(robustness, further, found)
+    sentences = analysis.summary
     if len(sentences) > _SENTENCES:
         sentences = [*sentences[:_SENTENCES], f"{len(sentences) - _SENTENCES} more of these are in the tables."]
-    text = results.sweep.text
+    sweep = analysis.sweep
+    text = sweep.text
     fixed = {
-        "title": results.sweep.name,
-        "subtitle": f"sweep {results.sweep.id} · {len(results.sweep.cells)} cells · puregrid report",
+        "title": sweep.name,
+        "subtitle": f"sweep {sweep.id} · {len(sweep.cells)} cells · puregrid report",
         "style": Markup(style({name: f"var(--{name})" for name in LIGHT})),  # noqa: S704  constants
         "light": LIGHT,
         "dark": DARK,
@@ -76,14 +71,16 @@ def report(results: Results, *, command: str, images: int | None = None) -> str:
         "findings_counts": counts(found),
         "findings_tally": tally(found),
         "open_lines": _LINES,
-        "text_columns": TEXT_COLUMNS,
         "gallery": shown,
         "open_groups": _GROUPS,
-        "provenance": provenance(results, command),
+        "provenance": analysis.provenance(command),
         "sweep_text": text if len(text) <= _TEXT else f"{text[:_TEXT]}\n# ... {len(text) - _TEXT:,} characters more",
     }
-    warnings = [*warning, *missing(results), *notes(robustness)]
     template = environment.get_template("report.html")
+
+    # They are below their table, too; at the head nobody passes them by.
+    caveats = [remark for table in analysis.tables if table.name == "robustness" for remark in table.remarks]
+    warnings = [*analysis.warnings, *caveats]
 
     def render(out: frozenset[Piece]) -> str:
         left = said(piece for piece in content.pieces(images) if piece in out)
@@ -157,14 +154,15 @@ class _Content:
         tables = []
         for i, table in enumerate(self.tables):
             lines = [line for j, line in enumerate(table["lines"]) if there("table line", i, j)]
-            csv = table["csv"] if there("table CSV file", i) else ""
-            tables.append({**table, "lines": lines, "csv": csv})
+            file = table["csv"] if there("table CSV file", i) else ""
+            grid = table_html(table["table"], lines, self.findings)
+            tables.append({**table, "grid": grid, "count": len(lines), "csv": file})
         return {
             "figures": shown,
             "folded": [(topic, list(own)) for topic, own in groupby(more, lambda figure: figure["topic"])],
             "tables": tables,
             "groups": [own for i, own in enumerate(self.groups) if there("image group", i)],
-            "findings": [{**each, "shown": there("finding", i)} for i, each in enumerate(self.findings)],
+            "findings": [{**finding, "shown": there("finding", i)} for i, finding in enumerate(self.findings)],
         }
 
 
@@ -177,35 +175,26 @@ def _code(text: str) -> Markup:
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
-    csv, suffix = data_uri(figure.frame.to_csv(index=False), "text/csv")
+    file, suffix = data_uri(figure.frame.to_csv(index=False), "text/csv")
     return {
         "name": figure.name,
         "topic": figure.topic,
         "caption": figure.caption,
         "svg": Markup(figure.drawing.inline() + figure.drawing.legend()),  # noqa: S704  built here, names escaped
         "file": data_uri(figure.drawing.file(), "image/svg+xml")[0],
-        "csv": csv,
+        "csv": file,
         "suffix": suffix,
     }
 
 
-def _table(table: Tabular) -> dict[str, Any]:
-    csv, suffix = data_uri(table.frame.to_csv(index=False), "text/csv")
-    return {
-        "name": table.name,
-        "title": table.title,
-        "note": table.note,
-        "names": table.names,
-        "lines": table.lines,
-        "remarks": table.remarks,
-        "csv": csv,
-        "suffix": suffix,
-    }
+def _table(table: Table, findings: Sequence[Finding]) -> dict[str, Any]:
+    file, suffix = data_uri(csv(table, findings), "text/csv")
+    return {"table": table, "name": table.name, "lines": lines_of(table, findings), "csv": file, "suffix": suffix}
 
 
-def _finding(finding: Finding, robustness: pd.DataFrame) -> dict[str, Any]:
+def _finding(finding: Finding, analysis: Analysis) -> dict[str, Any]:
     """What the page shows of a finding."""
-    cells = cell_names(finding, robustness)
+    cells = cell_names(finding, analysis.robustness)
     if len(cells) > _CELLS:
         cells = [*cells[:_CELLS], f"and {len(cells) - _CELLS} more"]
     return {

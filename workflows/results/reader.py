@@ -74,9 +74,9 @@ class Results:
         """One row a clean or attacked cell: what it is, on how many images and draws, its accuracies with intervals.
 
         Columns ``accuracy`` (the defence's own aggregation), ``avg``, ``worst`` (unbiased, of ``resubmissions``
-        draws), ``vote``, ``mean_probability`` and ``fixed`` (draw 0 alone: what an evaluation with one fixed noise
-        sees), each with ``_low`` and ``_high``; ``images`` committed of ``planned``. A cell without any committed row
-        has no accuracies.
+        draws), ``vote``, ``mean_probability`` and ``fixed`` (one fixed draw, the first: what an evaluation
+        with one fixed noise sees), each with ``_low`` and ``_high``; ``images`` committed of ``planned``. A cell
+        without any committed row has no accuracies.
         """
         cells = self.sweep.adversarial
         frame = pd.DataFrame(

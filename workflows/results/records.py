@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from defense.aggregate import Aggregation
 from defense.spec import digest
+from tasks.attacks.budgets import format_eps, read_eps
 from workflows.grid.cells import Sweep
 from workflows.planning.plan import Plan
 from workflows.store import Record, Store
 
-__all__ = ["CellRecord", "latest_path", "record_sweep"]
+__all__ = ["CellRecord", "current_name", "latest_path", "record_sweep"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class CellRecord(Record):
     def name_of(row: Mapping[Any, Any]) -> str:
         """Name of a cell from its columns in the robustness table."""
         parts = [str(row[key]) for key in ("dataset", "classifier", "defence", "attack")]
-        return " · ".join([*parts, f"eps {float(row['eps']):.6g}", f"seed {row['seed']}"])
+        return " · ".join([*parts, f"eps {format_eps(float(row['eps']))}", f"seed {row['seed']}"])
 
     @classmethod
     def of_sweep(cls, sweep: Sweep) -> list[CellRecord]:
@@ -65,7 +67,13 @@ class CellRecord(Record):
             content = json.loads(store.files.read(latest_path(sweep_name)))
         except FileNotFoundError:
             return []
-        return [cls.from_json(cell) for cell in content["cells"]]
+        records = [cls.from_json(cell) for cell in content["cells"]]
+        return [replace(record, name=current_name(record.name)) for record in records]
+
+
+def current_name(name: str) -> str:
+    """The name of a cell as it is written today: earlier versions wrote the budget 8/255 as 0.0313725."""
+    return re.sub(r"(?<= · eps )[\d.e-]+(?= · seed )", lambda eps: format_eps(read_eps(eps[0])), name)
 
 
 def latest_path(sweep_name: str) -> str:

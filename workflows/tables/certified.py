@@ -1,173 +1,111 @@
-"""Tables of certificates: by sigma, by radius, and the upper envelope over sigma; from committed rows alone."""
+"""Tables of certificates: a line a certificate, the upper envelope over sigma, and the curves behind both."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from defense.certify import ABSTAIN, certified_accuracy, dataset_bound
-from defense.spec import digest
-from workflows.grid.load import Cell
-from workflows.results.reader import Results
-from workflows.statistics.proportions import proportion
+from workflows.tables.common import CELL, CLASSIFIER, DATASET, DEFENCE, IMAGES, PLANNED, SEED
+from workflows.tables.table import Column, Table, cells_of, frame_only
 
-__all__ = ["RHO", "certified_curves", "certified_table", "envelope_table", "family", "radii_of"]
+__all__ = ["certified_table", "curves_table", "envelope_table"]
 
-RHO = 0.001
-"""Error probability of the bound of a whole data set."""
-
-_IDENTITY = ("dataset", "classifier", "defence")
-_WAY = [
-    "dataset",
-    "classifier",
-    "family",
-    "family_id",
-    "base",
-    "votes",
-    "n",
-    "alpha",
-    "rule",
-    "guarantee",
-    "seed",
-    "images",
-]
+_CERTIFIED = (
+    "Share of images whose certified class is right with at least that l_2 radius, in %: wrong for an image with "
+    "probability at most alpha. ACR is the average certified radius, 0 where the class is wrong. bound: below the "
+    "share at r = 0 by what errors of the certificates can amount to, with confidence 99.9 %."
+)
+_ENVELOPE = "The best sigma at each radius, chosen for each radius and never for each image."
 
 
-def radii_of(results: Results) -> tuple[float, ...]:
-    """The radii of the tables: from 0 in even steps, below the largest radius that any certificate could have."""
-    top = max(cell.certificate.ceiling for cell in results.sweep.certified if cell.certificate is not None)
-    step = next((step for step in (0.05, 0.1, 0.25, 0.5, 1.0) if top / step <= 10), 2.0)
-    return tuple(round(step * i, 2) for i in range(math.floor(top / step) + 1))
+_BASE = Column("base", "base", "text", "What was smoothed: the bare classifier, or the denoised one.")
+_SIGMA = Column("sigma", "sigma", "number", "Noise of the certificate.", unit="pixels in [0, 1]")
+_N = Column("n", "n", "integer", "Samples of the estimate, at most.")
+_FAMILY = Column("family", "defence", "text", "The defence without its t*, which follows sigma.")
+_RADIUS = Column("radius", "radius", "number", "The l_2 radius.", unit="pixels in [0, 1]")
+_GUARANTEE = Column("guarantee", "guarantee", "text", "Under which guarantee the certificate stands.")
+_BOUND = Column("bound", "bound", "percent", "Lower bound of the data set's certified accuracy, confidence 99.9 %.")
+_ACCURACY = Column(
+    "accuracy", "certified", "interval", "Share of images right with at least that radius.", ends=("low", "high")
+)
+_WAY = (
+    Column("family_id", "family id", "text", "Id of all that is in the family.", when=frame_only),
+    Column("votes", "votes", "integer", "Draws that vote on a sample.", when=frame_only),
+    Column("alpha", "alpha", "number", "Probability of error of a certificate, at most.", when=frame_only),
+    Column("rule", "rule", "text", "Rule by which counts become a radius.", when=frame_only),
+)
+_OF_CELL = (
+    Column("n0", "n0", "integer", "Samples that choose the class.", when=frame_only),
+    Column("ceiling", "ceiling", "number", "The largest radius that any image could have.", when=frame_only),
+    Column("t_star", "t*", "integer", "Diffusion time of the purifier.", when=frame_only),
+    Column("sigma_eq", "sigma_eq", "number", "Noise level of the purifier in pixels.", when=frame_only),
+)
 
 
-def certified_table(results: Results) -> pd.DataFrame:
-    """One row a certificate cell with committed rows.
-
-    Columns: ``cell``, ``dataset``, ``classifier``, ``defence``, ``family`` (the defence without its depth), ``base``,
-    ``votes``, ``seed``; ``sigma``, ``n``, ``n0``, ``alpha``, ``rule``, ``guarantee``, ``ceiling``; ``images`` of
-    ``planned``; ``natural`` (right and not abstaining) with ``natural_low``, ``natural_high`` and the data-set
-    ``bound``; ``acr``; ``abstained``, a share; ``samples``, the mean of estimation samples drawn; ``t_star`` and
-    ``sigma_eq`` of the purifier.
-    """
-    found = []
-    for identity, cell, rows in _certified(results):
-        right, radius = _right(rows), rows["radius"].to_numpy()
-        natural = proportion(right.astype(np.float64))
-        found.append(
-            {
-                **identity,
-                "images": len(rows),
-                "planned": cell.images.count,
-                "natural": natural.value,
-                "natural_low": natural.low,
-                "natural_high": natural.high,
-                "bound": dataset_bound(natural.value, len(rows), identity["alpha"], RHO),
-                "acr": float((radius * right).mean()),
-                "abstained": float((rows["prediction"] == ABSTAIN).mean()),
-                "samples": float(rows["samples"].mean()),
-            }
-        )
-    return pd.DataFrame(found)
-
-
-def certified_curves(results: Results) -> pd.DataFrame:
-    """One row a certificate cell and radius: certified ``accuracy`` with interval and data-set ``bound``."""
-    found = []
-    radii = radii_of(results) if results.sweep.certified else ()
-    for identity, _, rows in _certified(results):
-        right, radius = _right(rows), rows["radius"].to_numpy()
-        for at, share in zip(radii, certified_accuracy(right, radius, radii), strict=True):
-            interval = proportion((right & (radius >= at)).astype(np.float64))
-            found.append(
-                {
-                    **identity,
-                    "images": len(rows),
-                    "radius": at,
-                    "accuracy": float(share),
-                    "low": interval.low,
-                    "high": interval.high,
-                    "bound": dataset_bound(float(share), len(rows), identity["alpha"], RHO),
-                }
-            )
-    return pd.DataFrame(found)
-
-
-def envelope_table(curves: pd.DataFrame) -> pd.DataFrame:
-    """The best certified accuracy at each radius over sigma, where certificates that differ in sigma alone exist.
+def certified_table(frame: pd.DataFrame, curves: pd.DataFrame) -> Table | None:
+    """A line a certificate; None without any committed.
 
     Arguments:
-        curves: From :func:`certified_curves`.
-
-    Returns:
-        Columns of the way it was certified, ``radius``, ``accuracy``, ``sigma`` (the smallest of several best).
+        frame: From :func:`workflows.results.certificates.certified_frame`.
+        curves: From :func:`workflows.results.certificates.certified_curves`.
     """
-    found: list[dict[str, Any]] = []
-    for key, group in curves.groupby(_WAY, sort=False):
-        if group["sigma"].nunique() < 2:
-            continue
-        for radius, own in group.groupby("radius"):
-            best = own.sort_values(["accuracy", "sigma"], ascending=[False, True]).iloc[0]
-            way = dict(zip(_WAY, key, strict=True))
-            found.append({**way, "radius": radius, "accuracy": best["accuracy"], "sigma": best["sigma"]})
-    return pd.DataFrame(found)
+    if frame.empty:
+        return None
+    radii = sorted(curves["radius"].unique())
+    at = curves.pivot(index="cell", columns="radius", values="accuracy").reindex(frame["cell"])
+    shown = frame.assign(**{f"r={radius:g}": at[radius].to_numpy() for radius in radii})
+    return Table(
+        "certified",
+        "Certified accuracy",
+        tuple(_columns(radii)),
+        frame,
+        _CERTIFIED,
+        shown=shown,
+        cells=cells_of(frame),
+    )
 
 
-def _certified(results: Results) -> Iterator[tuple[dict[str, Any], Cell, pd.DataFrame]]:
-    """Certificate cells with committed rows: what they are, the cell, the rows."""
-    for cell in results.sweep.certified:
-        rows = results.rows(cell)
-        if not rows.empty:
-            yield _identity(results, cell), cell, rows
+def _columns(radii: list[float]) -> Iterator[Column]:
+    yield from (DATASET, SEED, CLASSIFIER, DEFENCE, _BASE, _SIGMA, _N, IMAGES)
+    for radius in radii:
+        meaning = (
+            f"Share of images right with a certified radius of at least {radius:g}; in JSON under certified_curves."
+        )
+        yield Column(f"r={radius:g}", f"r={radius:g}", "percent", meaning)
+    yield _BOUND
+    yield Column("acr", "ACR", "number", "Average certified radius.", unit="pixels in [0, 1]", digits=3)
+    yield Column("abstained", "abstained", "percent", "Share of images without a certificate.")
+    yield Column("samples", "samples", "count", "Samples drawn for an image, on average.")
+    yield _GUARANTEE
+    yield Column("natural", "r=0", "interval", "Share of images right and not abstained on.", when=frame_only)
+    yield from (CELL, _FAMILY.hidden(), *_WAY, *_OF_CELL, PLANNED)
 
 
-def _right(rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    # An abstention is class -1, which is no label.
-    right: npt.NDArray[np.bool_] = (rows["prediction"] == rows["label"]).to_numpy()
-    return right
+def curves_table(curves: pd.DataFrame) -> Table | None:
+    """The points of the curves, for machines and figures; None without any."""
+    if curves.empty:
+        return None
+    columns = (DATASET, SEED, CLASSIFIER, DEFENCE, _BASE, _SIGMA, _N, IMAGES, _RADIUS, _ACCURACY, _BOUND, _GUARANTEE)
+    return Table(
+        "certified_curves",
+        "Certified accuracy by radius",
+        (*columns, CELL, _FAMILY.hidden(), *_WAY, *_OF_CELL),
+        curves,
+        _CERTIFIED,
+        for_people=False,
+    )
 
 
-def _identity(results: Results, cell: Cell) -> dict[str, Any]:
-    certificate, smoothed = cell.certificate, cell.certify.smoothed
-    assert certificate is not None
-    name, family_id = family(cell)
-    labels, level = results.sweep.labels[cell.id], smoothed.purifier.noise_level
-    return {
-        "cell": cell.id,
-        **{name: labels[name] for name in _IDENTITY},
-        "family": name,
-        "family_id": family_id,
-        "base": smoothed.base,
-        "votes": smoothed.votes,
-        "seed": cell.seed,
-        "sigma": certificate.sigma,
-        "n": certificate.n,
-        "n0": certificate.n0,
-        "alpha": certificate.alpha,
-        "rule": certificate.rule,
-        "guarantee": certificate.guarantee,
-        "ceiling": certificate.ceiling,
-        "t_star": None if level is None else level.t_star,
-        "sigma_eq": None if level is None else level.sigma_eq,
-    }
+def envelope_table(frame: pd.DataFrame) -> Table | None:
+    """The best sigma at each radius; None where no certificates differ in sigma alone.
 
-
-def family(cell: Cell) -> tuple[str, str]:
-    """The defence without its depth, which follows sigma: its name, and an id of all that is in it.
-
-    It is what certificates at several sigma have in common.
+    Arguments:
+        frame: From :func:`workflows.results.certificates.envelope_frame`.
     """
-    purifier = cell.certify.smoothed.purifier
-    if cell.certify.smoothed.base != "denoised":
-        return cell.defence.label(), purifier.id
-    identity = purifier.identity()
-    steps = identity.get("steps")
-    free = {"t_star", "schedule"} | ({"steps"} if steps == identity["t_star"] else set())
-    rest = {name: value for name, value in identity.items() if name not in free}
-    several = f" in {steps} steps" if "steps" in rest else ""
-    return f"{purifier.purifier}{several}", digest(json.dumps(rest, sort_keys=True))
+    if frame.empty:
+        return None
+    accuracy = Column("accuracy", "certified", "percent", "The best share of images right with at least that radius.")
+    hidden = (_BASE.hidden(), _GUARANTEE.hidden(), IMAGES.hidden())
+    columns = (DATASET, SEED, CLASSIFIER, _FAMILY, _N, _RADIUS, accuracy, _SIGMA, *_WAY, *hidden)
+    return Table("envelope", "Upper envelope over sigma", columns, frame, _ENVELOPE)

@@ -1,213 +1,119 @@
-r"""Tables of accuracy under common corruptions, from one frame of per-image answers.
-
-With :math:`a_{i,c,s}` the share of right draws on image i under corruption c at severity s:
-
-* accuracy per severity: the mean over images; per corruption: over images and severities; overall: over the fifteen
-  corruptions of the benchmark too. One minus the latter is the *mean corruption error (unnormalised)* of
-  CIFAR-10-C papers.
-* gain of a defence: the mean over images of the difference from another defence, by default none, on the same image,
-  corruption and severity.
-* mCE (Hendrycks and Dietterich, arXiv 1903.12261) is another thing, and means nothing without its baseline:
-
-  .. math:: \frac{1}{15}\sum_c \frac{\sum_s E_{s,c}}{\sum_s E^\text{baseline}_{s,c}}
-
-Images are the sample: each has one value, its mean over the severities and corruptions of the line, and corrupting it
-75 times makes no 75 images. Accuracies have Wilson's interval, which is conservative for such means; gains have an
-interval of paired differences.
-"""
+"""Tables of common corruptions: accuracy, the gain of a defence over none, and mean corruption errors."""
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from defense.errors import InvalidInput, nearest
-from tasks.corruptions import BENCHMARK, CORRUPTIONS, SEVERITIES
-from workflows.statistics.proportions import proportion
+from tasks.corruptions import BENCHMARK
+from workflows.tables.common import CLASSIFIER, DATASET, DEFENCE, SEED
+from workflows.tables.table import Column, Table, frame_only, records
 
-__all__ = ["COLUMNS", "accuracy_table", "gain_table", "mce_table"]
+__all__ = ["corruption_gains_table", "corruptions_table", "mce_table"]
 
-COLUMNS = ("defence", "corruption", "severity", "image_id", "correct")
-_CELL = ["defence", "corruption", "severity"]
-_LINE = [*_CELL, "accuracy", "low", "high", "images", "corruptions", "severities", "complete"]
-_GAIN = [*_CELL, "over", "gain", "low", "high", "images", "corruptions", "severities", "complete"]
-_ALL = "all"
-_Z = NormalDist().inv_cdf(0.975)
+_ACCURACY = (
+    "Accuracy in %, the mean over severities of each corruption; `all` is the mean over the fifteen of the "
+    "benchmark, or as many of them as there are, and one minus it the mean corruption error (unnormalised). "
+    "Generated images follow the constants of CIFAR-10-C and are not its arrays."
+)
+_MCE = "Errors summed over severities, over those of the baseline, and the mean of that over the fifteen corruptions."
+_GAIN = "On the same images, corruptions and severities; 95 % interval over images."
+
+LINE = ["dataset", "classifier", "defence", "seed", "origin"]
+"""What a line of the table of corruptions is of."""
+
+_ORIGIN = Column("origin", "origin", "text", "Official arrays of the benchmark, or images made by its constants.")
+_CORRUPTION = Column("corruption", "corruption", "text", "The corruption; all for the mean over the benchmark's.")
+_SEVERITY = Column("severity", "severity", "text", "From 1 to 5; all for their mean.", when=frame_only)
+_IMAGES = Column("images", "images", "integer", "Images that were judged.")
+_COUNTS = (
+    Column("corruptions", "corruptions", "integer", "Over how many corruptions it is a mean.", when=frame_only),
+    Column("severities", "severities", "integer", "Over how many severities it is a mean.", when=frame_only),
+    Column("complete", "complete", "text", "Whether that is all that the benchmark has.", when=frame_only),
+)
 
 
-def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of every defence per severity, per corruption and overall.
+def corruptions_table(frame: pd.DataFrame, cells: Mapping[tuple[object, ...], Sequence[str]]) -> Table | None:
+    """A line a defence, a column a corruption; None without complete cells.
 
     Arguments:
-        frame: Columns ``defence``, ``corruption``, ``severity`` (1 to 5), ``image_id`` and ``correct`` (share of
-            right draws, in [0, 1]). Every defence has the same images in every cell of its own.
-
-    Returns:
-        A line each, in the benchmark's order: ``corruption`` and ``severity`` are ``all`` where the line averages
-        over them, ``corruptions`` and ``severities`` say over how many, and ``complete`` whether it is all that the
-        benchmark has. The overall line leaves out the four extra corruptions.
-
-    Raises:
-        InvalidInput: A column is missing, values are out of range, an image twice in a cell or not in all of them.
+        frame: From :func:`workflows.results.corruptions.accuracy_frame`.
+        cells: The cells of each line, by the values of :data:`LINE`.
     """
-    cells = _cells(frame)
-    lines = [
-        [defence, *line, found.value, found.low, found.high, found.n, *counts]
-        for defence, own in cells.items()
-        for line, values, counts in _lines(own)
-        for found in [proportion(values)]
+    if frame.empty:
+        return None
+    overall = frame[frame["severity"] == "all"]
+    names = [name for name in overall["corruption"].unique() if name != "all"]
+    if (overall["corruption"] == "all").any():
+        names.append("all")
+    lines = []
+    for key, own in overall.groupby(LINE, sort=False):
+        values = own.set_index("corruption")["accuracy"]
+        where = dict(zip(LINE, key, strict=True))
+        lines.append({**where, "images": int(own["images"].min()), **{name: values.get(name) for name in names}})
+    counts = overall[overall["corruption"] == "all"]["corruptions"].unique()
+    several = f"all {counts[0]}" if len(counts) == 1 and counts[0] != len(BENCHMARK) else "all"
+    columns = [
+        Column(name, several if name == "all" else name, "percent", f"Accuracy, mean over {_of(name)}.")
+        for name in names
     ]
-    return pd.DataFrame(lines, columns=_LINE)
+    accuracy = Column(
+        "accuracy", "accuracy", "interval", "Share of right draws.", ends=("low", "high"), when=frame_only
+    )
+    in_frame = (_CORRUPTION.hidden(), _SEVERITY, accuracy, *_COUNTS)
+    shown = pd.DataFrame(lines)
+    return Table(
+        "corruptions",
+        "Accuracy under corruptions",
+        (DATASET, SEED, CLASSIFIER, DEFENCE, _ORIGIN, _IMAGES, *columns, *in_frame),
+        frame,
+        _ACCURACY,
+        shown=shown,
+        cells=tuple(tuple(cells.get(tuple(row[name] for name in LINE), ())) for row in records(shown)),
+    )
 
 
-def gain_table(frame: pd.DataFrame, over: str = "none") -> pd.DataFrame:
-    """What every defence gains over one of them, on the same images.
-
-    Arguments:
-        frame: See :func:`accuracy_table`.
-        over: The defence that the others are compared with, by default ``none``: no defence.
-
-    Returns:
-        A line each as in :func:`accuracy_table`, with ``gain`` in [-1, 1] and its paired 95 % interval.
-
-    Raises:
-        InvalidInput: As :func:`accuracy_table`; or ``over`` is not there, or was judged on other cells or images.
-    """
-    cells = _cells(frame)
-    if over not in cells:
-        raise InvalidInput(f"no defence {over!r} to compare with; there are {', '.join(cells)}.")
-    reference = cells.pop(over)
-    lines: list[list[Any]] = []
-    for defence, own in cells.items():
-        if not own.index.equals(reference.index) or not own.columns.equals(reference.columns):
-            raise InvalidInput(
-                f"defences {defence!r} and {over!r} were not judged on the same corruptions, severities and images: "
-                "their difference is not paired. Compare them on what they share."
-            )
-        for line, values, counts in _lines(own - reference):
-            low, high = _paired_interval(values, counts[0] * counts[1])
-            lines.append([defence, *line, over, float(values.mean()), low, high, len(values), *counts])
-    return pd.DataFrame(lines, columns=_GAIN)
-
-
-def mce_table(frame: pd.DataFrame, baseline: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Corruption errors relative to a named baseline, per corruption and their mean, the mCE.
+def corruption_gains_table(frame: pd.DataFrame) -> Table | None:
+    """What defences gain over none; None where there is nothing to compare.
 
     Arguments:
-        frame: See :func:`accuracy_table`.
-        baseline: Columns ``corruption``, ``severity`` and ``error``, the baseline's error rate in [0, 1].
-        name: What the baseline is, for the table: an mCE does not compare with one of another baseline.
-
-    Returns:
-        Columns ``defence``, ``corruption`` (``all`` for the mCE), ``ce`` (1 is as bad as the baseline), ``baseline``.
-
-    Raises:
-        InvalidInput: As :func:`accuracy_table`; or a cell of the fifteen corruptions and five severities is missing
-            in either frame, or the baseline has no error to divide by.
+        frame: From :func:`workflows.results.corruptions.gain_frame`.
     """
-    if not name.strip():
-        raise InvalidInput("an mCE needs a named baseline: say whose errors it is relative to.")
-    needed = pd.MultiIndex.from_product([BENCHMARK, SEVERITIES], names=["corruption", "severity"])
-    for column in ("corruption", "severity", "error"):
-        if column not in baseline:
-            raise InvalidInput(f"baseline {name!r} has no column {column!r}.")
-    errors = baseline.set_index(["corruption", "severity"])["error"].astype(float)
-    _demand(errors.index, needed, f"baseline {name!r}")
-    if errors.index.has_duplicates or not errors.between(0, 1).all():
-        raise InvalidInput(f"baseline {name!r} has a cell twice, or an error that is not in [0, 1].")
-    total = errors.reindex(needed).groupby("corruption").sum().reindex(BENCHMARK)
-    if not (total > 0).all():
-        raise InvalidInput(f"baseline {name!r} never errs under {total.idxmin()!r}: nothing is relative to that.")
-    lines: list[list[object]] = []
-    for defence, cells in _cells(frame).items():
-        own = 1 - cells.mean(axis=1)
-        _demand(own.index, needed, f"defence {defence!r}")
-        ce = own.reindex(needed).groupby("corruption").sum().reindex(BENCHMARK) / total
-        lines += [[defence, corruption, float(value), name] for corruption, value in ce.items()]
-        lines.append([defence, _ALL, float(ce.mean()), name])
-    return pd.DataFrame(lines, columns=["defence", "corruption", "ce", "baseline"])
+    if frame.empty:
+        return None
+    gain = Column("gain", "gain", "points", "Accuracy minus that without a defence, in points.", ends=("low", "high"))
+    over = Column("over", "over", "text", "The defence that it is compared with.", when=frame_only)
+    return Table(
+        "corruption_gains",
+        "Gain over no defence, points",
+        (DATASET, SEED, CLASSIFIER, DEFENCE, _CORRUPTION, _IMAGES, gain, _ORIGIN.hidden(), _SEVERITY, over, *_COUNTS),
+        frame,
+        _GAIN,
+        shown=frame[frame["severity"] == "all"],
+    )
 
 
-def _demand(found: pd.Index, needed: pd.MultiIndex, whose: str) -> None:
-    missing = [cell for cell in needed if cell not in found]
-    if missing:
-        corruption, severity = missing[0]
-        raise InvalidInput(
-            f"{whose} lacks {len(missing)} of the {len(needed)} cells of an mCE, {corruption} at severity {severity} "
-            "among them. A mean over fewer is no mCE: see the accuracies instead."
-        )
+def mce_table(frame: pd.DataFrame, baseline: str) -> Table | None:
+    """Mean corruption errors relative to a named baseline; None without any.
 
-
-def _cells(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Shares of right draws of each defence: a row for each corruption and severity, a column for each image."""
-    missing = [column for column in COLUMNS if column not in frame]
-    if missing or len(frame) == 0:
-        raise InvalidInput(f"a table of corruptions needs rows with the columns {', '.join(COLUMNS)}.")
-    unknown = sorted(set(frame["corruption"]) - set(CORRUPTIONS))
-    if unknown:
-        raise InvalidInput(f"unknown corruption {unknown[0]!r}; {nearest(str(unknown[0]), CORRUPTIONS)}")
-    if not frame["severity"].isin(SEVERITIES).all():
-        raise InvalidInput("severities are whole numbers from 1 to 5; clean images are no line of this table.")
-    if not frame["correct"].between(0, 1).all():
-        raise InvalidInput("`correct` is a share of right draws in [0, 1]; some values are outside or missing.")
-    if frame.duplicated([*_CELL, "image_id"]).any():
-        raise InvalidInput("an image is in one cell twice: tables are of one classifier and data set at a time.")
-    if "origin" in frame and frame.groupby("corruption")["origin"].nunique().gt(1).any():
-        raise InvalidInput("official and generated images of one corruption do not belong in one table.")
-    cells = {}
-    for defence, own in frame.groupby("defence", sort=False):
-        wide = own.pivot(index=["corruption", "severity"], columns="image_id", values="correct").astype(float)
-        if wide.isna().to_numpy().any():
-            raise InvalidInput(
-                f"defence {defence!r} was not judged on the same images in every cell: a mean over corruptions would "
-                "mix them. Finish the sweep, or leave out what is not finished."
-            )
-        cells[str(defence)] = wide
-    return cells
-
-
-Line = tuple[tuple[str, int | str], npt.NDArray[np.float64], tuple[int, int, bool]]
-
-
-def _lines(cells: pd.DataFrame) -> list[Line]:
-    """Lines of a table: corruption and severity, values per image, and over how much they are means."""
-    present = [name for name in CORRUPTIONS if name in cells.index.get_level_values("corruption")]
-    lines: list[Line] = []
-    means: dict[str, npt.NDArray[np.float64]] = {}
-    severities: dict[str, int] = {}
-    for corruption in present:
-        own = cells.xs(corruption, level="corruption").sort_index()
-        for severity, values in zip(own.index, own.to_numpy(), strict=True):
-            lines.append(((corruption, int(severity)), values, (1, 1, True)))
-        severities[corruption] = len(own)
-        means[corruption] = own.to_numpy().mean(0)
-        lines.append(((corruption, _ALL), means[corruption], (1, len(own), len(own) == len(SEVERITIES))))
-    benchmark = [name for name in BENCHMARK if name in means]
-    if benchmark:
-        least = min(severities[name] for name in benchmark)
-        complete = len(benchmark) == len(BENCHMARK) and least == len(SEVERITIES)
-        overall = np.mean([means[name] for name in benchmark], axis=0)
-        lines.append(((_ALL, _ALL), overall, (len(benchmark), least, complete)))
-    return lines
-
-
-def _paired_interval(differences: npt.NDArray[np.float64], cells: int) -> tuple[float, float]:
-    """95 % interval of the mean of per-image differences, each a mean over ``cells`` answers of either defence.
-
-    Half an image that differs by +h, half one by -h, and one that does not differ join the sample, and the interval
-    is normal. With h = 1, that is Agresti and Min's of matched proportions (Statistics in Medicine 2005), whose
-    length is not 0 where no image differs. Means over many cells differ by less: h is the largest difference there
-    is, and at least that of one answer.
+    Arguments:
+        frame: From :func:`workflows.results.corruptions.mce_frame`.
+        baseline: Whose errors they are relative to.
     """
-    n = len(differences) + 2
-    largest = max(float(np.abs(differences).max()), 1 / cells)
-    centre = float(differences.sum()) / n
-    variance = (float((differences**2).sum()) + largest**2) / n - centre**2
-    half = _Z * math.sqrt(variance / n)
-    gain = float(differences.mean())
-    return max(-1.0, min(gain, centre - half)), min(1.0, max(gain, centre + half))
+    if frame.empty:
+        return None
+    error = Column("ce", "mCE", "percent", "Error relative to the baseline's; 100 is as bad.")
+    named = Column("baseline", "baseline", "text", "Whose errors it is relative to.", when=frame_only)
+    return Table(
+        "mce",
+        f"Mean corruption error relative to {baseline}, %",
+        (DATASET, SEED, CLASSIFIER, DEFENCE, _ORIGIN, error, _CORRUPTION.hidden(), named),
+        frame,
+        _MCE,
+        shown=frame[frame["corruption"] == "all"],
+    )
+
+
+def _of(name: str) -> str:
+    return "the corruptions of the benchmark that are there" if name == "all" else f"the severities of {name}"

@@ -1,57 +1,46 @@
-"""Image quality as a table: means over images of the measures of :mod:`tasks.quality`.
-
-The PSNR of two equal images is infinite, and so would any mean be that includes one: it is averaged over the images
-that differ, and ``identical`` counts the others.
-"""
+"""Image quality: what attacks and purifiers do to images, by three measures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
-from defense.errors import InvalidInput
+from workflows.tables.common import CLASSIFIER, DATASET, DEFENCE, SEED
+from workflows.tables.table import Column, Table, frame_only
 
-__all__ = ["MEASURES", "quality_table"]
+__all__ = ["quality_table"]
 
-MEASURES = ("psnr", "ssim", "lpips")
+_NOTE = (
+    "input: the clean image with what the defence was given; output: the clean image with what it made of that "
+    "(under the fixed noise of its first draw); change: the two others. PSNR in dB, over images that differ."
+)
+_COLUMNS = (
+    DATASET,
+    SEED,
+    CLASSIFIER,
+    DEFENCE,
+    Column("threat", "threat", "text", "Attack or corruption."),
+    Column("eps", "eps", "budget", "Budget of the attack; 0 for clean and corrupted images."),
+    Column("pair", "pair", "text", "Which two images were compared: input, output or change."),
+    Column("images", "images", "integer", "Pairs of images."),
+    Column("identical", "identical", "integer", "Pairs of two equal images, whose PSNR is infinite."),
+    Column("psnr", "PSNR", "number", "Peak signal-to-noise ratio, mean over pairs that differ.", unit="dB", digits=2),
+    Column("ssim", "SSIM", "number", "Structural similarity, mean over pairs.", digits=4),
+    Column("lpips", "LPIPS", "number", "Learned perceptual distance, mean over pairs.", digits=4),
+    Column("psnr_std", "PSNR std", "number", "Standard deviation over pairs.", unit="dB", when=frame_only),
+    Column("ssim_std", "SSIM std", "number", "Standard deviation over pairs.", when=frame_only),
+    Column("lpips_std", "LPIPS std", "number", "Standard deviation over pairs.", when=frame_only),
+)
 
 
-def quality_table(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean and standard deviation over images of every measure.
+def quality_table(frame: pd.DataFrame, not_taken: Sequence[str] = ()) -> Table | None:
+    """The table of image quality; None where it was not measured.
 
     Arguments:
-        frame: Columns ``psnr``, ``ssim`` and ``lpips``, a row for each pair of images; NaN throughout a group where a
-            measure could not be taken.
-        by: Columns that tell groups apart: the defence, the attack or corruption, and which images were compared.
-
-    Returns:
-        A line for each group in order of appearance: the columns ``by``, ``images``, ``identical``, and of every
-        measure ``mean`` and ``std`` (NaN where there is none), as ``psnr``, ``psnr_std`` and so on.
-
-    Raises:
-        InvalidInput: A column is missing, or a measure is there for some images of a group only.
+        frame: From :func:`workflows.results.quality.quality_frame`.
+        not_taken: Why measures are missing, a sentence each.
     """
-    missing = [column for column in (*by, *MEASURES) if column not in frame]
-    if missing or not by:
-        raise InvalidInput(f"a table of image quality needs groups and the columns {', '.join(MEASURES)}: {missing}")
-    lines = []
-    for key, rows in frame.groupby(list(by), sort=False):
-        equal = np.isposinf(rows["psnr"].to_numpy(dtype=float))
-        line: list[object] = [*key, len(rows), int(equal.sum())]
-        for measure in MEASURES:
-            values = rows[measure].to_numpy(dtype=float)
-            if np.isnan(values).any() and not np.isnan(values).all():
-                raise InvalidInput(
-                    f"{measure} is there for some images of {key} and not for others: its mean would be of a "
-                    "selection. Measure all of them, or none."
-                )
-            counted = values[~equal] if measure == "psnr" else values
-            line += [
-                float(counted.mean()) if len(counted) else float("inf"),
-                float(counted.std(ddof=1)) if len(counted) > 1 else float("nan"),
-            ]
-        lines.append(line)
-    names = [name for measure in MEASURES for name in (measure, f"{measure}_std")]
-    return pd.DataFrame(lines, columns=[*by, "images", "identical", *names])
+    if frame.empty:
+        return None
+    return Table("quality", "Image quality", _COLUMNS, frame, _NOTE, remarks=tuple(not_taken))

@@ -14,64 +14,57 @@ from typing import Any
 
 import pandas as pd
 
-from workflows.grid.cells import Cell, Sweep
-from workflows.tables.columns import format_eps
-from workflows.tables.quality import MEASURES
-from workflows.tables.sections import Section
+from tasks.attacks.budgets import format_eps
+from workflows.analysis import Analysis
+from workflows.grid.cells import Cell
+from workflows.results.quality import MEASURES
+from workflows.tables.table import records
 
-__all__ = ["SectionMetrics", "section_metrics"]
+__all__ = ["Metrics", "beside", "budget", "plain"]
 
 
 @dataclass
-class SectionMetrics:
+class Metrics:
     """Metrics, and lines by step."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
-def section_metrics(further: Sequence[Section], sweep: Sweep, members: Sequence[Cell]) -> SectionMetrics:
-    """What the tables say of some cells, which have one defence.
+def beside(analysis: Analysis, members: Sequence[Cell]) -> Metrics:
+    """What certificates, corruptions and image quality say of some cells, which have one defence.
 
     Arguments:
-        further: The tables.
-        sweep: The sweep.
+        analysis: The sweep's analysis.
         members: The cells.
     """
-    frames = {section.name: section.frame for section in further}
-    found = SectionMetrics()
+    found = Metrics()
     if members[0].certificate is not None:
         ids = {cell.id for cell in members}
-        _certified(found, *(_of(frames.get(name), ids) for name in ("certified", "certified_curves")))
+        _certified(found, _of(analysis.certified, ids), _of(analysis.certified_curves, ids))
         return found
-    labels = sweep.labels[members[0].id]
+    labels = analysis.sweep.labels[members[0].id]
     where = {name: labels[name] for name in ("dataset", "classifier", "defence")} | {"seed": members[0].seed}
-    _corrupted(found, _where(frames.get("corruptions"), where))
-    _quality(found, _where(frames.get("quality"), where))
+    _corrupted(found, _where(analysis.corruptions, where))
+    _quality(found, _where(analysis.quality, where))
     return found
 
 
-def _of(frame: pd.DataFrame | None, ids: set[str]) -> list[dict[str, Any]]:
-    return [] if frame is None else _records(frame[frame["cell"].isin(ids)])
+def _of(frame: pd.DataFrame, ids: set[str]) -> list[dict[str, Any]]:
+    return [] if frame.empty else records(frame[frame["cell"].isin(ids)])
 
 
-def _where(frame: pd.DataFrame | None, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-    if frame is None:
-        return []
-    return _records(frame[(frame[list(wanted)] == pd.Series(wanted)).all(axis=1)])
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+def _where(frame: pd.DataFrame, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    return [] if frame.empty else records(frame[(frame[list(wanted)] == pd.Series(wanted)).all(axis=1)])
 
 
 def _way(row: dict[str, Any]) -> str:
     extra = [row[name] for name, usual in (("rule", "one-sided"), ("guarantee", "fixed-n")) if row[name] != usual]
     alpha = [] if row["alpha"] == 0.001 else [f"alpha {row['alpha']:g}"]
-    return _plain(" ".join([f"sigma {row['sigma']:g} n {row['n']}", *alpha, *extra]))
+    return plain(" ".join([f"sigma {row['sigma']:g} n {row['n']}", *alpha, *extra]))
 
 
-def _certified(found: SectionMetrics, lines: list[dict[str, Any]], curves: list[dict[str, Any]]) -> None:
+def _certified(found: Metrics, lines: list[dict[str, Any]], curves: list[dict[str, Any]]) -> None:
     for row in lines:
         for name in ("natural", "acr", "abstained", "samples", "bound"):
             found.metrics[f"{name}/{_way(row)}"] = float(row[name])
@@ -80,7 +73,7 @@ def _certified(found: SectionMetrics, lines: list[dict[str, Any]], curves: list[
         line[round(1000 * row["radius"])] = float(row["accuracy"])
 
 
-def _corrupted(found: SectionMetrics, lines: list[dict[str, Any]]) -> None:
+def _corrupted(found: Metrics, lines: list[dict[str, Any]]) -> None:
     for row in lines:
         name = row["corruption"] if row["origin"] == "official" else f"{row['corruption']} generated"
         if row["severity"] == "all":
@@ -90,15 +83,20 @@ def _corrupted(found: SectionMetrics, lines: list[dict[str, Any]]) -> None:
             line[int(row["severity"])] = float(row["accuracy"])
 
 
-def _quality(found: SectionMetrics, lines: list[dict[str, Any]]) -> None:
+def _quality(found: Metrics, lines: list[dict[str, Any]]) -> None:
     for row in lines:
-        budget = f" eps {format_eps(row['eps']).replace('/', ' of ')}" if row["eps"] else ""
+        eps = f" {budget(row['eps'])}" if row["eps"] else ""
         for name in MEASURES:
             value = float(row[name])
             if value == value and value != float("inf"):
-                found.metrics[f"{name}/{row['pair']} {_plain(row['threat'])}{budget}"] = value
+                found.metrics[f"{name}/{row['pair']} {plain(row['threat'])}{eps}"] = value
 
 
-def _plain(name: str) -> str:
-    """A name with the characters that MLflow takes in metrics."""
+def budget(eps: float) -> str:
+    """``eps 8 of 255``: MLflow makes a group of charts of what stands before a slash."""
+    return f"eps {format_eps(eps).replace('/', ' of ')}"
+
+
+def plain(name: str) -> str:
+    """A name with the characters that MLflow takes in metrics: ``pgd-20 linf (step_size=0.1)`` has others."""
     return " ".join(re.sub(r"[^\w.\- :]", " ", name).split())

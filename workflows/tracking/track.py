@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from defense.spec import digest
-from workflows.audit import Finding, counts, rules_on
+from workflows.analysis import Analysis
+from workflows.audit import counts, rules_on
+from workflows.formats import render
+from workflows.formats.machine import csv
 from workflows.grid.load import Cell, Sweep
-from workflows.tables.certified import family
-from workflows.tables.columns import format_eps
-from workflows.tables.render import render
-from workflows.tables.sections import Section
+from workflows.results.certificates import family
+from workflows.tables.table import records
 from workflows.tracking.aliases import OUTCOMES
-from workflows.tracking.metrics import section_metrics
+from workflows.tracking.metrics import beside, budget, plain
 
 __all__ = ["default_uri", "track"]
 
@@ -43,43 +43,45 @@ def default_uri(store_uri: str) -> str | None:
 
 def track(
     uri: str,
-    store_uri: str,
-    sweep: Sweep,
-    robustness: pd.DataFrame,
-    cost: pd.DataFrame,
-    versions: Mapping[str, str],
-    findings: Sequence[Finding] | None = None,
-    combined: pd.DataFrame | None = None,
-    ladders: pd.DataFrame | None = None,
-    further: Sequence[Section] = (),
+    analysis: Analysis,
+    *,
+    versions: Mapping[str, str] | None = None,
     outcomes: str | None = None,
     complete: bool = True,
     run: Mapping[str, Any] | None = None,
 ) -> str:
     """Log or update the runs of a sweep; returns the parent's run id.
 
-    A child has the metrics of its cells, and where ``combined`` (``Results.combined``) has several attacks on them,
-    those of all together: ``fixed_aa_mean/3 attacks linf eps 0.1``. Certificates of a defence are a child of
-    their own, corruptions and image quality metrics of the defence's child. ``ladders`` is in the parent's tables,
-    ``outcomes`` (a snapshot as JSON) an artifact of it, by which runs are compared image by image.
+    The parent has every table as an artifact, unrounded as CSV and JSON and with its notes as Markdown. A child has
+    the metrics of its cells, and where several attacks met them those of all together:
+    ``fixed_aa_mean/3 attacks linf eps 0.1``. Certificates of a defence are a child of their own, corruptions and
+    image quality metrics of the defence's child.
 
     Of the auditor's findings the parent gets ``findings.json`` and how many there are of each severity
-    (``findings/error``), each child a tag with the rules that fired on its cells; nothing if ``findings`` is None.
-    ``complete`` says whether every unit of the sweep is committed; a parent that is not counts as failed.
-    ``run`` is the record of the run, whose rates and utilisation the parent gets; a run that had nothing to compute
-    leaves those of the one before.
+    (``findings/error``), each child a tag with the rules that fired on its cells; nothing without an audit.
+
+    Arguments:
+        uri: Tracking URI.
+        analysis: What the sweep's rows say. Artifacts lie in its store, if that is a folder.
+        versions: Of what computed it.
+        outcomes: A snapshot as JSON, by which runs are compared image by image.
+        complete: Whether every unit of the sweep is committed; a parent that is not counts as failed.
+        run: The record of the run, whose rates and utilisation the parent gets; a run that had nothing to compute
+            leaves those of the one before.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from mlflow import MlflowClient
 
+    sweep, store_uri, found = analysis.sweep, analysis.results.store.uri, analysis.audited
+    robustness, cost = analysis.robustness, analysis.cost
     log = _Log(MlflowClient(tracking_uri=uri), sweep, None if "://" in store_uri else Path(store_uri))
     complete = complete and (robustness.empty or bool((robustness["images"] == robustness["planned"]).all()))
     parent = log.run(sweep.id, sweep.name, None)
-    log.tags(parent, {"puregrid.complete": str(complete).lower(), **{f"version.{k}": v for k, v in versions.items()}})
+    tags = {f"version.{name}": version for name, version in (versions or {}).items()}
+    log.tags(parent, {"puregrid.complete": str(complete).lower(), **tags})
     log.params(parent, {"cells": len(sweep.cells), "sweep": sweep.name})
-    every = {"findings": findings, "combined": combined, "ladders": ladders, "further": further}
-    markdown = render(robustness, cost, "md", title=sweep.name, **every)  # type: ignore[arg-type]
+    markdown = render(analysis, "md")
     log.tags(parent, {"mlflow.note.content": _note(markdown)})
     seconds = float(cost["seconds"].sum())
     log.metrics(
@@ -91,31 +93,31 @@ def track(
         parent,
         {
             "sweep.yaml": sweep.text,
-            "tables/robustness.csv": render(robustness, cost, "csv", findings=findings),
-            "tables/tables.json": render(robustness, cost, "json", **every),  # type: ignore[arg-type]
+            **{f"tables/{table.name}.csv": csv(table, found) for table in analysis.tables},
+            "tables/tables.json": render(analysis, "json"),
             "tables/tables.md": markdown,
         },
     )
     if outcomes is not None:
         log.texts(parent, {OUTCOMES: outcomes})
-    if findings is not None:
-        log.texts(parent, {"findings.json": json.dumps([each.as_dict() for each in findings], indent=1) + "\n"})
-        log.metrics(parent, {f"findings/{severity}": float(n) for severity, n in counts(findings).items()})
-    rows = dict(zip((cell.id for cell in sweep.adversarial), robustness.to_dict("records"), strict=True))
+    if found is not None:
+        log.texts(parent, {"findings.json": json.dumps([finding.as_dict() for finding in found], indent=1) + "\n"})
+        log.metrics(parent, {f"findings/{severity}": float(n) for severity, n in counts(found).items()})
+    rows = {row["cell"]: row for row in records(robustness)}
     groups: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
         groups.setdefault(_group(cell), []).append(cell)
     for key, members in groups.items():
-        cell, own = members[0], [{str(k): v for k, v in rows[m.id].items()} for m in members if m.id in rows]
+        cell, own = members[0], [rows[member.id] for member in members if member.id in rows]
         ids = {member.id for member in members}
         child = log.run(digest(sweep.id + key), _name(sweep, cell), parent)
         log.params(child, _params(cell))
         log.dataset(child, cell)
-        if findings is not None:
-            log.tags(child, {"puregrid.findings": rules_on(findings, ids) or "none"})
-        beside = section_metrics(further, sweep, members)
-        log.metrics(child, {**_metrics(own), **_together(combined, ids), **beside.metrics})
-        log.curves(child, {**_curves(own), **beside.curves})
+        if found is not None:
+            log.tags(child, {"puregrid.findings": rules_on(found, ids) or "none"})
+        others = beside(analysis, members)
+        log.metrics(child, {**_metrics(own), **_together(analysis.combined, ids), **others.metrics})
+        log.curves(child, {**_curves(own), **others.curves})
         log.finish(child, complete or (bool(own) and all(row["images"] == row["planned"] for row in own)))
     log.finish(parent, complete)
     return parent
@@ -174,11 +176,7 @@ def _metrics(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     """``avg/pgd-20 linf eps 0.1``, ``interval/avg pgd-20 linf eps 0.1 low``; the first part groups charts."""
     found: dict[str, float] = {}
     for row in rows:
-        where = (
-            "clean"
-            if row["attack"] == "clean"
-            else f"{_plain(row['attack'])} eps {format_eps(row['eps']).replace('/', ' of ')}"
-        )
+        where = "clean" if row["attack"] == "clean" else f"{plain(row['attack'])} {budget(row['eps'])}"
         for name in _STATISTICS:
             keys = {f"{name}/{where}": name}
             keys |= {f"interval/{name} {where} {end}": f"{name}_{end}" for end in ("low", "high")}
@@ -190,13 +188,13 @@ def _metrics(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _together(combined: pd.DataFrame | None, cells: set[str]) -> dict[str, float]:
+def _together(combined: pd.DataFrame, cells: set[str]) -> dict[str, float]:
     """Metrics of several attacks on these cells."""
     found: dict[str, float] = {}
-    for row in [] if combined is None else combined.to_dict("records"):
+    for row in records(combined):
         if not cells.issuperset(row["cells"]):
             continue
-        where = f"{row['attacks']} attacks {row['norm']} eps {format_eps(row['eps']).replace('/', ' of ')}"
+        where = f"{row['attacks']} attacks {row['norm']} {budget(row['eps'])}"
         for name in _COMBINED:
             value = row.get(name)
             if isinstance(value, float) and value == value:
@@ -215,14 +213,9 @@ def _curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for row in known:
         if row["attack"] != "clean":
-            line = found.setdefault(f"avg by eps/{_plain(row['attack'])}", dict(clean))
+            line = found.setdefault(f"avg by eps/{plain(row['attack'])}", dict(clean))
             line[round(10_000 * row["eps"])] = row["avg"]
     return found
-
-
-def _plain(name: str) -> str:
-    """A name with the characters that MLflow takes in metrics: ``pgd-20 linf (step_size=0.1)`` has others."""
-    return " ".join(re.sub(r"[^\w.\- :]", " ", name).split())
 
 
 def _note(markdown: str) -> str:

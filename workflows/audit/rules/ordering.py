@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from tasks.attacks.budgets import format_eps
 from workflows.audit.finding import Finding
 from workflows.audit.view import LEVEL, View, alike, exceeds, strongest
 from workflows.statistics.paired import PairedTest, paired_test
@@ -226,8 +227,8 @@ def not_monotone_in_eps(all_views: Sequence[View]) -> Iterator[Finding]:
                     "not-monotone-in-eps",
                     "error",
                     _cells(line[lowest], line[eps]),
-                    f"Accuracy is {_percent(test.second)} at eps {lowest:.4g} and {_percent(test.first)} at "
-                    f"{eps:.4g}, whose ball contains the smaller one.",
+                    f"Accuracy is {_percent(test.second)} at eps {format_eps(lowest)} and {_percent(test.first)} at "
+                    f"{format_eps(eps)}, whose ball contains the smaller one.",
                     {**_evidence(test, "at_larger", "at_smaller"), "larger_eps": eps, "smaller_eps": lowest},
                     "Scale the step size with eps (leave it out, or 2.5 eps / steps) and take more steps.",
                 )
@@ -256,8 +257,8 @@ def chance_at_full_budget(all_views: Sequence[View]) -> Iterator[Finding]:
                 "above-chance-at-full-budget",
                 "error" if view.bare or view.black_box or view.followed else "warning",
                 _cells(view),
-                f"Accuracy is {_percent(view.accuracy)} at eps {attack.eps:.4g}, where the attacker may submit any "
-                f"image; chance is {_percent(chance)}.",
+                f"Accuracy is {_percent(view.accuracy)} at eps {format_eps(attack.eps)}, where the attacker may "
+                f"submit any image; chance is {_percent(chance)}.",
                 {"accuracy": view.accuracy, "chance": chance, "p": p, "images": n, "eps": attack.eps},
                 "The attack does not work: check its gradients, step size and loss before any smaller budget counts.",
             )

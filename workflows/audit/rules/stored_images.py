@@ -11,6 +11,7 @@ import pandas as pd
 
 from defense.errors import PuregridError
 from tasks.attacks import AttackConfig
+from tasks.attacks.budgets import format_eps
 from tasks.datasets import DatasetConfig, ImageSet
 from tasks.stages import images_from_table
 from workflows.audit.finding import Finding
@@ -217,7 +218,7 @@ def _verdicts(found: _Excess, attack: AttackConfig, cells: tuple[str, ...]) -> I
             "error",
             cells,
             f"{found.outside_ball} of {found.images} adversarial images are outside the {attack.norm} ball of "
-            f"{attack.eps:.6g}, the farthest at {found.largest:.6g}.",
+            f"{format_eps(attack.eps)}, the farthest at {found.largest:.6g}.",
             {"images": found.outside_ball, "of": found.images, "largest": found.largest, "eps": attack.eps},
             "Project on the ball last, in float64 (`Region.project` does).",
         )

@@ -40,6 +40,7 @@ from defense.errors import InvalidInput
 from defense.purifiers.ebm import EBM
 from defense.randomness import Omega
 from tasks.attacks import PGDConfig, Target
+from tasks.attacks.budgets import format_eps
 from tasks.datasets import ImageSet
 from workflows.training.config import Training
 from workflows.training.objective import Objective
@@ -223,7 +224,7 @@ class EnergyObjective(Objective):
             "step_size": usual.step_size,
             "temperature": usual.temperature,
             "draws": 1,
-            "attack": f"PGD-20 linf eps {self.config.eps:g} on the bare classifier, blind to the purifier",
+            "attack": f"PGD-20 linf eps {format_eps(self.config.eps)} on the bare classifier, blind to the purifier",
             "accuracy": share,
         }
 

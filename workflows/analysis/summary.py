@@ -1,4 +1,4 @@
-"""A report in a few sentences: how much of the sweep there is, and what its best defence is worth on each count."""
+"""What a sweep says in a few sentences: what its best defence is worth on each count."""
 
 from __future__ import annotations
 
@@ -7,50 +7,44 @@ from typing import Any
 
 import pandas as pd
 
+from tasks.attacks.budgets import format_eps
 from workflows.audit import Finding
-from workflows.results.reader import Results
-from workflows.tables.columns import format_eps
-from workflows.tables.sections import Section
+from workflows.tables.table import interval, records
 
-__all__ = ["missing", "summary"]
+__all__ = ["summary"]
 
 
-def missing(results: Results) -> list[str]:
-    """Whether cells are not complete, as a sentence."""
-    cells = results.sweep.cells
-    partial = sum(len(results.rows(cell)) < cell.images.count for cell in cells)
-    return [f"{partial} of {len(cells)} cells are not complete: run the sweep again."] if partial else []
-
-
-def summary(robustness: pd.DataFrame, further: Sequence[Section], found: Sequence[Finding]) -> list[str]:
+def summary(
+    robustness: pd.DataFrame, certified: pd.DataFrame, corruptions: pd.DataFrame, findings: Sequence[Finding]
+) -> list[str]:
     """What was found.
 
     Arguments:
-        robustness: The robustness table.
-        further: The other tables.
-        found: The auditor's findings: a figure with errors or warnings is not named without them.
+        robustness: The frame of robustness.
+        certified: That of certificates.
+        corruptions: That of accuracy under corruptions.
+        findings: The auditor's findings: a figure with errors or warnings is not named without them.
     """
-    frames = {section.name: section.frame for section in further}
     judged = robustness[robustness["images"] > 0] if len(robustness) else robustness
     return [
-        *(_attacked(judged, found) if len(judged) else ()),
-        *(_certified(frames["certified"]) if "certified" in frames else ()),
-        *(_corrupted(frames["corruptions"]) if "corruptions" in frames else ()),
+        *(_attacked(judged, findings) if len(judged) else ()),
+        *(_certified(certified) if len(certified) else ()),
+        *(_corrupted(corruptions) if len(corruptions) else ()),
     ]
 
 
-def _attacked(judged: pd.DataFrame, found: Sequence[Finding]) -> Iterator[str]:
+def _attacked(judged: pd.DataFrame, findings: Sequence[Finding]) -> Iterator[str]:
     """Of each norm at its largest budget: a defence is worth what its strongest attack leaves of it."""
-    doubted = {cell for finding in found if finding.severity != "note" for cell in finding.cells}
+    doubted = {cell for finding in findings if finding.severity != "note" for cell in finding.cells}
     for (dataset, classifier, seed), members in judged.groupby(["dataset", "classifier", "seed"], sort=False):
         clean = members[members["attack"] == "clean"].set_index("defence")
         where = f"{classifier} on {dataset}" + (f", seed {seed}" if judged["seed"].nunique() > 1 else "")
         attacked = members[members["attack"] != "clean"]
-        for row in _records(clean.reset_index()) if attacked.empty else ():
+        for row in records(clean.reset_index()) if attacked.empty else ():
             yield f"{where}, clean: {_percent(row)} with {row['defence']}."
         for norm, own in attacked.groupby("norm", sort=False):
             top = own[own["eps"] == own["eps"].max()]
-            weakest = _records(top.sort_values("avg", kind="stable").drop_duplicates("defence"))
+            weakest = records(top.sort_values("avg", kind="stable").drop_duplicates("defence"))
             best = max(weakest, key=lambda row: float(row["avg"]))
             bare = next((row for row in weakest if row["defence"] == "none"), None)
             said = [] if bare is None else [f"{_percent(bare)} bare"]
@@ -69,7 +63,7 @@ def _attacked(judged: pd.DataFrame, found: Sequence[Finding]) -> Iterator[str]:
 
 def _certified(table: pd.DataFrame) -> Iterator[str]:
     for (dataset, classifier), own in table.groupby(["dataset", "classifier"], sort=False):
-        best = _records(own.sort_values("acr", ascending=False, kind="stable"))[0]
+        best = records(own.sort_values("acr", ascending=False, kind="stable"))[0]
         yield (
             f"{classifier} on {dataset}, certified in l_2: the largest average radius is {best['acr']:.3f}, with "
             f"{best['defence']} at sigma {best['sigma']:g} and n {best['n']}; its certified class is right on "
@@ -82,7 +76,7 @@ def _corrupted(table: pd.DataFrame) -> Iterator[str]:
     for (dataset, classifier, origin, seed), own in overall.groupby(
         ["dataset", "classifier", "origin", "seed"], sort=False
     ):
-        rows = _records(own)
+        rows = records(own)
         best = max(rows, key=lambda row: float(row["accuracy"]))
         bare = next((row for row in rows if row["defence"] == "none"), None)
         said = [] if bare is None else [f"{_share(bare)} bare"]
@@ -96,13 +90,13 @@ def _corrupted(table: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-
-
 def _percent(row: Any) -> str:
-    return f"{100 * row['avg']:.1f} % [{100 * row['avg_low']:.1f}, {100 * row['avg_high']:.1f}]"
+    return _in_percent(row["avg"], row["avg_low"], row["avg_high"])
 
 
 def _share(row: dict[str, Any]) -> str:
-    return f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return _in_percent(row["accuracy"], row["low"], row["high"])
+
+
+def _in_percent(value: float, low: float, high: float) -> str:
+    return interval(value, low, high).replace(" [", " % [")

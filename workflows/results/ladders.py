@@ -9,10 +9,10 @@ from tasks.attacks import LadderConfig
 from workflows.results.reader import Results
 from workflows.statistics.proportions import proportion
 
-__all__ = ["ladder_table"]
+__all__ = ["ladder_cells", "ladder_frame"]
 
 
-def ladder_table(results: Results) -> pd.DataFrame:
+def ladder_frame(results: Results) -> pd.DataFrame:
     """One row a rung of each ladder of a sweep; empty if it has none with committed rows.
 
     Columns: ``dataset``, ``classifier``, ``defence``, ``norm``, ``eps``, ``seed``; ``rung`` from 1, and its
@@ -56,3 +56,15 @@ def ladder_table(results: Results) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(found)
+
+
+def ladder_cells(results: Results) -> list[str]:
+    """The cell of each row of :func:`ladder_frame`."""
+    return [
+        cell.id
+        for cell in results.sweep.cells
+        if cell.attack_stage is not None
+        and isinstance(cell.attack_stage.attack, LadderConfig)
+        and len(results.attack_rows(cell))
+        for _ in cell.attack_stage.attack.rungs
+    ]

@@ -1,0 +1,114 @@
+r"""Tables for a paper: ``booktabs`` and ``threeparttable``, each with its notes and findings below it.
+
+Whoever copies a table out of the file copies what has to be known with it: notes are ``tablenotes``, and a line with
+a finding has its number as ``\tnote``. A table that is wider than the text is made smaller, a longer one than a page
+is several.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from workflows.audit import Finding
+from workflows.formats.findings import SHOWN, Said, on_lines, said
+from workflows.tables.table import Table
+
+__all__ = ["PACKAGES", "document", "escaped", "table_latex"]
+
+PACKAGES = "booktabs, graphicx, threeparttable"
+"""What a document needs that holds the tables."""
+
+_FIT = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%\n"
+"""Smaller where a table is wider than the text, never larger."""
+
+_PAGE = 45
+"""Lines of a table and its notes on a page: a float that is longer runs off it."""
+
+_LEAST = 10
+"""Lines of a table on a page, however long its notes are."""
+
+_NOTE_WIDTH = 100
+"""Characters of a note in a line, about."""
+
+_ESCAPES = str.maketrans(
+    {
+        **{character: "\\" + character for character in "%&_#{}$"},
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    }
+)
+
+
+def escaped(text: str) -> str:
+    """Text without anything that LaTeX takes for a command; t* and words in back quotes are set as such."""
+    plain = text.translate(_ESCAPES).replace("t*", "$t^*$")
+    return re.sub(r"`([^`]+)`", r"\\texttt{\1}", plain)
+
+
+def document(tables: Sequence[Table], title: str, findings: Sequence[Finding]) -> str:
+    """All tables. A finding that no line of them carries stands below the first one."""
+    words = said(findings, tables)
+    carried = on_lines(tables, findings)
+    others = [finding for finding in words if finding.number not in carried]
+    parts = []
+    for place, table in enumerate(tables):
+        parts.append(_parts(table, title, findings, words, others if place == 0 else []))
+    return "\n".join(parts)
+
+
+def table_latex(table: Table, title: str = "", findings: Sequence[Finding] = ()) -> str:
+    """A table, or its parts."""
+    return document([table], title, findings)
+
+
+def _parts(
+    table: Table, title: str, findings: Sequence[Finding], words: Sequence[Said], others: Sequence[Said]
+) -> str:
+    marks = table.marks(findings)
+    notes = [f"\\item {escaped(note)}" for note in (table.warning, table.note, *table.remarks) if note]
+    lines = list(zip(table.lines(), marks, strict=True))
+    numbers = sorted({number for own in marks for number in own})
+    height = sum(1 + len(note) // _NOTE_WIDTH for note in [*notes, *map(_item, _named(words, numbers, others))])
+    most = max(_LEAST, _PAGE - height)
+    pages = [lines[i : i + most] for i in range(0, len(lines), most)] or [[]]
+    caption = escaped(": ".join(filter(None, (title, table.title))))
+    found = []
+    for place, page in enumerate(pages):
+        last = place + 1 == len(pages)
+        own = sorted({number for _, numbers in page for number in numbers})
+        items = [*(notes if last else []), *map(_item, _named(words, own, others if last else ()))]
+        if len(own) > SHOWN:
+            items.append(f"\\item and {len(own) - SHOWN} more findings; \\texttt{{--format json}} has them all.")
+        heading = caption if len(pages) == 1 else f"{caption} ({place + 1} of {len(pages)})"
+        found.append(_float(table, heading, page, items))
+    return "\n".join(found)
+
+
+def _named(words: Sequence[Said], numbers: Sequence[int], others: Sequence[Said]) -> list[Said]:
+    return [*(words[number - 1] for number in numbers[:SHOWN]), *others[:SHOWN]]
+
+
+def _item(finding: Said) -> str:
+    parts = "; ".join(f"{name}: {text}" for name, text in finding.parts.items() if name != "cells")
+    text = f"{finding.severity}: {finding.rule}: {finding.text} ({parts})"
+    return f"\\item[{finding.number}] {escaped(text)}"
+
+
+def _float(
+    table: Table, caption: str, page: Sequence[tuple[list[str], tuple[int, ...]]], items: Sequence[str]
+) -> str:
+    columns = "".join("l" if column.left else "r" for column in table.visible)
+    head = " & ".join(escaped(column.title) for column in table.visible)
+    body = "\n".join(_line(line, numbers) for line, numbers in page)
+    notes = "\\begin{tablenotes}\\footnotesize\n" + "\n".join(items) + "\n\\end{tablenotes}\n" if items else ""
+    return (
+        f"\\begin{{table}}\n\\caption{{{caption}}}\n{_FIT}\\begin{{threeparttable}}\n"
+        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n"
+        f"\\bottomrule\n\\end{{tabular}}\n{notes}\\end{{threeparttable}}}}\n\\end{{table}}\n"
+    )
+
+
+def _line(line: Sequence[str], numbers: Sequence[int]) -> str:
+    first, *rest = map(escaped, line)
+    mark = f"\\tnote{{{','.join(map(str, numbers))}}}" if numbers else ""
+    return " & ".join([first + mark, *rest]) + r" \\"

@@ -1,0 +1,91 @@
+"""Tables for programs: CSV and JSON, unrounded, with what their columns mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workflows.analysis import Analysis
+from workflows.audit import Finding, rules_on
+from workflows.tables.table import Table, cells_of
+
+__all__ = ["csv", "json_text", "write_csv"]
+
+_ALWAYS = ("robustness", "cost", "combined", "ladders")
+"""Tables whose keys are in JSON whether the sweep has rows of their kind or not."""
+
+
+def csv(table: Table, findings: Sequence[Finding] | None = None) -> str:
+    """The frame of a table; after an audit with a column of the rules that fired on the cells of each row."""
+    frame = table.frame
+    name = next((name for name in ("cell", "cells") if name in frame), None)
+    if findings is not None and name is not None:
+        frame = frame.assign(findings=[rules_on(findings, cells) for cells in cells_of(frame, name)])
+    return str(frame.to_csv(index=False))
+
+
+def write_csv(analysis: Analysis, folder: Path, only: str | None = None) -> list[Path]:
+    """Write every table as ``NAME.csv``, and ``README.md`` with their notes and what each column means.
+
+    Arguments:
+        analysis: What to write.
+        folder: Where; it is made, and files of these names are replaced.
+        only: Name of the one table to write.
+
+    Returns:
+        The files.
+    """
+    tables = analysis.tables if only is None else [analysis.table(only)]
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for table in tables:
+        written.append(folder / f"{table.name}.csv")
+        written[-1].write_text(csv(table, analysis.audited), encoding="utf-8")
+    written.append(folder / "README.md")
+    written[-1].write_text(_read_me(analysis, tables), encoding="utf-8")
+    return written
+
+
+def _read_me(analysis: Analysis, tables: Sequence[Table]) -> str:
+    parts = [f"# {analysis.sweep.name}\n"]
+    parts += [f"{warning}\n" for warning in analysis.warnings]
+    for table in tables:
+        parts.append(f"## {table.name}.csv\n")
+        parts.append(f"{table.title}. {table.note}\n".replace(". \n", ".\n"))
+        parts += [f"{remark}\n" for remark in table.remarks]
+        parts += [
+            f"* `{column.name}`{_unit(column.declared())}: {column.meaning}"
+            for column in table.columns
+            if column.name in table.frame
+        ]
+        parts.append("")
+    if analysis.audited:
+        parts.append("## Findings\n")
+        parts += [f"* {finding.severity} `{finding.rule}`: {finding.text}" for finding in analysis.audited]
+    return "\n".join(parts) + "\n"
+
+
+def _unit(declared: dict[str, Any]) -> str:
+    ends = declared.get("interval", ())
+    beside = "".join(f", `{end}`" for end in ends)
+    return beside + (f" ({declared['unit']})" if declared["unit"] else "")
+
+
+def json_text(tables: Sequence[Table], findings: Sequence[Finding] | None = None, *, whole: bool = True) -> str:
+    """All rows by the names of their tables, the findings, and under ``tables`` titles, notes and columns."""
+    content: dict[str, Any] = {name: [] for name in _ALWAYS} if whole else {}
+    content |= {table.name: table.records() for table in tables}
+    if findings is not None:
+        content["findings"] = [finding.as_dict() for finding in findings]
+    content["tables"] = {table.name: table.declared() for table in tables}
+    return json.dumps(content, indent=1, default=_plain) + "\n"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} has no place in JSON")

@@ -1,0 +1,54 @@
+"""Tables for a wiki or a pull request, in the Markdown of GitHub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workflows.audit import Finding
+from workflows.formats.findings import SHOWN, heading, said
+from workflows.tables.table import Table
+
+__all__ = ["document", "table_markdown"]
+
+
+def document(tables: Sequence[Table], title: str, findings: Sequence[Finding]) -> str:
+    """All tables, the findings before what the sweep cost."""
+    parts = [(table.name, table_markdown(table, title, findings)) for table in tables]
+    before = [part for name, part in parts if name != "cost"]
+    after = [part for name, part in parts if name == "cost"]
+    return "\n".join([*before, *([_findings(findings, tables)] if findings else []), *after])
+
+
+def table_markdown(table: Table, title: str = "", findings: Sequence[Finding] = ()) -> str:
+    """A table with its notes; a last column has the numbers of the findings on each line, if there are any."""
+    marks = table.marks(findings)
+    marked = any(marks)
+    head = [column.title for column in table.visible]
+    ruler = [":--" if column.left else "--:" for column in table.visible]
+    lines = table.lines()
+    if marked:
+        head, ruler = [*head, "findings"], [*ruler, ":--"]
+        lines = [[*line, ", ".join(map(str, numbers))] for line, numbers in zip(lines, marks, strict=True)]
+    rows = (" | ".join(map(_escaped, row)) for row in (head, ruler, *lines))
+    parts = [f"**{': '.join(filter(None, (title, table.title)))}**"]
+    parts += [f"**{table.warning}**"] if table.warning else []
+    parts.append("\n".join(f"| {row} |" for row in rows))
+    parts += [f"Note: {_escaped(note)}" for note in (table.note, *table.remarks) if note]
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(text: str) -> str:
+    # A bar would end a cell, and outside of tables start one in some readers.
+    return text.replace("|", r"\|")
+
+
+def _findings(findings: Sequence[Finding], tables: Sequence[Table]) -> str:
+    """The first findings as a numbered list, each with its cells, numbers and what to do."""
+    blocks = [f"**{heading(findings)}**\n"]
+    for finding in said(findings, tables)[:SHOWN]:
+        parts = "; ".join(f"{name}: {text}" for name, text in finding.parts.items())
+        line = f"{finding.number}. **{finding.severity}** `{finding.rule}`: {finding.text} ({parts})"
+        blocks.append(_escaped(line))
+    if len(findings) > SHOWN:
+        blocks.append(f"\n... and {len(findings) - SHOWN} more: `--format json` has them all")
+    return "\n".join(blocks) + "\n"

@@ -1,0 +1,60 @@
+"""All tables of an analysis as one text, or one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from workflows.analysis import Analysis
+from workflows.audit import Finding
+from workflows.formats import latex, machine, markdown, text
+from workflows.tables.table import Table
+
+__all__ = ["FORMATS", "Format", "render", "render_tables"]
+
+Format = Literal["text", "md", "csv", "latex", "json"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def render(analysis: Analysis, how: Format, *, only: str | None = None, findings: bool = True) -> str:
+    """What a sweep says.
+
+    Arguments:
+        analysis: The sweep's analysis.
+        how: The format. ``csv`` is one table, by default that of robustness; the others are all tables.
+        only: Name of the one table to render.
+        findings: Whether the auditor's findings are in it, if the analysis has an audit.
+    """
+    tables = analysis.tables if only is None else [analysis.table(only)]
+    found = analysis.audited if findings else None
+    return render_tables(tables, how, title=analysis.sweep.name, findings=found, whole=only is None)
+
+
+def render_tables(
+    tables: Sequence[Table],
+    how: Format,
+    *,
+    title: str = "",
+    findings: Sequence[Finding] | None = None,
+    whole: bool = True,
+) -> str:
+    """Tables as one text.
+
+    Arguments:
+        tables: The tables, in the order in which they are read.
+        how: The format. ``csv`` is the first table alone, unrounded; if they are a whole analysis, that of
+            robustness.
+        title: What the tables are of, before their headings.
+        findings: The auditor's findings; None if there was no audit, which ``json`` and ``csv`` tell from an audit
+            that found nothing.
+        whole: Whether these are all tables of an analysis. The findings are then listed, and ``json`` has an empty
+            list for the tables that every sweep could have.
+    """
+    if how == "csv":
+        chosen = [table for table in tables if table.name == "robustness" or not whole]
+        return machine.csv(chosen[0], findings) if chosen else ""
+    if how == "json":
+        return machine.json_text(tables, findings, whole=whole)
+    shown = [table for table in tables if table.for_people or not whole]
+    writer = {"text": text.document, "md": markdown.document, "latex": latex.document}[how]
+    return writer(shown, title, findings or ())
