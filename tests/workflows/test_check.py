@@ -24,7 +24,7 @@ from workflows.monitoring.versions import driver_versions
 from workflows.planning.plan import make_plan
 from workflows.regression.baselines import from_text, to_text
 from workflows.regression.check import CellVerdict, Gate, check, junit, verdict_of
-from workflows.regression.snapshots import Outcome, Shares, Snapshot, of_results, of_store
+from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, of_results, of_store
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
 from workflows.store import Store
@@ -88,11 +88,11 @@ def puregrid(*arguments: object) -> Result:
 # Simulated runs
 
 
-def outcome(name: str, counts: npt.NDArray[np.int64], draws: int, **fields: Any) -> Outcome:
+def outcome(name: str, counts: npt.NDArray[np.int64], draws: int, **fields: Any) -> CellOutcome:
     spec: Mapping[str, Any] = {"draws": draws, "aggregation": "single", "dataset": {"dataset": "d"}, "name": name}
     first = {"data": "abc", "images": tuple(range(len(counts))), "complete": True, "seconds": 0.1}
     first |= {"cost": {"denoiser": 10.0, "classifier": 1.0}, "values": {"Avg": Shares(counts, draws)}}
-    return Outcome(**{"name": name, "spec": spec, **first, **fields})
+    return CellOutcome(**{"name": name, "spec": spec, **first, **fields})
 
 
 def run_of(counts: Mapping[str, npt.NDArray[np.int64]], draws: int) -> Snapshot:

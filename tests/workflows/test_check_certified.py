@@ -18,8 +18,8 @@ from workflows.grid.load import Sweep, load_sweep
 from workflows.planning.plan import make_plan
 from workflows.regression.baselines import from_text, to_text
 from workflows.regression.check import CellVerdict, Gate, check
-from workflows.regression.compare import compare, comparison_text
-from workflows.regression.snapshots import Outcome, Shares, Snapshot, _certified, of_results, of_store
+from workflows.regression.compare import compare_runs, comparison_text
+from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, certificate_shares, of_results, of_store
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
 from workflows.store import Store
@@ -90,7 +90,7 @@ def test_values_are_those_of_the_table_of_certificates(good: Run) -> None:
 
 def test_the_average_radius_in_sigmas_is_certified_accuracy_averaged_over_radii() -> None:
     rows = pd.DataFrame({"label": [1, 1, 2, 3], "prediction": [1, 1, 0, -1], "radius": [0.5, 9.0, 0.7, 0.0]})
-    found = _certified(rows, 0.5)["ACR / 4 sigma"].values
+    found = certificate_shares(rows, 0.5)["ACR / 4 sigma"].values
     # sigma is 1/2, so 4 sigma is 2: a quarter, cut to 1, wrong, abstained.
     assert found.tolist() == pytest.approx([0.25, 1.0, 0.0, 0.0], abs=1e-5)
     radii = (np.arange(20_000) + 0.5) * 1e-4
@@ -158,8 +158,8 @@ def test_smaller_radii_between_those_of_the_table_are_found_by_the_average_radiu
     spec = {"stage": "certify", "certificate": {"sigma": 0.25}}
     runs = []
     for lost in (0.0, 0.1):  # every radius stays between sigma and 2 sigma
-        values = _certified(rows.assign(radius=rows["radius"] - lost), 0.25)
-        cell = Outcome("c", spec, "data", tuple(range(300)), True, values, {}, None)
+        values = certificate_shares(rows.assign(radius=rows["radius"] - lost), 0.25)
+        cell = CellOutcome("c", spec, "data", tuple(range(300)), True, values, {}, None)
         runs.append(Snapshot("made up", "s", (cell,), {}))
     (found,) = check(*runs, Gate())
     assert found.verdict == "regressed" and found.why.startswith("ACR / 4 sigma ")
@@ -176,7 +176,7 @@ def test_a_dearer_base_classifier_is_a_regression_though_its_certificates_hold(g
 
 
 def test_compare_shows_every_measure_of_a_certificate(good: Run, worse: Run) -> None:
-    found = compare(of_store(good[1], "gated", "here"), snapshot(worse))
+    found = compare_runs(of_store(good[1], "gated", "here"), snapshot(worse))
     corrupted, certificate = found[0], found[-1]
     assert corrupted.measure == "Avg" and not corrupted.further
     assert certificate.measure == "certified 0" and list(certificate.further) == [

@@ -20,23 +20,17 @@ from tasks.certificates import CertificateConfig
 from tasks.stages import Smoothed
 from workflows.grid.load import Cell
 from workflows.results.reader import Results
-from workflows.statistics.paired import PairedTest, paired_test
 
 __all__ = [
     "BLACK_BOX",
-    "LEVEL",
     "Certified",
     "Judged",
     "View",
-    "alike",
     "certificates",
-    "exceeds",
+    "group_by",
     "strongest",
     "views",
 ]
-
-LEVEL = 0.01
-"""A comparison counts where p is below this."""
 
 BLACK_BOX = frozenset({"square", "spsa", "nes", "transfer", "random-noise", "random", "noise", "hop-skip-jump"})
 """Names of attacks that never look at a gradient of what they attack."""
@@ -152,8 +146,8 @@ class View:
         """Names of the gradient modes of :attr:`followed`, without their steps."""
         return frozenset(GradientMode.parse(attack.gradient or "exact").name for attack in self.followed)
 
-    def said(self, name: str) -> npt.NDArray[np.float64] | None:
-        """What the attack says of each image in its own column ``name``, shape (images,); None if it does not."""
+    def reported(self, name: str) -> npt.NDArray[np.float64] | None:
+        """Return the attack's own column ``name``, shape (images,), None if it has none."""
         column = f"attack_{name}"
         return self.attack_rows[column].to_numpy(np.float64) if column in self.attack_rows.columns else None
 
@@ -288,8 +282,8 @@ def _notes(results: Results, cell: Cell) -> dict[str, float]:
     return dict(total)
 
 
-def alike(members: Iterable[J], key: str) -> Iterator[list[J]]:
-    """The views in groups of equal ``key`` (``images``, ``defended``, ``threat``)."""
+def group_by(members: Iterable[J], key: str) -> Iterator[list[J]]:
+    """Group views by ``key`` (``images``, ``defended``, ``threat``), in the order of their first members."""
     groups: dict[Any, list[J]] = defaultdict(list)
     for view in members:
         groups[getattr(view, key)].append(view)
@@ -297,26 +291,5 @@ def alike(members: Iterable[J], key: str) -> Iterator[list[J]]:
 
 
 def strongest(members: Iterable[View]) -> View | None:
-    """The view of lowest accuracy, None of none."""
+    """Return the view of lowest accuracy, None if there is no view."""
     return min(members, key=lambda view: view.accuracy, default=None)
-
-
-def exceeds(high: View, low: View, candidates: int = 1) -> PairedTest | None:
-    """The test that says ``high`` is more accurate than ``low`` on the images that both have, if one does.
-
-    Arguments:
-        high: The one that is claimed to be higher.
-        low: The other.
-        candidates: From how many views these two were chosen for their accuracy; p is multiplied by it (Bonferroni).
-
-    Returns:
-        None where p is not below :data:`LEVEL`, or no image is shared.
-    """
-    a, b = high.correct, low.correct
-    if len(high.image_ids) != len(low.image_ids) or (high.image_ids != low.image_ids).any():
-        _, i, j = np.intersect1d(high.image_ids, low.image_ids, return_indices=True)
-        a, b = a[i], b[j]
-    if len(a) == 0 or a.mean() <= b.mean():  # most pairs: no need for a test
-        return None
-    test = paired_test(a, b).among(candidates)
-    return test if test.p < LEVEL else None

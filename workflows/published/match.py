@@ -17,7 +17,7 @@ from workflows.results.reader import Results
 from workflows.statistics.proportions import proportion
 from workflows.tables.columns import format_eps
 
-__all__ = ["compare"]
+__all__ = ["match_published"]
 
 
 _COLUMNS = [
@@ -27,7 +27,7 @@ _COLUMNS = [
 ]
 
 
-def compare(
+def match_published(
     results: Results, names: Iterable[str] | None = None, *, loosely: bool = False, unmeasured: bool = False
 ) -> pd.DataFrame:
     """Published and measured accuracies side by side, both in %.

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from workflows.published.match import compare
+from workflows.published.match import match_published
 from workflows.published.papers import Reference, load_paper, reference
 from workflows.results.reader import Results
 from workflows.tables.sections import Section
@@ -30,7 +30,7 @@ class PublishedTable:
     """The table.
 
     Arguments:
-        section: Its frame (:func:`workflows.published.match.compare` and ``smoke``) and grid; accuracies in %.
+        section: Its frame (of :func:`~workflows.published.match.match_published`, with ``smoke``) and grid; in %.
         warning: What has to be read before it; "" if nothing.
         remarks: Settings that differ by their letters, then the anomalies of what is published.
     """
@@ -84,7 +84,7 @@ def published_table(results: Results) -> PublishedTable | None:
 def _frame(results: Results, found: Reference) -> pd.DataFrame:
     """The lines: all published values of the table, measured or not; of a figure, whatever has a cell."""
     figure = found.table is not None and " " in found.table
-    frame = compare(results, [found.paper], loosely=found.smoke, unmeasured=not figure)
+    frame = match_published(results, [found.paper], loosely=found.smoke, unmeasured=not figure)
     if found.table is not None and not figure:
         frame = frame[frame["table"] == found.table]
     if found.dataset is not None:

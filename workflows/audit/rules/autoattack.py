@@ -95,7 +95,7 @@ def autoattack_judged_once(all_views: Sequence[View]) -> Iterator[Finding]:
     that happened, the rows' is of draws that the attack has not seen.
     """
     for view, cells in _autoattacks(all_views):
-        broken = view.said("broken")
+        broken = view.reported("broken")
         if not view.stochastic or view.static or broken is None or len(broken) == 0:
             continue
         own = float(1 - broken.mean())

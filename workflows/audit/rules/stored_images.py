@@ -67,7 +67,7 @@ def did_nothing(all_views: Sequence[View]) -> Iterator[Finding]:
             after = pd.Series(view.correct.mean(1), index=view.image_ids).reindex(rows["image_id"]).to_numpy()
         kept = float(after[moved.to_numpy()].mean()) if moved.any() else 1.0
         name = "" if view.attack is None else view.attack.attack
-        searches = view.said("broken") is not None or (
+        searches = view.reported("broken") is not None or (
             bool(moved.any()) and kept <= (TOLERATED if view.static else 0.5)
         )
         search = searches and name not in STARTS_INSIDE
@@ -94,7 +94,7 @@ def no_gradient(all_views: Sequence[View]) -> Iterator[Finding]:
     """
     for view, cells in _distinct(all_views):
         right = _right_before(view.attack_rows).to_numpy()
-        asked, zero, broken = (view.said(name) for name in ("gradients", "gradient_zero", "gradient_nan"))
+        asked, zero, broken = (view.reported(name) for name in ("gradients", "gradient_zero", "gradient_nan"))
         if asked is not None and zero is not None and asked[right].sum() > 0:
             share = float(zero[right].sum() / asked[right].sum())
             if share > TOLERATED:

@@ -13,7 +13,7 @@ import pandas as pd
 from defense.schedules import SCHEDULES, get_schedule
 from defense.spec import Spec
 from workflows.audit.finding import Finding, Severity
-from workflows.audit.view import Judged, View, alike, strongest
+from workflows.audit.view import Judged, View, group_by, strongest
 from workflows.statistics.proportions import wilson
 
 __all__ = [
@@ -51,10 +51,10 @@ def one_draw_of_eot(all_views: Sequence[View]) -> Iterator[Finding]:
     (Kassis et al., arXiv 2411.16598). Not so for an attacker who knows the draws. A note where an attack with more
     draws of equal budget stands beside it.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         alone: list[View] = []
         beside: list[View] = []
-        for same in alike([v for v in members if v.followed and v.stochastic], "threat"):
+        for same in group_by([v for v in members if v.followed and v.stochastic], "threat"):
             averaging = [view for view in same if any(attack.knows != "randomness" for attack in view.followed)]
             single = [view for view in averaging if all(attack.eot == 1 for attack in view.followed)]
             (alone if len(single) == len(averaging) else beside).extend(single)
@@ -77,7 +77,7 @@ def one_draw_of_judgement(all_views: Sequence[View]) -> Iterator[Finding]:
     One draw estimates the mean, but says nothing of an attacker who may submit again (Wor(M)), which is where
     purification loses most: DiffHammer (NeurIPS 2024) has 42.5 % on average and 22.7 % worst of 10.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         if members[0].stochastic and members[0].correct.shape[1] == 1:
             yield Finding(
                 "judged-on-one-draw",
@@ -118,9 +118,9 @@ def guidance_gradient_missing(all_views: Sequence[View]) -> Iterator[Finding]:
     error above 1e4 for GDMP (Kassis et al., arXiv 2411.16598). ``exact-no-guidance-path`` is an error unless the
     exact gradient stands beside it, where it is a demonstration; BPDA or a surrogate alone is a warning.
     """
-    for members in alike([view for view in all_views if view.followed and view.guided], "defended"):
+    for members in group_by([view for view in all_views if view.followed and view.guided], "defended"):
         found: dict[Severity, list[View]] = {"error": [], "warning": [], "note": []}
-        for same in alike(members, "threat"):
+        for same in group_by(members, "threat"):
             exact = any("exact" in view.modes for view in same)
             dropped = [view for view in same if "exact-no-guidance-path" in view.modes]
             if dropped:
@@ -146,7 +146,7 @@ def knows_eps(all_views: Sequence[View]) -> Iterator[Finding]:
     GDMP's scale is a function of it. Nobody tells a real defence, and at another budget than the assumed one the
     figure is another.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         if members[0].cell.defence.purifier.knows_eps:
             budgets = {view.attack.eps for view in members if view.attack is not None}
             yield Finding(
@@ -166,7 +166,7 @@ def only_static(all_views: Sequence[View]) -> Iterator[Finding]:
     DiffPure and GDMP near their clean accuracy, exact gradients halve it (Kassis et al.,
     arXiv 2411.16598). So it is an upper bound.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         attacked = [view for view in members if view.attack is not None]
         best = strongest(attacked)
         if best is None or best.bare or not all(view.attack and view.attack.static for view in attacked):
@@ -183,7 +183,7 @@ def only_static(all_views: Sequence[View]) -> Iterator[Finding]:
 
 def few_images(all_views: Sequence[Judged]) -> Iterator[Finding]:
     """Fewer than 512 images, with the half-width of the 95 % interval that this means."""
-    for members in alike(all_views, "images"):
+    for members in group_by(all_views, "images"):
         n = min(len(view.correct) for view in members)
         if n >= ENOUGH_IMAGES:
             continue
@@ -203,7 +203,7 @@ def few_images(all_views: Sequence[Judged]) -> Iterator[Finding]:
 
 def clean_missing(all_views: Sequence[View]) -> Iterator[Finding]:
     """Attacked cells whose clean counterpart is not in the sweep: what the attack took cannot be said."""
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         if all(view.attack is not None for view in members):
             yield Finding(
                 "clean-missing",
@@ -220,7 +220,7 @@ def depth_without_schedule(all_views: Sequence[View]) -> Iterator[Finding]:
 
     The index alone means nothing: t* = 470 is abar 0.105 on linear-1000 and 0.962 on cosine-4000.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         rows = members[0].rows
         if not {"t_star", "abar"} <= set(rows.columns):
             continue
@@ -243,7 +243,7 @@ def t_star_inconsistent(all_views: Sequence[View]) -> Iterator[Finding]:
     :math:`\sigma_{eq} = \frac12\sqrt{(1-\bar\alpha)/\bar\alpha}`. A triple in which they disagree is of a purifier
     that is one step off, or on another schedule than it says: its figure belongs to another depth.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         rows = members[0].rows
         if rows.empty or not {"t_star", "abar", "sigma_eq"} <= set(rows.columns):
             continue
@@ -282,7 +282,7 @@ def given_labels(all_views: Sequence[View]) -> Iterator[Finding]:
     Looked for by name in all its fields, those of its networks included: ``label``, ``labels``, ``true_label``,
     ``oracle``, ... with a value that is not false or nothing, or a value such as ``true-label``.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         fields = sorted(_label_fields(members[0].cell.defence.purifier))
         if fields:
             yield Finding(
