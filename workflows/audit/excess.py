@@ -25,7 +25,7 @@ class Excess:
 
     Arguments:
         difference: From the lower one (``first``) to the higher one (``second``).
-        p: Of the one-sided sign-flip test, times the number of candidates.
+        p: p of the one-sided sign-flip test, times the number of candidates.
     """
 
     difference: PairedDifference

@@ -39,7 +39,7 @@ Key = tuple[object, ...]
 
 
 class Judged(Protocol):
-    """What cells of every kind have: images, and answers that are right or not."""
+    """What a judged cell of any kind has: images, and answers that are right or not."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -68,12 +68,12 @@ def _images(cell: Cell) -> Key:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The cells of one judgement: those that differ in how draws are aggregated share every row.
+    """The cells of one judgement: cells that differ only in how draws are aggregated share every row.
 
     Arguments:
         cell: One of them.
         ids: Ids of them all.
-        rows: The judged rows; those of no cell are empty.
+        rows: The judged rows, not empty.
         attack_rows: Rows of the attack, empty for a clean cell.
         attack_notes: Numbers in the notes of the attack's commits, summed over its chunks.
     """
@@ -113,7 +113,7 @@ class View:
 
     @property
     def black_box(self) -> bool:
-        """Whether the attack looks at no gradient: it says so itself (``black_box``), or has the name of one."""
+        """Whether the attack looks at no gradient: by its own ``black_box``, or by its name."""
         return self.attack is not None and (self.attack.black_box or self.attack.attack in BLACK_BOX)
 
     @property
@@ -175,8 +175,8 @@ class View:
     @cached_property
     def correct(self) -> npt.NDArray[np.bool_]:
         """Right answers, shape (images, draws)."""
-        found: npt.NDArray[np.bool_] = self.predictions == self.rows["label"].to_numpy()[:, None]
-        return found
+        correct: npt.NDArray[np.bool_] = self.predictions == self.rows["label"].to_numpy()[:, None]
+        return correct
 
     @cached_property
     def image_ids(self) -> npt.NDArray[np.int64]:
@@ -208,13 +208,13 @@ class Certified:
 
     @property
     def certificate(self) -> CertificateConfig:
-        """What was asked for."""
+        """Parameters of the certificate."""
         assert self.cell.certificate is not None
         return self.cell.certificate
 
     @property
     def smoothed(self) -> Smoothed:
-        """The classifier that it is of."""
+        """The smoothed classifier that is certified."""
         return self.cell.certify.smoothed
 
     @cached_property
@@ -236,8 +236,8 @@ class Certified:
     def correct(self) -> npt.NDArray[np.bool_]:
         """Whether the certified class is the label, shape (images,); an abstention is not right."""
         answer = self.rows["prediction"].to_numpy()
-        found: npt.NDArray[np.bool_] = (answer == self.rows["label"].to_numpy()) & (answer != ABSTAIN)
-        return found
+        correct: npt.NDArray[np.bool_] = (answer == self.rows["label"].to_numpy()) & (answer != ABSTAIN)
+        return correct
 
     @cached_property
     def accuracy(self) -> float:
@@ -246,28 +246,28 @@ class Certified:
 
 
 def certificates(results: Results) -> list[Certified]:
-    """The certificate cells of a sweep of which rows are committed, in its order."""
+    """Return the certificate cells with committed rows, in the sweep's order."""
     cells = ((cell, results.rows(cell)) for cell in results.sweep.certified)
     return [Certified(cell, rows) for cell, rows in cells if not rows.empty]
 
 
 def views(results: Results, cells: Iterable[Cell] | None = None) -> list[View]:
-    """The judgements of which rows are committed, in the sweep's order.
+    """Return the judgements with committed rows, in the sweep's order.
 
     Arguments:
         results: The sweep's results.
-        cells: Which of its cells, none of them a certificate; by default clean and attacked ones.
+        cells: Cells of the sweep that are no certificates; by default the clean and attacked ones.
     """
     groups: dict[Key, list[Cell]] = defaultdict(list)
     for cell in results.sweep.adversarial if cells is None else cells:
         groups[cell.evaluate.id, tuple(chunk.name for chunk in cell.images.chunks)].append(cell)
-    found = []
+    judgements = []
     for same in groups.values():
         rows = results.rows(same[0])
         if not rows.empty:
             ids = tuple(cell.id for cell in same)
-            found.append(View(same[0], ids, rows, results.attack_rows(same[0]), _notes(results, same[0])))
-    return found
+            judgements.append(View(same[0], ids, rows, results.attack_rows(same[0]), _notes(results, same[0])))
+    return judgements
 
 
 def _notes(results: Results, cell: Cell) -> dict[str, float]:

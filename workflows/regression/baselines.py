@@ -216,7 +216,7 @@ def load_pair(first: str, second: str, *, store: str, tracking_uri: str | None) 
     Arguments:
         first: As given.
         second: As given.
-        store: Of a sweep file that names none.
+        store: The store of a sweep file that names none.
         tracking_uri: Where MLflow keeps runs.
 
     Raises:

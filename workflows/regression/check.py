@@ -78,7 +78,7 @@ class Judgement:
     Arguments:
         measure: Its name.
         drop: The paired difference from now (``first``) to before (``second``): positive where accuracy fell.
-        p: Of the test that the drop is at most the margin.
+        p: p of the test that the drop is at most the margin.
         p_holm: p corrected for the number of tests of the sweep.
         detectable: The smallest drop that is found in 80 % of the runs; None if not even the largest is.
         regressed: Whether the drop is significantly above the margin.

@@ -55,10 +55,10 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     cells = _cells(frame)
     lines = [
-        [defence, *line, found.value, found.low, found.high, found.n, *counts]
+        [defence, *line, accuracy.value, accuracy.low, accuracy.high, accuracy.n, *counts]
         for defence, own in cells.items()
         for line, values, counts in _lines(own)
-        for found in [proportion(values)]
+        for accuracy in [proportion(values)]
     ]
     return pd.DataFrame(lines, columns=_LINE)
 
@@ -109,7 +109,7 @@ def mce_table(frame: pd.DataFrame, baseline: pd.DataFrame, name: str) -> pd.Data
             in either frame, or the baseline has no error to divide by.
     """
     if not name.strip():
-        raise InvalidInput("an mCE needs a named baseline: say whose errors it is relative to.")
+        raise InvalidInput("an mCE needs a named baseline: name whose errors it is relative to.")
     needed = pd.MultiIndex.from_product([BENCHMARK, SEVERITIES], names=["corruption", "severity"])
     for column in ("corruption", "severity", "error"):
         if column not in baseline:
@@ -131,8 +131,8 @@ def mce_table(frame: pd.DataFrame, baseline: pd.DataFrame, name: str) -> pd.Data
     return pd.DataFrame(lines, columns=["defence", "corruption", "ce", "baseline"])
 
 
-def _demand(found: pd.Index, needed: pd.MultiIndex, whose: str) -> None:
-    missing = [cell for cell in needed if cell not in found]
+def _demand(present: pd.Index, needed: pd.MultiIndex, whose: str) -> None:
+    missing = [cell for cell in needed if cell not in present]
     if missing:
         corruption, severity = missing[0]
         raise InvalidInput(

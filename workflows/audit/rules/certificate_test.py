@@ -1,6 +1,6 @@
 r"""The test of certificates against draws at the certified images, or within their radii.
 
-A certificate of radius R at noise sigma says of the label's probability under that noise, at a point of distance r,
+A certificate of radius R at noise sigma bounds the label's probability under that noise, at a point of distance r, by
 
 .. math:: p(x + \delta) \ge \Phi\left(\frac{R - r}{\sigma}\right), \qquad r = \|\delta\|_2,
 

@@ -39,7 +39,7 @@ COARSE = 0.05
 """How far the noise of a level may be above that of the certificate, as a share of it."""
 
 NEAR_CEILING, MANY = 0.02, 0.2
-"""How close a radius is to the ceiling to be held down by it, and the share of radii of which that is to be known."""
+"""A radius this close to the ceiling is limited by it, and this share of such radii is reported."""
 
 _SAME = 1e-9
 """Relative difference of two values of one formula."""
@@ -51,7 +51,7 @@ def refuted_by_draws(all_certified: Sequence[Certified], all_views: Sequence[Vie
     ``certified-above-attacked`` looks at the images of attacks, each at the l_2 norm that it was moved by, whatever
     the norm of the attack's budget; ``certified-above-clean`` at the clean ones. The test is that of
     :mod:`workflows.audit.rules.certificate_test`. An attacker who knows the draws of the judgement is left out: a
-    certificate says nothing of one draw. What is refuted but no more often than certificates may be wrong is a note.
+    certificate bounds no single draw. Refutations no more frequent than wrong certificates may be are a note.
     """
     for certified in all_certified:
         judged = [(view, own) for view in all_views if (own := _answers(certified, view)) is not None]
@@ -211,7 +211,7 @@ def noise_level_mismatch(all_certified: Sequence[Certified], _: Sequence[View]) 
 
     The certificate is valid, and worse than it need be. A ``purified`` one whose t* is that of less noise than
     sigma leaves noise in the image that the purifier takes for content. A ``denoised`` one whose level is more than
-    5 % above sigma tells the network of noise that is not there.
+    5 % above sigma makes the network expect noise that is not there.
     """
     for certified in all_certified:
         smoothed = certified.smoothed

@@ -1,4 +1,4 @@
-"""Rules about corruptions: in the wrong order, of whose images, and of how many of them a mean is."""
+"""Rules about corruptions: accuracies in the wrong order, origin of the images, incomplete means."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def _places(members: Sequence[View]) -> set[tuple[str, int]]:
 def above_clean(corrupted: Sequence[View], all_views: Sequence[View]) -> Iterator[Finding]:
     """More accurate on corrupted images than on clean ones.
 
-    Nobody promises the reverse, so it is no error: a little contrast may help, and so may noise a classifier that was
-    trained with it. But it is rare. p is multiplied by the number of corrupted cells that are compared with a clean
-    one, so that chance alone seldom gets here. It is a note where it happens at severities 1 and 2 alone, at which
-    some corruptions hardly change an image.
+    The reverse is not guaranteed, so it is no error: a little contrast may help any classifier, and noise may help
+    one that was trained with it. But it is rare. p is multiplied by the number of corrupted cells that are compared
+    with a clean one, so that chance alone seldom gets here. It is a note where it happens at severities 1 and 2
+    alone, at which some corruptions hardly change an image.
     """
     clean = {view.defended: view for view in all_views if view.attack is None}
     pairs = [(view, clean[view.defended]) for view in corrupted if view.defended in clean]
@@ -71,7 +71,7 @@ def generated(corrupted: Sequence[View], _: Sequence[View]) -> Iterator[Finding]
     """Generated images where there are published ones.
 
     The published arrays were drawn once, without a seed: generated images follow the same definition and are other
-    images, so that a figure on them is none on CIFAR-10-C. Data sets without published arrays have no other way.
+    images, so that a figure on them is not one on CIFAR-10-C. Data sets without published arrays have no other way.
     """
     for members in _by_dataset(corrupted):
         dataset = members[0].cell.images.dataset

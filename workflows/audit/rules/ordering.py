@@ -36,10 +36,10 @@ __all__ = [
 ]
 
 BUDGETS = ("steps", "iterations", "n_iter", "queries", "n_queries", "restarts", "n_restarts", "eot")
-"""Fields of attacks of which more is never a weaker attack."""
+"""Fields that never weaken an attack when they grow."""
 
 FAR = 0.1
-"""A difference of accuracies between losses that is not usual."""
+"""An unusual difference of accuracies between losses."""
 
 
 def _cells(*members: View) -> tuple[str, ...]:
@@ -346,7 +346,7 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
 
 
 def _bare_falls(view: View, members: Sequence[View]) -> Excess | None:
-    """That the bare classifier loses accuracy at the budget of a view, if it does."""
+    """Test whether the bare classifier loses accuracy at the budget of a view."""
     bare = [other for other in members if other.bare]
     clean = next((other for other in bare if other.attack is None), None)
     budget = view.threat[-2:]
