@@ -1,4 +1,4 @@
-"""What a certificate promises is held against draws: broken promises are found, and none in what is sound."""
+"""Certificates against draws: unsound ones are found, and sound ones are not called so."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from workflows.audit.excess import LEVEL
 from workflows.audit.rules.certificate_test import CertificateTest, certificate_test
 
 
-def test_the_test_of_promises_by_hand() -> None:
-    # Three images, 20 draws each, promised 1/2; alpha so small that no certificate may be wrong.
+def test_the_test_of_certified_bounds_by_hand() -> None:
+    # Three images, 20 draws each, bounded by 1/2; alpha so small that no certificate may be wrong.
     found = certificate_test(np.array([0, 1, 9]), 20, np.full(3, 0.5), 10, 1e-9, 0.01)
     alone = [0.5**20, 21 * 0.5**20, stats.binom.cdf(9, 20, 0.5)]
     assert found.allowed == 0 and found.covered == 3 and found.worst == 0
@@ -59,17 +59,17 @@ def _simulated(rng: np.random.Generator, alpha: float, n: int, draws: int, gap: 
 
 @pytest.mark.parametrize("draws", [1, 10, 200])
 @pytest.mark.parametrize(("alpha", "n"), [(0.001, 1000), (0.2, 100), (0.2, 100_000)])
-def test_sound_certificates_are_not_called_broken_in_99_of_100_sweeps(alpha: float, n: int, draws: int) -> None:
+def test_sound_certificates_do_not_fail_in_99_of_100_sweeps(alpha: float, n: int, draws: int) -> None:
     rng, runs = np.random.default_rng([draws, n]), 400
-    broken = sum(_simulated(rng, alpha, n, draws, 0.0).failed for _ in range(runs))  # type: ignore[union-attr]
-    assert broken <= stats.binom.ppf(0.999, runs, LEVEL)
+    failed = sum(_simulated(rng, alpha, n, draws, 0.0).failed for _ in range(runs))  # type: ignore[union-attr]
+    assert failed <= stats.binom.ppf(0.999, runs, LEVEL)
 
 
-def test_promises_that_are_exactly_kept_are_called_broken_in_one_of_100_at_most() -> None:
+def test_bounds_that_are_tight_fail_in_one_of_100_at_most() -> None:
     rng, runs = np.random.default_rng(5), 2000
     q = rng.uniform(0.5, 0.99, 100)
-    broken = sum(certificate_test(rng.binomial(20, q), 20, q, 100, 1e-9, LEVEL).failed for _ in range(runs))
-    assert 0 < broken <= stats.binom.ppf(0.999, runs, LEVEL)  # not 0: that would test nothing
+    failed = sum(certificate_test(rng.binomial(20, q), 20, q, 100, 1e-9, LEVEL).failed for _ in range(runs))
+    assert 0 < failed <= stats.binom.ppf(0.999, runs, LEVEL)  # not 0: that would test nothing
 
 
 @pytest.mark.parametrize("draws", [3, 20])
@@ -150,11 +150,11 @@ def test_a_vote_of_few_draws_is_no_evidence_against_a_certificate(tmp_path: Path
 
 
 def test_as_few_as_may_be_wrong_by_chance_are_a_note(tmp_path: Path) -> None:
-    one = Audited(tmp_path / "a", broken_under_attack(0.0, 0.6, images=1)).one("certified-above-attacked")
-    assert (one.severity, one.evidence["refuted"], one.evidence["allowed"]) == ("note", 1, 1)
-    assert one.evidence["image"] == 0 and one.evidence["p_together"] == 1
-    two = Audited(tmp_path / "b", broken_under_attack(0.0, 0.6, images=2)).one("certified-above-attacked")
-    assert (two.severity, two.evidence["refuted"]) == ("error", 2)
+    single = Audited(tmp_path / "a", broken_under_attack(0.0, 0.6, images=1)).one("certified-above-attacked")
+    assert (single.severity, single.evidence["refuted"], single.evidence["allowed"]) == ("note", 1, 1)
+    assert single.evidence["image"] == 0 and single.evidence["p_together"] == 1
+    pair = Audited(tmp_path / "b", broken_under_attack(0.0, 0.6, images=2)).one("certified-above-attacked")
+    assert (pair.severity, pair.evidence["refuted"]) == ("error", 2)
 
 
 def test_images_that_were_moved_beyond_their_radius_say_nothing(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_store_remembers_every_cell_with_what_the_sweep_says_of_it(good: Run) 
 
 def test_values_are_those_of_the_table_of_certificates(good: Run) -> None:
     found = snapshot(good).cells[-1].values
-    frames = {each.name: each.frame for each in sections(Results(good[1], good[0]))}
+    frames = {section.name: section.frame for section in sections(Results(good[1], good[0]))}
     row = frames["certified"].iloc[0]
     assert row["natural"] > 0.3 and found["certified 0"].values.mean() == pytest.approx(row["natural"])
     assert found["ACR / 4 sigma"].values.mean() * 4 * 0.25 == pytest.approx(row["acr"], abs=1e-5) and row["acr"] > 0.2
@@ -122,7 +122,7 @@ def test_every_kind_of_baseline_says_the_same(good: Run, worse: Run, tmp_path: P
             assert said.exit_code == status, (baseline, said.output)
             content = json.loads(said.stdout)
             assert [cell["verdict"] for cell in content["cells"]] == [verdict] * 3
-            of_certificate = [one["measure"] for one in content["cells"][-1]["judged"]]
+            of_certificate = [judgement["measure"] for judgement in content["cells"][-1]["judged"]]
             assert of_certificate == ["certified 0", "certified 0.25", "certified 0.5", "ACR / 4 sigma"]
 
 
@@ -142,14 +142,14 @@ def test_a_drop_at_one_radius_alone_is_found(good: Run) -> None:
     assert held.mean() > 0.5
     lost = ~(held & (held.cumsum() <= 30))  # thirty images whose radius fell below sigma, and stayed above 0
     found = by_kind(check(before, with_values(before, {"certified 0.25": lost}), Gate(detect=0.5)))
-    assert {name: one.verdict for name, one in found.items()} == {
+    assert {name: verdict.verdict for name, verdict in found.items()} == {
         "severity 1": "holds",
         "severity 3": "holds",
         "certificate": "regressed",
     }
     certificate = found["certificate"]
     assert certificate.why.startswith("certified 0.25 ") and "30 worse, 0 better" in certificate.why
-    assert [one.measure for one in certificate.judged if one.regressed] == ["certified 0.25"]
+    assert [judgement.measure for judgement in certificate.judged if judgement.regressed] == ["certified 0.25"]
 
 
 def test_smaller_radii_between_those_of_the_table_are_found_by_the_average_radius() -> None:
@@ -163,7 +163,7 @@ def test_smaller_radii_between_those_of_the_table_are_found_by_the_average_radiu
         runs.append(Snapshot("made up", "s", (cell,), {}))
     (found,) = check(*runs, Gate())
     assert found.verdict == "regressed" and found.why.startswith("ACR / 4 sigma ")
-    assert [one.measure for one in found.judged if one.regressed] == ["ACR / 4 sigma"]
+    assert [judgement.measure for judgement in found.judged if judgement.regressed] == ["ACR / 4 sigma"]
     assert found.judged[-1].drop.value == pytest.approx(0.1, abs=1e-4)  # 0.1 of 4 x 0.25
     assert check(runs[0], runs[0], Gate())[0].verdict == "holds"
 
@@ -187,7 +187,9 @@ def test_compare_shows_every_measure_of_a_certificate(good: Run, worse: Run) -> 
     first, second = (
         run.cells[-1].values["certified 0.25"].values.mean() for run in (snapshot(good), snapshot(worse))
     )
-    told = certificate.as_dict()["further"]["certified 0.25"]
-    assert (told["first"], told["second"], told["difference"]) == pytest.approx((first, second, second - first))
+    further = certificate.as_dict()["further"]["certified 0.25"]
+    assert (further["first"], further["second"], further["difference"]) == pytest.approx(
+        (first, second, second - first)
+    )
     lines = [line for line in comparison_text(found, "a", "b").splitlines() if "certified 0.25" in line]
     assert len(lines) == 1 and f"{100 * first:.1f}" in lines[0] and f"{100 * second:.1f}" in lines[0]

@@ -80,7 +80,7 @@ def test_a_planted_change_is_named_where_it_is_and_nowhere_else(
     (field, (old, new)) = next(iter(fields.items()))
     assert f"{field} {old} -> {new}   (2 of 4 cells)" in comparison_text(compare_runs(base[0], other), "a", "b")
     verdicts = check(base[0], other, Gate(detect=0.95))
-    assert [bool(one.changes) for one in verdicts] == [i in cells for i in range(4)]
+    assert [bool(cell.changes) for cell in verdicts] == [i in cells for i in range(4)]
 
 
 def test_changed_weights_are_named_by_their_hash(base: tuple[Snapshot, Path, Store], tmp_path: Path) -> None:
@@ -141,10 +141,10 @@ certificates: [{sigma: 0.25, n: 200}]
         assert list(found) == ["certified 0", "certified 0.25", "certified 0.5", "ACR / 4 sigma"]
         for at, shares in zip((0, 0.25, 0.5), list(found.values())[:3], strict=True):
             assert shares.counts.tolist() == (right & (rows["radius"] >= at)).to_numpy().astype(int).tolist()
-    assert [len(one.changes) > 0 for one in compare_runs(*runs)] == [True] * 3
+    assert [len(cell.changes) > 0 for cell in compare_runs(*runs)] == [True] * 3
     verdicts = check(*runs, Gate())
-    assert len(verdicts) == 3 and [len(one.judged) for one in verdicts] == [1, 1, 4]
-    assert all(change.field.endswith("classifier.mean") for one in verdicts for change in one.changes)
+    assert len(verdicts) == 3 and [len(cell.judged) for cell in verdicts] == [1, 1, 4]
+    assert all(change.field.endswith("classifier.mean") for cell in verdicts for change in cell.changes)
     # Of 12 images nobody sees a drop of 20 points.
     assert verdict_of(check(runs[0], runs[0], Gate())) == "unknown"
     assert verdict_of(check(runs[0], runs[0], Gate(detect=0.999))) == "holds"
@@ -194,7 +194,7 @@ def test_what_is_ambiguous_or_of_another_kind_does_not_match() -> None:
         pairs = match(first, second)
         assert len(pairs) == len(first.cells) + len(second.cells)
         assert all(pair.first is None or pair.second is None for pair in pairs)
-        notes = {one.note for one in compare_runs(first, second)}
+        notes = {cell.note for cell in compare_runs(first, second)}
         assert notes == {"only in the first run", "only in the second run"}
 
 
