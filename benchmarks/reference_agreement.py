@@ -21,7 +21,6 @@ from pathlib import Path
 import foolbox
 import torch
 import torchattacks
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from defense import ClassifierConfig, Omega
@@ -29,6 +28,7 @@ from tasks.attacks import APGDConfig, AutoAttackConfig, PGDConfig, Target
 from tasks.attacks.autoattack import reference_seed
 from tasks.attacks.base import Region
 from tasks.datasets import Cifar10Config
+from workflows.statistics.exact_tests import mcnemar
 
 FILES = {"resnet20": "resnet20-*.th", "resnet4b": "resnet4b_*.pth", "cnn-a": "cnn_a_*.pth"}
 BUDGETS = {"resnet20": (0.25, 0.5, 8.0), "resnet4b": (2.0, 8.0), "cnn-a": (2.0, 8.0)}
@@ -133,13 +133,6 @@ def attacked(
     return Outcome(torch.cat(right), torch.cat(parts), seconds)
 
 
-def mcnemar(a: Tensor, b: Tensor) -> tuple[int, int, float]:
-    """Images that are right under a alone and under b alone, and McNemar's exact two-sided p."""
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return only_a, only_b, float(p)
-
-
 def rows(options: argparse.Namespace) -> Iterator[str]:
     """Lines of the markdown table."""
     yield "| classifier | eps*255 | attack | reference | ours | reference | right under one alone | p |"
@@ -154,7 +147,7 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
                 ours = attacked(OURS[attack], network, x, y, eps / 255, options.batch, options.first)
                 for reference, run in REFERENCES[attack].items():
                     other = attacked(run, network, x, y, eps / 255, options.batch, options.first)
-                    only_ours, only_other, p = mcnemar(ours.right, other.right)
+                    only_ours, only_other, p = mcnemar(ours.right.numpy(), other.right.numpy())
                     same = ", same images" if torch.equal(ours.images, other.images) else ""
                     yield (
                         f"| {name} | {eps:g} | {attack} | {reference}{same} | {100 * ours.accuracy:.1f} "

@@ -26,7 +26,7 @@ from workflows.monitoring.versions import driver_versions
 from workflows.planning.plan import make_plan
 from workflows.regression.baselines import from_text, to_text
 from workflows.regression.check import CellVerdict, Gate, check, junit, verdict_of
-from workflows.regression.snapshots import Outcome, Shares, Snapshot, of_results, of_store
+from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, of_results, of_store
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
 from workflows.store import Store
@@ -89,15 +89,15 @@ def puregrid(*arguments: object) -> Result:
 # Simulated runs
 
 
-def outcome(name: str, counts: npt.NDArray[np.int64], draws: int, **fields: Any) -> Outcome:
+def outcome(name: str, counts: npt.NDArray[np.int64], draws: int, **fields: Any) -> CellOutcome:
     spec: Mapping[str, Any] = {"draws": draws, "aggregation": "single", "dataset": {"dataset": "d"}, "name": name}
     first = {"data": "abc", "images": tuple(range(len(counts))), "complete": True, "seconds": 0.1}
     first |= {"cost": {"denoiser": 10.0, "classifier": 1.0}, "values": {"Avg": Shares(counts, draws)}}
-    return Outcome(**{"name": name, "spec": spec, **first, **fields})
+    return CellOutcome(**{"name": name, "spec": spec, **first, **fields})
 
 
 def run_of(counts: Mapping[str, npt.NDArray[np.int64]], draws: int) -> Snapshot:
-    return Snapshot("simulated", "s", tuple(outcome(name, one, draws) for name, one in counts.items()), {})
+    return Snapshot("simulated", "s", tuple(outcome(name, right, draws) for name, right in counts.items()), {})
 
 
 def pairs(runs: int, *, images: int, draws: int, cells: int, drop: float) -> Iterator[tuple[Snapshot, Snapshot]]:
@@ -108,7 +108,7 @@ def pairs(runs: int, *, images: int, draws: int, cells: int, drop: float) -> Ite
         q = p.copy()
         q[0] *= np.where(rng.random(images) < drop / p[0].mean(), 0, 1)
         before, now = rng.binomial(draws, p), rng.binomial(draws, q)
-        yield tuple(run_of({f"c{i}": one[i] for i in range(cells)}, draws) for one in (before, now))  # type: ignore[misc]
+        yield tuple(run_of({f"c{i}": shares[i] for i in range(cells)}, draws) for shares in (before, now))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -117,18 +117,18 @@ def pairs(runs: int, *, images: int, draws: int, cells: int, drop: float) -> Ite
 def test_runs_without_a_change_raise_hardly_an_alarm(images: int, draws: int, cells: int, margin: float) -> None:
     gate = Gate(margin=margin)
     found = [check(*pair, gate) for pair in pairs(200, images=images, draws=draws, cells=cells, drop=0.0)]
-    assert sum(verdict_of(one) == "regressed" for one in found) <= 10
-    assert {len(one) for one in found} == {cells}
+    assert sum(verdict_of(verdicts) == "regressed" for verdicts in found) <= 10
+    assert {len(verdicts) for verdicts in found} == {cells}
 
 
 def test_a_drop_of_five_points_on_1000_images_is_caught() -> None:
     found = [check(*pair, Gate()) for pair in pairs(200, images=1000, draws=3, cells=4, drop=0.05)]
-    assert sum(one[0].verdict == "regressed" for one in found) >= 190
+    assert sum(verdicts[0].verdict == "regressed" for verdicts in found) >= 190
     # And the other cells are left alone.
-    assert sum(any(each.verdict == "regressed" for each in one[1:]) for one in found) <= 10
-    # Power is what was promised: with 80 % at some size well below 5 points.
-    promised = [one[0].judged[0].detectable for one in found]
-    assert all(size is not None and 0.02 < size < 0.05 for size in promised)
+    assert sum(any(cell.verdict == "regressed" for cell in verdicts[1:]) for verdicts in found) <= 10
+    # The stated power is 80 % at some size well below 5 points.
+    smallest = [verdicts[0].judged[0].detectable for verdicts in found]
+    assert all(size is not None and 0.02 < size < 0.05 for size in smallest)
 
 
 def changed(run: Snapshot, i: int = 0, **fields: Any) -> Snapshot:
@@ -146,10 +146,10 @@ def test_cost_is_judged_exactly_and_seconds_on_request() -> None:
     run = plain()
     more = changed(run, cost={"denoiser": 10.5, "classifier": 1.0}, seconds=0.2)
     found = check(run, more, Gate())
-    assert [one.verdict for one in found] == ["regressed", "holds"]
+    assert [cell.verdict for cell in found] == ["regressed", "holds"]
     assert found[0].why == "denoiser evaluations per answer rose from 10 to 10.5"
-    assert {one.verdict for one in check(run, more, Gate(cost_margin=0.05))} == {"holds"}
-    assert {one.verdict for one in check(more, run, Gate())} == {"holds"}
+    assert {cell.verdict for cell in check(run, more, Gate(cost_margin=0.05))} == {"holds"}
+    assert {cell.verdict for cell in check(more, run, Gate())} == {"holds"}
     slow = check(run, more, Gate(cost_margin=0.05, seconds_margin=0.5))
     assert slow[0].verdict == "regressed" and slow[0].why == "seconds per image rose from 0.1 to 0.2"
     assert check(run, changed(run, seconds=None), Gate(seconds_margin=0.5))[0].verdict == "unknown"
@@ -171,14 +171,14 @@ def test_cost_is_judged_exactly_and_seconds_on_request() -> None:
 def test_what_cannot_be_compared_never_holds(fields: dict[str, Any], why: str) -> None:
     run = plain()
     found = check(run, changed(run, **fields), Gate())
-    assert [one.verdict for one in found] == ["unknown", "holds"] and why in found[0].why
+    assert [cell.verdict for cell in found] == ["unknown", "holds"] and why in found[0].why
     assert verdict_of(found) == "unknown"
 
 
 def test_cells_that_one_side_lacks_are_unknown() -> None:
     run = plain()
     fewer = replace(run, cells=run.cells[:1])
-    assert [one.why for one in check(fewer, run, Gate())][1] == "the baseline has no such cell"
+    assert [cell.why for cell in check(fewer, run, Gate())][1] == "the baseline has no such cell"
     gone = check(run, fewer, Gate())
     assert gone[1].verdict == "unknown" and "no such cell any more" in gone[1].why
     with pytest.raises(InvalidInput, match="no cell"):
@@ -219,7 +219,7 @@ def test_an_answer_of_several_draws_is_judged_beside_avg() -> None:
     now = changed(before, values={**values, "answer": Shares(lost, 1)})
     found = check(before, now, Gate())
     assert found[0].verdict == "regressed" and found[0].why.startswith("answer 100.0 % before, 90.0 % now")
-    assert [one.measure for one in found[0].judged if one.regressed] == ["answer"]
+    assert [judgement.measure for judgement in found[0].judged if judgement.regressed] == ["answer"]
 
 
 @pytest.mark.parametrize(
@@ -258,17 +258,17 @@ def test_equal_results_hold_and_damaged_weights_regress(
     good: tuple[Sweep, Store, Path], worse: tuple[Sweep, Store, Path]
 ) -> None:
     before, now = of_store(good[1], "checked", "here"), snapshot(worse)
-    assert [one.verdict for one in check(before, snapshot(good), Gate())] == ["holds", "holds"]
+    assert [cell.verdict for cell in check(before, snapshot(good), Gate())] == ["holds", "holds"]
     found = check(before, now, Gate())
-    assert [one.verdict for one in found] == ["regressed", "regressed"]
+    assert [cell.verdict for cell in found] == ["regressed", "regressed"]
     assert "before" in found[0].why and "150 images" in found[0].why
     # The cause is named: the classifier's normalisation, and nothing else, in both cells.
-    assert {change.field for one in found for change in one.changes} >= {"classifier.mean"}
-    assert all(change.field.endswith("classifier.mean") for one in found for change in one.changes)
+    assert {change.field for cell in found for change in cell.changes} >= {"classifier.mean"}
+    assert all(change.field.endswith("classifier.mean") for cell in found for change in cell.changes)
     # The other way round nothing regressed: an improvement holds.
-    assert {one.verdict for one in check(now, before, Gate())} == {"holds"}
+    assert {cell.verdict for cell in check(now, before, Gate())} == {"holds"}
     # A margin as large as the drop tolerates it.
-    assert {one.verdict for one in check(before, now, Gate(margin=0.95, detect=1.0))} <= {"holds", "unknown"}
+    assert {cell.verdict for cell in check(before, now, Gate(margin=0.95, detect=1.0))} <= {"holds", "unknown"}
 
 
 def test_values_are_those_of_the_rows(good: tuple[Sweep, Store, Path]) -> None:
@@ -309,11 +309,11 @@ def test_a_file_gives_back_what_was_written(good: tuple[Sweep, Store, Path], tmp
     again = from_text(text, "f")
     assert json.loads(text)["cells"][0]["images"] == "3-5, 9, 20-165"
     assert again.cells[0].images == gaps.images and to_text(again) == text
-    for one, two in zip(run.cells, again.cells, strict=True):
-        assert {k: (v.counts.tolist(), v.of) for k, v in one.values.items()} == {
-            k: (v.counts.tolist(), v.of) for k, v in two.values.items()
+    for old, new in zip(run.cells, again.cells, strict=True):
+        assert {k: (v.counts.tolist(), v.of) for k, v in old.values.items()} == {
+            k: (v.counts.tolist(), v.of) for k, v in new.values.items()
         }
-        assert one.spec_id == two.spec_id
+        assert old.spec_id == new.spec_id
 
 
 def test_files_that_are_no_baseline_say_what_they_are(good: tuple[Sweep, Store, Path], tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_other_images_and_holes_exit_with_2(good: tuple[Sweep, Store, Path], tmp
     shutil.copytree(store.uri, copy)
     store.revoke(stage.spec.stage, stage.id, stage.chunks[0].name)
     verdicts = check(of_store(Store(str(copy)), None, "copy"), of_results(Results(store, other)), Gate())
-    assert [one.verdict for one in verdicts] == ["unknown", "holds"] and "not complete" in verdicts[0].why
+    assert [cell.verdict for cell in verdicts] == ["unknown", "holds"] and "not complete" in verdicts[0].why
     refused = puregrid("promote", path, "--store", store.uri, "--to", tmp_path / "no.json")
     assert refused.exit_code == 2 and "not complete" in refused.stderr and not (tmp_path / "no.json").exists()
 
@@ -412,8 +412,11 @@ def test_a_broken_mlflow_changes_no_verdict(good: tuple[Sweep, Store, Path], tmp
 
 
 def test_a_verdict_as_json_has_the_numbers(good: tuple[Sweep, Store, Path], worse: tuple[Sweep, Store, Path]) -> None:
-    one: CellVerdict = check(snapshot(good), snapshot(worse), Gate())[0]
-    content = json.loads(json.dumps(one.as_dict()))
+    cell: CellVerdict = check(snapshot(good), snapshot(worse), Gate())[0]
+    content = json.loads(json.dumps(cell.as_dict()))
     drop = content["judged"][0]["drop"]
     assert drop["value"] == pytest.approx(drop["before"] - drop["now"]) and drop["low"] > 0.01
+    assert drop["worse"] > drop["better"] and drop["p"] <= content["judged"][0]["p_holm"] < 0.05
+    before, now = (snapshot(run).cells[0].values["Avg"].values for run in (good, worse))
+    assert (drop["before"], drop["now"], drop["images"]) == (before.mean(), now.mean(), len(now))
     assert content["verdict"] == "regressed" and content["cost"]["classifier"] == [1.0, 1.0]

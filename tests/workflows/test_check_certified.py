@@ -19,8 +19,8 @@ from workflows.grid.load import Sweep, load_sweep
 from workflows.planning.plan import make_plan
 from workflows.regression.baselines import from_text, to_text
 from workflows.regression.check import CellVerdict, Gate, check
-from workflows.regression.compare import compare, comparison_text
-from workflows.regression.snapshots import Outcome, Shares, Snapshot, _certified, of_results, of_store
+from workflows.regression.compare import compare_runs, comparison_text
+from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, certificate_shares, of_results, of_store
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
 from workflows.store import Store
@@ -89,7 +89,7 @@ def test_values_are_those_of_the_table_of_certificates(good: Run) -> None:
 
 def test_the_average_radius_in_sigmas_is_certified_accuracy_averaged_over_radii() -> None:
     rows = pd.DataFrame({"label": [1, 1, 2, 3], "prediction": [1, 1, 0, -1], "radius": [0.5, 9.0, 0.7, 0.0]})
-    found = _certified(rows, 0.5)["ACR / 4 sigma"].values
+    found = certificate_shares(rows, 0.5)["ACR / 4 sigma"].values
     # sigma is 1/2, so 4 sigma is 2: a quarter, cut to 1, wrong, abstained.
     assert found.tolist() == pytest.approx([0.25, 1.0, 0.0, 0.0], abs=1e-5)
     radii = (np.arange(20_000) + 0.5) * 1e-4
@@ -121,7 +121,7 @@ def test_every_kind_of_baseline_says_the_same(good: Run, worse: Run, tmp_path: P
             assert said.exit_code == status, (baseline, said.output)
             content = json.loads(said.stdout)
             assert [cell["verdict"] for cell in content["cells"]] == [verdict] * 3
-            of_certificate = [one["measure"] for one in content["cells"][-1]["judged"]]
+            of_certificate = [judgement["measure"] for judgement in content["cells"][-1]["judged"]]
             assert of_certificate == ["certified 0", "certified 0.25", "certified 0.5", "ACR / 4 sigma"]
 
 
@@ -141,14 +141,14 @@ def test_a_drop_at_one_radius_alone_is_found(good: Run) -> None:
     assert held.mean() > 0.5
     lost = ~(held & (held.cumsum() <= 30))  # thirty images whose radius fell below sigma, and stayed above 0
     found = by_kind(check(before, with_values(before, {"certified 0.25": lost}), Gate(detect=0.5)))
-    assert {name: one.verdict for name, one in found.items()} == {
+    assert {name: verdict.verdict for name, verdict in found.items()} == {
         "severity 1": "holds",
         "severity 3": "holds",
         "certificate": "regressed",
     }
     certificate = found["certificate"]
     assert certificate.why.startswith("certified 0.25 ") and "30 worse, 0 better" in certificate.why
-    assert [one.measure for one in certificate.judged if one.regressed] == ["certified 0.25"]
+    assert [judgement.measure for judgement in certificate.judged if judgement.regressed] == ["certified 0.25"]
 
 
 def test_smaller_radii_between_those_of_the_table_are_found_by_the_average_radius() -> None:
@@ -157,12 +157,12 @@ def test_smaller_radii_between_those_of_the_table_are_found_by_the_average_radiu
     spec = {"stage": "certify", "certificate": {"sigma": 0.25}}
     runs = []
     for lost in (0.0, 0.1):  # every radius stays between sigma and 2 sigma
-        values = _certified(rows.assign(radius=rows["radius"] - lost), 0.25)
-        cell = Outcome("c", spec, "data", tuple(range(300)), True, values, {}, None)
+        values = certificate_shares(rows.assign(radius=rows["radius"] - lost), 0.25)
+        cell = CellOutcome("c", spec, "data", tuple(range(300)), True, values, {}, None)
         runs.append(Snapshot("made up", "s", (cell,), {}))
     (found,) = check(*runs, Gate())
     assert found.verdict == "regressed" and found.why.startswith("ACR / 4 sigma ")
-    assert [one.measure for one in found.judged if one.regressed] == ["ACR / 4 sigma"]
+    assert [judgement.measure for judgement in found.judged if judgement.regressed] == ["ACR / 4 sigma"]
     assert found.judged[-1].drop.value == pytest.approx(0.1, abs=1e-4)  # 0.1 of 4 x 0.25
     assert check(runs[0], runs[0], Gate())[0].verdict == "holds"
 
@@ -175,7 +175,7 @@ def test_a_dearer_base_classifier_is_a_regression_though_its_certificates_hold(g
 
 
 def test_compare_shows_every_measure_of_a_certificate(good: Run, worse: Run) -> None:
-    found = compare(of_store(good[1], "gated", "here"), snapshot(worse))
+    found = compare_runs(of_store(good[1], "gated", "here"), snapshot(worse))
     corrupted, certificate = found[0], found[-1]
     assert corrupted.measure == "Avg" and not corrupted.further
     assert certificate.measure == "certified 0" and list(certificate.further) == [
@@ -186,7 +186,9 @@ def test_compare_shows_every_measure_of_a_certificate(good: Run, worse: Run) -> 
     first, second = (
         run.cells[-1].values["certified 0.25"].values.mean() for run in (snapshot(good), snapshot(worse))
     )
-    told = certificate.as_dict()["further"]["certified 0.25"]
-    assert (told["first"], told["second"], told["difference"]) == pytest.approx((first, second, second - first))
+    further = certificate.as_dict()["further"]["certified 0.25"]
+    assert (further["first"], further["second"], further["difference"]) == pytest.approx(
+        (first, second, second - first)
+    )
     lines = [line for line in comparison_text(found, "a", "b").splitlines() if "certified 0.25" in line]
     assert len(lines) == 1 and f"{100 * first:.1f}" in lines[0] and f"{100 * second:.1f}" in lines[0]

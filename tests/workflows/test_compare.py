@@ -18,11 +18,11 @@ from workflows.cli import app
 from workflows.planning.plan import make_plan
 from workflows.regression.baselines import load_pair
 from workflows.regression.check import Gate, check, verdict_of
-from workflows.regression.compare import Change, compare, comparison_text, match, spec_changes
-from workflows.regression.snapshots import Outcome, Shares, Snapshot, of_results
+from workflows.regression.compare import Change, compare_runs, comparison_text, match, spec_changes
+from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, of_results
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
-from workflows.statistics.paired import paired_drop
+from workflows.statistics.paired import paired_difference
 from workflows.store import Store
 
 
@@ -78,9 +78,9 @@ def test_a_planted_change_is_named_where_it_is_and_nowhere_else(
         assert found == (fields if i in cells else {})
     # The report of both commands names it, once for all of its cells.
     (field, (old, new)) = next(iter(fields.items()))
-    assert f"{field} {old} -> {new}   (2 of 4 cells)" in comparison_text(compare(base[0], other), "a", "b")
+    assert f"{field} {old} -> {new}   (2 of 4 cells)" in comparison_text(compare_runs(base[0], other), "a", "b")
     verdicts = check(base[0], other, Gate(detect=0.95))
-    assert [bool(one.changes) for one in verdicts] == [i in cells for i in range(4)]
+    assert [bool(cell.changes) for cell in verdicts] == [i in cells for i in range(4)]
 
 
 def test_changed_weights_are_named_by_their_hash(base: tuple[Snapshot, Path, Store], tmp_path: Path) -> None:
@@ -105,16 +105,18 @@ def test_changed_weights_are_named_by_their_hash(base: tuple[Snapshot, Path, Sto
 
 def test_numbers_of_real_runs_are_those_of_the_rows(base: tuple[Snapshot, Path, Store], tmp_path: Path) -> None:
     other, _, _ = ran(tmp_path / "other", ("t_star: 10", "t_star: 400"))
-    found = compare(base[0], other)
+    comparisons = compare_runs(base[0], other)
     before, now = (run.cells[3].values["Avg"].values for run in (base[0], other))
-    drop = found[3].avg
-    assert drop is not None and drop == paired_drop(before, now) and drop.value > 0.1
+    changed = comparisons[3]
+    assert changed.difference is not None and changed.answers is not None
+    assert changed.difference == paired_difference(before, now) and changed.difference.value < -0.1
     first, second = (run.cells[3].values["answer"].counts for run in (base[0], other))
     only = int((first > second).sum()), int((second > first).sum())
-    assert (found[3].only_first, found[3].only_second) == only
-    assert found[3].p == pytest.approx(stats.binomtest(only[0], sum(only)).pvalue)
+    assert changed.answers == (*only, pytest.approx(stats.binomtest(only[0], sum(only)).pvalue))
     # What is before the purifier is the same run: nothing differs, p is 1.
-    assert found[0].avg is not None and (found[0].avg.value, found[0].p, found[0].p_holm) == (0.0, 1.0, 1.0)
+    same = comparisons[0]
+    assert same.difference is not None and same.answers is not None
+    assert (same.difference.value, same.answers.p, same.p_holm) == (0.0, 1.0, 1.0)
 
 
 def test_corruptions_and_certificates_are_compared_too(tmp_path: Path) -> None:
@@ -139,10 +141,10 @@ certificates: [{sigma: 0.25, n: 200}]
         assert list(found) == ["certified 0", "certified 0.25", "certified 0.5", "ACR / 4 sigma"]
         for at, shares in zip((0, 0.25, 0.5), list(found.values())[:3], strict=True):
             assert shares.counts.tolist() == (right & (rows["radius"] >= at)).to_numpy().astype(int).tolist()
-    assert [len(one.changes) > 0 for one in compare(*runs)] == [True] * 3
+    assert [len(cell.changes) > 0 for cell in compare_runs(*runs)] == [True] * 3
     verdicts = check(*runs, Gate())
-    assert len(verdicts) == 3 and [len(one.judged) for one in verdicts] == [1, 1, 4]
-    assert all(change.field.endswith("classifier.mean") for one in verdicts for change in one.changes)
+    assert len(verdicts) == 3 and [len(cell.judged) for cell in verdicts] == [1, 1, 4]
+    assert all(change.field.endswith("classifier.mean") for cell in verdicts for change in cell.changes)
     # Of 12 images nobody sees a drop of 20 points.
     assert verdict_of(check(runs[0], runs[0], Gate())) == "unknown"
     assert verdict_of(check(runs[0], runs[0], Gate(detect=0.999))) == "holds"
@@ -151,19 +153,19 @@ certificates: [{sigma: 0.25, n: 200}]
 # Made up runs
 
 
-def outcome(name: str, right: int = 90, images: int = 100, offset: int = 0, **spec: Any) -> Outcome:
+def outcome(name: str, right: int = 90, images: int = 100, offset: int = 0, **spec: Any) -> CellOutcome:
     counts = np.r_[np.ones(right, dtype=np.int64), np.zeros(images - right, dtype=np.int64)]
     shares = Shares(counts, 1)
     ids = tuple(range(offset, offset + images))
     full = {"stage": "evaluate", "draws": 1, "aggregation": "single", "seed": 0, **spec}
-    return Outcome(name, full, "data", ids, True, {"Avg": shares, "answer": shares}, {}, None)
+    return CellOutcome(name, full, "data", ids, True, {"Avg": shares, "answer": shares}, {}, None)
 
 
-def run_of(*cells: Outcome) -> Snapshot:
+def run_of(*cells: CellOutcome) -> Snapshot:
     return Snapshot("made up", "s", cells, {})
 
 
-def diffpure(t_star: int, **fields: Any) -> Outcome:
+def diffpure(t_star: int, **fields: Any) -> CellOutcome:
     return outcome(f"t*={t_star}", purifier={"purifier": "diffpure", "t_star": t_star}, **fields)
 
 
@@ -192,7 +194,7 @@ def test_what_is_ambiguous_or_of_another_kind_does_not_match() -> None:
         pairs = match(first, second)
         assert len(pairs) == len(first.cells) + len(second.cells)
         assert all(pair.first is None or pair.second is None for pair in pairs)
-        notes = {one.note for one in compare(first, second)}
+        notes = {cell.note for cell in compare_runs(first, second)}
         assert notes == {"only in the first run", "only in the second run"}
 
 
@@ -229,24 +231,25 @@ def test_which_changes_are_of_the_threat(field: str, threat: bool) -> None:
 def test_holm_counts_the_cells_that_could_be_compared() -> None:
     first = run_of(outcome("a", 90), outcome("b", 90), outcome("gone", 90, norm=1, seed=5))
     second = run_of(outcome("a", 80, v=2), outcome("b", 84, v=2))
-    found = compare(first, second)
-    assert [one.p for one in found[:2]] == pytest.approx([2 * 0.5**10, 2 * 0.5**6])
-    assert [one.p_holm for one in found[:2]] == pytest.approx([4 * 0.5**10, 2 * 0.5**6])
-    assert (found[2].p, found[2].p_holm, found[2].note) == (None, None, "only in the first run")
-    content = json.loads(json.dumps([one.as_dict() for one in found]))
+    found = compare_runs(first, second)
+    assert [cell.answers.p for cell in found[:2] if cell.answers] == pytest.approx([2 * 0.5**10, 2 * 0.5**6])
+    assert [cell.p_holm for cell in found[:2]] == pytest.approx([4 * 0.5**10, 2 * 0.5**6])
+    assert (found[2].answers, found[2].p_holm, found[2].note) == (None, None, "only in the first run")
+    content = json.loads(json.dumps([cell.as_dict() for cell in found]))
     assert content[0]["difference"] == pytest.approx(-0.1) and content[0]["low"] < -0.1 < content[0]["high"] < 0
     assert (content[0]["right_only_in_first"], content[0]["right_only_in_second"]) == (10, 0)
 
 
 def test_only_shared_images_are_compared_and_it_says_so() -> None:
-    found = compare(run_of(outcome("a", 90)), run_of(outcome("a", 40, 60, offset=20)))
-    assert found[0].avg is not None and found[0].avg.images == 60
+    found = compare_runs(run_of(outcome("a", 90)), run_of(outcome("a", 40, 60, offset=20)))
+    assert found[0].difference is not None and found[0].difference.images == 60
     assert found[0].note == "on 60 shared images of 100 and 60"
     # Images 20 to 89 were right before, 20 to 59 are now.
-    assert (found[0].only_first, found[0].only_second) == (20, 0)
-    assert "no images in common" in compare(run_of(outcome("a")), run_of(outcome("a", offset=500)))[0].note
+    assert found[0].answers is not None and found[0].answers[:2] == (20, 0)
+    assert "only one image in common" in compare_runs(run_of(outcome("a")), run_of(outcome("a", offset=99)))[0].note
+    assert "no images in common" in compare_runs(run_of(outcome("a")), run_of(outcome("a", offset=500)))[0].note
     other = replace(outcome("a"), data="other")
-    assert "data sets differ" in compare(run_of(outcome("a")), run_of(other))[0].note
+    assert "data sets differ" in compare_runs(run_of(outcome("a")), run_of(other))[0].note
 
 
 # The command line

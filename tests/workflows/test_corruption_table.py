@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from defense.errors import InvalidInput
 from tasks.corruptions import BENCHMARK, EXTRA, SEVERITIES
 from workflows.results.corruptions import accuracy_table, gain_table, mce_table
+from workflows.statistics.paired import paired_difference
 from workflows.statistics.proportions import wilson
 
 
@@ -123,26 +124,34 @@ def gains(differences: list[float]) -> pd.Series:
 
 
 @given(n=st.integers(1, 60), plus=st.integers(0, 60), minus=st.integers(0, 60))
-def test_the_interval_of_right_and_wrong_answers_is_agresti_and_min_s(n: int, plus: int, minus: int) -> None:
-    found = gains([1.0] * plus + [-1.0] * minus + [0.0] * n)
-    # Half an image in each of the four cells of the table of matched answers.
-    total = n + plus + minus + 2
-    b, c = plus + 0.5, minus + 0.5
-    centre = (b - c) / total
-    half = 1.959963985 * math.sqrt(b + c - (b - c) ** 2 / total) / total
-    assert found["low"] == pytest.approx(max(-1, min(centre - half, found["gain"])), abs=1e-8)
-    assert found["high"] == pytest.approx(min(1, max(centre + half, found["gain"])), abs=1e-8)
-    assert found["low"] < found["high"] and found["low"] <= found["gain"] <= found["high"]
+def test_the_interval_of_a_gain_is_that_of_any_paired_difference(n: int, plus: int, minus: int) -> None:
+    differences = [1.0] * plus + [-1.0] * minus + [0.0] * n
+    row, d = gains(differences), np.array(differences)
+    expected = paired_difference(0.5 - d / 2, 0.5 + d / 2)
+    assert (row["gain"], row["low"], row["high"]) == (expected.value, expected.low, expected.high)
+    assert row["low"] < row["high"] and row["low"] <= row["gain"] <= row["high"]
 
 
-def test_the_interval_covers_the_true_gain_19_times_of_20() -> None:
-    rng = np.random.default_rng(1)
-    covered = []
-    for _ in range(150):
-        found = gains(rng.choice([1.0, -1.0, 0.0], size=100, p=[0.2, 0.05, 0.75]).tolist())
-        covered.append(found["low"] <= 0.15 <= found["high"])
-    # 3.3 deviations of a binomial of 150.
-    assert 0.89 <= np.mean(covered) <= 1
+def test_a_mean_over_many_answers_has_an_interval_of_its_own_scale() -> None:
+    rows = frame({"none": 0.5, "own": 0.6})
+    wide = rows.pivot(index="image_id", columns=["defence", "corruption", "severity"], values="correct")
+    bare, own = wide["none"].mean(axis=1).to_numpy(), wide["own"].mean(axis=1).to_numpy()
+    largest = np.abs(own - bare).max()
+    assert 1 / 75 < largest < 0.4
+    total = line(gain_table(rows), "own", "all", "all")
+    expected = paired_difference(bare, own, largest)
+    assert (total["low"], total["high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert total["high"] - total["low"] < 0.1
+    # Where no image differs an answer of 75 might have.
+    equal = line(
+        gain_table(pd.concat([rows[rows["defence"] == "none"].assign(defence=d) for d in ("none", "own")])),
+        "own",
+        "all",
+        "all",
+    )
+    expected = paired_difference(bare, bare, 1 / 75)
+    assert equal["gain"] == 0 and (equal["low"], equal["high"]) == pytest.approx((expected.low, expected.high))
+    assert 0 < equal["high"] < 0.01
 
 
 def baseline(error: float = 0.5) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from defense.errors import InvalidInput
 from tasks.datasets import Cifar10Config, DatasetConfig, FolderConfig, ImageSet
 from workflows.cli import app
 from workflows.grid.load import Sweep, load_sweep
-from workflows.published.match import compare
+from workflows.published.match import match_published
 from workflows.published.papers import load_paper
 from workflows.results.reader import Results
 from workflows.store import Store
@@ -211,4 +211,4 @@ def test_a_trial_can_be_run_and_read(part: str, tmp_path: Path) -> None:
     results = Results(Store(str(tmp_path)), sweep)
     for cell in sweep.cells:
         assert len(results.rows(cell)) == 4
-    assert compare(results).empty  # no paper has figures of the digits
+    assert match_published(results).empty  # no paper has figures of the digits

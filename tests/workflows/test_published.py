@@ -12,7 +12,7 @@ from helpers_small import ASSETS, compute, small_sweep
 from defense.errors import InvalidInput
 from workflows.published import match
 from workflows.published import papers as paper_files
-from workflows.published.match import compare
+from workflows.published.match import match_published
 from workflows.published.papers import Paper, load_paper, mean_gains, papers
 from workflows.results.reader import Results
 from workflows.store import Store
@@ -161,7 +161,7 @@ class TestCompare:
     def frame(self, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
         (tmp_path / "fake.yaml").write_text(FAKE)
         monkeypatch.setattr(paper_files, "_FOLDER", tmp_path)
-        return compare(results)
+        return match_published(results)
 
     def test_values_stand_beside_the_cells_that_they_are_of_and_no_others(self, frame: pd.DataFrame) -> None:
         pairs = frame[["table", "threat", "published", "threat_measured"]].to_numpy().tolist()
@@ -208,5 +208,5 @@ class TestCompare:
         assert frame["anomalies"].tolist() == ["Odd."] * 4 + [""] * 2
 
     def test_nothing_committed_is_nothing_compared(self, tmp_path: Path, results: Results) -> None:
-        empty = compare(Results(Store(str(tmp_path / "none")), results.sweep))
+        empty = match_published(Results(Store(str(tmp_path / "none")), results.sweep))
         assert empty.empty and list(empty.columns)[:3] == ["paper", "table", "dataset"]

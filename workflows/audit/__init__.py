@@ -72,9 +72,9 @@ RULES: tuple[Rule, ...] = (
 """The rules that look at rows and specs, in the order of their findings; stored images are checked besides."""
 
 CERTIFIED_RULES: tuple[CertifiedRule, ...] = (
-    certificate_rules.beaten,
+    certificate_rules.refuted_by_draws,
     certificate_rules.radius_of_counts,
-    certificate_rules.depth_of_noise,
+    certificate_rules.noise_level_mismatch,
     certificate_rules.too_few_samples,
 )
 """Those that look at certificates, with the clean and attacked cells beside them."""
@@ -94,13 +94,13 @@ def findings(results: Results, *, images: bool = True) -> list[Finding]:
         results: The sweep's results; cells without rows are passed over.
         images: Also compare the stored adversarial images with the data set, which reads them all.
     """
-    sweep, seen = results.sweep, views(results)
-    smoothed, spoiled = certificates(results), views(results, results.sweep.corrupted)
-    found = [finding for rule in RULES for finding in rule(seen)]
-    found += [finding for rule in CERTIFIED_RULES for finding in rule(smoothed, seen)]
-    found += [finding for rule in CORRUPTED_RULES for finding in rule(spoiled, seen)]
-    found += threat_model.few_images([*seen, *spoiled, *smoothed])
+    sweep, adversarial = results.sweep, views(results)
+    certified, corrupted = certificates(results), views(results, results.sweep.corrupted)
+    all_findings = [finding for rule in RULES for finding in rule(adversarial)]
+    all_findings += [finding for rule in CERTIFIED_RULES for finding in rule(certified, adversarial)]
+    all_findings += [finding for rule in CORRUPTED_RULES for finding in rule(corrupted, adversarial)]
+    all_findings += threat_model.few_images([*adversarial, *corrupted, *certified])
     if images:
-        found += stored_images.check_images(seen, results.store)
-    found = [replace(finding, names=names_beside(sweep, finding.cells)) for finding in found]
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))  # stable: in the rules' order
+        all_findings += stored_images.check_images(adversarial, results.store)
+    named = [replace(finding, names=names_beside(sweep, finding.cells)) for finding in all_findings]
+    return sorted(named, key=lambda finding: SEVERITIES.index(finding.severity))  # stable: in the rules' order

@@ -1,4 +1,4 @@
-"""A finding: what an auditor says of some cells, with the numbers that it says it for."""
+"""A finding: a statement of the auditor about some cells, with its evidence."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found.
+    """A statement of a rule about some cells.
 
     Arguments:
         rule: Id of the rule, in kebab case.
         severity: ``error``, the number cannot be right as it stands; ``warning``, it is probably too good;
             ``note``, what a reader should know with it.
-        cells: Ids of the cells that it concerns.
-        text: What was found, for a reader.
+        cells: Ids of the cells concerned.
+        text: The statement, for a reader.
         evidence: The numbers it rests on: accuracies in [0, 1], ``p`` where a test was made, counts.
         action: What to do about it.
-        names: What people call those of its cells that have no line in the robustness table.
+        names: Names of those of its cells that have no line in the robustness table.
     """
 
     rule: str
@@ -48,16 +48,16 @@ class Finding:
         }
 
 
-def counts(found: Iterable[Finding]) -> dict[Severity, int]:
-    """How many findings there are of each severity, zeros included."""
-    number = Counter(finding.severity for finding in found)
+def counts(findings: Iterable[Finding]) -> dict[Severity, int]:
+    """Count the findings of each severity, zeros included."""
+    number = Counter(finding.severity for finding in findings)
     return {severity: number[severity] for severity in SEVERITIES}
 
 
-def rules_on(found: Iterable[Finding], cells: Collection[str]) -> str:
-    """``error: attacked-above-clean; note: few-images``: the rules that fired on any of some cells."""
+def rules_on(findings: Iterable[Finding], cells: Collection[str]) -> str:
+    """List the rules that fired on any of some cells: ``error: attacked-above-clean; note: few-images``."""
     rules: dict[Severity, dict[str, None]] = {severity: {} for severity in SEVERITIES}
-    for finding in found:
+    for finding in findings:
         if not set(cells).isdisjoint(finding.cells):
             rules[finding.severity][finding.rule] = None
     return "; ".join(f"{severity}: {', '.join(names)}" for severity, names in rules.items() if names)

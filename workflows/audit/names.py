@@ -1,4 +1,4 @@
-"""What people call cells that have no line in the robustness table: corruptions and certificates."""
+"""Names of cells that have no line in the robustness table: corruptions and certificates."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["names_beside"]
 
 
 def names_beside(sweep: Sweep, cells: Collection[str]) -> tuple[str, ...]:
-    """Names of the corruption and certificate cells among some, one by one or ``all 75 corruptions`` of a defence."""
-    wanted, found = set(cells), []
+    """Name the corruption and certificate cells among some, one by one or ``all 75 corruptions`` of a defence."""
+    wanted, names = set(cells), []
     datasets = {cell.images.dataset.id for cell in sweep.cells}
     seeds = {cell.seed for cell in sweep.cells}
     for part, members in (("corruption", sweep.corrupted), ("certificate", sweep.certified)):
@@ -26,7 +26,7 @@ def names_beside(sweep: Sweep, cells: Collection[str]) -> tuple[str, ...]:
         for where, ids in groups.items():
             meant = [cell for cell in ids if cell in wanted]
             if len(meant) == len(ids) > 1:
-                found.append(f"{where}, all {len(ids)} {part}s")
+                names.append(f"{where}, all {len(ids)} {part}s")
             else:
-                found += [f"{where}, {sweep.labels[cell][part]}" for cell in meant]
-    return tuple(found)
+                names += [f"{where}, {sweep.labels[cell][part]}" for cell in meant]
+    return tuple(names)

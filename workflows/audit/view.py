@@ -20,28 +20,23 @@ from tasks.certificates import CertificateConfig
 from tasks.stages import Smoothed
 from workflows.grid.load import Cell
 from workflows.results.reader import Results
-from workflows.statistics.paired import PairedTest, paired_test
 
 __all__ = [
-    "LEVEL",
     "Certified",
     "Judged",
     "View",
-    "alike",
     "certificates",
-    "exceeds",
+    "group_by",
     "strongest",
     "views",
 ]
 
-LEVEL = 0.01
-"""A comparison counts where p is below this."""
 
 Key = tuple[object, ...]
 
 
 class Judged(Protocol):
-    """What cells of every kind have: images, and answers that are right or not."""
+    """What a judged cell of any kind has: images, and answers that are right or not."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -70,12 +65,12 @@ def _images(cell: Cell) -> Key:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The cells of one judgement: those that differ in how draws are aggregated share every row.
+    """The cells of one judgement: cells that differ only in how draws are aggregated share every row.
 
     Arguments:
         cell: One of them.
         ids: Ids of them all.
-        rows: The judged rows; those of no cell are empty.
+        rows: The judged rows, not empty.
         attack_rows: Rows of the attack, empty for a clean cell.
         attack_notes: Numbers in the notes of the attack's commits, summed over its chunks.
     """
@@ -148,8 +143,8 @@ class View:
         """Names of the gradient modes of :attr:`followed`, without their steps."""
         return frozenset(GradientMode.parse(attack.gradient or "exact").name for attack in self.followed)
 
-    def said(self, name: str) -> npt.NDArray[np.float64] | None:
-        """What the attack says of each image in its own column ``name``, shape (images,); None if it does not."""
+    def reported(self, name: str) -> npt.NDArray[np.float64] | None:
+        """Return the attack's own column ``name``, shape (images,), None if it has none."""
         column = f"attack_{name}"
         return self.attack_rows[column].to_numpy(np.float64) if column in self.attack_rows.columns else None
 
@@ -177,8 +172,8 @@ class View:
     @cached_property
     def correct(self) -> npt.NDArray[np.bool_]:
         """Right answers, shape (images, draws)."""
-        found: npt.NDArray[np.bool_] = self.predictions == self.rows["label"].to_numpy()[:, None]
-        return found
+        correct: npt.NDArray[np.bool_] = self.predictions == self.rows["label"].to_numpy()[:, None]
+        return correct
 
     @cached_property
     def image_ids(self) -> npt.NDArray[np.int64]:
@@ -210,13 +205,13 @@ class Certified:
 
     @property
     def certificate(self) -> CertificateConfig:
-        """What was asked for."""
+        """Parameters of the certificate."""
         assert self.cell.certificate is not None
         return self.cell.certificate
 
     @property
     def smoothed(self) -> Smoothed:
-        """The classifier that it is of."""
+        """The smoothed classifier that is certified."""
         return self.cell.certify.smoothed
 
     @cached_property
@@ -238,8 +233,8 @@ class Certified:
     def correct(self) -> npt.NDArray[np.bool_]:
         """Whether the certified class is the label, shape (images,); an abstention is not right."""
         answer = self.rows["prediction"].to_numpy()
-        found: npt.NDArray[np.bool_] = (answer == self.rows["label"].to_numpy()) & (answer != ABSTAIN)
-        return found
+        correct: npt.NDArray[np.bool_] = (answer == self.rows["label"].to_numpy()) & (answer != ABSTAIN)
+        return correct
 
     @cached_property
     def accuracy(self) -> float:
@@ -248,28 +243,28 @@ class Certified:
 
 
 def certificates(results: Results) -> list[Certified]:
-    """The certificate cells of a sweep of which rows are committed, in its order."""
+    """Return the certificate cells with committed rows, in the sweep's order."""
     cells = ((cell, results.rows(cell)) for cell in results.sweep.certified)
     return [Certified(cell, rows) for cell, rows in cells if not rows.empty]
 
 
 def views(results: Results, cells: Iterable[Cell] | None = None) -> list[View]:
-    """The judgements of which rows are committed, in the sweep's order.
+    """Return the judgements with committed rows, in the sweep's order.
 
     Arguments:
         results: The sweep's results.
-        cells: Which of its cells, none of them a certificate; by default clean and attacked ones.
+        cells: Cells of the sweep that are no certificates; by default the clean and attacked ones.
     """
     groups: dict[Key, list[Cell]] = defaultdict(list)
     for cell in results.sweep.adversarial if cells is None else cells:
         groups[cell.evaluate.id, tuple(chunk.name for chunk in cell.images.chunks)].append(cell)
-    found = []
+    judgements = []
     for same in groups.values():
         rows = results.rows(same[0])
         if not rows.empty:
             ids = tuple(cell.id for cell in same)
-            found.append(View(same[0], ids, rows, results.attack_rows(same[0]), _notes(results, same[0])))
-    return found
+            judgements.append(View(same[0], ids, rows, results.attack_rows(same[0]), _notes(results, same[0])))
+    return judgements
 
 
 def _notes(results: Results, cell: Cell) -> dict[str, float]:
@@ -284,8 +279,8 @@ def _notes(results: Results, cell: Cell) -> dict[str, float]:
     return dict(total)
 
 
-def alike(members: Iterable[J], key: str) -> Iterator[list[J]]:
-    """The views in groups of equal ``key`` (``images``, ``defended``, ``threat``)."""
+def group_by(members: Iterable[J], key: str) -> Iterator[list[J]]:
+    """Group views by ``key`` (``images``, ``defended``, ``threat``), in the order of their first members."""
     groups: dict[Any, list[J]] = defaultdict(list)
     for view in members:
         groups[getattr(view, key)].append(view)
@@ -293,26 +288,5 @@ def alike(members: Iterable[J], key: str) -> Iterator[list[J]]:
 
 
 def strongest(members: Iterable[View]) -> View | None:
-    """The view of lowest accuracy, None of none."""
+    """Return the view of lowest accuracy, None if there is no view."""
     return min(members, key=lambda view: view.accuracy, default=None)
-
-
-def exceeds(high: View, low: View, candidates: int = 1) -> PairedTest | None:
-    """The test that says ``high`` is more accurate than ``low`` on the images that both have, if one does.
-
-    Arguments:
-        high: The one that is claimed to be higher.
-        low: The other.
-        candidates: From how many views these two were chosen for their accuracy; p is multiplied by it (Bonferroni).
-
-    Returns:
-        None where p is not below :data:`LEVEL`, or no image is shared.
-    """
-    a, b = high.correct, low.correct
-    if len(high.image_ids) != len(low.image_ids) or (high.image_ids != low.image_ids).any():
-        _, i, j = np.intersect1d(high.image_ids, low.image_ids, return_indices=True)
-        a, b = a[i], b[j]
-    if len(a) == 0 or a.mean() <= b.mean():  # most pairs: no need for a test
-        return None
-    test = paired_test(a, b).among(candidates)
-    return test if test.p < LEVEL else None

@@ -41,16 +41,15 @@ def compare(
         if other is None or (second is not None and with_ is not None):
             raise InvalidInput("name two runs: `compare RUN RUN`, or `compare RUN --with RUN`.")
         from workflows.regression.baselines import load_pair
-        from workflows.regression.compare import compare as compared
-        from workflows.regression.compare import comparison_text
+        from workflows.regression.compare import compare_runs, comparison_text
         from workflows.tracking.track import default_uri
 
-        one, two = load_pair(first, other, store=store, tracking_uri=mlflow or default_uri(store))
-        found = compared(one, two)
+        runs = load_pair(first, other, store=store, tracking_uri=mlflow or default_uri(store))
+        comparisons = compare_runs(*runs)
         if json_:
-            typer.echo(json.dumps([each.as_dict() for each in found], indent=1))
+            typer.echo(json.dumps([comparison.as_dict() for comparison in comparisons], indent=1))
         else:
-            typer.echo(comparison_text(found, first, other), nl=False)
+            typer.echo(comparison_text(comparisons, first, other), nl=False)
 
 
 def check(
@@ -101,13 +100,13 @@ def check(
         if junit is not None:
             junit.write_text(junit_xml(verdicts, loaded.name), encoding="utf-8")
         if json_:
-            cells = [each.as_dict() for each in verdicts]
+            cells = [cell.as_dict() for cell in verdicts]
             typer.echo(
                 json.dumps({"verdict": verdict, "baseline": baseline, **asdict(gate), "cells": cells}, indent=1)
             )
         else:
             typer.echo(check_text(verdicts, gate, baseline, f"{sweep} in {opened.uri}"), nl=False)
-        _tag_verdict(uri, loaded, verdict, baseline, [each for each in verdicts if each.verdict != "holds"])
+        _tag_verdict(uri, loaded, verdict, baseline, [cell for cell in verdicts if cell.verdict != "holds"])
         if verdict != "holds":
             raise typer.Exit(1 if verdict == "regressed" else 2)
 
@@ -118,7 +117,7 @@ def _tag_verdict(uri: str | None, sweep: Sweep, verdict: str, baseline: str, cel
 
     if uri is None or uri == "off":
         return
-    why = "; ".join(f"{each.cell}: {each.why}" for each in cells)
+    why = "; ".join(f"{cell.cell}: {cell.why}" for cell in cells)
     try:
         record_verdict(uri, sweep, {"verdict": verdict, "baseline": baseline, "why": why or "every cell holds"})
     except Exception as error:  # MLflow raises whatever its stores and servers raise

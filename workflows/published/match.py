@@ -17,7 +17,7 @@ from workflows.published.papers import Paper, Published, load_paper, papers
 from workflows.results.reader import Results
 from workflows.statistics.proportions import proportion
 
-__all__ = ["compare"]
+__all__ = ["match_published"]
 
 
 _COLUMNS = [
@@ -27,15 +27,15 @@ _COLUMNS = [
 ]
 
 
-def compare(
+def match_published(
     results: Results, names: Iterable[str] | None = None, *, loosely: bool = False, unmeasured: bool = False
 ) -> pd.DataFrame:
-    """Published and measured accuracies side by side, both in %.
+    """Put published and measured accuracies side by side, both in %.
 
     A cell of the sweep and a published value belong together if they agree in data set, classifier (by
     architecture), defence, and threat: norm, budget and, where the paper states them, attack and whether it sees the
-    purifier. A value of an unstated classifier goes with every classifier. Under a corruption, measured is the mean
-    over those of its severities that the sweep has complete. A baseline of the paper (AT, TRADES, ...) is a cell
+    purifier. A value whose classifier is not stated goes with every classifier. Under a corruption, measured is the
+    mean over those of its severities that the sweep has complete. A baseline of the paper (AT, TRADES, ...) is a cell
     without purifier whose classifier is called so, by ``name: trades`` or ``name: trades resnet18``.
 
     Arguments:
@@ -65,23 +65,23 @@ def compare(
 
 
 def _groups(results: Results) -> list[list[Cell]]:
-    """Complete cells; those that differ in the severity of a corruption alone are together."""
-    found: dict[tuple[object, ...], list[Cell]] = {}
+    """Group the complete cells; cells that differ only in the severity of a corruption are together."""
+    groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in results.sweep.cells:
         if cell.certificate is not None or len(results.rows(cell)) < cell.images.count:
             continue
         if cell.corruption is None:
-            found[(cell.id,)] = [cell]
+            groups[(cell.id,)] = [cell]
             continue
         stage = cell.evaluate
         key = (stage.dataset.id, stage.classifier.id, stage.purifier.id, stage.draws, cell.seed)
         chunks = tuple(chunk.name for chunk in cell.images.chunks)
-        found.setdefault((*key, chunks, cell.corruption.corruption, cell.corruption.origin), []).append(cell)
-    return list(found.values())
+        groups.setdefault((*key, chunks, cell.corruption.corruption, cell.corruption.origin), []).append(cell)
+    return list(groups.values())
 
 
 def _architecture(name: str) -> str:
-    """``torchvision:mobilenet_v2?classes=30`` and ``mobilenetv2`` as one name, ``resnet56-b`` and ``resnet56``."""
+    """Return one name for ``torchvision:mobilenet_v2?classes=30`` and ``mobilenetv2``, and so on."""
     plain = re.sub(r"[^a-z0-9]", "", re.sub(r"^[a-z]+:|\?.*$|-b$|_x1_0|_100\b", "", name.lower()))
     return {"standard": "wrn2810", "wideresnet2810": "wrn2810"}.get(plain, plain)
 
@@ -134,22 +134,22 @@ def _published(paper: Paper, value: Published) -> dict[str, object]:
         "published": value.accuracy,
         "certainty": value.certainty,
         "differs": "",
-        "anomalies": " ".join(each.text for each in paper.anomalies if value.table in each.tables),
+        "anomalies": " ".join(anomaly.text for anomaly in paper.anomalies if value.table in anomaly.tables),
         "source": value.source,
     }
 
 
 def _measured(value: Published, cells: list[Cell], results: Results) -> dict[str, object]:
     cell = cells[0]
-    found = proportion(np.mean([_average(results, each) for each in cells], axis=0))
+    measured = proportion(np.mean([_average(results, severity) for severity in cells], axis=0))
     labels = results.sweep.labels[cell.id]
-    severities = sorted({each.corruption.severity for each in cells if each.corruption is not None})
+    severities = sorted({other.corruption.severity for other in cells if other.corruption is not None})
     threat = value.column.corruption or ("clean" if cell.attack is None else cell.attack.label())
     return {
-        "measured": 100 * found.value,
-        "low": 100 * found.low,
-        "high": 100 * found.high,
-        "difference": 100 * found.value - value.accuracy,
+        "measured": 100 * measured.value,
+        "low": 100 * measured.low,
+        "high": 100 * measured.high,
+        "difference": 100 * measured.value - value.accuracy,
         "images": cell.images.count,
         "dataset_measured": labels["dataset"],
         "classifier_measured": labels["classifier"],
@@ -162,7 +162,7 @@ def _measured(value: Published, cells: list[Cell], results: Results) -> dict[str
 
 
 def _average(results: Results, cell: Cell) -> npt.NDArray[np.float64]:
-    """Share of right draws of each image; of one answer made of several draws, whether it is right."""
+    """Return the share of right draws of each image; whether it is right if several draws make one answer."""
     rows = results.rows(cell)
     votes, label = np.stack(list(rows["prediction"])), rows["label"].to_numpy()
     if cell.defence.aggregation == "single":
@@ -172,7 +172,7 @@ def _average(results: Results, cell: Cell) -> npt.NDArray[np.float64]:
 
 
 def _differences(value: Published, cell: Cell, severities: list[int]) -> list[str]:
-    """Settings that are not those of the paper, or that it does not state."""
+    """List settings that are not those of the paper, or that it does not state."""
     purifier = cell.defence.purifier
     level = purifier.noise_level
     measured: dict[str, object] = {"images": cell.images.count, "draws": cell.defence.draws}
@@ -184,25 +184,25 @@ def _differences(value: Published, cell: Cell, severities: list[int]) -> list[st
         }
     if cell.attack is not None:
         measured["attack_steps"] = cell.attack.parameter("steps")
-    found = []
+    differences = []
     if not _same_data(value, cell):
-        found.append(f"data: published {value.dataset}, measured {cell.images.dataset.label()}")
+        differences.append(f"data: published {value.dataset}, measured {cell.images.dataset.label()}")
     if not _same_classifier(value, cell):
-        found.append(f"classifier: published {value.classifier}, measured {cell.classifier.label()}")
+        differences.append(f"classifier: published {value.classifier}, measured {cell.classifier.label()}")
     if not (_same_budget(value, cell) and _same_attack(value, cell)) and cell.attack is not None:
         budget = format_eps(cell.attack.eps)
-        found.append(f"attack: published {value.column.label()}, measured {cell.attack.label()} {budget}")
+        differences.append(f"attack: published {value.column.label()}, measured {cell.attack.label()} {budget}")
     for key, have in measured.items():
         stated = value.settings.get(key)
         if have is not None and have != stated:
-            found.append(f"{key}: published {'not stated' if stated is None else stated}, measured {have}")
+            differences.append(f"{key}: published {'not stated' if stated is None else stated}, measured {have}")
     if value.classifier is None:
-        found.append("classifier: published not stated")
+        differences.append("classifier: published not stated")
     if value.column.threat == "attack" and value.column.adaptive is None and cell.attack is not None:
         sees = "does not see" if cell.attack.static else "sees"
-        found.append(f"attack: published not stated whether it sees the purifier, measured {sees} it")
+        differences.append(f"attack: published not stated whether it sees the purifier, measured {sees} it")
     if severities and tuple(severities) != SEVERITIES:
-        found.append(f"severities: measured {', '.join(map(str, severities))} alone")
+        differences.append(f"severities: measured {', '.join(map(str, severities))} alone")
     if cell.corruption is not None and cell.corruption.origin != "official":
-        found.append("images: published the official arrays, measured generated ones")
-    return found
+        differences.append("images: published the official arrays, measured generated ones")
+    return differences

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
-from workflows.published.match import compare
+from workflows.published.match import match_published
 from workflows.published.papers import Reference, load_paper, reference
 from workflows.results.reader import Results
 from workflows.tables.common import CELL
@@ -68,7 +68,7 @@ def published_table(results: Results) -> Table | None:
 def _frame(results: Results, found: Reference) -> pd.DataFrame:
     """The lines: all published values of the table, measured or not; of a figure, whatever has a cell."""
     figure = found.table is not None and " " in found.table
-    frame = compare(results, [found.paper], loosely=found.smoke, unmeasured=not figure)
+    frame = match_published(results, [found.paper], loosely=found.smoke, unmeasured=not figure)
     if found.table is not None and not figure:
         frame = frame[frame["table"] == found.table]
     if found.dataset is not None:

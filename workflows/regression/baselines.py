@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from defense.errors import InvalidInput
 from defense.spec import digest
 from workflows.grid.load import load_sweep
-from workflows.regression.snapshots import Outcome, Shares, Snapshot, of_results, of_store
+from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, of_results, of_store
 from workflows.results.reader import Results
 from workflows.results.records import current_name
 from workflows.store import Store
@@ -81,7 +81,7 @@ class _File(BaseModel):
 
 
 def to_text(snapshot: Snapshot) -> str:
-    """A snapshot as JSON, the same text for the same content."""
+    """Write a snapshot as JSON, the same text for the same content."""
     cells = [
         {
             "name": cell.name,
@@ -101,7 +101,7 @@ def to_text(snapshot: Snapshot) -> str:
 
 
 def complete_text(results: Results) -> str:
-    """A sweep's snapshot as JSON, to compare later runs with.
+    """Write a sweep's snapshot as JSON, to compare later runs with.
 
     Raises:
         InvalidInput: A cell is not complete: a baseline with holes can hold nothing.
@@ -126,16 +126,17 @@ def from_text(text: str, where: str) -> Snapshot:
         content = json.loads(text)
     except ValueError as error:
         raise InvalidInput(f"this is no JSON ({error}). {_HOW}", where=where) from error
-    found = content.get("schema") if isinstance(content, dict) else None
+    schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(content, dict) and "robustness" in content:
         raise InvalidInput(
             "this is a table: it has accuracies but not which images were right, so that runs cannot be paired. "
             + _HOW,
             where=where,
         )
-    if found != SCHEMA:
+    if schema != SCHEMA:
         raise InvalidInput(
-            f"this is no baseline that can be read here: its schema is {found!r}, not {SCHEMA!r}. {_HOW}", where=where
+            f"this is no baseline that can be read here: its schema is {schema!r}, not {SCHEMA!r}. {_HOW}",
+            where=where,
         )
     try:
         file = _File.model_validate(content)
@@ -148,12 +149,12 @@ def from_text(text: str, where: str) -> Snapshot:
 _HOW = "Write one with `puregrid promote SWEEP.yaml --to FILE`."
 
 
-def _unpacked(cell: _CellFile) -> Outcome:
+def _unpacked(cell: _CellFile) -> CellOutcome:
     images = _from_ranges(cell.images)
     if _images_digest(cell.data, images) != cell.images_digest:
         raise ValueError(f"the images of {cell.name!r} are not those of their digest")
     values = {name: packed.unpack(len(images)) for name, packed in cell.values.items()}
-    return Outcome(
+    return CellOutcome(
         current_name(cell.name), cell.spec, cell.data, images, cell.complete, values, cell.cost, cell.seconds
     )
 
@@ -177,17 +178,17 @@ _MOST_IMAGES = 10_000_000
 
 
 def _from_ranges(text: str) -> tuple[int, ...]:
-    found: list[int] = []
+    images: list[int] = []
     for part in filter(None, text.split(", ")):
         first, _, last = part.partition("-")
         if int(last or first) - int(first) > _MOST_IMAGES:
             raise ValueError(f"images {part!r} are too many")
-        found += range(int(first), int(last or first) + 1)
-    return tuple(found)
+        images += range(int(first), int(last or first) + 1)
+    return tuple(images)
 
 
 def load(reference: str, *, sweep: str | None, tracking_uri: str | None, where: str) -> Snapshot:
-    """The snapshot that a user names: a file, ``mlflow:ALIAS`` or ``mlflow:RUN_ID``, or a store.
+    """Load the snapshot that a user names: a file, ``mlflow:ALIAS`` or ``mlflow:RUN_ID``, or a store.
 
     Arguments:
         reference: As given.
@@ -211,32 +212,33 @@ def load(reference: str, *, sweep: str | None, tracking_uri: str | None, where: 
 
 
 def load_pair(first: str, second: str, *, store: str, tracking_uri: str | None) -> tuple[Snapshot, Snapshot]:
-    """Two runs that a user names: each as for :func:`load`, or ``SWEEP.yaml``, or ``SWEEP.yaml@STORE``.
+    """Load two runs that a user names: each as for :func:`load`, or ``SWEEP.yaml``, or ``SWEEP.yaml@STORE``.
 
     A store alone, or an alias, means the sweep of the other side.
 
     Arguments:
         first: As given.
         second: As given.
-        store: Of a sweep file that names none.
+        store: The store of a sweep file that names none.
         tracking_uri: Where MLflow keeps runs.
 
     Raises:
         InvalidInput: There is no such run, or it cannot be read.
     """
-    found: dict[int, Snapshot] = {}
+    snapshots: dict[int, Snapshot] = {}
     given = (first, second)
-    # What says by itself which sweep it is goes first: sweep files and files of outcomes, then the rest.
-    order = sorted((0, 1), key=lambda i: not (_is_sweep(given[i]) or Path(given[i]).is_file()))
-    for i in order:
-        known = next((one.sweep for one in found.values()), None)
-        if _is_sweep(given[i]):
-            path, _, its_store = given[i].partition("@")
+    # A sweep file or a baseline file says by itself which sweep it is of, so these go first.
+    order = sorted((0, 1), key=lambda side: not (_is_sweep(given[side]) or Path(given[side]).is_file()))
+    for side in order:
+        known = next((snapshot.sweep for snapshot in snapshots.values()), None)
+        if _is_sweep(given[side]):
+            path, _, its_store = given[side].partition("@")
             results = Results(Store(its_store or store), load_sweep(Path(path)))
-            found[i] = of_results(results)
+            snapshots[side] = of_results(results)
         else:
-            found[i] = load(given[i], sweep=known, tracking_uri=tracking_uri, where=("first", "second")[i])
-    return found[0], found[1]
+            where = ("first", "second")[side]
+            snapshots[side] = load(given[side], sweep=known, tracking_uri=tracking_uri, where=where)
+    return snapshots[0], snapshots[1]
 
 
 def _is_sweep(reference: str) -> bool:

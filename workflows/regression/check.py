@@ -1,17 +1,19 @@
 """``puregrid check``: did a sweep get worse than its baseline by more than a stated margin?
 
-For every cell the accuracy on each image is paired with the baseline's on the same image. A cell has **regressed** if
+For every cell the accuracy on each image is paired with the baseline's on the same image. Its **drop** is the paired
+difference before minus now. A cell has **regressed** if
 
-* a drop above the margin is significant: :func:`workflows.statistics.paired.drop_p` below alpha, corrected by Holm
-  over all tests, so that a sweep in which nothing changed raises an alarm in at most a share alpha of the runs; or
+* a drop above the margin is significant: p of :func:`workflows.statistics.paired.safe_t_test` is at most alpha,
+  corrected by Holm over all tests, so that a sweep in which nothing changed raises an alarm in at most a share alpha
+  of the runs (a non-inferiority test: a drop has to be shown); or
 * its defence asks a network more often for one answer than before, by more than the cost margin: counts are exact.
-  Seconds count only on request, since they are the machine's too.
+  Seconds count only on request, because they depend on the machine too.
 
-It **holds** only where that could have been found out: cells without a counterpart or on other images, incomplete
-ones, cells aggregated otherwise, under another attack, or with too few images to see a drop of a stated size in 80 %
-of the runs are **unknown**. Other weights, depths or code are what a check is for: they are reported, and judged.
+It **holds** only where a drop would have been found. A cell is **unknown** if it has no counterpart, is on other
+images, is incomplete, is aggregated otherwise or under another attack, or has too few images to show a drop of a
+stated size in 80 % of the runs. Other weights, t* or code are what a check is for: they are reported, and judged.
 
-Judged are Avg, the aggregated answer where several draws make one, and certified accuracy at some radii; see
+The check judges Avg, the aggregated answer where several draws make one, and certified accuracy at some radii; see
 :func:`measures`.
 """
 
@@ -24,8 +26,10 @@ from xml.etree import ElementTree
 
 from defense.errors import InvalidInput
 from workflows.regression.compare import Change, Match, changes_text, match, table
-from workflows.regression.snapshots import Outcome, Snapshot
-from workflows.statistics.paired import Drop, detectable, holm, paired_drop
+from workflows.regression.snapshots import CellOutcome, Snapshot
+from workflows.statistics.multiplicity import holm
+from workflows.statistics.paired import PairedDifference, paired_difference, safe_t_test
+from workflows.statistics.power import detectable
 
 __all__ = ["CellVerdict", "Gate", "Judgement", "Verdict", "check", "check_text", "junit", "measures", "verdict_of"]
 
@@ -73,27 +77,51 @@ class Judgement:
 
     Arguments:
         measure: Its name.
-        drop: The paired comparison.
-        p_holm: Corrected for the number of tests of the sweep.
-        detectable: The smallest drop found in 80 % of the runs; None if there is none.
+        drop: The paired difference from now (``first``) to before (``second``): positive where accuracy fell.
+        p: p of the test that the drop is at most the margin.
+        p_holm: p corrected for the number of tests of the sweep.
+        detectable: The smallest drop that is found in 80 % of the runs; None if not even the largest is.
         regressed: Whether the drop is significantly above the margin.
     """
 
     measure: str
-    drop: Drop
+    drop: PairedDifference
+    p: float
     p_holm: float
     detectable: float | None
     regressed: bool
 
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        drop = self.drop
+        return {
+            "measure": self.measure,
+            "drop": {
+                "before": drop.second,
+                "now": drop.first,
+                "low": drop.low,
+                "high": drop.high,
+                "p": self.p,
+                "images": drop.images,
+                "worse": drop.rose,
+                "better": drop.fell,
+                "spread": drop.spread,
+                "value": drop.value,
+            },
+            "p_holm": self.p_holm,
+            "detectable": self.detectable,
+            "regressed": self.regressed,
+        }
+
 
 @dataclass(frozen=True)
 class CellVerdict:
-    """What can be said of one cell.
+    """The verdict on one cell.
 
     Arguments:
         cell: Its name: data set, classifier, defence, attack, budget, seed.
         verdict: ``holds``, ``regressed`` or ``unknown``.
-        why: In words, with the numbers.
+        why: The reason in words, with the numbers.
         judged: One judgement a measure; none where runs cannot be paired.
         changes: Fields in which the specs differ.
         cost: Before and now, by network.
@@ -110,17 +138,14 @@ class CellVerdict:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON."""
-        found = asdict(self)
-        for each, one in zip(found["judged"], self.judged, strict=True):
-            each["drop"]["value"] = one.drop.value
-        return found
+        return {**asdict(self), "judged": [judgement.as_dict() for judgement in self.judged]}
 
 
-def measures(cell: Outcome) -> list[str]:
-    """The measures by which a cell is judged.
+def measures(cell: CellOutcome) -> list[str]:
+    """Return the measures by which a cell is judged.
 
-    An answer of one draw is Avg with more noise, so that it is judged only where several draws make it. Measures of
-    other stages are judged as they come.
+    An answer of one draw is Avg with more noise, so that it is judged only where several draws make it. All measures
+    of certificates are judged.
     """
     single = cell.spec.get("aggregation") == "single"
     return [name for name in cell.values if not (single and name == "answer")]
@@ -144,31 +169,34 @@ def check(before: Snapshot, now: Snapshot, gate: Gate) -> list[CellVerdict]:
         raise InvalidInput("it holds no cell: there is nothing to compare with.", where=f"--baseline {before.source}")
     pairs = match(before, now)
     obstacles = [_obstacle(pair) for pair in pairs]
-    drops: dict[tuple[int, str], Drop] = {}
-    for i, (pair, obstacle) in enumerate(zip(pairs, obstacles, strict=True)):
+    drops: dict[tuple[int, str], PairedDifference] = {}
+    p: dict[tuple[int, str], float] = {}
+    for place, (pair, obstacle) in enumerate(zip(pairs, obstacles, strict=True)):
         if obstacle is None and pair.first is not None and pair.second is not None:
             for name in measures(pair.second):
-                b, c = pair.first.values[name].values, pair.second.values[name].values
-                drops[i, name] = paired_drop(b, c, gate.margin)
-    corrected = dict(zip(drops, holm([drop.p for drop in drops.values()]), strict=True))
-    level = gate.alpha / max(len(drops), 1)  # of the first step of Holm: one cell that drops must pass this one
+                old, new = pair.first.values[name].values, pair.second.values[name].values
+                drops[place, name] = paired_difference(new, old)
+                p[place, name] = float(safe_t_test((old - new)[None], gate.margin)[0])
+    corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    level = gate.alpha / max(len(drops), 1)  # the first step of Holm: a single cell that drops must pass it
     judged: dict[int, list[Judgement]] = {}
-    for (i, name), drop in drops.items():
-        # What the drop itself adds to the spread is counted by `detectable`.
+    for (place, name), drop in drops.items():
+        # `detectable` adds the spread that the drop itself causes.
         unrelated = max(drop.spread**2 - abs(drop.value) * (1 - abs(drop.value)), 0.0) ** 0.5
         smallest = detectable(drop.images, unrelated, level, gate.margin)
-        p = corrected[i, name]
-        judged.setdefault(i, []).append(Judgement(name, drop, p, smallest, p <= gate.alpha))
+        p_holm = corrected[place, name]
+        judgement = Judgement(name, drop, p[place, name], p_holm, smallest, p_holm <= gate.alpha)
+        judged.setdefault(place, []).append(judgement)
     return [
         CellVerdict(pair.name, "unknown", obstacle, changes=pair.changes)
         if obstacle is not None
-        else _verdict(pair, tuple(judged[i]), gate)
-        for i, (pair, obstacle) in enumerate(zip(pairs, obstacles, strict=True))
+        else _verdict(pair, tuple(judged[place]), gate)
+        for place, (pair, obstacle) in enumerate(zip(pairs, obstacles, strict=True))
     ]
 
 
 def _obstacle(pair: Match) -> str | None:
-    """Why two runs of a cell cannot be compared."""
+    """Return why two runs of a cell cannot be compared, None if they can."""
     before, now = pair.first, pair.second
     if before is None:
         return "the baseline has no such cell"
@@ -189,7 +217,7 @@ def _obstacle(pair: Match) -> str | None:
     return None
 
 
-def _images(cell: Outcome) -> str:
+def _images(cell: CellOutcome) -> str:
     return f"{len(cell.images)} of data {cell.data[:8]}, ids {cell.images[0]} to {cell.images[-1]}"
 
 
@@ -199,77 +227,78 @@ def _verdict(pair: Match, judged: tuple[Judgement, ...], gate: Gate) -> CellVerd
     names = [name for name in now.cost if name in before.cost]
     cost = {name: (before.cost[name], now.cost[name]) for name in names}
     seconds = None if before.seconds is None or now.seconds is None else (before.seconds, now.seconds)
-    worse = [_accuracy(one) for one in judged if one.regressed]
+    worse = [_describe(judgement) for judgement in judged if judgement.regressed]
     for name, (old, new) in cost.items():
         if new > old * (1 + gate.cost_margin) + 1e-9:
             worse.append(f"{name} evaluations per answer rose from {old:g} to {new:g}")
     doubts = []
     if gate.seconds_margin is not None:
         if seconds is None:
-            doubts.append("the baseline or this run does not know its seconds")
+            doubts.append("the baseline or this run has no record of its seconds")
         elif seconds[1] > seconds[0] * (1 + gate.seconds_margin):
             worse.append(f"seconds per image rose from {seconds[0]:.3g} to {seconds[1]:.3g}")
     threat = [change for change in pair.changes if change.of_threat]
     if threat:
         doubts.append(f"it is under another threat ({', '.join(map(str, threat))})")
-    for one in judged:
-        if one.detectable is None or one.detectable > gate.detect:
-            seen = "no drop at all" if one.detectable is None else f"drops of {100 * one.detectable:.1f} points"
+    for judgement in judged:
+        smallest = judgement.detectable
+        if smallest is None or smallest > gate.detect:
+            seen = "no drop at all" if smallest is None else f"drops of {100 * smallest:.1f} points"
             doubts.append(
-                f"too few images: {one.drop.images} show {seen} in 80 % of the runs, not of "
+                f"too few images: {judgement.drop.images} show {seen} in 80 % of the runs, not of "
                 f"{100 * gate.detect:.1f} (--detect)"
             )
             break
     verdict: Verdict = "regressed" if worse else "unknown" if doubts else "holds"
-    why = worse + doubts or [_accuracy(judged[0])]
+    why = worse + doubts or [_describe(judged[0])]
     return CellVerdict(pair.name, verdict, "; ".join(why), judged, pair.changes, cost, seconds)
 
 
-def _accuracy(one: Judgement) -> str:
-    drop = one.drop
+def _describe(judgement: Judgement) -> str:
+    drop = judgement.drop
     return (
-        f"{one.measure} {100 * drop.before:.1f} % before, {100 * drop.now:.1f} % now on {drop.images} images: "
-        f"{drop.worse} worse, {drop.better} better, dropped by {100 * drop.value:+.1f} points "
-        f"[{100 * drop.low:+.1f}, {100 * drop.high:+.1f}], p {one.p_holm:.2g}"
+        f"{judgement.measure} {100 * drop.second:.1f} % before, {100 * drop.first:.1f} % now on {drop.images} images"
+        f": {drop.rose} worse, {drop.fell} better, dropped by {100 * drop.value:+.1f} points "
+        f"[{100 * drop.low:+.1f}, {100 * drop.high:+.1f}], p {judgement.p_holm:.2g}"
     )
 
 
 def verdict_of(verdicts: Sequence[CellVerdict]) -> Verdict:
-    """Of the sweep: regressed if any cell is, else unknown if any cell is."""
-    found = {one.verdict for one in verdicts}
-    return "regressed" if "regressed" in found else "unknown" if "unknown" in found else "holds"
+    """Return the verdict of the sweep: regressed if any cell is, else unknown if any cell is."""
+    kinds = {cell.verdict for cell in verdicts}
+    return "regressed" if "regressed" in kinds else "unknown" if "unknown" in kinds else "holds"
 
 
 def check_text(verdicts: Sequence[CellVerdict], gate: Gate, before: str, now: str) -> str:
-    """For people: the verdict of the sweep, the rule, a line a cell and measure, what changed."""
+    """Write verdicts for people: that of the sweep, the rule, a line a cell and measure, what changed."""
     lines = []
-    for one in verdicts:
-        for each in one.judged:
-            drop = each.drop
+    for cell in verdicts:
+        for judgement in cell.judged:
+            drop = judgement.drop
             lines.append(
                 [
-                    one.verdict,
-                    one.cell,
-                    each.measure,
+                    cell.verdict,
+                    cell.cell,
+                    judgement.measure,
                     str(drop.images),
-                    f"{100 * drop.before:.1f}",
-                    f"{100 * drop.now:.1f}",
+                    f"{100 * drop.second:.1f}",
+                    f"{100 * drop.first:.1f}",
                     f"{100 * drop.value:+.1f} [{100 * drop.low:+.1f}, {100 * drop.high:+.1f}]",
-                    f"{each.p_holm:.2g}",
-                    "-" if each.detectable is None else f"{100 * each.detectable:.1f}",
+                    f"{judgement.p_holm:.2g}",
+                    "-" if judgement.detectable is None else f"{100 * judgement.detectable:.1f}",
                 ]
             )
-        if not one.judged:
-            lines.append([one.verdict, one.cell, *"-------"])
+        if not cell.judged:
+            lines.append([cell.verdict, cell.cell, *"-------"])
     names = ["verdict", "cell", "measure", "images", "before", "now", "drop", "p (Holm)", "80 % power at"]
-    counts = {kind: sum(one.verdict == kind for one in verdicts) for kind in ("holds", "regressed", "unknown")}
+    counts = {kind: sum(cell.verdict == kind for cell in verdicts) for kind in ("holds", "regressed", "unknown")}
     head = [
         f"{verdict_of(verdicts)}: {', '.join(f'{n} {kind}' for kind, n in counts.items() if n)}",
         f"baseline: {before}\nthis run: {now}",
         f"regressed: a drop above {100 * gate.margin:g} points, significant at {gate.alpha:g} over all cells, or "
         f"more network evaluations per answer{f' (+{100 * gate.cost_margin:g} %)' if gate.cost_margin else ''}",
     ]
-    reasons = [f"  {one.cell}: {one.why}" for one in verdicts if one.verdict != "holds"]
+    reasons = [f"  {cell.cell}: {cell.why}" for cell in verdicts if cell.verdict != "holds"]
     parts = [
         "\n".join(head) + "\n",
         table("accuracy in %, drop in points with its paired 95 % interval", names, lines),
@@ -280,18 +309,18 @@ def check_text(verdicts: Sequence[CellVerdict], gate: Gate, before: str, now: st
 
 
 def junit(verdicts: Sequence[CellVerdict], sweep: str) -> str:
-    """JUnit XML, a test case a cell: *regressed* is a failure, *unknown* an error."""
-    counts = {kind: str(sum(one.verdict == kind for one in verdicts)) for kind in ("regressed", "unknown")}
+    """Write JUnit XML, a test case a cell: *regressed* is a failure, *unknown* an error."""
+    counts = {kind: str(sum(cell.verdict == kind for cell in verdicts)) for kind in ("regressed", "unknown")}
     totals = {"tests": str(len(verdicts)), "failures": counts["regressed"], "errors": counts["unknown"]}
     suites = ElementTree.Element("testsuites", {"name": "puregrid check", **totals})
     suite = ElementTree.SubElement(suites, "testsuite", {"name": sweep, **totals, "skipped": "0"})
-    for one in verdicts:
-        case = ElementTree.SubElement(suite, "testcase", {"classname": sweep, "name": one.cell})
-        if one.verdict != "holds":
-            tag = "failure" if one.verdict == "regressed" else "error"
-            ElementTree.SubElement(case, tag, {"message": one.why, "type": one.verdict}).text = one.why
-        out = [one.why, *(f"changed: {change}" for change in one.changes)]
-        ElementTree.SubElement(case, "system-out").text = "\n".join(out)
+    for cell in verdicts:
+        case = ElementTree.SubElement(suite, "testcase", {"classname": sweep, "name": cell.cell})
+        if cell.verdict != "holds":
+            tag = "failure" if cell.verdict == "regressed" else "error"
+            ElementTree.SubElement(case, tag, {"message": cell.why, "type": cell.verdict}).text = cell.why
+        output = [cell.why, *(f"changed: {change}" for change in cell.changes)]
+        ElementTree.SubElement(case, "system-out").text = "\n".join(output)
     ElementTree.indent(suites, " ")
     raw: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
     return raw.decode() + "\n"

@@ -1,6 +1,6 @@
 """``puregrid compare``: two runs cell by cell, on the same images, and what differs in their specs.
 
-Cells are matched in three rounds, each among what the rounds before have left:
+All differences are second run minus first. Cells are matched in three rounds, each among what the rounds before left:
 
 1. the same spec (data, weights by hash, every parameter, draws, seed, aggregation);
 2. the same name in tables (data set, classifier, defence, attack, budget, seed): new weights or code, say;
@@ -16,16 +16,28 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from workflows.regression.snapshots import Outcome, Snapshot
-from workflows.statistics.paired import Drop, holm, mcnemar, paired_drop
+from workflows.regression.snapshots import CellOutcome, Snapshot
+from workflows.statistics.exact_tests import McNemar, mcnemar
+from workflows.statistics.multiplicity import holm
+from workflows.statistics.paired import PairedDifference, paired_difference
 
-__all__ = ["Change", "Comparison", "Match", "compare", "comparison_text", "match", "spec_changes", "table"]
+__all__ = [
+    "Change",
+    "Comparison",
+    "Match",
+    "changes_text",
+    "compare_runs",
+    "comparison_text",
+    "match",
+    "spec_changes",
+    "table",
+]
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class Change:
 
     @property
     def of_threat(self) -> bool:
-        """Whether the defence is up against something else: another attack, corruption or certificate."""
+        """Whether the threat is another: attack, corruption or certificate."""
         # What an attack knows of the defence changes with the defence: that is no change of the attack.
         path = self.field.split(".")
         if path[0] == "certificate" or path[:2] == ["smoothed", "sigma"]:
@@ -64,8 +76,8 @@ def _short(value: Any) -> str:
 
 
 def spec_changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Change, ...]:
-    """Every field in which two specs differ, innermost fields by their paths."""
-    left, right = dict(_flat(first)), dict(_flat(second))
+    """Return every field in which two specs differ, innermost fields by their paths."""
+    left, right = dict(_leaves(first)), dict(_leaves(second))
     return tuple(
         Change(field, left.get(field), right.get(field))
         for field in dict.fromkeys([*left, *right])
@@ -73,11 +85,11 @@ def spec_changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[C
     )
 
 
-def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+def _leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
-        return [leaf for key in value for leaf in _flat(value[key], f"{path}.{key}" if path else str(key))]
+        return [leaf for key in value for leaf in _leaves(value[key], f"{path}.{key}" if path else str(key))]
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        return [leaf for i, item in enumerate(value) for leaf in _flat(item, f"{path}[{i}]")]
+        return [leaf for i, item in enumerate(value) for leaf in _leaves(item, f"{path}[{i}]")]
     return [(path, value)]
 
 
@@ -85,31 +97,31 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
 class Match:
     """A cell of one run and its counterpart, None on the side that has none."""
 
-    first: Outcome | None
-    second: Outcome | None
+    first: CellOutcome | None
+    second: CellOutcome | None
     changes: tuple[Change, ...] = ()
 
     @property
     def name(self) -> str:
-        """Of the second run, since that is the newer one."""
+        """Name of the cell in the second run, the newer one, if it is there."""
         cell = self.second or self.first
         assert cell is not None
         return cell.name
 
 
 def match(first: Snapshot, second: Snapshot) -> list[Match]:
-    """Pair the cells of two runs: those of the second in its order, then what only the first has."""
-    partner: dict[int, int] = {}
-    rounds: Sequence[Callable[[Outcome], Hashable]] = (
+    """Pair the cells of two runs: those of the second in its order, then those that only the first has."""
+    partner: dict[int, int] = {}  # by position in the second run, position in the first
+    rounds: Sequence[Callable[[CellOutcome], Hashable]] = (
         lambda cell: cell.spec_id,
         lambda cell: cell.name,
-        _kind,
+        _place_in_grid,
     )
     for key in rounds:
         left, right = defaultdict(list), defaultdict(list)
-        taken = set(partner.values())
+        matched = set(partner.values())
         for i, cell in enumerate(first.cells):
-            if i not in taken:
+            if i not in matched:
                 left[key(cell)].append(i)
         for j, cell in enumerate(second.cells):
             if j not in partner:
@@ -117,21 +129,21 @@ def match(first: Snapshot, second: Snapshot) -> list[Match]:
         for value, places in right.items():
             if len(left[value]) == len(places):
                 partner.update(zip(places, left[value], strict=True))
-    found = []
+    matches = []
     for j, new in enumerate(second.cells):
         old = first.cells[partner[j]] if j in partner else None
-        found.append(Match(old, new, () if old is None else spec_changes(old.spec, new.spec)))
+        matches.append(Match(old, new, () if old is None else spec_changes(old.spec, new.spec)))
     matched = set(partner.values())
-    return found + [Match(cell, None) for i, cell in enumerate(first.cells) if i not in matched]
+    return matches + [Match(cell, None) for i, cell in enumerate(first.cells) if i not in matched]
 
 
-def _kind(cell: Outcome) -> Hashable:
-    """What has to agree for two cells to have the same place in two grids."""
+def _place_in_grid(cell: CellOutcome) -> Hashable:
+    """Return what has to agree for two cells to have the same place in two grids."""
     spec = {**cell.spec, **(cell.spec.get("smoothed") or {})}
     source = spec.get("source") or {}
     threat = source.get("attack") or source.get("corruption") or spec.get("certificate") or {}
-    part = cell.name.split(" · ")
-    classifier = part[1] if len(part) == 6 else ""  # tells two sets of weights of one architecture apart
+    parts = cell.name.split(" · ")
+    classifier = parts[1] if len(parts) == 6 else ""  # tells two sets of weights of one architecture apart
     return (
         spec.get("stage"),
         (spec.get("dataset") or {}).get("dataset"),
@@ -150,107 +162,109 @@ class Comparison:
 
     Arguments:
         cell: Its name.
-        avg: Drop of Avg (of a certificate: right at radius 0) from the first to the second run on shared images; None
-            where there is nothing to compare.
-        measure: What ``avg`` is of.
-        further: The drops of a certificate's other measures, by name: right at some radii, ACR.
-        only_first: Images that only the first answers rightly, by the aggregated answer.
-        only_second: That only the second does.
-        p: McNemar's exact test of these two numbers.
-        p_holm: Corrected for the number of cells.
+        difference: The paired difference of :attr:`measure` on shared images; None where it cannot be computed.
+        measure: What ``difference`` is of: Avg; of a certificate, right with radius 0 or more.
+        further: The paired differences of a certificate's other measures, by name: right at some radii, ACR.
+        answers: McNemar's test of right answers, by the cell's aggregation.
+        p_holm: Its p, corrected for the number of cells.
         changes: Fields in which the specs differ.
-        note: What stands in the way, or limits the comparison.
+        note: What prevents the comparison, or limits it.
     """
 
     cell: str
-    avg: Drop | None = None
-    only_first: int = 0
-    only_second: int = 0
-    p: float | None = None
-    p_holm: float | None = None
+    difference: PairedDifference | None = None
     measure: str = "Avg"
-    further: Mapping[str, Drop] = field(default_factory=dict)
+    further: Mapping[str, PairedDifference] = field(default_factory=dict)
+    answers: McNemar | None = None
+    p_holm: float | None = None
     changes: tuple[Change, ...] = ()
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON; ``difference`` is second minus first."""
-        found: dict[str, Any] = {"cell": self.cell, "note": self.note}
-        if self.avg is not None:
-            found |= {
+        content: dict[str, Any] = {"cell": self.cell, "note": self.note}
+        if self.difference is not None and self.answers is not None:
+            content |= {
                 "measure": self.measure,
-                "images": self.avg.images,
-                **_difference(self.avg),
-                "further": {name: _difference(drop) for name, drop in self.further.items()},
-                "right_only_in_first": self.only_first,
-                "right_only_in_second": self.only_second,
-                "p": self.p,
+                "images": self.difference.images,
+                **_as_json(self.difference),
+                "further": {name: _as_json(difference) for name, difference in self.further.items()},
+                "right_only_in_first": self.answers.only_first,
+                "right_only_in_second": self.answers.only_second,
+                "p": self.answers.p,
                 "p_holm": self.p_holm,
             }
-        return {**found, "changes": [asdict(change) for change in self.changes]}
+        return {**content, "changes": [asdict(change) for change in self.changes]}
 
 
-def _difference(drop: Drop) -> dict[str, float]:
+def _as_json(difference: PairedDifference) -> dict[str, float]:
     return {
-        "first": drop.before,
-        "second": drop.now,
-        "difference": drop.now - drop.before,
-        "low": -drop.high,
-        "high": -drop.low,
+        "first": difference.first,
+        "second": difference.second,
+        "difference": difference.value,
+        "low": difference.low,
+        "high": difference.high,
     }
 
 
-def compare(first: Snapshot, second: Snapshot) -> list[Comparison]:
+def compare_runs(first: Snapshot, second: Snapshot) -> list[Comparison]:
     """Compare two runs, each cell on the images that both have judged."""
-    found = [_compared(pair) for pair in match(first, second)]
-    corrected = iter(holm([one.p for one in found if one.p is not None]))
-    return [one if one.p is None else replace(one, p_holm=next(corrected)) for one in found]
+    comparisons = [_compare_cell(pair) for pair in match(first, second)]
+    corrected = iter(holm([cell.answers.p for cell in comparisons if cell.answers is not None]))
+    return [cell if cell.answers is None else replace(cell, p_holm=next(corrected)) for cell in comparisons]
 
 
-def _compared(pair: Match) -> Comparison:
-    a, b = pair.first, pair.second
-    if a is None or b is None:
-        return Comparison(pair.name, note=f"only in the {'second' if a is None else 'first'} run")
-    if a.data != b.data:
+def _compare_cell(pair: Match) -> Comparison:
+    first, second = pair.first, pair.second
+    if first is None or second is None:
+        return Comparison(pair.name, note=f"only in the {'second' if first is None else 'first'} run")
+    if first.data != second.data:
         return Comparison(pair.name, changes=pair.changes, note="judged on other images: the data sets differ")
-    shared, left, right = np.intersect1d(a.images, b.images, assume_unique=True, return_indices=True)
+    shared, left, right = np.intersect1d(first.images, second.images, assume_unique=True, return_indices=True)
     if len(shared) < 2:
-        return Comparison(pair.name, changes=pair.changes, note="no images in common")
+        note = "only one image in common" if len(shared) else "no images in common"
+        return Comparison(pair.name, changes=pair.changes, note=note)
     notes = []
-    if not len(shared) == len(a.images) == len(b.images):
-        notes.append(f"on {len(shared)} shared images of {len(a.images)} and {len(b.images)}")
-    if not (a.complete and b.complete):
+    if not len(shared) == len(first.images) == len(second.images):
+        notes.append(f"on {len(shared)} shared images of {len(first.images)} and {len(second.images)}")
+    if not (first.complete and second.complete):
         notes.append("not complete")
-    common = [name for name in b.values if name in a.values]
+    common = [name for name in second.values if name in first.values]
     if not common:
         return Comparison(pair.name, changes=pair.changes, note="no measure in common")
-    drops = {name: paired_drop(a.values[name].values[left], b.values[name].values[right]) for name in common}
+    differences = {
+        name: paired_difference(first.values[name].values[left], second.values[name].values[right]) for name in common
+    }
     main = common[0]
-    answer = "answer" if "answer" in a.values and "answer" in b.values else main
-    one, two = (cell.values[answer].counts[at] == cell.values[answer].of for cell, at in ((a, left), (b, right)))
-    only = int((one & ~two).sum()), int((two & ~one).sum())
+    answer = "answer" if "answer" in common else main
+    is_right = [
+        cell.values[answer].counts[places] == cell.values[answer].of
+        for cell, places in ((first, left), (second, right))
+    ]
     return Comparison(
         pair.name,
-        drops[main],
-        *only,
-        p=mcnemar(one, two),
+        differences[main],
         measure=main,
-        further={name: drop for name, drop in drops.items() if name not in (main, "answer")},
+        further={name: difference for name, difference in differences.items() if name not in (main, "answer")},
+        answers=mcnemar(*is_right),
         changes=pair.changes,
         note="; ".join(notes),
     )
 
 
 def comparison_text(comparisons: Sequence[Comparison], first: str, second: str) -> str:
-    """For people: a line a cell, then what changed, equal changes of several cells once."""
+    """Write comparisons for people: a line a cell and measure, then each change of the specs once."""
     lines = []
-    for one in comparisons:
-        if one.avg is None:
-            lines.append([one.cell, *"-------", one.note])
+    for comparison in comparisons:
+        cell, difference, answers = comparison.cell, comparison.difference, comparison.answers
+        if difference is None or answers is None:
+            lines.append([cell, *"-------", comparison.note])
             continue
-        answers = [f"{one.only_first}, {one.only_second}", f"{one.p_holm:.2g}"]
-        lines.append([one.cell, one.measure, *_numbers(one.avg), *answers, one.note])
-        lines += [[one.cell, name, *_numbers(drop), "-", "-", ""] for name, drop in one.further.items()]
+        only = f"{answers.only_first}, {answers.only_second}"
+        lines.append(
+            [cell, comparison.measure, *_numbers(difference), only, f"{comparison.p_holm:.2g}", comparison.note]
+        )
+        lines += [[cell, name, *_numbers(further), "-", "-", ""] for name, further in comparison.further.items()]
     names = ["cell", "measure", "images", "first", "second", "second - first"]
     names += ["right only in 1st, 2nd", "p (Holm)", "note"]
     if not any(line[-1] for line in lines):
@@ -260,39 +274,46 @@ def comparison_text(comparisons: Sequence[Comparison], first: str, second: str) 
     return "\n".join(part for part in parts if part)
 
 
-def _numbers(drop: Drop) -> list[str]:
+def _numbers(difference: PairedDifference) -> list[str]:
     return [
-        str(drop.images),
-        f"{100 * drop.before:.1f}",
-        f"{100 * drop.now:.1f}",
-        f"{100 * (drop.now - drop.before):+.1f} [{-100 * drop.high:+.1f}, {-100 * drop.low:+.1f}]",
+        str(difference.images),
+        f"{100 * difference.first:.1f}",
+        f"{100 * difference.second:.1f}",
+        f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]",
     ]
 
 
-def changes_text(found: Sequence[Any]) -> str:
-    """What changed, with the number of cells that share it; found: anything with ``cell`` and ``changes``."""
+class _Changed(Protocol):
+    @property
+    def cell(self) -> str: ...
+    @property
+    def changes(self) -> tuple[Change, ...]: ...
+
+
+def changes_text(cells: Sequence[_Changed]) -> str:
+    """Write what changed in the specs of some cells, with the number of cells that share each change."""
     groups: dict[str, list[str]] = {}
-    for one in found:
-        for change in one.changes:
-            groups.setdefault(str(change), []).append(one.cell)
+    for cell in cells:
+        for change in cell.changes:
+            groups.setdefault(str(change), []).append(cell.cell)
     if not groups:
         return ""
     lines = [
-        f"  {what}   ({cells[0] if len(cells) == 1 else f'{len(cells)} of {len(found)} cells'})"
-        for what, cells in groups.items()
+        f"  {change}   ({changed[0] if len(changed) == 1 else f'{len(changed)} of {len(cells)} cells'})"
+        for change, changed in groups.items()
     ]
     return "\n".join(["specs differ:", *lines]) + "\n"
 
 
 def table(title: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in plain text, as wide as it gets."""
-    grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    """Write a table in plain text, as wide as it gets."""
+    text_table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for name in names:
-        text = name in {"cell", "note", "verdict", "why", "measure"}
-        grid.add_column(name, justify="left" if text else "right", no_wrap=True)
+        is_text = name in {"cell", "note", "verdict", "why", "measure"}
+        text_table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
     for line in lines:
-        grid.add_row(*line)
+        text_table.add_row(*line)
     console = Console(width=10_000, no_color=True, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
-        console.print(grid)
+        console.print(text_table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"

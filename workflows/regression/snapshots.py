@@ -1,8 +1,8 @@
-"""What a run found, image by image: enough to compare it with another run, later and elsewhere.
+"""What a run measured, image by image: enough to compare it with another run, later and elsewhere.
 
 A *snapshot* holds for each cell its name, its spec, which images were judged, and values per image of each measure,
-in the order of image ids. Any measure that is one share per image can take part: ``Outcome.values`` maps its name to
-:class:`Shares`, and all that comes after (pairing, gate, report) asks for no more.
+in the order of image ids. Any measure that is one share per image can take part: ``CellOutcome.values`` maps its name
+to :class:`Shares`, and all that comes after (pairing, tests, report) asks for no more.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from workflows.results.reader import Results
 from workflows.results.records import CellRecord
 from workflows.store import Store
 
-__all__ = ["Outcome", "Shares", "Snapshot", "of_results", "of_store"]
+__all__ = ["CellOutcome", "Shares", "Snapshot", "certificate_shares", "of_results", "of_store"]
 
-_PARTS = 65535
-"""As fine as a file of outcomes can tell."""
+_RADIUS_PARTS = 65535
+"""Denominator of radii: the largest that a baseline file can hold."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run found in one cell.
+class CellOutcome:
+    """What a run measured in one cell.
 
     Arguments:
-        name: What tables call it, see ``CellRecord.name_of``.
+        name: Name in tables, see ``CellRecord.name_of``.
         spec: What determines its rows, as plain JSON, and how its draws are aggregated.
         data: Digest of the data set's content: an image id means nothing without it.
         images: Ids of the images that were judged, ascending.
@@ -62,7 +62,7 @@ class Outcome:
         values: Values per image by measure: ``Avg`` and ``answer`` (by the cell's aggregation), or
             ``certified 0.25`` at some radii and ``ACR / 4 sigma``, of certificates.
         cost: Network evaluations per image and answer, by network; of a certificate, per sample.
-        seconds: Compute time per image; None where it is not known.
+        seconds: Compute time per image; None where it was not recorded.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a run found in all cells of a sweep, in the order of the grid.
+    """What a run measured in all cells of a sweep, in the order of the grid.
 
     Arguments:
         source: Where it is from, for messages.
@@ -93,19 +93,19 @@ class Snapshot:
 
     source: str
     sweep: str
-    cells: tuple[Outcome, ...]
+    cells: tuple[CellOutcome, ...]
     versions: Mapping[str, str]
 
 
 def of_results(results: Results) -> Snapshot:
-    """The snapshot of a sweep's committed results: attacks, corruptions, certificates."""
+    """Take the snapshot of a sweep's committed results: attacks, corruptions, certificates."""
     sweep = results.sweep
     specs = (cell.stages[0].identity() for cell in sweep.cells)
     return _snapshot(results.store, sweep.name, zip(CellRecord.of_sweep(sweep), specs, strict=True))
 
 
 def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
-    """The snapshot of the sweep of that name that ran last in a store; of the only one there, without a name.
+    """Take the snapshot of the sweep of that name that ran last in a store; without a name, of the only sweep there.
 
     Raises:
         InvalidInput: No such sweep, or several to choose from.
@@ -123,7 +123,7 @@ def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
             "`puregrid promote --to FILE` wrote.",
             where=where,
         )
-    found = []
+    judged = []
     for record in CellRecord.latest(store, chosen):
         try:
             spec = json.loads(store.files.read(f"specs/{record.stage_id}.json"))
@@ -133,13 +133,13 @@ def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
                 "on this store again.",
                 where=where,
             ) from None
-        found.append((record, spec))
-    return _snapshot(store, chosen, found)
+        judged.append((record, spec))
+    return _snapshot(store, chosen, judged)
 
 
 def _sweeps(store: Store) -> list[str]:
-    found = (name for name in store.files.names("sweeps") if re.fullmatch(r"latest-\w+\.json", name))
-    return sorted(json.loads(store.files.read(f"sweeps/{name}"))["sweep"] for name in found)
+    latest = (name for name in store.files.names("sweeps") if re.fullmatch(r"latest-\w+\.json", name))
+    return sorted(json.loads(store.files.read(f"sweeps/{name}"))["sweep"] for name in latest)
 
 
 def _snapshot(store: Store, sweep: str, judged: Iterable[tuple[CellRecord, Mapping[str, Any]]]) -> Snapshot:
@@ -152,8 +152,8 @@ def _snapshot(store: Store, sweep: str, judged: Iterable[tuple[CellRecord, Mappi
         commits = [commit for chunk in chunks if (commit := store.committed(stage, cell.stage_id, chunk))]
         for commit in commits:
             for name, version in commit.versions.items():
-                have = versions.setdefault(name, version)
-                versions[name] = have if version in have.split(", ") else f"{have}, {version}"
+                known = versions.setdefault(name, version)
+                versions[name] = known if version in known.split(", ") else f"{known}, {version}"
         tables = [store.read_rows(stage, cell.stage_id, chunk) for chunk in chunks]
         seconds = sum(commit.seconds for commit in commits)
         cells.append(_outcome(cell, spec, tables, len(chunks) == len(cell.chunks), seconds))
@@ -162,7 +162,7 @@ def _snapshot(store: Store, sweep: str, judged: Iterable[tuple[CellRecord, Mappi
 
 def _outcome(
     cell: CellRecord, identity: Mapping[str, Any], tables: Sequence[pa.Table], complete: bool, seconds: float
-) -> Outcome:
+) -> CellOutcome:
     rows = pd.DataFrame()
     if tables:
         rows = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).to_pandas()
@@ -173,13 +173,13 @@ def _outcome(
     values: dict[str, Shares] = {}
     cost = {network: float(count) for network, count in cell.evaluations.items()}
     if len(rows) and certified:
-        values = _certified(rows, float(identity["certificate"]["sigma"]))
+        values = certificate_shares(rows, float(identity["certificate"]["sigma"]))
     elif len(rows):
-        values = _judgements(rows, cell.aggregation)
+        values = _answer_shares(rows, cell.aggregation)
         answers = int(identity["draws"]) if cell.aggregation == "single" else 1  # a vote is one answer, of all draws
         for network in ("denoiser", "classifier"):
             cost[network] = float(rows[f"{network}_evaluations"].sum()) / len(rows) / answers
-    return Outcome(
+    return CellOutcome(
         name=cell.name,
         spec=spec,
         data=str(dataset.get("digest") or digest(json.dumps(dataset, sort_keys=True))),
@@ -191,8 +191,8 @@ def _outcome(
     )
 
 
-def _judgements(rows: pd.DataFrame, aggregation: Aggregation) -> dict[str, Shares]:
-    """Right draws and right answers."""
+def _answer_shares(rows: pd.DataFrame, aggregation: Aggregation) -> dict[str, Shares]:
+    """Shares of right draws, and right answers."""
     votes, mean = np.stack(list(rows["prediction"])), np.stack(list(rows["mean_probability"]))
     label = rows["label"].to_numpy()
     right = aggregate(votes, mean, aggregation) == label
@@ -202,16 +202,22 @@ def _judgements(rows: pd.DataFrame, aggregation: Aggregation) -> dict[str, Share
     }
 
 
-def _certified(rows: pd.DataFrame, sigma: float) -> dict[str, Shares]:
-    """Right with at least that radius, at three radii, and the average radius: each is a test that all pay for.
+def certificate_shares(rows: pd.DataFrame, sigma: float) -> dict[str, Shares]:
+    """Return which images are right with radius 0, sigma and 2 sigma or more, and the average certified radius.
 
-    The radius of an image, 0 where it is wrong, is told in 65535ths of 4 sigma and cut there. Its mean, ACR over 4
-    sigma, is certified accuracy averaged over the radii up to 4 sigma: its points are points of that.
+    There are no more radii because every measure costs all cells a test. An image that is wrong has radius 0. Radii
+    are rounded to 65535ths of 4 sigma and cut there. Their mean, ACR over 4 sigma, is certified accuracy averaged
+    over the radii up to 4 sigma: its points are points of that.
+
+    Arguments:
+        rows: Certificates: columns ``prediction``, ``label`` and ``radius``.
+        sigma: Noise of the certificates.
     """
     right = (rows["prediction"] == rows["label"]).to_numpy()
     radius = rows["radius"].to_numpy(np.float64)
-    found = {
-        f"certified {at:g}": Shares((right & (radius >= at)).astype(np.int64), 1) for at in (0.0, sigma, 2 * sigma)
+    at_radius = {
+        f"certified {least:g}": Shares((right & (radius >= least)).astype(np.int64), 1)
+        for least in (0.0, sigma, 2 * sigma)
     }
     share = np.where(right, np.clip(radius / (4 * sigma), 0.0, 1.0), 0.0)
-    return {**found, "ACR / 4 sigma": Shares(np.rint(share * _PARTS).astype(np.int64), _PARTS)}
+    return {**at_radius, "ACR / 4 sigma": Shares(np.rint(share * _RADIUS_PARTS).astype(np.int64), _RADIUS_PARTS)}

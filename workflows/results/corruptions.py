@@ -5,22 +5,20 @@ With :math:`a_{i,c,s}` the share of right draws on image i under corruption c at
 * accuracy per severity: the mean over images; per corruption: over images and severities; overall: over the fifteen
   corruptions of the benchmark too. One minus the latter is the *mean corruption error (unnormalised)* of
   CIFAR-10-C papers.
-* gain of a defence: the mean over images of the difference from another defence, by default none, on the same image,
-  corruption and severity.
+* gain of a defence: the difference from another defence, by default none, on the same image, corruption and severity,
+  averaged over images.
 * mCE (Hendrycks and Dietterich, arXiv 1903.12261) is another thing, and means nothing without its baseline:
 
   .. math:: \frac{1}{15}\sum_c \frac{\sum_s E_{s,c}}{\sum_s E^\text{baseline}_{s,c}}
 
 Images are the sample: each has one value, its mean over the severities and corruptions of the line, and corrupting it
-75 times makes no 75 images. Accuracies have Wilson's interval, which is conservative for such means; gains have an
-interval of paired differences.
+75 times makes no 75 images. Accuracies have Wilson's interval, which is conservative for such means; gains have that
+of :mod:`workflows.statistics.paired`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ import pandas as pd
 
 from defense.errors import InvalidInput, nearest
 from tasks.corruptions import BENCHMARK, CORRUPTIONS, SEVERITIES
+from workflows.statistics.paired import PairedDifference, paired_difference
 from workflows.statistics.proportions import proportion
 
 __all__ = ["COLUMNS", "accuracy_frame", "accuracy_table", "gain_frame", "gain_table", "mce_frame", "mce_table"]
@@ -41,7 +40,6 @@ _CELL = ["defence", "corruption", "severity"]
 _LINE = [*_CELL, "accuracy", "low", "high", "images", "corruptions", "severities", "complete"]
 _GAIN = [*_CELL, "over", "gain", "low", "high", "images", "corruptions", "severities", "complete"]
 _ALL = "all"
-_Z = NormalDist().inv_cdf(0.975)
 
 
 def accuracy_frame(groups: Groups) -> pd.DataFrame:
@@ -118,10 +116,10 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     cells = _cells(frame)
     lines = [
-        [defence, *line, found.value, found.low, found.high, found.n, *counts]
+        [defence, *line, accuracy.value, accuracy.low, accuracy.high, accuracy.n, *counts]
         for defence, own in cells.items()
         for line, values, counts in _lines(own)
-        for found in [proportion(values)]
+        for accuracy in [proportion(values)]
     ]
     return pd.DataFrame(lines, columns=_LINE)
 
@@ -150,9 +148,9 @@ def gain_table(frame: pd.DataFrame, over: str = "none") -> pd.DataFrame:
                 f"defences {defence!r} and {over!r} were not judged on the same corruptions, severities and images: "
                 "their difference is not paired. Compare them on what they share."
             )
-        for line, values, counts in _lines(own - reference):
-            low, high = _paired_interval(values, counts[0] * counts[1])
-            lines.append([defence, *line, over, float(values.mean()), low, high, len(values), *counts])
+        for (line, values, counts), (_, bare, _) in zip(_lines(own), _lines(reference), strict=True):
+            gain = _gain(bare, values, answers=counts[0] * counts[1])
+            lines.append([defence, *line, over, gain.value, gain.low, gain.high, gain.images, *counts])
     return pd.DataFrame(lines, columns=_GAIN)
 
 
@@ -172,7 +170,7 @@ def mce_table(frame: pd.DataFrame, baseline: pd.DataFrame, name: str) -> pd.Data
             in either frame, or the baseline has no error to divide by.
     """
     if not name.strip():
-        raise InvalidInput("an mCE needs a named baseline: say whose errors it is relative to.")
+        raise InvalidInput("an mCE needs a named baseline: name whose errors it is relative to.")
     needed = pd.MultiIndex.from_product([BENCHMARK, SEVERITIES], names=["corruption", "severity"])
     for column in ("corruption", "severity", "error"):
         if column not in baseline:
@@ -194,8 +192,8 @@ def mce_table(frame: pd.DataFrame, baseline: pd.DataFrame, name: str) -> pd.Data
     return pd.DataFrame(lines, columns=["defence", "corruption", "ce", "baseline"])
 
 
-def _demand(found: pd.Index, needed: pd.MultiIndex, whose: str) -> None:
-    missing = [cell for cell in needed if cell not in found]
+def _demand(present: pd.Index, needed: pd.MultiIndex, whose: str) -> None:
+    missing = [cell for cell in needed if cell not in present]
     if missing:
         corruption, severity = missing[0]
         raise InvalidInput(
@@ -257,18 +255,11 @@ def _lines(cells: pd.DataFrame) -> list[Line]:
     return lines
 
 
-def _paired_interval(differences: npt.NDArray[np.float64], cells: int) -> tuple[float, float]:
-    """95 % interval of the mean of per-image differences, each a mean over ``cells`` answers of either defence.
+def _gain(over: npt.NDArray[np.float64], own: npt.NDArray[np.float64], answers: int) -> PairedDifference:
+    """The gain of one defence over another, from one value an image of either, each a mean over so many answers.
 
-    Half an image that differs by +h, half one by -h, and one that does not differ join the sample, and the interval
-    is normal. With h = 1, that is Agresti and Min's of matched proportions (Statistics in Medicine 2005), whose
-    length is not 0 where no image differs. Means over many cells differ by less: h is the largest difference there
-    is, and at least that of one answer.
+    A mean over many answers never differs by as much as one answer can, and pseudo-images that do would make its
+    interval several times too long. The largest difference that an image can have is taken to be the largest that
+    there is, and at least that of one answer.
     """
-    n = len(differences) + 2
-    largest = max(float(np.abs(differences).max()), 1 / cells)
-    centre = float(differences.sum()) / n
-    variance = (float((differences**2).sum()) + largest**2) / n - centre**2
-    half = _Z * math.sqrt(variance / n)
-    gain = float(differences.mean())
-    return max(-1.0, min(gain, centre - half)), min(1.0, max(gain, centre + half))
+    return paired_difference(over, own, largest=max(float(np.abs(own - over).max()), 1 / answers))

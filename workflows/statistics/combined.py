@@ -1,9 +1,14 @@
 r"""Several attacks on one defence as one attacker.
 
-* Fixed AutoAttack (Liu et al., ICLR 2025) judges every candidate 20 times; its code and its descriptions make
-  different numbers of that, so both have a name: :func:`fixed_aa_mean` and :func:`fixed_aa_any`.
-* The attacker who picks for each image the attack that hurts most is bracketed by :func:`lowest_per_image`, too low
-  by the luck of the draws that it selects on, and :func:`selected_per_image`, which selects on other draws.
+Let :math:`r_{aij}` be whether draw j of image i is right under attack a.
+
+* Fixed AutoAttack (Liu et al., ICLR 2025) judges every candidate 20 times. Its code and its descriptions compute
+  different numbers from that, so both have a name: :func:`fixed_aa_mean`,
+  :math:`\min_a \frac1n\sum_i \frac1N\sum_j r_{aij}`, and :func:`fixed_aa_any`,
+  :math:`\frac1n\sum_i \prod_a \prod_j r_{aij}`.
+* An attacker may choose for each image the attack that hurts most, :math:`\frac1n\sum_i\min_a E_j r_{aij}`. Two
+  estimates bracket that: :func:`lowest_per_image` is too low, because it selects on the draws that it judges by, and
+  :func:`selected_per_image`, which selects on other draws, is too high.
 """
 
 from __future__ import annotations
@@ -20,11 +25,10 @@ __all__ = ["fixed_aa_any", "fixed_aa_mean", "lowest_per_image", "selected_per_im
 
 
 def fixed_aa_mean(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
-    r"""Fixed AutoAttack as its authors' code computes it: the lowest Avg of any attack.
+    """Compute Fixed AutoAttack as its authors' code does: the lowest Avg of any attack.
 
-    :math:`\min_a \frac1n\sum_i \frac1N\sum_j r_{aij}`, with r the right answers: a mean over draws, and the minimum
-    is taken once for the data set and not per image. Liu et al., "Towards better understanding of adversarial
-    purification from a stochastic perspective", ICLR 2025, its public code.
+    It is a mean over draws, and the minimum is taken once for the data set and not per image. Liu et al., "Towards
+    better understanding of adversarial purification from a stochastic perspective", ICLR 2025, its public code.
 
     Arguments:
         attacks: For each attack, right answers on its images, shape (n, N); N is 20 there.
@@ -33,14 +37,13 @@ def fixed_aa_mean(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
         InvalidInput: No attack, or other numbers of images.
     """
     _same_images(attacks)
-    return min((proportion(average(correct)) for correct in attacks), key=lambda each: each.value)
+    return min((proportion(average(correct)) for correct in attacks), key=lambda attack: attack.value)
 
 
 def fixed_aa_any(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
-    r"""Fixed AutoAttack as others describe it: an image is lost if any draw of any attack fails.
+    """Compute Fixed AutoAttack as others describe it: an image is lost if it is wrong on any draw of any attack.
 
-    :math:`\frac1n\sum_i \prod_a \prod_j r_{aij}`. That is how DiffBreak (arXiv 2411.16598) words it, and a lower
-    number: never above :func:`fixed_aa_mean`.
+    DiffBreak (arXiv 2411.16598) describes it so. It is never above :func:`fixed_aa_mean`.
 
     Arguments:
         attacks: See :func:`fixed_aa_mean`.
@@ -53,10 +56,10 @@ def fixed_aa_any(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
 
 
 def lowest_per_image(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
-    r"""Mean over images of the lowest share of right draws under any attack, :math:`\frac1n\sum_i\min_a \bar r_{ai}`.
+    """Average over images the lowest share of right draws under any attack.
 
     Biased by selection: the minimum of noisy shares is on average below the lowest true one, the more so with more
-    attacks and fewer draws. Of a deterministic defence it is exact.
+    attacks and fewer draws. For a deterministic defence it is exact.
 
     Arguments:
         attacks: See :func:`fixed_aa_mean`.
@@ -69,9 +72,9 @@ def lowest_per_image(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
 
 
 def selected_per_image(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
-    """As :func:`lowest_per_image`, but each image's attack is chosen on half of its draws and judged on the others.
+    """Choose each image's attack on half of its draws, judge it on the others, and average both ways round.
 
-    Both ways round, averaged. The chosen attack is judged without bias and is no stronger than the strongest, so that
+    The chosen attack is judged without bias and is no stronger than the strongest, so that
     this is on average not below the true minimum, where :func:`lowest_per_image` is not above it.
 
     Arguments:
@@ -84,8 +87,8 @@ def selected_per_image(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
     if min(correct.shape[1] for correct in attacks) < 2:
         raise InvalidInput("an attack cannot be chosen on some draws and judged on others where there is one draw")
     halves = [np.stack([average(correct[:, start::2]) for correct in attacks]) for start in (0, 1)]
-    image = np.arange(halves[0].shape[1])
-    judged = [other[half.argmin(0), image] for half, other in (halves, halves[::-1])]
+    images = np.arange(halves[0].shape[1])
+    judged = [other[half.argmin(0), images] for half, other in (halves, halves[::-1])]
     return proportion(np.mean(judged, axis=0))
 
 

@@ -51,7 +51,7 @@ class Proportion:
 
 
 def wilson(p: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion ``p`` of ``n``, both ends in [0, 1]."""
+    """Return Wilson's score interval of a proportion ``p`` of ``n``, both ends in [0, 1]."""
     if n < 1:
         raise ValueError("an interval needs at least one image")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -62,7 +62,7 @@ def wilson(p: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
 
 
 def proportion(values: npt.ArrayLike) -> Proportion:
-    """Mean of per-image values in [0, 1] with Wilson's interval over images."""
+    """Return the mean of per-image values in [0, 1] with Wilson's interval over images."""
     array = np.asarray(values, dtype=np.float64)
     p = float(array.mean())
     return Proportion(p, *wilson(p, len(array)), n=len(array))
@@ -72,7 +72,7 @@ _RESAMPLES = 2000
 
 
 def bootstrap(values: npt.ArrayLike) -> Proportion:
-    r"""Mean of per-image values in [0, 1] with a percentile interval over resampled images.
+    r"""Return the mean of per-image values in [0, 1] with a percentile interval over resampled images.
 
     The percentile bootstrap (Efron 1979) of a mean near 0 or 1 is too short, and of equal values has no length. As
     Agresti and Coull do for proportions (Am. Stat. 1998), :math:`\kappa z^2/2` images of value 0 and as many of value
@@ -85,32 +85,32 @@ def bootstrap(values: npt.ArrayLike) -> Proportion:
         raise ValueError("an interval needs at least one image")
     p, z = float(array.mean()), NormalDist().inv_cdf(0.975)
     of_answers = p * (1 - p)
-    # At least 1/n: values that are all alike by chance must not leave an interval without length.
+    # At least 1/n: values that are all equal by chance must not leave an interval without length.
     kappa = 1.0 if of_answers < 1e-12 else min(1.0, max(float(array.var()) / of_answers, 1 / len(array)))
     level, count = np.unique(array, return_counts=True)
     level = np.concatenate([level, [0.0, 1.0]])
     weight = np.concatenate([count, np.full(2, kappa * z * z / 2)])
     size = round(float(weight.sum()))
-    # Images of equal value are alike: resampling them is one multinomial draw of how many there are of each.
+    # Images of equal value are exchangeable: resampling them is a multinomial draw of how many have each value.
     drawn = np.random.default_rng(0).multinomial(size, weight / weight.sum(), size=_RESAMPLES)
     low, high = np.quantile(drawn @ level / size, (0.025, 0.975))
     return Proportion(p, min(p, float(low)), max(p, float(high)), n=len(array))
 
 
 def worst(correct: npt.NDArray[np.bool_], m: int) -> Proportion:
-    """Wor(M) of a matrix (n, N): by Wilson where M = N and each image is right or wrong, else by bootstrap."""
+    """Return Wor(M) of a matrix (n, N): by Wilson where M = N and each image is right or wrong, else by bootstrap."""
     values = worst_of(correct, m)
     return proportion(values) if m == correct.shape[1] else bootstrap(values)
 
 
 def average(correct: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Share of right draws of each image, from a matrix (n, N)."""
+    """Return the share of right draws of each image, from a matrix (n, N)."""
     mean: npt.NDArray[np.float64] = correct.mean(1)
     return mean
 
 
 def worst_of(correct: npt.NDArray[np.bool_], m: int) -> npt.NDArray[np.float64]:
-    """Unbiased estimate per image of p^M, from a matrix (n, N) of right answers.
+    """Return the unbiased estimate of p^M of each image, from a matrix (n, N) of right answers.
 
     Raises:
         ValueError: M above the number of draws, where no unbiased estimator exists.

@@ -1,4 +1,4 @@
 """The rules of the auditor, one family a module.
 
-Each rule looks at specs and rows, and says what makes a number untrue or too good, with its evidence.
+Each rule looks at specs and rows, and reports what makes a number untrue or too good, with its evidence.
 """

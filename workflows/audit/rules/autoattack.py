@@ -1,4 +1,4 @@
-"""Rules about what AutoAttack's package says of itself: its warnings, and its verdict beside the one of the rows."""
+"""Rules about AutoAttack's own output: its warnings, and its verdict beside that of the rows."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _PREFIX = "warning_"
 
 
 def _autoattacks(all_views: Sequence[View]) -> Iterator[tuple[View, tuple[str, ...]]]:
-    """One view of each run of the package, with all the cells that it made the images of."""
+    """Return one view of each run of the package, with all the cells whose images it made."""
     groups: dict[str, list[View]] = {}
     for view in all_views:
         source = view.cell.attack_stage
@@ -96,7 +96,7 @@ def autoattack_judged_once(all_views: Sequence[View]) -> Iterator[Finding]:
     that happened, the rows' is of draws that the attack has not seen.
     """
     for view, cells in _autoattacks(all_views):
-        broken = view.said("broken")
+        broken = view.reported("broken")
         if not view.stochastic or view.static or broken is None or len(broken) == 0:
             continue
         own = float(1 - broken.mean())
@@ -108,5 +108,5 @@ def autoattack_judged_once(all_views: Sequence[View]) -> Iterator[Finding]:
             f"AutoAttack itself reports {100 * own:.1f} % robust accuracy, each image judged on single draws; on "
             f"{view.correct.shape[1]} fresh draws an image it is {100 * view.accuracy:.1f} %.",
             {"reference": own, "judged_again": view.accuracy, "low": low, "high": high, "images": len(broken)},
-            "Report the figure of fresh draws, and say which one it is.",
+            "Report the figure of fresh draws, and state that it is.",
         )

@@ -1,6 +1,6 @@
-r"""Do draws keep what certificates promise of them?
+r"""The test of certificates against draws at the certified images, or within their radii.
 
-A certificate of radius R at noise sigma says of the label's probability under that noise, at a point of distance r,
+A certificate of radius R at noise sigma bounds the label's probability under that noise, at a point of distance r, by
 
 .. math:: p(x + \delta) \ge \Phi\left(\frac{R - r}{\sigma}\right), \qquad r = \|\delta\|_2,
 
@@ -28,28 +28,28 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-__all__ = ["Promise", "kept"]
+__all__ = ["CertificateTest", "certificate_test"]
 
 Floats = npt.NDArray[np.float64]
 
 _PARTS = 3
-"""The quantile of wrong certificates and the two tests, which share the level."""
+"""The quantile of wrong certificates and the two tests share the level."""
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What draws say of certificates.
+class CertificateTest:
+    """Certificates against draws.
 
     Arguments:
-        certificates: How many there are, those that promise nothing here included.
+        certificates: Number of certificates, those that bound nothing at the judged point included.
         allowed: How many of them may be wrong at the level.
-        covered: How many promise something at the point that was judged.
+        covered: How many bound the probability of a right draw at the point that was judged.
         refuted: How many of these the draws refute, each by itself.
         worst: Place of the most clearly refuted one among the covered.
         worst_p: Its p, times the number of tests.
         together: p of all draws together, times the number of tests.
-        promised: Mean of the promised probabilities.
-        broken: Whether more is refuted than chance explains.
+        mean_bound: Mean of the certified lower bounds.
+        failed: Whether more is refuted than chance explains.
     """
 
     certificates: int
@@ -59,22 +59,22 @@ class Promise:
     worst: int
     worst_p: float
     together: float
-    promised: float
-    broken: bool
+    mean_bound: float
+    failed: bool
 
 
-def kept(
+def certificate_test(
     right: npt.NDArray[np.int64], draws: int, q: Floats, certificates: int, alpha: float, level: float, tests: int = 1
-) -> Promise:
-    """Test promises on draws.
+) -> CertificateTest:
+    """Test certified lower bounds on draws.
 
     Arguments:
         right: Number of right draws of each covered image, shape (images,), one image or more.
         draws: N, independent of each other and of the certificates.
-        q: What their certificates promise of the probability of a right draw, shape (images,).
+        q: Certified lower bounds of the probability of a right draw, shape (images,).
         certificates: Number of certificates from which the covered ones were selected by their outcome.
         alpha: Error probability of each certificate.
-        level: Probability, at most, of ``broken`` in any of ``tests`` tests if all is sound.
+        level: Probability, at most, of ``failed`` in any of ``tests`` tests if all certificates are sound.
         tests: How many judgements the same certificates are tested on (Bonferroni).
     """
     images, part = len(right), level / _PARTS
@@ -89,7 +89,7 @@ def kept(
     total, mean = int(forgiven.sum()), float(q.mean())
     tail = float(stats.binom.cdf(total, draws * images, mean)) if total <= draws * images * mean - 1 else 1.0
     together = min(1.0, _PARTS * tests * tail)
-    return Promise(
+    return CertificateTest(
         certificates=certificates,
         allowed=allowed,
         covered=images,
@@ -97,6 +97,6 @@ def kept(
         worst=worst,
         worst_p=min(1.0, _PARTS * tests * images * float(alone[worst])),
         together=together,
-        promised=mean,
-        broken=refuted > allowed or together < level,
+        mean_bound=mean,
+        failed=refuted > allowed or together < level,
     )

@@ -1,4 +1,4 @@
-"""Rules about corruptions: in the wrong order, of whose images, and of how many of them a mean is."""
+"""Rules about corruptions: accuracies in the wrong order, origin of the images, incomplete means."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from tasks.cifar_c import RELEASES
 from tasks.corruptions import BENCHMARK, SEVERITIES
 from tasks.corruptions.config import CorruptionConfig
+from workflows.audit.excess import exceeds
 from workflows.audit.finding import Finding, Severity
-from workflows.audit.view import View, alike, exceeds
+from workflows.audit.view import View, group_by
 
 __all__ = ["above_clean", "generated", "incomplete"]
 
@@ -40,34 +41,28 @@ def _places(members: Sequence[View]) -> set[tuple[str, int]]:
 def above_clean(corrupted: Sequence[View], all_views: Sequence[View]) -> Iterator[Finding]:
     """More accurate on corrupted images than on clean ones.
 
-    Nobody promises the reverse, so it is no error: a little contrast may help, and so may noise a classifier that was
-    trained with it. But it is rare. p is multiplied by the number of corrupted cells that are compared with a clean
-    one, so that chance alone seldom gets here. It is a note where it happens at severities 1 and 2 alone, at which
-    some corruptions hardly change an image.
+    The reverse is not guaranteed, so it is no error: a little contrast may help any classifier, and noise may help
+    one that was trained with it. But it is rare. p is multiplied by the number of corrupted cells that are compared
+    with a clean one, so that chance alone seldom gets here. It is a note where it happens at severities 1 and 2
+    alone, at which some corruptions hardly change an image.
     """
     clean = {view.defended: view for view in all_views if view.attack is None}
     pairs = [(view, clean[view.defended]) for view in corrupted if view.defended in clean]
-    found = [(test, view, base) for view, base in pairs if (test := exceeds(view, base, len(pairs))) is not None]
-    for same in alike((view for _, view, _ in found), "defended"):
+    higher = [(excess, view, base) for view, base in pairs if (excess := exceeds(view, base, len(pairs))) is not None]
+    for same in group_by((view for _, view, _ in higher), "defended"):
         severe = any(_corruption(view).severity > MILD for view in same)
         severity: Severity = "warning" if severe else "note"
-        test, worst, base = max((one for one in found if one[1] in same), key=lambda one: one[0].difference)
+        largest, view, base = max(
+            (item for item in higher if item[1] in same), key=lambda item: item[0].difference.value
+        )
         others = f", and {len(same) - 1} more like it" if len(same) > 1 else ""
         yield Finding(
             "corrupted-above-clean",
             severity,
             _cells([*same, base]),
-            f"Accuracy is {100 * test.first:.1f} % under {_corruption(worst).label()} and {100 * test.second:.1f} % "
-            f"on the same images without it{others}.",
-            {
-                "corrupted": test.first,
-                "clean": test.second,
-                "difference": test.difference,
-                "p": test.p,
-                "images": test.n,
-                "images_changed": test.changed,
-                "cells": len(same),
-            },
+            f"Accuracy is {100 * largest.higher:.1f} % under {_corruption(view).label()} and "
+            f"{100 * largest.lower:.1f} % on the same images without it{others}.",
+            {**largest.evidence("corrupted", "clean"), "cells": len(same)},
             "Check that corrupted images and labels belong together, and what the classifier was trained on.",
         )
 
@@ -76,7 +71,7 @@ def generated(corrupted: Sequence[View], _: Sequence[View]) -> Iterator[Finding]
     """Generated images where there are published ones.
 
     The published arrays were drawn once, without a seed: generated images follow the same definition and are other
-    images, so that a figure on them is none on CIFAR-10-C. Data sets without published arrays have no other way.
+    images, so that a figure on them is not one on CIFAR-10-C. Data sets without published arrays have no other way.
     """
     for members in _by_dataset(corrupted):
         dataset = members[0].cell.images.dataset

@@ -4,7 +4,7 @@ An attacker may always submit what a weaker attacker has: the clean image, the i
 one inside the smaller ball. So true robust accuracy is ordered, and a measured order that is reversed by more than
 the noise of the images says that an attack has failed. These are the marks of gradient masking of Athalye et al.
 (arXiv 1802.00420, section 3.1) and Carlini et al. (arXiv 1902.06705, section 4), tested on the same images by the
-paired test of :mod:`workflows.statistics.proportions` at p < .01.
+sign-flip test of :mod:`workflows.statistics.exact_tests` at p < .01.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 from scipy import stats
 
 from tasks.attacks.budgets import format_eps
+from workflows.audit.excess import LEVEL, Excess, exceeds, significant_excess
 from workflows.audit.finding import Finding
-from workflows.audit.view import LEVEL, View, alike, exceeds, strongest
-from workflows.statistics.paired import PairedTest, paired_test
+from workflows.audit.view import View, group_by, strongest
 
 __all__ = [
     "adaptive_weaker_than_static",
@@ -37,15 +37,10 @@ __all__ = [
 ]
 
 BUDGETS = ("steps", "iterations", "n_iter", "queries", "n_queries", "restarts", "n_restarts", "eot")
-"""Fields of attacks of which more is never a weaker attack."""
+"""Fields that never weaken an attack when they grow."""
 
 FAR = 0.1
-"""A difference of accuracies between losses that is not usual."""
-
-
-def _evidence(test: PairedTest, first: str, second: str) -> dict[str, float]:
-    named = {first: test.first, second: test.second, "difference": test.difference}
-    return {**named, "p": test.p, "images": test.n, "images_changed": test.changed}
+"""An unusual difference of accuracies between losses."""
 
 
 def _cells(*members: View) -> tuple[str, ...]:
@@ -63,18 +58,18 @@ def attacked_above_clean(all_views: Sequence[View]) -> Iterator[Finding]:
     moves images towards their class (its loss has the wrong sign, or the labels leak into what it submits), or the
     two cells do not judge the same thing. It has happened in published tables.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         clean = next((view for view in members if view.attack is None), None)
         for view in members:
-            if clean is None or view is clean or (test := exceeds(view, clean)) is None:
+            if clean is None or view is clean or (excess := exceeds(view, clean)) is None:
                 continue
             yield Finding(
                 "attacked-above-clean",
                 "error",
                 _cells(view, clean),
-                f"Accuracy is {_percent(test.first)} under attack and {_percent(test.second)} on the same images "
+                f"Accuracy is {_percent(excess.higher)} under attack and {_percent(excess.lower)} on the same images "
                 "without it. An attacker can always leave an image as it is, so this attack failed.",
-                _evidence(test, "attacked", "clean"),
+                excess.evidence("attacked", "clean"),
                 "Check the sign of the attack's loss and whether labels reach the images that it submits.",
             )
 
@@ -88,25 +83,25 @@ def beats_bare_classifier(all_views: Sequence[View]) -> Iterator[Finding]:
     remove noise that the classifier never learned to ignore. The bare classifier's clean answers come from its
     own cell, or else from the attack's rows.
     """
-    for members in alike(all_views, "images"):
+    for members in group_by(all_views, "images"):
         bare = next((view for view in members if view.bare and view.attack is None), None)
         for view in members:
-            if view.bare or (test := _above_bare(view, bare)) is None:
+            if view.bare or (excess := _above_bare(view, bare)) is None:
                 continue
             attacked = view.attack is not None
             yield Finding(
                 "beats-bare-classifier",
                 "error" if attacked else "warning",
                 _cells(view) if bare is None else _cells(view, bare),
-                f"Behind the purifier accuracy is {_percent(test.first)} {'under attack' if attacked else 'clean'}, "
-                f"but the classifier alone has {_percent(test.second)} on these images without any attack. What "
+                f"Behind the purifier accuracy is {_percent(excess.higher)} {'under attack' if attacked else 'clean'}"
+                f", but the classifier alone has {_percent(excess.lower)} on these images without any attack. What "
                 "the purifier adds is not in the image: it may know the label.",
-                _evidence(test, "purified", "bare_clean"),
+                excess.evidence("purified", "bare_clean"),
                 "Look for labels, or images of the test set, in what the purifier and its guidance are given.",
             )
 
 
-def _above_bare(view: View, bare: View | None) -> PairedTest | None:
+def _above_bare(view: View, bare: View | None) -> Excess | None:
     if bare is not None:
         return exceeds(view, bare)
     if view.attack_rows.empty:
@@ -115,10 +110,7 @@ def _above_bare(view: View, bare: View | None) -> PairedTest | None:
     clean = clean[clean.index.isin(view.image_ids)].reindex(view.image_ids)
     known = clean["label"].notna().to_numpy()
     right = (clean["clean_prediction"] == clean["label"]).to_numpy()[known, None]
-    if not known.any() or view.correct[known].mean() <= right.mean():
-        return None
-    test = paired_test(view.correct[known], right)
-    return test if test.p < LEVEL else None
+    return significant_excess(view.correct[known], right)
 
 
 def adaptive_weaker_than_static(all_views: Sequence[View]) -> Iterator[Finding]:
@@ -129,21 +121,21 @@ def adaptive_weaker_than_static(all_views: Sequence[View]) -> Iterator[Finding]:
     evidence. Published tables have this order. Each adaptive attack is compared with the strongest
     static one of equal norm and budget; it is an error if no adaptive attack is as strong as that, else a warning.
     """
-    for members in alike(all_views, "threat"):
+    for members in group_by(all_views, "threat"):
         statics, adaptives = [v for v in members if v.blind], [v for v in members if v.adaptive]
         static, best = strongest(statics), strongest(adaptives)
         if static is None or best is None:
             continue
         for view in adaptives:
-            if (test := exceeds(view, static, len(statics))) is None:
+            if (excess := exceeds(view, static, len(statics))) is None:
                 continue
             yield Finding(
                 "adaptive-weaker-than-static",
                 "error" if exceeds(best, static, len(statics) * len(adaptives)) else "warning",
                 _cells(view, static),
-                f"The attack that knows the purifier leaves {_percent(test.first)} right, the one on the bare "
-                f"classifier {_percent(test.second)} at the same budget. Knowing more cannot weaken an attack.",
-                _evidence(test, "adaptive", "static"),
+                f"The attack that knows the purifier leaves {_percent(excess.higher)} right, the one on the bare "
+                f"classifier {_percent(excess.lower)} at the same budget. Knowing more cannot weaken an attack.",
+                excess.evidence("adaptive", "static"),
                 "Use the exact gradient with more draws (eot) and more steps, or start from the static attack's "
                 "images; report the minimum of both until then.",
             )
@@ -156,21 +148,21 @@ def black_box_beats_white_box(all_views: Sequence[View]) -> Iterator[Finding]:
     gradients are masked (Athalye et al., arXiv 1802.00420, section 3.1), and the white-box figure is too good.
     White-box are the adaptive gradient attacks, and on a classifier without a purifier all gradient attacks.
     """
-    for members in alike(all_views, "threat"):
+    for members in group_by(all_views, "threat"):
         white = [view for view in members if view.adaptive or (view.bare and _gradients(view))]
         best = strongest(white)
         boxes = [view for view in members if view.black_box]
         for view in boxes if best is not None else []:
             assert best is not None
-            if (test := exceeds(best, view, len(boxes))) is None:
+            if (excess := exceeds(best, view, len(boxes))) is None:
                 continue
             yield Finding(
                 "black-box-beats-white-box",
                 "error",
                 _cells(best, view),
-                f"An attack without gradients leaves {_percent(test.second)} right, the strongest one with them "
-                f"{_percent(test.first)}. The gradients are masked or not followed far enough.",
-                _evidence(test, "white_box", "black_box"),
+                f"An attack without gradients leaves {_percent(excess.lower)} right, the strongest one with them "
+                f"{_percent(excess.higher)}. The gradients are masked or not followed far enough.",
+                excess.evidence("white_box", "black_box"),
                 "Check gradients against finite differences, raise eot and steps, try another loss (margin, dlr).",
             )
 
@@ -181,7 +173,7 @@ def single_step_beats_iterative(all_views: Sequence[View]) -> Iterator[Finding]:
     Many small steps can do what one large step does; where they do worse the loss surface is masked or the step
     size is wrong (Athalye et al., arXiv 1802.00420, section 3.1).
     """
-    for members in alike(all_views, "threat"):
+    for members in group_by(all_views, "threat"):
         known: dict[tuple[object, ...], list[View]] = defaultdict(list)
         for view in members:
             if view.attack is not None and _gradients(view):
@@ -191,14 +183,15 @@ def single_step_beats_iterative(all_views: Sequence[View]) -> Iterator[Finding]:
             best = strongest([v for v in same if v not in singles])
             for view in singles if best is not None else []:
                 assert best is not None
-                if (test := exceeds(best, view, len(singles))) is None:
+                if (excess := exceeds(best, view, len(singles))) is None:
                     continue
                 yield Finding(
                     "single-step-beats-iterative",
                     "warning",
                     _cells(best, view),
-                    f"One step leaves {_percent(test.second)} right, the best of many steps {_percent(test.first)}.",
-                    _evidence(test, "iterative", "single_step"),
+                    f"One step leaves {_percent(excess.lower)} right, the best of many steps "
+                    f"{_percent(excess.higher)}.",
+                    excess.evidence("iterative", "single_step"),
                     "Check the step size, and that iterates are kept by their loss.",
                 )
 
@@ -209,7 +202,7 @@ def not_monotone_in_eps(all_views: Sequence[View]) -> Iterator[Finding]:
     The larger ball contains the smaller one, so accuracy cannot rise with eps. Each budget is compared with the
     smaller one of lowest accuracy; where an attack has several step sizes the strongest counts at each budget.
     """
-    for members in alike([view for view in all_views if view.attack is not None], "defended"):
+    for members in group_by([view for view in all_views if view.attack is not None], "defended"):
         lines: dict[str, dict[float, View]] = defaultdict(dict)
         for view in members:
             assert view.attack is not None
@@ -220,16 +213,16 @@ def not_monotone_in_eps(all_views: Sequence[View]) -> Iterator[Finding]:
         for line in lines.values():
             budgets = sorted(line)
             for position, eps in enumerate(budgets[1:], start=1):
-                lowest = min(budgets[:position], key=lambda each: line[each].accuracy)
-                if (test := exceeds(line[eps], line[lowest], position)) is None:
+                lowest = min(budgets[:position], key=lambda budget: line[budget].accuracy)
+                if (excess := exceeds(line[eps], line[lowest], position)) is None:
                     continue
                 yield Finding(
                     "not-monotone-in-eps",
                     "error",
                     _cells(line[lowest], line[eps]),
-                    f"Accuracy is {_percent(test.second)} at eps {format_eps(lowest)} and {_percent(test.first)} at "
-                    f"{format_eps(eps)}, whose ball contains the smaller one.",
-                    {**_evidence(test, "at_larger", "at_smaller"), "larger_eps": eps, "smaller_eps": lowest},
+                    f"Accuracy is {_percent(excess.lower)} at eps {format_eps(lowest)} and "
+                    f"{_percent(excess.higher)} at {format_eps(eps)}, whose ball contains the smaller one.",
+                    {**excess.evidence("at_larger", "at_smaller"), "larger_eps": eps, "smaller_eps": lowest},
                     "Scale the step size with eps (leave it out, or 2.5 eps / steps) and take more steps.",
                 )
 
@@ -270,7 +263,7 @@ def not_converged(all_views: Sequence[View]) -> Iterator[Finding]:
     Attacks that differ in one of these alone form a line. If its largest value is significantly stronger than the
     next smaller, more would probably be stronger still, and the figure is not the attack's limit.
     """
-    for members in alike([view for view in all_views if view.attack is not None], "threat"):
+    for members in group_by([view for view in all_views if view.attack is not None], "threat"):
         for name in BUDGETS:
             lines: dict[str, dict[int, View]] = defaultdict(dict)
             for view in members:
@@ -282,14 +275,14 @@ def not_converged(all_views: Sequence[View]) -> Iterator[Finding]:
 def _still_falling(name: str, lines: Iterable[dict[int, View]]) -> Iterator[Finding]:
     for line in lines:
         for less, more in list(pairwise(sorted(line)))[-1:]:
-            if (test := exceeds(line[less], line[more])) is not None:
+            if (excess := exceeds(line[less], line[more])) is not None:
                 yield Finding(
                     "not-converged",
                     "warning",
                     _cells(line[less], line[more]),
-                    f"Accuracy falls from {_percent(test.first)} at {name} {less} to {_percent(test.second)} at "
+                    f"Accuracy falls from {_percent(excess.higher)} at {name} {less} to {_percent(excess.lower)} at "
                     f"{more}, the largest tried: the attack has not converged.",
-                    {**_evidence(test, "at_smaller", "at_larger"), "smaller": less, "larger": more},
+                    {**excess.evidence("at_smaller", "at_larger"), "smaller": less, "larger": more},
                     f"Double {name} until accuracy changes by less than its interval.",
                 )
 
@@ -302,7 +295,7 @@ def losses_disagree(all_views: Sequence[View]) -> Iterator[Finding]:
     logits are scaled up withstands cross-entropy alone). Some points between losses are usual; above 10 the weaker
     one has failed.
     """
-    for members in alike([view for view in all_views if _field(view, "loss")], "threat"):
+    for members in group_by([view for view in all_views if _field(view, "loss")], "threat"):
         lines: dict[str, list[View]] = defaultdict(list)
         for view in members:
             lines[_without(view, "loss")].append(view)
@@ -311,16 +304,16 @@ def losses_disagree(all_views: Sequence[View]) -> Iterator[Finding]:
             for view in same:
                 if best is None or view is best or view.accuracy - best.accuracy <= FAR:
                     continue
-                if (test := exceeds(view, best, len(same))) is None:
+                if (excess := exceeds(view, best, len(same))) is None:
                     continue
                 yield Finding(
                     "losses-disagree",
                     "warning",
                     _cells(view, best),
-                    f"With loss {_field(view, 'loss')} the attack leaves {_percent(test.first)} right, with "
-                    f"{_field(best, 'loss')} {_percent(test.second)}: the gradient of the weaker one vanishes or "
+                    f"With loss {_field(view, 'loss')} the attack leaves {_percent(excess.higher)} right, with "
+                    f"{_field(best, 'loss')} {_percent(excess.lower)}: the gradient of the weaker one vanishes or "
                     "leads astray.",
-                    _evidence(test, "weaker_loss", "stronger_loss"),
+                    excess.evidence("weaker_loss", "stronger_loss"),
                     "Report the stronger one, and look at the scale of the logits.",
                 )
 
@@ -332,8 +325,8 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
     the output may not depend on the image that was submitted: images of the test set that are looked up, by content
     or by their number, do this (and clean accuracy does not show it, for it is that of the bare classifier).
     """
-    for members in alike(all_views, "images"):
-        for same in alike(members, "defended"):
+    for members in group_by(all_views, "images"):
+        for same in group_by(members, "defended"):
             clean = next((view for view in same if view.attack is None), None)
             for view in same:
                 if clean is None or not view.followed or len(clean.rows) != len(view.rows):
@@ -346,15 +339,15 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
                     "error",
                     _cells(view, clean),
                     f"No answer changed under attack, of {clean.predictions.size} on {len(view.rows)} images and "
-                    f"their draws, at a budget that takes the bare classifier from {_percent(fallen.first)} to "
-                    f"{_percent(fallen.second)}. The answer may not depend on the image.",
-                    _evidence(fallen, "bare_clean", "bare_attacked"),
+                    f"their draws, at a budget that takes the bare classifier from {_percent(fallen.higher)} to "
+                    f"{_percent(fallen.lower)}. The answer may not depend on the image.",
+                    fallen.evidence("bare_clean", "bare_attacked"),
                     "Look for images of the test set, or their numbers, in what the purifier holds; try eps 1.",
                 )
 
 
-def _bare_falls(view: View, members: Sequence[View]) -> PairedTest | None:
-    """That the bare classifier loses accuracy at the budget of a view, if it does."""
+def _bare_falls(view: View, members: Sequence[View]) -> Excess | None:
+    """Test whether the bare classifier loses accuracy at the budget of a view."""
     bare = [other for other in members if other.bare]
     clean = next((other for other in bare if other.attack is None), None)
     budget = view.threat[-2:]

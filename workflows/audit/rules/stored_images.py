@@ -30,7 +30,7 @@ _ULP = 2.0**-24
 
 
 def _distinct(all_views: Sequence[View]) -> Iterator[tuple[View, tuple[str, ...]]]:
-    """One view of each attack that was run, with all the cells that it made the images of."""
+    """Return one view of each attack that was run, with all the cells whose images it made."""
     groups: dict[tuple[object, ...], list[View]] = {}
     for view in all_views:
         source = view.cell.attack_stage
@@ -49,8 +49,8 @@ def did_nothing(all_views: Sequence[View]) -> Iterator[Finding]:
 
     At a perturbation of 0 nothing was tried. More than 5 % of the images that the bare classifier had right is an
     error: no gradient came back, or the result was thrown away. It is a note where the attack is a search that
-    returns the image itself when it finds nothing, which it says (column ``attack_broken``, as AutoAttack's rows
-    have), or which shows in that whatever it did move is broken.
+    returns the image itself when it finds nothing: it has a column ``attack_broken``, as AutoAttack's rows have, or
+    whatever it did move is broken.
     """
     for view, cells in _distinct(all_views):
         rows = view.attack_rows
@@ -64,7 +64,7 @@ def did_nothing(all_views: Sequence[View]) -> Iterator[Finding]:
         else:  # success is on the defence then, of which the attack's own rows know nothing
             after = pd.Series(view.correct.mean(1), index=view.image_ids).reindex(rows["image_id"]).to_numpy()
         kept = float(after[moved.to_numpy()].mean()) if moved.any() else 1.0
-        searches = view.said("broken") is not None or (
+        searches = view.reported("broken") is not None or (
             bool(moved.any()) and kept <= (TOLERATED if view.static else 0.5)
         )
         search = searches and not (view.attack is not None and view.attack.keeps_best)
@@ -91,7 +91,7 @@ def no_gradient(all_views: Sequence[View]) -> Iterator[Finding]:
     """
     for view, cells in _distinct(all_views):
         right = _right_before(view.attack_rows).to_numpy()
-        asked, zero, broken = (view.said(name) for name in ("gradients", "gradient_zero", "gradient_nan"))
+        asked, zero, broken = (view.reported(name) for name in ("gradients", "gradient_zero", "gradient_nan"))
         if asked is not None and zero is not None and asked[right].sum() > 0:
             share = float(zero[right].sum() / asked[right].sum())
             if share > TOLERATED:
@@ -136,7 +136,7 @@ def not_a_number(all_views: Sequence[View]) -> Iterator[Finding]:
 
 @dataclass
 class _Excess:
-    """What recomputation found over the chunks of an attack."""
+    """Violations that recomputation finds over the chunks of an attack."""
 
     images: int = 0
     outside_ball: int = 0
@@ -147,7 +147,7 @@ class _Excess:
     mismatched: int = 0
     mismatch: float = 0.0
 
-    def see(self, images: Pixels, clean: Pixels, rows: pd.DataFrame, attack: AttackConfig) -> None:
+    def add(self, images: Pixels, clean: Pixels, rows: pd.DataFrame, attack: AttackConfig) -> None:
         """Count one chunk."""
         flat, base = images.reshape(len(images), -1).astype(np.float64), clean.reshape(len(clean), -1)
         delta = np.abs(flat - base)
@@ -178,7 +178,7 @@ def check_images(all_views: Sequence[View], store: Store) -> Iterator[Finding]:
     for view, cells in _distinct(all_views):
         source, attack = view.cell.attack_stage, view.attack
         assert source is not None and attack is not None
-        found, by_id = _Excess(), view.attack_rows.set_index("image_id")
+        excess, by_id = _Excess(), view.attack_rows.set_index("image_id")
         try:
             clean = _loaded(view.cell.images.dataset, data)
             done = store.committed_chunks("attack", source.id)
@@ -186,11 +186,11 @@ def check_images(all_views: Sequence[View], store: Store) -> Iterator[Finding]:
                 if chunk.name in done:
                     ids = np.array(chunk.ids)
                     images = images_from_table(store.read_images("attack", source.id, chunk.name), chunk.ids)
-                    found.see(images, clean.images[ids], by_id.loc[ids], attack)
+                    excess.add(images, clean.images[ids], by_id.loc[ids], attack)
         except (PuregridError, OSError, ValueError) as error:
             yield _unread(error, cells)
             continue
-        yield from _verdicts(found, attack, cells)
+        yield from _verdicts(excess, attack, cells)
 
 
 def _loaded(config: DatasetConfig, data: dict[str, ImageSet]) -> ImageSet:
@@ -211,33 +211,33 @@ def _unread(error: Exception, cells: tuple[str, ...]) -> Finding:
     )
 
 
-def _verdicts(found: _Excess, attack: AttackConfig, cells: tuple[str, ...]) -> Iterator[Finding]:
-    if found.outside_ball:
+def _verdicts(excess: _Excess, attack: AttackConfig, cells: tuple[str, ...]) -> Iterator[Finding]:
+    if excess.outside_ball:
         yield Finding(
             "outside-ball",
             "error",
             cells,
-            f"{found.outside_ball} of {found.images} adversarial images are outside the {attack.norm} ball of "
-            f"{format_eps(attack.eps)}, the farthest at {found.largest:.6g}.",
-            {"images": found.outside_ball, "of": found.images, "largest": found.largest, "eps": attack.eps},
+            f"{excess.outside_ball} of {excess.images} adversarial images are outside the {attack.norm} ball of "
+            f"{format_eps(attack.eps)}, the farthest at {excess.largest:.6g}.",
+            {"images": excess.outside_ball, "of": excess.images, "largest": excess.largest, "eps": attack.eps},
             "Project on the ball last, in float64 (`Region.project` does).",
         )
-    if found.outside_range:
+    if excess.outside_range:
         yield Finding(
             "outside-range",
             "error",
             cells,
-            f"{found.outside_range} of {found.images} adversarial images have values outside [0, 1] or NaN.",
-            {"images": found.outside_range, "of": found.images, "lowest": found.lowest, "highest": found.highest},
+            f"{excess.outside_range} of {excess.images} adversarial images have values outside [0, 1] or NaN.",
+            {"images": excess.outside_range, "of": excess.images, "lowest": excess.lowest, "highest": excess.highest},
             "Clamp to [0, 1] last.",
         )
-    if found.mismatched:
+    if excess.mismatched:
         yield Finding(
             "norms-disagree",
             "error",
             cells,
-            f"The norms in the rows of {found.mismatched} images are not those of the stored images; they differ by "
-            f"up to {found.mismatch:.3g}.",
-            {"images": found.mismatched, "of": found.images, "difference": found.mismatch},
+            f"The norms in the rows of {excess.mismatched} images are not those of the stored images; they differ by "
+            f"up to {excess.mismatch:.3g}.",
+            {"images": excess.mismatched, "of": excess.images, "difference": excess.mismatch},
             "Rows and images are not of one computation: run the attack again in a new store.",
         )

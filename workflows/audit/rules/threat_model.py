@@ -13,7 +13,7 @@ import pandas as pd
 from defense.schedules import SCHEDULES, get_schedule
 from defense.spec import Spec
 from workflows.audit.finding import Finding, Severity
-from workflows.audit.view import Judged, View, alike, strongest
+from workflows.audit.view import Judged, View, group_by, strongest
 from workflows.statistics.proportions import wilson
 
 __all__ = [
@@ -51,22 +51,22 @@ def one_draw_of_eot(all_views: Sequence[View]) -> Iterator[Finding]:
     (Kassis et al., arXiv 2411.16598). Not so for an attacker who knows the draws. A note where an attack with more
     draws of equal budget stands beside it.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         alone: list[View] = []
         beside: list[View] = []
-        for same in alike([v for v in members if v.followed and v.stochastic], "threat"):
+        for same in group_by([v for v in members if v.followed and v.stochastic], "threat"):
             averaging = [view for view in same if any(attack.knows != "randomness" for attack in view.followed)]
             single = [view for view in averaging if all(attack.eot == 1 for attack in view.followed)]
             (alone if len(single) == len(averaging) else beside).extend(single)
         groups: tuple[tuple[Severity, list[View]], ...] = (("warning", alone), ("note", beside))
-        for severity, found in groups:
-            if (best := strongest(found)) is not None:
+        for severity, attacks in groups:
+            if (best := strongest(attacks)) is not None:
                 yield Finding(
                     "eot-of-one",
                     severity,
-                    _cells(found),
+                    _cells(attacks),
                     "The gradient of one draw stands for that of the mean over a stochastic defence's draws.",
-                    {"eot": 1, "accuracy": best.accuracy, "attacks": len(found)},
+                    {"eot": 1, "accuracy": best.accuracy, "attacks": len(attacks)},
                     "Set eot to 10 or more, and raise it until accuracy stays.",
                 )
 
@@ -74,10 +74,10 @@ def one_draw_of_eot(all_views: Sequence[View]) -> Iterator[Finding]:
 def one_draw_of_judgement(all_views: Sequence[View]) -> Iterator[Finding]:
     """A stochastic defence judged on one draw.
 
-    One draw estimates the mean, but says nothing of an attacker who may submit again (Wor(M)), which is where
+    One draw estimates the mean, but not what happens if an attacker submits again (Wor(M)), which is where
     purification loses most: DiffHammer (NeurIPS 2024) has 42.5 % on average and 22.7 % worst of 10.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         if members[0].stochastic and members[0].correct.shape[1] == 1:
             yield Finding(
                 "judged-on-one-draw",
@@ -118,16 +118,16 @@ def guidance_gradient_missing(all_views: Sequence[View]) -> Iterator[Finding]:
     error above 1e4 for GDMP (Kassis et al., arXiv 2411.16598). ``exact-no-guidance-path`` is an error unless the
     exact gradient stands beside it, where it is a demonstration; BPDA or a surrogate alone is a warning.
     """
-    for members in alike([view for view in all_views if view.followed and view.guided], "defended"):
-        found: dict[Severity, list[View]] = {"error": [], "warning": [], "note": []}
-        for same in alike(members, "threat"):
+    for members in group_by([view for view in all_views if view.followed and view.guided], "defended"):
+        by_severity: dict[Severity, list[View]] = {"error": [], "warning": [], "note": []}
+        for same in group_by(members, "threat"):
             exact = any("exact" in view.modes for view in same)
             dropped = [view for view in same if "exact-no-guidance-path" in view.modes]
             if dropped:
-                found["note" if exact else "error"].extend(dropped)
+                by_severity["note" if exact else "error"].extend(dropped)
             elif not exact:
-                found["warning"].extend(same)
-        for severity, blind in found.items():
+                by_severity["warning"].extend(same)
+        for severity, blind in by_severity.items():
             if (best := strongest(blind)) is not None:
                 does = "this gradient drops" if severity == "note" else "no gradient among the attacks follows"
                 yield Finding(
@@ -141,19 +141,19 @@ def guidance_gradient_missing(all_views: Sequence[View]) -> Iterator[Finding]:
 
 
 def knows_eps(all_views: Sequence[View]) -> Iterator[Finding]:
-    """A defence that is told the attacker's budget.
+    """A defence that knows the attacker's budget.
 
-    GDMP's scale is a function of it. Nobody tells a real defence, and at another budget than the assumed one the
+    GDMP's scale is a function of it. A real defence does not know it, and at another budget than the assumed one the
     figure is another.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         if members[0].cell.defence.purifier.knows_eps:
             budgets = {view.attack.eps for view in members if view.attack is not None}
             yield Finding(
                 "defence-knows-eps",
                 "warning",
                 _cells(members),
-                "The defence is told the attacker's budget, which nobody tells a real one.",
+                "The defence knows the attacker's budget, which a real one does not.",
                 {"budgets": len(budgets)},
                 "Use a rule without the budget (GDMP: `scale_rule: constant`), or attack at other budgets too.",
             )
@@ -162,11 +162,11 @@ def knows_eps(all_views: Sequence[View]) -> Iterator[Finding]:
 def only_static(all_views: Sequence[View]) -> Iterator[Finding]:
     """A purifier that no attack knows of.
 
-    Images made on the bare classifier say nothing about an attacker who knows the defence: blind attacks leave
+    Images made on the bare classifier are no evidence about an attacker who knows the defence: blind attacks leave
     DiffPure and GDMP near their clean accuracy, exact gradients halve it (Kassis et al.,
     arXiv 2411.16598). So it is an upper bound.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         attacked = [view for view in members if view.attack is not None]
         best = strongest(attacked)
         if best is None or best.bare or not all(view.attack and view.attack.static for view in attacked):
@@ -183,7 +183,7 @@ def only_static(all_views: Sequence[View]) -> Iterator[Finding]:
 
 def few_images(all_views: Sequence[Judged]) -> Iterator[Finding]:
     """Fewer than 512 images, with the half-width of the 95 % interval that this means."""
-    for members in alike(all_views, "images"):
+    for members in group_by(all_views, "images"):
         n = min(len(view.correct) for view in members)
         if n >= ENOUGH_IMAGES:
             continue
@@ -202,8 +202,8 @@ def few_images(all_views: Sequence[Judged]) -> Iterator[Finding]:
 
 
 def clean_missing(all_views: Sequence[View]) -> Iterator[Finding]:
-    """Attacked cells whose clean counterpart is not in the sweep: what the attack took cannot be said."""
-    for members in alike(all_views, "defended"):
+    """Attacked cells whose clean counterpart is not in the sweep: the loss of accuracy is unknown."""
+    for members in group_by(all_views, "defended"):
         if all(view.attack is not None for view in members):
             yield Finding(
                 "clean-missing",
@@ -220,7 +220,7 @@ def depth_without_schedule(all_views: Sequence[View]) -> Iterator[Finding]:
 
     The index alone means nothing: t* = 470 is abar 0.105 on linear-1000 and 0.962 on cosine-4000.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         rows = members[0].rows
         if not {"t_star", "abar"} <= set(rows.columns):
             continue
@@ -230,9 +230,9 @@ def depth_without_schedule(all_views: Sequence[View]) -> Iterator[Finding]:
                 "depth-without-schedule",
                 "warning",
                 _cells(members),
-                "The rows carry a t* without its abar: the depth means nothing without its schedule.",
+                "The rows carry a t* without its abar: a t* means nothing without its schedule.",
                 {"t_star": float(rows["t_star"][bad].iloc[0]), "rows": int(bad.sum())},
-                "Give the purifier a named schedule; `noise_level` must say abar and sigma_eq.",
+                "Give the purifier a named schedule; `noise_level` must have abar and sigma_eq.",
             )
 
 
@@ -241,9 +241,9 @@ def t_star_inconsistent(all_views: Sequence[View]) -> Iterator[Finding]:
 
     abar is that of step t* of the schedule that the purifier names, and
     :math:`\sigma_{eq} = \frac12\sqrt{(1-\bar\alpha)/\bar\alpha}`. A triple in which they disagree is of a purifier
-    that is one step off, or on another schedule than it says: its figure belongs to another depth.
+    that is one step off, or on another schedule than it names: its figure belongs to another t*.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         rows = members[0].rows
         if rows.empty or not {"t_star", "abar", "sigma_eq"} <= set(rows.columns):
             continue
@@ -269,7 +269,7 @@ def t_star_inconsistent(all_views: Sequence[View]) -> Iterator[Finding]:
                 "t-star-inconsistent",
                 "error",
                 _cells(members),
-                f"The rows say {where}abar {abar:.6g} and sigma_eq {sigma:.6g}, which do not belong together.",
+                f"The rows have {where}abar {abar:.6g} and sigma_eq {sigma:.6g}, which do not belong together.",
                 evidence,
                 "Take the noise level from the schedule (`get_schedule(name).level(t_star)`), and check with which "
                 "step the reverse chain starts.",
@@ -277,12 +277,12 @@ def t_star_inconsistent(all_views: Sequence[View]) -> Iterator[Finding]:
 
 
 def given_labels(all_views: Sequence[View]) -> Iterator[Finding]:
-    """A purifier whose config says that it is given the true label.
+    """A purifier that is given the true label, by its config.
 
     Looked for by name in all its fields, those of its networks included: ``label``, ``labels``, ``true_label``,
     ``oracle``, ... with a value that is not false or nothing, or a value such as ``true-label``.
     """
-    for members in alike(all_views, "defended"):
+    for members in group_by(all_views, "defended"):
         fields = sorted(_label_fields(members[0].cell.defence.purifier))
         if fields:
             yield Finding(

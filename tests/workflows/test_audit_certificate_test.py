@@ -1,4 +1,4 @@
-"""What a certificate promises is held against draws: broken promises are found, and none in what is sound."""
+"""Certificates against draws: unsound ones are found, and sound ones are not called so."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from defense.certify import lower_bound, radius
 from tasks.stages import (
     SampleStage,
 )
-from workflows.audit.rules.certificate_test import Promise, kept
-from workflows.audit.view import LEVEL
+from workflows.audit.excess import LEVEL
+from workflows.audit.rules.certificate_test import CertificateTest, certificate_test
 
 
-def test_the_test_of_promises_by_hand() -> None:
-    # Three images, 20 draws each, promised 1/2; alpha so small that no certificate may be wrong.
-    found = kept(np.array([0, 1, 9]), 20, np.full(3, 0.5), 10, 1e-9, 0.01)
+def test_the_test_of_certified_bounds_by_hand() -> None:
+    # Three images, 20 draws each, bounded by 1/2; alpha so small that no certificate may be wrong.
+    found = certificate_test(np.array([0, 1, 9]), 20, np.full(3, 0.5), 10, 1e-9, 0.01)
     alone = [0.5**20, 21 * 0.5**20, stats.binom.cdf(9, 20, 0.5)]
     assert found.allowed == 0 and found.covered == 3 and found.worst == 0
     assert found.worst_p == pytest.approx(3 * 3 * alone[0])
     # Holm: 3 * 9.5e-7 and 2 * 2.0e-5 are below 0.01 / 3, 1 * 0.41 is not.
-    assert found.refuted == 2 and found.broken
+    assert found.refuted == 2 and found.failed
     assert found.together == pytest.approx(3 * stats.binom.cdf(10, 60, 0.5))
     # Ten tests of the same certificates.
-    again = kept(np.array([0, 1, 9]), 20, np.full(3, 0.5), 10, 1e-9, 0.01, tests=10)
+    again = certificate_test(np.array([0, 1, 9]), 20, np.full(3, 0.5), 10, 1e-9, 0.01, tests=10)
     assert (again.worst_p, again.together) == pytest.approx((10 * found.worst_p, 10 * found.together))
 
 
@@ -39,13 +39,13 @@ def test_as_many_are_forgiven_as_certificates_may_be_wrong() -> None:
     right, q = np.array([0, 0, *[20] * 98]), np.full(100, 0.99)
     # P(Bin(100, 0.001) > 2) = 1.5e-4 and P(> 1) = 0.0046: two at the level 0.01 / 3.
     assert stats.binom.sf(1, 100, 0.001) > 0.01 / 3 > stats.binom.sf(2, 100, 0.001)
-    found = kept(right, 20, q, 100, 0.001, 0.01)
-    assert (found.allowed, found.refuted, found.together, found.broken) == (2, 2, 1.0, False)
+    found = certificate_test(right, 20, q, 100, 0.001, 0.01)
+    assert (found.allowed, found.refuted, found.together, found.failed) == (2, 2, 1.0, False)
     right[2] = 0
-    assert kept(right, 20, q, 100, 0.001, 0.01).broken
+    assert certificate_test(right, 20, q, 100, 0.001, 0.01).failed
 
 
-def _simulated(rng: np.random.Generator, alpha: float, n: int, draws: int, gap: float) -> Promise | None:
+def _simulated(rng: np.random.Generator, alpha: float, n: int, draws: int, gap: float) -> CertificateTest | None:
     """Certificates of half-spaces, attacked in the worst direction; ``gap`` is added to every radius."""
     margin = rng.uniform(-0.2, 0.8, 200)
     bound = lower_bound(rng.binomial(n, ndtr(margin / SIGMA)), n, alpha)
@@ -54,28 +54,28 @@ def _simulated(rng: np.random.Generator, alpha: float, n: int, draws: int, gap: 
     covered = (bound > 0.5) & (far >= norm)
     right = rng.binomial(draws, ndtr((margin - norm) / SIGMA))
     q = ndtr((far - norm) / SIGMA)
-    return kept(right[covered], draws, q[covered], 200, alpha, LEVEL) if covered.any() else None
+    return certificate_test(right[covered], draws, q[covered], 200, alpha, LEVEL) if covered.any() else None
 
 
 @pytest.mark.parametrize("draws", [1, 10, 200])
 @pytest.mark.parametrize(("alpha", "n"), [(0.001, 1000), (0.2, 100), (0.2, 100_000)])
-def test_sound_certificates_are_not_called_broken_in_99_of_100_sweeps(alpha: float, n: int, draws: int) -> None:
+def test_sound_certificates_do_not_fail_in_99_of_100_sweeps(alpha: float, n: int, draws: int) -> None:
     rng, runs = np.random.default_rng([draws, n]), 400
-    broken = sum(_simulated(rng, alpha, n, draws, 0.0).broken for _ in range(runs))  # type: ignore[union-attr]
-    assert broken <= stats.binom.ppf(0.999, runs, LEVEL)
+    failed = sum(_simulated(rng, alpha, n, draws, 0.0).failed for _ in range(runs))  # type: ignore[union-attr]
+    assert failed <= stats.binom.ppf(0.999, runs, LEVEL)
 
 
-def test_promises_that_are_exactly_kept_are_called_broken_in_one_of_100_at_most() -> None:
+def test_bounds_that_are_tight_fail_in_one_of_100_at_most() -> None:
     rng, runs = np.random.default_rng(5), 2000
     q = rng.uniform(0.5, 0.99, 100)
-    broken = sum(kept(rng.binomial(20, q), 20, q, 100, 1e-9, LEVEL).broken for _ in range(runs))
-    assert 0 < broken <= stats.binom.ppf(0.999, runs, LEVEL)  # not 0: that would test nothing
+    failed = sum(certificate_test(rng.binomial(20, q), 20, q, 100, 1e-9, LEVEL).failed for _ in range(runs))
+    assert 0 < failed <= stats.binom.ppf(0.999, runs, LEVEL)  # not 0: that would test nothing
 
 
 @pytest.mark.parametrize("draws", [3, 20])
 def test_radii_that_are_too_large_are_found(draws: int) -> None:
     rng = np.random.default_rng(6)
-    assert all(_simulated(rng, 0.001, 1000, draws, 0.25).broken for _ in range(50))  # type: ignore[union-attr]
+    assert all(_simulated(rng, 0.001, 1000, draws, 0.25).failed for _ in range(50))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("defences", [ONE_SHOT, NOISE])
@@ -115,7 +115,7 @@ def test_an_attack_within_the_radius_that_succeeds_is_an_error(tmp_path: Path, d
     assert evidence["refuted"] == sum(np.sort(p) * np.arange(len(p), 0, -1) * 2 <= 0.01 / 3)
     assert (evidence["image"], evidence["right"], evidence["draws"]) == (rows["image_id"][place], votes[place], 20)
     assert evidence["radius"] == rows["radius"][place] and evidence["norm"] == norms[place]
-    assert evidence["promised"] == pytest.approx(q[p.argmin()])
+    assert evidence["bound"] == pytest.approx(q[p.argmin()])
     assert evidence["p_together"] < 1e-6
     assert (evidence["allowed"], evidence["expected_wrong"]) == (1, pytest.approx(0.06))
     assert not audited.of("certified-above-clean")
@@ -150,11 +150,11 @@ def test_a_vote_of_few_draws_is_no_evidence_against_a_certificate(tmp_path: Path
 
 
 def test_as_few_as_may_be_wrong_by_chance_are_a_note(tmp_path: Path) -> None:
-    one = Audited(tmp_path / "a", broken_under_attack(0.0, 0.6, images=1)).one("certified-above-attacked")
-    assert (one.severity, one.evidence["refuted"], one.evidence["allowed"]) == ("note", 1, 1)
-    assert one.evidence["image"] == 0 and one.evidence["p_together"] == 1
-    two = Audited(tmp_path / "b", broken_under_attack(0.0, 0.6, images=2)).one("certified-above-attacked")
-    assert (two.severity, two.evidence["refuted"]) == ("error", 2)
+    single = Audited(tmp_path / "a", broken_under_attack(0.0, 0.6, images=1)).one("certified-above-attacked")
+    assert (single.severity, single.evidence["refuted"], single.evidence["allowed"]) == ("note", 1, 1)
+    assert single.evidence["image"] == 0 and single.evidence["p_together"] == 1
+    pair = Audited(tmp_path / "b", broken_under_attack(0.0, 0.6, images=2)).one("certified-above-attacked")
+    assert (pair.severity, pair.evidence["refuted"]) == ("error", 2)
 
 
 def test_images_that_were_moved_beyond_their_radius_say_nothing(tmp_path: Path) -> None:

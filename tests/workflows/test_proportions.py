@@ -1,4 +1,4 @@
-"""Statistics against SciPy, exact arithmetic, and the exact law of what they estimate."""
+"""Proportions against SciPy, exact arithmetic, and the exact law of what they estimate."""
 
 from __future__ import annotations
 
@@ -10,23 +10,14 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 import pytest
+from answers import Matrix, matrices
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from defense.aggregate import majority_vote
-from defense.errors import InvalidInput
-from workflows.statistics.combined import fixed_aa_any, fixed_aa_mean, lowest_per_image, selected_per_image
-from workflows.statistics.paired import PairedTest, paired_test
 from workflows.statistics.proportions import Proportion, average, bootstrap, proportion, wilson, worst, worst_of
-
-Matrix = npt.NDArray[np.bool_]
-
-
-def matrices(max_images: int = 6, max_draws: int = 40) -> st.SearchStrategy[Matrix]:
-    shape = st.tuples(st.integers(1, max_images), st.integers(1, max_draws))
-    return shape.flatmap(lambda s: hnp.arrays(np.bool_, s, elements=st.booleans()))
 
 
 @given(n=st.integers(1, 10**6), share=st.floats(0, 1), confidence=st.sampled_from([0.5, 0.9, 0.95, 0.99, 0.999]))
@@ -244,150 +235,3 @@ def test_worst_of_all_draws_is_a_proportion_and_of_fewer_is_narrower_than_one() 
     assert some.high - some.low < 0.6 * (high - low)
     with pytest.raises(ValueError, match="one image"):
         bootstrap([])
-
-
-# ------------------------------------------------------------------------------------------------- paired comparison
-
-
-def enumerated(first: Matrix, second: Matrix) -> float:
-    """P(sum of d_i with random signs >= sum of d_i) over all 2^n signs, in exact arithmetic."""
-    d = [Fraction(int(a.sum()), len(a)) - Fraction(int(b.sum()), len(b)) for a, b in zip(first, second, strict=True)]
-    sums = [
-        sum(s * abs(x) for s, x in zip(signs, d, strict=True)) for signs in itertools.product((-1, 1), repeat=len(d))
-    ]
-    return sum(total >= sum(d) for total in sums) / len(sums)
-
-
-@given(data=st.data())
-def test_the_paired_test_is_the_sum_over_all_signs(data: st.DataObject) -> None:
-    n = data.draw(st.integers(1, 8))
-    first, second = (
-        data.draw(hnp.arrays(np.bool_, (n, data.draw(st.integers(1, 6))), elements=st.booleans())) for _ in "ab"
-    )
-    found = paired_test(first, second)
-    assert found.p == pytest.approx(enumerated(first, second), abs=1e-12)
-    assert (found.first, found.second, found.n) == (first.mean(), second.mean(), n)
-    assert found.difference == pytest.approx(first.mean() - second.mean())
-
-
-@given(data=st.data(), n=st.integers(1, 300))
-def test_with_one_draw_the_paired_test_is_mcnemars_exact_one(data: st.DataObject, n: int) -> None:
-    first, second = (data.draw(hnp.arrays(np.bool_, (n, 1), elements=st.booleans())) for _ in "ab")
-    up, down = int((first & ~second).sum()), int((second & ~first).sum())
-    found = paired_test(first, second)
-    assert found.changed == up + down
-    expected = stats.binomtest(up, up + down, alternative="greater").pvalue if up + down else 1.0
-    assert found.p == pytest.approx(float(expected), rel=1e-9)
-
-
-def test_a_long_sum_is_as_that_of_a_simulation_of_signs() -> None:
-    generator = np.random.default_rng(3)
-    share = generator.random((600, 1))
-    first, second = generator.random((600, 20)) < share + 0.005, generator.random((600, 20)) < share
-    d = average(first) - average(second)
-    signs = 2 * generator.integers(0, 2, size=(40_000, 600)) - 1
-    expected = float(((signs * np.abs(d)).sum(1) >= d.sum() - 1e-9).mean())
-    assert 0.001 < expected < 0.2
-    assert paired_test(first, second).p == pytest.approx(expected, abs=4 * math.sqrt(expected / 40_000))
-
-
-def test_a_grid_that_is_too_long_has_the_normal_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(4)
-    share = generator.random((900, 1))
-    first, second = generator.random((900, 10)) < share + 0.01, generator.random((900, 7)) < share
-    exact = paired_test(first, second)
-    monkeypatch.setattr("workflows.statistics.proportions._LONGEST_GRID", 1)
-    assert paired_test(first, second).p == pytest.approx(exact.p, rel=0.03)
-
-
-@pytest.mark.parametrize("draws", [1, 4])
-def test_two_cells_that_are_alike_differ_at_one_percent_once_in_a_hundred(draws: int) -> None:
-    generator = np.random.default_rng(5)
-    share = generator.beta(2, 1, size=(300, 1))
-    fired = [
-        paired_test(generator.random((300, draws)) < share, generator.random((300, draws)) < share).p < 0.01
-        for _ in range(3000)
-    ]
-    # 0.01 +- 3 standard errors; less with one draw, whose p are few and coarse.
-    assert float(np.mean(fired)) < 0.0155 and (draws == 1 or float(np.mean(fired)) > 0.0045)
-
-
-def test_the_paired_test_finds_what_the_unpaired_intervals_miss() -> None:
-    """450 and 430 of 512 images: the intervals overlap, but the 20 images all changed one way."""
-    first, second = np.arange(512)[:, None] < 450, np.arange(512)[:, None] < 430
-    assert wilson(430 / 512, 512)[1] > wilson(450 / 512, 512)[0]
-    assert paired_test(first, second).p == pytest.approx(0.5**20)
-    assert paired_test(second, first).p == 1
-    assert paired_test(first, first) == PairedTest(450 / 512, 450 / 512, 1.0, 512, 0)
-
-
-def test_a_p_that_was_chosen_among_several_is_multiplied() -> None:
-    test = PairedTest(0.5, 0.4, 0.004, 100, 10)
-    assert test.among(3).p == pytest.approx(0.012) and test.among(1000).p == 1 and test.among(0).p == 0.004
-
-
-@pytest.mark.parametrize("sizes", [(0, 0), (3, 4)])
-def test_other_images_cannot_be_paired(sizes: tuple[int, int]) -> None:
-    with pytest.raises(InvalidInput, match="same images"):
-        paired_test(*(np.ones((n, 2), dtype=bool) for n in sizes))
-
-
-# -------------------------------------------------------------------------------------- two readings of one protocol
-
-
-def test_the_two_readings_of_fixed_autoattack() -> None:
-    # Two attacks, three images, four draws.
-    first = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 1, 1]], dtype=bool)
-    second = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=bool)
-    # Means over draws and images 9/12 and 8/12; no image but the first is right on every draw of both.
-    assert fixed_aa_mean([first, second]) == Proportion(8 / 12, *wilson(8 / 12, 3), n=3)
-    assert fixed_aa_any([first, second]) == Proportion(1 / 3, *wilson(1 / 3, 3), n=3)
-    # The minimum is over attacks for the data set: not 7/12, the mean of the lower share of each image.
-    assert fixed_aa_mean([first]).value == 9 / 12 and fixed_aa_any([second]).value == 2 / 3
-
-
-@given(correct=matrices(), data=st.data())
-def test_any_is_never_above_mean_and_both_fall_with_more_attacks(correct: Matrix, data: st.DataObject) -> None:
-    other = data.draw(hnp.arrays(np.bool_, (len(correct), 3), elements=st.booleans()))
-    for reading in (fixed_aa_mean, fixed_aa_any):
-        assert reading([correct, other]).value <= min(reading([correct]).value, reading([other]).value) + 1e-12
-    assert fixed_aa_any([correct, other]).value <= fixed_aa_mean([correct, other]).value + 1e-12
-    assert fixed_aa_any([correct]).value == pytest.approx(worst_of(correct, correct.shape[1]).mean())
-
-
-def test_the_attack_of_each_image_is_bracketed_by_selection_with_and_without_its_draws() -> None:
-    """Three attacks that are alike on average and not on each image: the truth is the mean of the lowest p."""
-    generator = np.random.default_rng(10)
-    lowest, selected = [], []
-    p = generator.beta(2, 2, size=(3, 4000, 1))
-    truth = float(p.min(0).mean())
-    for _ in range(20):
-        attacks = [generator.random((4000, 10)) < each for each in p]
-        lowest.append(lowest_per_image(attacks).value)
-        selected.append(selected_per_image(attacks).value)
-    error = 3 * 0.5 / math.sqrt(20 * 4000)
-    assert np.mean(lowest) < truth - 2 * error and np.mean(selected) > truth + 2 * error
-    assert np.mean(selected) - truth < 0.1  # and far below the best single attack, which is at 1/2
-    # The bias of the minimum is that of its draws, and goes with their number.
-    many = [generator.random((4000, 400)) < each for each in p]
-    assert lowest_per_image(many).value == pytest.approx(truth, abs=0.01)
-    assert selected_per_image(many).value == pytest.approx(truth, abs=0.01)
-
-
-def test_selection_by_hand() -> None:
-    # One image, two attacks, four draws; draws 0 and 2 against draws 1 and 3.
-    first = np.array([[0, 1, 0, 0]], dtype=bool)  # shares 0 and 1/2
-    second = np.array([[1, 0, 0, 0]], dtype=bool)  # shares 1/2 and 0
-    assert lowest_per_image([first, second]).value == 1 / 4
-    # Chosen on the first half: the first attack, judged 1/2 on the second; and the other way round.
-    assert selected_per_image([first, second]).value == 1 / 2
-    assert selected_per_image([first]).value == lowest_per_image([first]).value == 1 / 4
-    with pytest.raises(InvalidInput, match="one draw"):
-        selected_per_image([first, first[:, :1]])
-
-
-@pytest.mark.parametrize("attacks", [[], [np.ones((2, 3), bool), np.ones((3, 3), bool)], [np.ones((0, 3), bool)]])
-def test_attacks_are_combined_on_the_same_images(attacks: list[Matrix]) -> None:
-    for reading in (fixed_aa_mean, fixed_aa_any, lowest_per_image, selected_per_image):
-        with pytest.raises(InvalidInput, match="same images"):
-            reading(attacks)

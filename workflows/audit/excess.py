@@ -1,0 +1,82 @@
+"""Whether one judgement is more accurate than another on the same images, by the exact sign-flip test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workflows.audit.view import View
+from workflows.statistics.exact_tests import sign_flip
+from workflows.statistics.multiplicity import bonferroni
+from workflows.statistics.paired import PairedDifference, paired_difference
+from workflows.statistics.proportions import average
+
+__all__ = ["LEVEL", "Excess", "exceeds", "significant_excess"]
+
+LEVEL = 0.01
+"""A comparison counts where p is below this."""
+
+
+@dataclass(frozen=True)
+class Excess:
+    """A significant difference of two accuracies (Avg) on the same images.
+
+    Arguments:
+        difference: From the lower one (``first``) to the higher one (``second``).
+        p: p of the one-sided sign-flip test, times the number of candidates.
+    """
+
+    difference: PairedDifference
+    p: float
+
+    @property
+    def higher(self) -> float:
+        """The higher accuracy."""
+        return self.difference.second
+
+    @property
+    def lower(self) -> float:
+        """The lower one."""
+        return self.difference.first
+
+    def evidence(self, higher: str, lower: str) -> dict[str, float]:
+        """Return the numbers for a finding, with the two accuracies under these names."""
+        return {
+            higher: self.higher,
+            lower: self.lower,
+            "difference": self.difference.value,
+            "p": self.p,
+            "images": self.difference.images,
+            "images_changed": self.difference.rose + self.difference.fell,
+        }
+
+
+def significant_excess(
+    higher: npt.NDArray[np.bool_], lower: npt.NDArray[np.bool_], candidates: int = 1, level: float = LEVEL
+) -> Excess | None:
+    """Test whether ``higher`` is more accurate than ``lower`` on the same images.
+
+    Arguments:
+        higher: Right answers, shape (images, draws), of the one that is claimed to be higher.
+        lower: Right answers of the other; the number of draws may be another.
+        candidates: From how many pairs this one was chosen for its accuracies (Bonferroni).
+        level: p of an excess is below this.
+
+    Returns:
+        None where the difference is not significant, or there are no images.
+    """
+    if len(higher) == 0 or higher.mean() <= lower.mean():  # most pairs: no need for a test
+        return None
+    p = bonferroni(sign_flip(lower, higher), candidates)
+    return Excess(paired_difference(average(lower), average(higher)), p) if p < level else None
+
+
+def exceeds(higher: View, lower: View, candidates: int = 1) -> Excess | None:
+    """Test as :func:`significant_excess` whether one view is more accurate than another on the images of both."""
+    first, second = lower.correct, higher.correct
+    if len(higher.image_ids) != len(lower.image_ids) or (higher.image_ids != lower.image_ids).any():
+        _, i, j = np.intersect1d(higher.image_ids, lower.image_ids, return_indices=True)
+        second, first = second[i], first[j]
+    return significant_excess(second, first, candidates)
