@@ -11,13 +11,21 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from defense.errors import InvalidInput
 
-__all__ = ["assert_sha256", "load_state_dict", "load_weights", "sha256_file"]
+__all__ = ["SHA256", "assert_sha256", "load_state_dict", "load_weights", "sha256_file"]
+
+SHA256: Any = Field(
+    default=None,
+    pattern=r"^[0-9a-fA-F]{8,64}$",
+    description="It takes the first 8 to 64 hex digits, in quotes if all are decimal.",
+)
+"""Field of a config for the sha256 of a file, at least its first 8 hex digits."""
 
 
 @lru_cache(maxsize=256)

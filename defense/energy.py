@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from defense.checkpoints import assert_sha256, load_weights
+from defense.checkpoints import SHA256, assert_sha256, load_weights
 from defense.errors import InvalidInput
 from defense.registry import Registry
 from defense.spec import Spec
@@ -150,16 +150,10 @@ class EnergyConfig(Spec):
         sha256: sha256 of the checkpoint, at least its first 8 hex digits; filled in from the file.
     """
 
+    named_by: ClassVar[str | None] = "energy"
     energy: str
     weights: str | None = Field(default=None, exclude=True)
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{8,64}$")
-
-    @classmethod
-    def of(cls, entry: Any) -> Any:
-        """The config of an energy that is given by name or as a mapping; anything else is left to the validation."""
-        if isinstance(entry, str):
-            return cls(energy=entry)
-        return cls.model_validate(entry) if isinstance(entry, dict) else entry
+    sha256: str | None = SHA256
 
     @property
     def architecture(self) -> EnergyArchitecture:
@@ -175,7 +169,7 @@ class EnergyConfig(Spec):
         """(C, H, W) of its images."""
         return self.architecture.image_shape
 
-    def resolved(self, base: Path) -> EnergyConfig:
+    def resolved(self, base: Path) -> Self:
         """This config with its checkpoint found, hashed and checked.
 
         Arguments:

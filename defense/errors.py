@@ -22,24 +22,44 @@ class InvalidInput(PuregridError):
 
     Arguments:
         message: What is wrong, why, and what to do.
-        where: The place in the input: a file and line, an option, a field.
+        where: The place in the input: a file and line, an option.
+        keys: The path of the value inside of what was given, ``("rungs", 0, "steps")``; empty for all of it.
     """
 
-    def __init__(self, message: str, *, where: str | None = None) -> None:
+    def __init__(self, message: str, *, where: str | None = None, keys: Iterable[str | int] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.where = where
+        self.keys = tuple(keys)
+
+    def within(self, *keys: str | int) -> InvalidInput:
+        """The same error of a value that lies at ``keys`` of something larger."""
+        return type(self)(self.message, where=self.where, keys=(*keys, *self.keys))
+
+    def at_field(self, fields: Iterable[str]) -> InvalidInput:
+        """The same error, at the field that its message begins with, if it has no path and that is one of ``fields``.
+
+        Validators say ``t_star = 1001 is not on ...`` or ``depths: ...`` and leave the place to their callers.
+        """
+        word, _, rest = self.message.partition(" ")
+        name = word.removesuffix(":")
+        if self.keys or self.where or name not in fields:
+            return self
+        return type(self)(rest if word.endswith(":") else self.message, keys=(name,))
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}" if self.where else self.message
+        place = ".".join(map(str, self.keys))
+        if self.message.startswith(f"{place} "):  # ``eps = 0.0 (float): ...`` says so itself
+            place = ""
+        return ": ".join(part for part in (self.where, place, self.message) if part)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders through pickle, which calls the class with `args` alone.
-        return (_rebuild, (type(self), self.message, self.where))
+        return (_rebuild, (type(self), self.message, self.where, self.keys))
 
 
-def _rebuild(kind: type[InvalidInput], message: str, where: str | None) -> InvalidInput:
-    return kind(message, where=where)
+def _rebuild(kind: type[InvalidInput], message: str, where: str | None, keys: tuple[str | int, ...]) -> InvalidInput:
+    return kind(message, where=where, keys=keys)
 
 
 class StoreError(PuregridError):

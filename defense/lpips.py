@@ -7,12 +7,12 @@ ImageNet, it would download without asking. Here the backbone's checkpoint is a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from defense.checkpoints import assert_sha256, load_state_dict
+from defense.checkpoints import SHA256, assert_sha256, load_state_dict
 from defense.errors import InvalidInput
 from defense.spec import Spec
 from defense.torchvision_cpu import allow_torchvision_import
@@ -54,11 +54,12 @@ class LpipsConfig(Spec):
         sha256: Its sha256, at least 8 hex digits; filled in from the file.
     """
 
+    named_by: ClassVar[str | None] = "weights"
     net: Literal["alex", "vgg"] = "alex"
     weights: str | None = Field(default=None, exclude=True)
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{8,64}$")
+    sha256: str | None = SHA256
 
-    def resolved(self, base: Path) -> LpipsConfig:
+    def resolved(self, base: Path) -> Self:
         """This config with its file found, hashed and checked.
 
         Raises:

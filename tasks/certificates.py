@@ -14,7 +14,7 @@ single answer has one draw a sample.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -48,6 +48,7 @@ class CertificateConfig(Spec):
         shard: Samples of an image that are one unit of work. It changes no count, so it is not in the id.
     """
 
+    named_by: ClassVar[str | None] = "certificate"
     certificate: Literal["smoothing"] = "smoothing"
     sigma: float = Field(gt=0)
     n: int = Field(default=100_000, ge=1)

@@ -66,9 +66,15 @@ class ImageSet:
 class DatasetConfig(Spec, ABC):
     """What a sweep file says of a data set. Its digest is filled in from the content."""
 
+    named_by: ClassVar[str | None] = "dataset"
     dataset: str
     split: Literal["test", "train"] = "test"
     digest: str | None = None
+
+    @classmethod
+    def class_named(cls, name: str) -> type[DatasetConfig]:
+        """See :class:`Spec`."""
+        return DATASETS.get(name)
 
     @property
     @abstractmethod
@@ -92,7 +98,7 @@ class DatasetConfig(Spec, ABC):
         """Name in tables."""
         return self.dataset if self.split == "test" else f"{self.dataset} ({self.split})"
 
-    def resolved(self, base: Path) -> DatasetConfig:
+    def resolved(self, base: Path) -> Self:
         """This config with absolute paths and its digest."""
         return self.model_copy(update={"digest": self.read().digest()})
 
@@ -286,7 +292,7 @@ class FolderConfig(DatasetConfig):
         name = self.name or Path(self.root or self.dataset).name
         return name if self.split == "test" else f"{name} ({self.split})"
 
-    def resolved(self, base: Path) -> FolderConfig:
+    def resolved(self, base: Path) -> Self:
         """This config with absolute paths and its digest.
 
         Raises:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from defense.checkpoints import assert_sha256, load_weights
+from defense.checkpoints import SHA256, assert_sha256, load_weights
 from defense.errors import InvalidInput
 from defense.registry import Registry
 from defense.spec import Spec
@@ -188,10 +189,11 @@ class ClassifierConfig(Spec):
         std: Likewise.
     """
 
+    named_by: ClassVar[str | None] = "classifier"
     classifier: str
     name: str | None = Field(default=None, exclude=True)
     weights: str | None = Field(default=None, exclude=True)
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{8,64}$")
+    sha256: str | None = SHA256
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -204,7 +206,7 @@ class ClassifierConfig(Spec):
         """Name in tables."""
         return self.name or self.classifier
 
-    def resolved(self, base: Path) -> ClassifierConfig:
+    def resolved(self, base: Path) -> Self:
         """This config with its checkpoint found, hashed and checked, and the normalisation said.
 
         Raises:

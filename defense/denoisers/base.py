@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar, Self, cast
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from defense.errors import InvalidInput, nearest
 from defense.registry import Registry
 from defense.schedules import Schedule
-from defense.spec import Spec
+from defense.spec import Reading, Spec
 
 __all__ = ["DENOISERS", "Denoiser", "DenoiserConfig", "LoadDenoiser", "load_denoiser"]
 
@@ -57,11 +60,29 @@ class Denoiser(nn.Module, ABC):
 class DenoiserConfig(Spec, ABC):
     """What a sweep file says of a denoiser. Weights are identified by hash, found by path."""
 
-    format: str
-    schedule: str
+    named_by: ClassVar[str | None] = "format"
+    format: str = "diffusers"
+    schedule: str = Field(
+        description="It is the noise schedule that the network was trained on: see `puregrid list schedules`."
+    )
+
+    @classmethod
+    def class_named(cls, name: str) -> type[DenoiserConfig]:
+        """See :class:`Spec`."""
+        return DENOISERS.get(name)
+
+    @classmethod
+    def from_name(cls, name: str, reading: Reading) -> DenoiserConfig:
+        """A denoiser that the section ``denoisers`` has given a name; a bare format would be no network."""
+        named = reading.names.get("denoisers", {})
+        if name not in named:
+            nobody = "there is no section `denoisers`, which gives each denoiser a name."
+            hint = nearest(name, named) if named else nobody
+            raise InvalidInput(f"unknown denoiser {name!r}; {hint}")
+        return cast(DenoiserConfig, named[name])
 
     @abstractmethod
-    def resolved(self, base: Path) -> DenoiserConfig:
+    def resolved(self, base: Path) -> Self:
         """This config with absolute paths and with the hashes of its files filled in and checked.
 
         Arguments:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
-from defense.checkpoints import assert_sha256, load_weights
+from defense.checkpoints import SHA256, assert_sha256, load_weights
 from defense.denoisers.base import DENOISERS, DenoiserConfig
 from defense.denoisers.network import NetworkDenoiser
 from defense.denoisers.predictions import Prediction
@@ -96,13 +96,12 @@ class DiffusersConfig(DenoiserConfig):
     """
 
     format: Literal["diffusers"] = "diffusers"
-    schedule: str
     prediction: Prediction | None = None
     path: str | None = Field(default=None, exclude=True)
     repo: str | None = Field(default=None, exclude=True)
     revision: str | None = Field(default=None, exclude=True)
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{8,64}$")
-    config_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{8,64}$")
+    sha256: str | None = SHA256
+    config_sha256: str | None = SHA256
 
     @model_serializer(mode="wrap")
     def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

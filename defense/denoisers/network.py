@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from defense.checkpoints import assert_sha256, load_state_dict
+from defense.checkpoints import SHA256, assert_sha256, load_state_dict
 from defense.denoisers.base import Denoiser, DenoiserConfig
 from defense.denoisers.predictions import Prediction, edm_noise_label, implied_eps, network_input
 from defense.errors import InvalidInput, nearest
@@ -127,7 +127,7 @@ class WeightsFileConfig(DenoiserConfig):
     """
 
     weights: str = Field(exclude=True)
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{8,64}$")
+    sha256: str | None = SHA256
 
     def resolved(self, base: Path) -> Self:
         """See :class:`DenoiserConfig`."""

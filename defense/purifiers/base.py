@@ -10,7 +10,6 @@ so that :mod:`defense.gradients` can walk back through them one segment at a tim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -107,10 +106,13 @@ class IterativePurifier(Purifier):
 class PurifierConfig(Spec, ABC):
     """What a sweep file says of a purifier: its name under ``purifier`` and all its parameters."""
 
+    named_by: ClassVar[str | None] = "purifier"
     purifier: str
 
-    spellings: ClassVar[dict[str, str]] = {}
-    """Fields that a sweep file may write instead of others, with what they stand for."""
+    @classmethod
+    def class_named(cls, name: str) -> type[PurifierConfig]:
+        """See :class:`Spec`."""
+        return PURIFIERS.get(name)
 
     @property
     def stochastic(self) -> bool:
@@ -165,10 +167,6 @@ class PurifierConfig(Spec, ABC):
     def model_key(self) -> str:
         """Which large model the purifier holds: units with equal keys go preferably to one worker."""
         return ""
-
-    def resolved(self, base: Path) -> PurifierConfig:
-        """This config with its files found, hashed and checked; see ``DenoiserConfig.resolved``."""
-        return self
 
     @abstractmethod
     def label(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -43,11 +42,6 @@ class DistanceGuidedConfig(StandardReverseConfig):
     def guided(self) -> bool:
         """By the distance."""
         return True
-
-    def resolved(self, base: Path) -> Self:
-        """See :class:`PurifierConfig`."""
-        found = super().resolved(base)
-        return found if self.lpips is None else found.model_copy(update={"lpips": self.lpips.resolved(base)})
 
     def build_distance(self, models: Models) -> tuple[Distance, nn.Module | None]:
         """The distance, and the network in it."""

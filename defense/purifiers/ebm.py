@@ -23,7 +23,6 @@ is ignored. Exact gradients pass through the energy's Hessian, :math:`\partial z
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -122,14 +121,11 @@ class EBMConfig(PurifierConfig):
     @classmethod
     def _complete(cls, data: Any) -> Any:
         """A name stands for the network that ships under it, and defaults are said, so that they are in the id."""
-        if not isinstance(data, dict) or "energy" not in data:
+        if not isinstance(data, dict) or not isinstance(data.get("energy"), EnergyConfig):
             return data
-        energy = EnergyConfig.of(data["energy"])
-        if not isinstance(energy, EnergyConfig):
-            return data
-        usual = energy.architecture
+        usual = data["energy"].architecture
         defaults = {name: getattr(usual, name) for name in ("steps", "step_size", "temperature")}
-        return {**defaults, **data, "energy": energy}
+        return {**defaults, **data}
 
     @property
     def evaluations(self) -> int:
@@ -144,10 +140,6 @@ class EBMConfig(PurifierConfig):
     def model_key(self) -> str:
         """The energy's id: all numbers of steps share one network."""
         return self.energy.id
-
-    def resolved(self, base: Path) -> EBMConfig:
-        """See :class:`PurifierConfig`."""
-        return self.model_copy(update={"energy": self.energy.resolved(base)})
 
     def label(self) -> str:
         """``ebm 200 x 0.05 T=0.3``: steps, step size, the temperature where it is not 1; ``clamped`` where it is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
@@ -12,6 +12,7 @@ from defense.errors import InvalidInput
 from defense.purifiers.base import PurifierConfig
 from defense.samplers import DDIM, Ancestral, ProbabilityFlow, ReverseSDE, Sampler, Variance, time_grid
 from defense.schedules import NoiseLevel, Schedule, get_schedule
+from defense.spec import Spelling
 
 __all__ = ["ReverseConfig", "StandardReverseConfig"]
 
@@ -30,10 +31,14 @@ class ReverseConfig(PurifierConfig):
             the output in [0, 1], but it zeroes the gradient of saturated pixels.
     """
 
-    spellings: ClassVar[dict[str, str]] = {"sigma_eq": "t_star"}
-    denoiser: SerializeAsAny[DenoiserConfig]
-    schedule: str
-    t_star: int = Field(ge=1)
+    spellings: ClassVar[Mapping[str, Spelling]] = {
+        "sigma_eq": Spelling("t_star", "a noise level in units of [0, 1] pixels, like 0.25")
+    }
+    denoiser: SerializeAsAny[DenoiserConfig] = Field(description="It is a name from the section `denoisers`.")
+    schedule: str = Field(
+        description="It is the noise schedule that the network was trained on: see `puregrid list schedules`."
+    )
+    t_star: int = Field(ge=1, description="t_star is a whole number of noising steps, like 100.")
     clip_denoised: bool = True
 
     @model_validator(mode="before")
@@ -110,10 +115,6 @@ class ReverseConfig(PurifierConfig):
     def model_key(self) -> str:
         """The denoiser's id: all depths share one network."""
         return self.denoiser.id
-
-    def resolved(self, base: Path) -> Self:
-        """See :class:`PurifierConfig`."""
-        return self.model_copy(update={"denoiser": self.denoiser.resolved(base)})
 
 
 class StandardReverseConfig(ReverseConfig):

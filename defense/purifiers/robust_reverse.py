@@ -24,11 +24,10 @@ in one table.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from defense.classifiers import ClassifierConfig
@@ -124,14 +123,6 @@ class RobustReverseConfig(StandardReverseConfig):
     auxiliary_sees: Literal["noisy", "denoised"] = "noisy"
     variance: Variance = "large"
 
-    @field_validator("auxiliary", mode="before")
-    @classmethod
-    def _classifier(cls, value: Any) -> Any:
-        """A name or a mapping becomes a config."""
-        if isinstance(value, str):
-            value = {"classifier": value}
-        return ClassifierConfig.model_validate(value) if isinstance(value, dict) else value
-
     @model_validator(mode="after")
     def _same_images(self) -> Self:
         if self.auxiliary_sees == "denoised" and self.target == "diffused":
@@ -151,11 +142,6 @@ class RobustReverseConfig(StandardReverseConfig):
         """Per reverse step and term one on the state and one on the input."""
         for_class = 2 if self.class_label == "prediction" else 1
         return (for_class * bool(self.class_weight) + 2 * bool(self.latent_weight)) * self.steps
-
-    def resolved(self, base: Path) -> Self:
-        """See :class:`PurifierConfig`."""
-        found = super().resolved(base)
-        return found.model_copy(update={"auxiliary": self.auxiliary.resolved(base)})
 
     def build(self, models: Models | None = None) -> Diffusion:
         """Load the denoiser and the auxiliary network."""

@@ -9,10 +9,9 @@ guided by its input is guided by the output of the stage before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
 from defense.models import Models
@@ -61,14 +60,6 @@ class SequenceConfig(PurifierConfig):
 
     purifier: Literal["chain"] = "chain"
     stages: tuple[SerializeAsAny[PurifierConfig], ...] = Field(min_length=1)
-
-    @field_validator("stages", mode="before")
-    @classmethod
-    def _configs(cls, value: Any) -> Any:
-        """Entries given as names or mappings become configs."""
-        if not isinstance(value, list | tuple):
-            return value
-        return tuple(purifier_config(entry) for entry in value)
 
     @property
     def stochastic(self) -> bool:
@@ -125,10 +116,6 @@ class SequenceConfig(PurifierConfig):
         """That of the first stage with a model."""
         return next((stage.model_key() for stage in self.stages if stage.model_key()), "")
 
-    def resolved(self, base: Path) -> SequenceConfig:
-        """See :class:`PurifierConfig`."""
-        return self.model_copy(update={"stages": tuple(stage.resolved(base) for stage in self.stages)})
-
     def label(self) -> str:
         """Labels of the stages, in order."""
         return " + ".join(stage.label() for stage in self.stages)
@@ -137,11 +124,3 @@ class SequenceConfig(PurifierConfig):
         """Build every stage."""
         models = models or Models()
         return Sequence(stage.build(models) for stage in self.stages).eval()
-
-
-def purifier_config(entry: Any) -> Any:
-    """The config of a purifier that is given as a name, as a mapping with ``purifier``, or as a config already."""
-    fields = {"purifier": entry} if isinstance(entry, str) else entry
-    if isinstance(fields, dict) and isinstance(fields.get("purifier"), str):
-        return PURIFIERS.get(fields["purifier"]).model_validate(fields)
-    return entry

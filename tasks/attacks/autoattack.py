@@ -111,8 +111,6 @@ class AutoAttackConfig(AttackConfig):
                     "Write mean-logits, mean-probability or vote."
                 )
             data.setdefault("attacked", "mean-logits")
-        if isinstance(data.get("attacks"), list):
-            data["attacks"] = tuple(data["attacks"])
         for name in data.get("attacks") or ():
             if name not in get_args(AttackName):
                 raise InvalidInput(f"autoattack has no attack {name!r}; {nearest(str(name), get_args(AttackName))}")

@@ -12,8 +12,9 @@ depend on the defence, and all defences share its images.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -25,13 +26,26 @@ from defense.gradients import GradientMode
 from defense.purifiers import PurifierConfig
 from defense.randomness import Omega
 from defense.registry import Registry
-from defense.spec import Spec
+from defense.spec import Spec, Spelling
 from tasks.attacks.target import Attacked, Target
 
-__all__ = ["ATTACKS", "AttackConfig", "AttackResult", "Norm", "Region", "perturbation_norms"]
+__all__ = ["ATTACKS", "EPS", "EPS_255", "AttackConfig", "AttackResult", "Norm", "Region", "perturbation_norms"]
 
 Norm = Literal["linf", "l2", "l1", "flow", "lpips"]
 Knowledge = Literal["classifier", "purifier", "randomness"]
+
+EPS = "eps is a number in units of [0, 1] pixels, like 0.031; to write 8/255 use `eps_255: 8`."
+EPS_255 = MappingProxyType(
+    {
+        "eps_255": Spelling(
+            "eps",
+            "eps in units of 1/255, like 8",
+            convert=lambda eps: eps / 255,
+            lost="the budget of {} is no pixel value: give `eps` (see `puregrid list attacks`).",
+        )
+    }
+)
+"""The short spelling of budgets of pixels."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class AttackConfig(Spec, ABC):
 
     Arguments:
         norm: ``linf``, ``l2`` or, where the attack has it, ``l1``.
-        eps: Radius of the ball, units of [0, 1] pixels. Sweep files may write ``eps_255`` instead, in 1/255.
+        eps: Radius of the ball, units of [0, 1] pixels. ``eps_255`` may be written instead, in 1/255.
         knows: What the attacker knows: the bare ``classifier`` (a static attack), the ``purifier`` too, or also its
             ``randomness``, that is the draws on which the defence will be judged.
         gradient: How an attacker who knows the purifier differentiates it, a mode of :mod:`defense.gradients`; by
@@ -66,7 +80,8 @@ class AttackConfig(Spec, ABC):
             a ``vote``.
     """
 
-    spellings: ClassVar[dict[str, str]] = {"eps_255": "eps"}
+    named_by: ClassVar[str | None] = "attack"
+    spellings: ClassVar[Mapping[str, Spelling]] = EPS_255
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
     """Norms that the attack knows. One that bounds no distance of pixels stands alone: no ball is drawn then."""
     black_box: ClassVar[bool] = False
@@ -75,12 +90,17 @@ class AttackConfig(Spec, ABC):
     """Whether it returns the best point that it saw, broken or not; others may return the image where none is."""
 
     attack: str
-    norm: Norm
-    eps: float = Field(gt=0)
+    norm: Norm = Field(description="norm is linf or l2: eps means nothing without it.")
+    eps: float = Field(gt=0, description=EPS)
     knows: Knowledge = "classifier"
     gradient: str | None = None
     eot: int = Field(default=1, ge=1)
     attacked: Attacked = "mean-loss"
+
+    @classmethod
+    def class_named(cls, name: str) -> type[AttackConfig]:
+        """See :class:`Spec`."""
+        return ATTACKS.get(name)
 
     @model_validator(mode="before")
     @classmethod
@@ -122,17 +142,6 @@ class AttackConfig(Spec, ABC):
                 "eot and `attacked` are for attackers who know the purifier: the bare classifier has no draws. Add "
                 "`gradient: exact` (or `knows: purifier`), or remove them."
             )
-        return self
-
-    def resolved(self, base: Path) -> Self:
-        """This config with the files that it names found, hashed and checked; most name none.
-
-        Arguments:
-            base: Folder that relative paths start from.
-
-        Raises:
-            InvalidInput: A file is missing, or is another one.
-        """
         return self
 
     def check(self, purifier: PurifierConfig) -> None:

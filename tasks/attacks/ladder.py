@@ -20,8 +20,7 @@ with probability :math:`(1-p)^S`, and a stronger rung might have taken the p tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -61,8 +60,9 @@ class LadderConfig(DerivedAttackConfig):
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+    hands_down: ClassVar[Mapping[str, tuple[str, ...]]] = {"rungs": ("norm", "eps")}
     attack: Literal["ladder"] = "ladder"
-    rungs: tuple[SerializeAsAny[AttackConfig], ...]
+    rungs: tuple[SerializeAsAny[AttackConfig], ...] = _RUNGS  # type: ignore[assignment]  # entries, read as such
     steps: int = Field(default=20, ge=1)
     loss: Literal["ce", "margin", "dlr"] = "ce"
     eot: int = Field(default=10, ge=1)
@@ -70,61 +70,49 @@ class LadderConfig(DerivedAttackConfig):
     select: int = Field(default=10, ge=1)
     skip: bool = False
 
-    @model_validator(mode="before")
     @classmethod
-    def _built(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        data = {"knows": "purifier", **data}
-        rungs = data.get("rungs", _RUNGS)
-        if not isinstance(rungs, list | tuple) or not rungs:
-            raise InvalidInput(f"rungs is a list of attacks or of {', '.join(_RUNGS)}, not {rungs!r}.")
-        data["rungs"] = tuple(cls._rung(rung, data) for rung in rungs)
-        return data
-
-    @classmethod
-    def _rung(cls, rung: Any, data: dict[str, Any]) -> AttackConfig:
-        if isinstance(rung, AttackConfig):
-            return rung
-        shared: dict[str, Any] = {key: data[key] for key in ("norm", "eps") if key in data}
-        own: dict[str, Any] = {
-            key: data.get(key, cls.model_fields[key].default) for key in ("steps", "loss", "eot", "queries")
-        }
-        if isinstance(rung, dict) and isinstance(rung.get("attack"), str):
-            found = ATTACKS.get(rung["attack"]).model_validate({**shared, **rung})
-            if isinstance(found, DerivedAttackConfig):
-                raise InvalidInput(f"rungs: {rung['attack']!r} is itself made of other attacks; name those.")
-            return found
-        if rung == "black-box":
-            threat = {"knows": "purifier", "eot": own["eot"]}
-            return ATTACKS.get("square").model_validate({**shared, **threat, "queries": own["queries"]})
-        if not isinstance(rung, str):
-            raise InvalidInput(f"rungs: {rung!r} is neither a gradient mode nor a mapping with the key `attack`.")
+    def inner_entry(cls, field: str, entry: Any, fields: Mapping[str, Any]) -> Any:
+        """A rung that is named by its gradient, written out; the others as they are."""
+        if isinstance(entry, AttackConfig | dict):
+            name = entry.attack if isinstance(entry, AttackConfig) else entry.get("attack")
+            if name in ATTACKS.names() and issubclass(ATTACKS.get(str(name)), DerivedAttackConfig):
+                raise InvalidInput(f"{name!r} is itself made of other attacks; name those.")
+            return entry
+        own = {key: fields.get(key, cls.model_fields[key].default) for key in ("steps", "loss", "eot", "queries")}
+        if entry == "black-box":
+            return {"attack": "square", "knows": "purifier", "eot": own["eot"], "queries": own["queries"]}
+        if not isinstance(entry, str):
+            raise InvalidInput(f"{entry!r} is neither a gradient mode nor a mapping with the key `attack`.")
         try:
-            blind = GradientMode.parse(rung).name == "blind"
+            blind = GradientMode.parse(entry).name == "blind"
         except InvalidInput as error:
             known = ", ".join((*GRADIENT_MODES, "black-box"))
-            raise InvalidInput(f"rungs: {rung!r} is none of {known}, nor a mapping with the key `attack`.") from error
-        fields: dict[str, Any] = {**shared, "gradient": rung, "steps": own["steps"], "loss": own["loss"]}
-        if not blind:
-            fields["eot"] = own["eot"]
-        return ATTACKS.get("pgd").model_validate(fields)
+            raise InvalidInput(f"{entry!r} is none of {known}, nor a mapping with the key `attack`.") from error
+        pgd = {"attack": "pgd", "gradient": entry, "steps": own["steps"], "loss": own["loss"]}
+        return pgd if blind else {**pgd, "eot": own["eot"]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_the_purifier(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        rungs = data["rungs"]
+        if not isinstance(rungs, tuple) or not rungs:
+            raise InvalidInput(f"rungs is a list of attacks or of {', '.join(_RUNGS)}, not {rungs!r}.")
+        return {"knows": "purifier", **data}
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
-        for rung in self.rungs:
+        for place, rung in enumerate(self.rungs):
             if (rung.norm, rung.eps) != (self.norm, self.eps):
                 raise InvalidInput(
-                    f"rungs: {rung.label()} has {rung.norm} eps {format_eps(rung.eps)}, the ladder {self.norm} eps "
-                    f"{format_eps(self.eps)}; minima over images compare attacks of one budget."
+                    f"{rung.label()} has {rung.norm} eps {format_eps(rung.eps)}, the ladder {self.norm} eps "
+                    f"{format_eps(self.eps)}; minima over images compare attacks of one budget.",
+                    keys=("rungs", place),
                 )
         if self.knows != "purifier":
-            raise InvalidInput("knows: a ladder's attacker knows the purifier; its rungs may know less.")
+            raise InvalidInput("a ladder's attacker knows the purifier; its rungs may know less.", keys=("knows",))
         return self
-
-    def resolved(self, base: Path) -> Self:
-        """See :class:`AttackConfig`."""
-        return self.model_copy(update={"rungs": tuple(rung.resolved(base) for rung in self.rungs)})
 
     def check(self, purifier: PurifierConfig) -> None:
         """See :class:`AttackConfig`."""

@@ -32,6 +32,7 @@ and l_2 norms that came of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -44,6 +45,7 @@ from torch import Tensor, nn
 from defense.errors import InvalidInput
 from defense.lpips import LpipsConfig
 from defense.randomness import Omega
+from defense.spec import Spelling
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
 from tasks.attacks.losses import LossName, point_loss
 from tasks.attacks.pgd import Best
@@ -75,7 +77,7 @@ class LowFrequencyConfig(AttackConfig):
         InvalidInput: No ``lpips``, kernels that are not odd; at run time, images too small for LPIPS or a kernel.
     """
 
-    spellings: ClassVar[dict[str, str]] = {}
+    spellings: ClassVar[Mapping[str, Spelling]] = {}
     norms: ClassVar[tuple[Norm, ...]] = ("lpips",)
     bounded: ClassVar[bool] = False
     attack: Literal["low-frequency"] = "low-frequency"
@@ -96,13 +98,13 @@ class LowFrequencyConfig(AttackConfig):
         if not isinstance(data, dict):
             return data
         lpips = data.get("lpips")
-        if not (isinstance(lpips, LpipsConfig) or (isinstance(lpips, dict) and lpips.get("weights"))):
+        if not isinstance(lpips, LpipsConfig) or (lpips.weights or lpips.sha256) is None:
             raise InvalidInput(
                 "low-frequency needs `lpips: {net: vgg, weights: PATH}`: PATH is torchvision's ImageNet checkpoint "
                 "of that backbone (vgg16-397923af.pth, or with `net: alex` alexnet-owt-7be5be79.pth), which is never "
                 "fetched silently."
             )
-        return {**data, "kernels": tuple(data["kernels"])} if isinstance(data.get("kernels"), list) else data
+        return data
 
     @model_validator(mode="after")
     def _odd(self) -> Self:

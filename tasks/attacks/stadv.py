@@ -27,6 +27,7 @@ and l_2 norms that came of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ from pydantic import Field
 from torch import Tensor
 
 from defense.randomness import Omega
+from defense.spec import Spelling
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
 from tasks.attacks.losses import LossName, point_loss
 from tasks.attacks.pgd import Best
@@ -58,7 +60,7 @@ class StAdvConfig(AttackConfig):
         loss: ``margin``, ``ce`` or ``dlr``.
     """
 
-    spellings: ClassVar[dict[str, str]] = {}
+    spellings: ClassVar[Mapping[str, Spelling]] = {}
     norms: ClassVar[tuple[Norm, ...]] = ("flow",)
     bounded: ClassVar[bool] = False
     attack: Literal["stadv"] = "stadv"

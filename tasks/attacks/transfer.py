@@ -7,16 +7,15 @@ budget. It knows nothing of what it is judged on: every defence shares them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Self
 
 from pydantic import SerializeAsAny, model_validator
 from torch import Tensor
 
 from defense.classifiers import ClassifierConfig
 from defense.errors import InvalidInput
-from defense.purifiers import PURIFIERS, PurifierConfig
+from defense.purifiers import PurifierConfig
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
 from tasks.attacks.derived import DerivedAttackConfig, Given
 from tasks.attacks.losses import point_loss
@@ -41,24 +40,11 @@ class TransferConfig(DerivedAttackConfig):
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     black_box: ClassVar[bool] = True
+    hands_down: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": ("norm", "eps")}
     attack: Literal["transfer"] = "transfer"
     source: SerializeAsAny[AttackConfig]
     classifier: ClassifierConfig | None = None
     purifier: SerializeAsAny[PurifierConfig] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _built(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        data = dict(data)
-        source, purifier = data.get("source"), data.get("purifier")
-        if isinstance(source, dict) and isinstance(source.get("attack"), str):
-            own = {key: data[key] for key in ("norm", "eps") if key in data}
-            data["source"] = ATTACKS.get(source["attack"]).model_validate({**own, **source})
-        if isinstance(purifier, dict) and isinstance(purifier.get("purifier"), str):
-            data["purifier"] = PURIFIERS.get(purifier["purifier"]).model_validate(purifier)
-        return data
 
     @model_validator(mode="after")
     def _from_elsewhere(self) -> Self:
@@ -79,17 +65,10 @@ class TransferConfig(DerivedAttackConfig):
                 )
             )
         if not self.static:
-            raise InvalidInput("knows: a transfer attack knows nothing of what it is judged on; its source may.")
+            raise InvalidInput(
+                "a transfer attack knows nothing of what it is judged on; its source may.", keys=("knows",)
+            )
         return self
-
-    def resolved(self, base: Path) -> Self:
-        """See :class:`AttackConfig`."""
-        update: dict[str, Any] = {"source": self.source.resolved(base)}
-        if self.classifier is not None:
-            update["classifier"] = self.classifier.resolved(base)
-        if self.purifier is not None:
-            update["purifier"] = self.purifier.resolved(base)
-        return self.model_copy(update=update)
 
     def method(self) -> str:
         """``transfer of pgd-20 linf from resnet20``, behind its purifier if it has one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ class CorruptionConfig(Spec):
         digest: What the images are made of: md5 of the official file, sha256 of the photographs; filled in.
     """
 
+    named_by: ClassVar[str | None] = "corruption"
     corruption: str
     severity: int
     origin: Origin = "generated"
@@ -65,15 +66,14 @@ class CorruptionConfig(Spec):
         """``glass_blur 3``, and whether it is official."""
         return f"{self.corruption} {self.severity}{' (official)' if self.origin == 'official' else ''}"
 
-    def resolved(self, base: Path, dataset: DatasetConfig) -> CorruptionConfig:
-        """This config with its files found, checked and hashed.
+    def resolved(self, base: Path) -> Self:
+        """This config with its folders found, and what does not depend on the data set checked and hashed.
 
         Arguments:
-            base: The sweep file's folder.
-            dataset: The data set whose images are to be corrupted.
+            base: Folder at which relative paths start.
 
         Raises:
-            InvalidInput: Files are missing or not the published ones, or the data set has no official arrays.
+            InvalidInput: There is no folder of official arrays, or the photographs are not the published ones.
         """
         if self.origin == "official":
             path = self.path or os.environ.get(DATA_VARIABLE)
@@ -81,14 +81,23 @@ class CorruptionConfig(Spec):
                 raise InvalidInput(
                     f"path is missing: give the folder of the official arrays, or set {DATA_VARIABLE} to it."
                 )
-            here = self.model_copy(update={"path": str((base / path).resolve())})
-            release = here._release(dataset)
-            release.read(self.corruption, self.severity, [0])  # which compares the md5
-            return here.model_copy(update={"digest": release.release.files[self.corruption]})
+            return self.model_copy(update={"path": str((base / path).resolve())})
         if self.photographs is not None:
             folder = str((base / self.photographs).resolve())
             return self.model_copy(update={"photographs": folder, "digest": Photographs.read(folder).digest})
         return self
+
+    def of(self, dataset: DatasetConfig) -> Self:
+        """This config, resolved, for the images of a data set: official arrays are checked and hashed.
+
+        Raises:
+            InvalidInput: The data set has no official arrays, or the files are not the published ones.
+        """
+        if self.origin == "generated":
+            return self
+        release = self._release(dataset)
+        release.read(self.corruption, self.severity, [0])  # which compares the md5
+        return self.model_copy(update={"digest": release.release.files[self.corruption]})
 
     def _release(self, dataset: DatasetConfig) -> CifarC:
         if dataset.dataset not in _RELEASES or dataset.split != "test":

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -305,5 +304,5 @@ class TestConfig:
          {"energy": {"energy": "digits-energy", "unit": 1.0}}, {"temperature": 0.0}],
     )  # fmt: skip
     def test_no_wrong_field_gets_through(self, fields: dict[str, Any]) -> None:
-        with pytest.raises(ValidationError):
+        with pytest.raises(InvalidInput):
             EBMConfig.model_validate({"energy": "digits-energy", "steps": 20, "step_size": 0.1, **fields})

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from scipy import ndimage
 from torch import Tensor
 
+from defense.errors import InvalidInput
 from defense.purifiers.base import PURIFIERS, Purifier, PurifierConfig
 from defense.purifiers.bit_depth import BitDepth, BitDepthConfig
 from defense.purifiers.gaussian_noise import GaussianNoise, GaussianNoiseConfig
@@ -110,7 +110,7 @@ def test_labels_tell_the_parameters() -> None:
         (JPEGConfig, {"quality": 0}, "greater than or equal to 1"),
         (JPEGConfig, {"quality": 101}, "less than or equal to 100"),
         (JPEGConfig, {"quality": 75.0}, "valid integer"),
-        (BitDepthConfig, {}, "Field required"),
+        (BitDepthConfig, {}, "field 'bits' is missing"),
         (BitDepthConfig, {"bits": 9}, "less than or equal to 8"),
         (BitDepthConfig, {"bits": 0}, "greater than or equal to 1"),
         (MedianConfig, {"size": 4}, "has no centre; take an odd size such as 5"),
@@ -123,7 +123,7 @@ def test_labels_tell_the_parameters() -> None:
 def test_a_parameter_that_cannot_be_is_refused(
     kind: type[PurifierConfig], fields: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InvalidInput, match=message):
         kind.model_validate(fields)
 
 

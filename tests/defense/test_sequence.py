@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from toys import GUIDED, UNGUIDED, gradient, images, omega, relative
 
 import defense
@@ -111,7 +110,7 @@ class TestConfig:
 
     @pytest.mark.parametrize("stages", [[], "diffpure", [5], [{"sigma": 0.1}], [{"purifier": "median", "sice": 3}]])
     def test_what_is_no_list_of_purifiers_is_refused(self, stages: Any) -> None:
-        with pytest.raises(ValidationError):
+        with pytest.raises(InvalidInput):
             SequenceConfig.model_validate({"stages": stages})
 
     def test_it_builds_its_stages_around_one_denoiser(self) -> None:

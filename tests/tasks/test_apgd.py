@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from pyautoattack import autopgd_base
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from defense import Purifier
@@ -465,5 +464,5 @@ def test_targets_go_with_the_targeted_loss_and_with_enough_classes(smooth: nn.Mo
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"rho": 0.0}, {"rho": 1.5}, {"restarts": 0}, {"loss": "cw"}])
 def test_nonsense_parameters_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(InvalidInput):
         APGDConfig.model_validate({"norm": "linf", "eps": 0.1, **wrong})

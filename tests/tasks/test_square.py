@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pyautoattack.square import SquareAttack
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from defense import Purifier
+from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks.base import AttackResult, Norm, Region, perturbation_norms
 from tasks.attacks.losses import margin
@@ -268,5 +268,5 @@ def test_labels_and_defaults() -> None:
 
 @pytest.mark.parametrize("wrong", [{"queries": 0}, {"p_init": 0.0}, {"p_init": 1.1}, {"loss": "dlr"}])
 def test_nonsense_parameters_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(InvalidInput):
         SquareConfig.model_validate({"norm": "linf", "eps": 0.1, **wrong})

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from defense.errors import InvalidInput
@@ -202,5 +201,5 @@ def test_names_defaults_and_refusals() -> None:
         PGDConfig(norm="flow", eps=0.05)
     wrong: list[dict[str, object]] = [{"eps": 0.0}, {"eps": 2.1}, {"steps": 0}, {"smoothness": -1.0}, {"tau": 1.0}]
     for fields in wrong:
-        with pytest.raises(ValidationError):
+        with pytest.raises(InvalidInput):
             StAdvConfig.model_validate(fields)

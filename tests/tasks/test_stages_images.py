@@ -112,7 +112,7 @@ def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_official_arrays_are_read_severity_major(release: Path, context: Context) -> None:
     data = _Tiny().resolved(Path())
     config = CorruptionConfig(corruption="fog", severity=3, origin="official", path=str(release))
-    resolved = config.resolved(Path(), data)
+    resolved = config.resolved(Path()).of(data)
     assert resolved.digest is not None and len(resolved.digest) == 32
     output = CorruptStage(dataset=data, corruption=resolved, seed=0).run(Chunk((2, 0)), {}, context)
     assert output.images is not None
@@ -129,11 +129,11 @@ def test_official_arrays_that_are_not_those_are_refused_before_any_compute(
 ) -> None:
     config = CorruptionConfig(corruption="fog", severity=3, origin="official", path=str(release))
     with pytest.raises(InvalidInput, match="not of digits"):
-        config.resolved(Path(), digits)
+        config.resolved(Path()).of(digits)
     swapped = np.load(release / "fog.npy")[::-1]  # severities in the other order
     np.save(release / "fog.npy", swapped)
     with pytest.raises(InvalidInput, match="has md5"):
-        config.resolved(Path(), _Tiny().resolved(Path()))
+        config.resolved(Path()).of(_Tiny().resolved(Path()))
 
 
 def test_images_in_another_order_are_refused(release: Path, context: Context) -> None:
@@ -143,7 +143,7 @@ def test_images_in_another_order_are_refused(release: Path, context: Context) ->
 
     data = Other().resolved(Path())
     config = CorruptionConfig(corruption="fog", severity=3, origin="official", path=str(release))
-    stage = CorruptStage(dataset=data, corruption=config.resolved(Path(), data), seed=0)
+    stage = CorruptStage(dataset=data, corruption=config.resolved(Path()).of(data), seed=0)
     with pytest.raises(InvalidInput, match="in another order"):
         stage.run(Chunk((0, 1)), {}, context)
 

@@ -14,6 +14,7 @@ from helpers_small import SMALL, compute, small_sweep
 
 from workflows.analysis import Analysis
 from workflows.formats import render, render_tables
+from workflows.grid.sweep import Sweep
 from workflows.planning.plan import make_plan
 from workflows.report import report
 from workflows.results.reader import Results
@@ -67,7 +68,7 @@ def test_draw_0_alone_is_its_own_measure(results: Results) -> None:
 
 def test_worst_of_m_is_the_mean_over_pairs_of_draws_with_a_bootstrap_interval(results: Results) -> None:
     cells = tuple(replace(cell, resubmissions=2) for cell in results.sweep.cells)
-    other = Results(results.store, replace(results.sweep, cells=cells))
+    other = Results(results.store, Sweep.of_cells(results.sweep.name, results.sweep.text, cells))
     of_all = results.robustness()["worst"]
     frame = other.robustness()
     for cell, line in zip(cells, frame.to_dict("records"), strict=True):

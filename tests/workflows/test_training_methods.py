@@ -140,7 +140,7 @@ class TestParameters:
         "wrong", [{"eps": 0.0}, {"steps": 0}, {"step_size": 0.0}, {"norm": "l1"}, {"beta": -1.0}]
     )
     def test_wrong_parameters_are_refused(self, wrong: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match="Input should be"):
+        with pytest.raises(InvalidInput, match="Input should be"):
             Trades.model_validate({"norm": "linf", "eps": 0.1, **wrong})
 
 

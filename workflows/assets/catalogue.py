@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from defense.classifiers import CLASSIFIERS
 from defense.denoisers import DENOISERS
@@ -13,6 +12,7 @@ from defense.energy import ENERGIES
 from defense.errors import InvalidInput, nearest
 from defense.purifiers import PURIFIERS, PurifierConfig
 from defense.schedules import SCHEDULES, get_schedule
+from defense.spec import Spec
 from tasks.attacks import ATTACKS
 from tasks.corruptions import BENCHMARK, CORRUPTIONS
 from tasks.datasets import DATASETS
@@ -82,7 +82,7 @@ def _energy(name: str) -> dict[str, Any]:
     return {"name": name, "summary": f"images {shape}, {ships}", "fields": ["weights", "sha256"]}
 
 
-def _config(name: str, model: type[BaseModel]) -> dict[str, Any]:
+def _config(name: str, model: type[Spec]) -> dict[str, Any]:
     summary = (model.__doc__ or "").strip().partition("\n")[0]
     tags = {"purifier", "attack", "dataset", "format", "digest", "config_sha256"}
     fields = [
@@ -90,7 +90,7 @@ def _config(name: str, model: type[BaseModel]) -> dict[str, Any]:
         for field, info in model.model_fields.items()
         if field not in tags or (field == "purifier" and not issubclass(model, PurifierConfig))
     ]
-    fields += [f"{field} (instead of {other})" for field, other in getattr(model, "spellings", {}).items()]
+    fields += [f"{name} (instead of {spelling.field})" for name, spelling in model.spellings.items()]
     if issubclass(model, PurifierConfig):
         fields += ["draws=1", "aggregation='single'"]
     return {"name": name, "summary": summary, "fields": fields}

@@ -1,4 +1,4 @@
-"""Read a sweep file so that every value knows its line.
+"""Read a sweep file, once, so that every value knows its line; or take the same values from Python.
 
 YAML is composed with the safe loader into nodes, whose marks give the lines. Beyond YAML 1.1: ``1e-3`` is a
 number (not a string), a key that is given twice is an error, and ``${NAME}`` in a string is the environment
@@ -7,9 +7,10 @@ variable NAME.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import yaml
 
 from defense.errors import InvalidInput
 
-__all__ = ["Document", "read_document"]
+__all__ = ["Document", "Keys", "document_of", "expanded", "read_document", "strings", "written"]
 
 Keys = tuple[str | int, ...]
 
@@ -27,9 +28,19 @@ class _Loader(yaml.SafeLoader):
     """The safe loader, with numbers like 1e-3."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper, which puts strings like 1e-3 in quotes, and writes what comes twice twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass
@@ -37,24 +48,37 @@ class Document:
     """Plain YAML values, and where each came from.
 
     Arguments:
-        path: The file.
+        path: The file; None for values that come from Python.
         data: The values: mappings, lists and scalars.
         text: The file's text, with a comment for each override.
         lines: Line (or ``--set`` option) of each value by its keys.
+        original: The values before overrides.
     """
 
-    path: Path
+    path: Path | None
     data: dict[str, Any]
     text: str
     lines: dict[Keys, str] = field(default_factory=dict)
+    original: dict[str, Any] = field(default_factory=dict)
 
-    def where(self, keys: Iterable[str | int]) -> str:
-        """File and line of a value, or of the nearest value around it; the option of one that `--set` made."""
+    @property
+    def folder(self) -> Path:
+        """Where relative paths start: the file's folder; the working directory, where there is no file."""
+        return Path.cwd() if self.path is None else self.path.resolve().parent
+
+    def place(self, keys: Iterable[str | int]) -> str:
+        """Line of a value, or of the nearest value around it; the option of one that `--set` made."""
         keys = tuple(keys)
         while keys and keys not in self.lines:
             keys = keys[:-1]
-        place = self.lines.get(keys, "1")
-        return place if place.startswith("--set") else f"{self.path}:{place}"
+        return self.lines.get(keys, "1")
+
+    def where(self, keys: Iterable[str | int]) -> str | None:
+        """File and line of a value, see :meth:`place`; None for values that come from Python."""
+        place = self.place(keys)
+        if place.startswith("--set"):
+            return place
+        return None if self.path is None else f"{self.path}:{place}"
 
     def error(self, keys: Iterable[str | int], message: str) -> InvalidInput:
         """An error about one value: file, line, field, message."""
@@ -95,15 +119,37 @@ class Document:
         for old in [old for old in self.lines if old[: len(keys)] == keys]:
             del self.lines[old]
         self.lines.update(dict.fromkeys(made, place))
-        target[keys[-1]] = _expanded(parsed, self, keys)
         # What is put on record must give this sweep again.
         self.text = f"{self.text.rstrip()}\n# overridden by: {place}\n"
+
+    def unset_variables(self) -> dict[str, Keys]:
+        """Environment variables that the values name and that are not set, each with a place that names it."""
+        unset: dict[str, Keys] = {}
+        for keys, text in strings(self.data):
+            for name in _VARIABLE.findall(text):
+                if name not in os.environ:
+                    unset.setdefault(name, keys)
+        return unset
+
+    def expand_variables(self) -> None:
+        """Put the values of environment variables where the strings name them.
+
+        Raises:
+            InvalidInput: One is not set.
+        """
+        for name, keys in self.unset_variables().items():
+            raise self.error(
+                keys,
+                f"environment variable {name} is not set; set it (`export {name}=...`) or write the value itself.",
+            )
+        self.data = expanded(self.data)
 
 
 def read_document(
     path: Path,
     overrides: Iterable[str] = (),
     *,
+    expand: bool = True,
     what: str = "sweep file",
     keys: str = "sweep, datasets, classifiers, defences, ...",
 ) -> Document:
@@ -112,6 +158,7 @@ def read_document(
     Arguments:
         path: The file.
         overrides: ``KEY=VALUE`` settings applied on top.
+        expand: Put in environment variables at once; else the caller does, with :meth:`Document.expand_variables`.
         what: What messages call the file.
         keys: The keys that messages tell of.
 
@@ -147,10 +194,47 @@ def read_document(
     if not isinstance(data, dict):
         have = "this one is empty" if data is None else f"this one holds a {type(data).__name__}"
         raise InvalidInput(f"a {what} is a mapping with the keys {keys}; {have}.", where=f"{path}:1")
-    document.data = _expanded(data, document, ())
+    document.data, document.original = data, copy.deepcopy(data)
     for setting in overrides:
         document.override(setting)
+    if expand:
+        document.expand_variables()
     return document
+
+
+def document_of(data: Mapping[str, Any], takes: type | tuple[type, ...] = ()) -> Document:
+    """The document of values that come from Python, as if a file had them.
+
+    Arguments:
+        data: Mappings, sequences, paths and scalars.
+        takes: Classes whose instances are values too, beside the plain ones.
+
+    Raises:
+        InvalidInput: A value that no file could have, with its path.
+    """
+    document = Document(None, {}, "")
+    document.data = {name: _from_python(value, (name,), document, takes) for name, value in data.items()}
+    document.expand_variables()
+    return document
+
+
+def _from_python(value: Any, keys: Keys, document: Document, takes: type | tuple[type, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _from_python(item, (*keys, str(key)), document, takes) for key, item in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_from_python(item, (*keys, place), document, takes) for place, item in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | takes):
+        return value
+    raise document.error(
+        keys, f"{value!r} ({type(value).__name__}) is no plain value: give a number, text, list, mapping or config."
+    )
+
+
+def written(data: Mapping[str, Any]) -> str:
+    """The YAML text of plain values, from which :func:`read_document` reads the same values."""
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _plain(loader: _Loader, node: yaml.Node, keys: Keys, document: Document) -> Any:
@@ -185,21 +269,24 @@ def _plain(loader: _Loader, node: yaml.Node, keys: Keys, document: Document) -> 
     return loader.construct_object(node, deep=True)
 
 
-def _expanded(value: Any, document: Document, keys: Keys) -> Any:
+def strings(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    """Every string in a value, in order, with its keys."""
+    if isinstance(value, str):
+        yield keys, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from strings(item, (*keys, key))
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from strings(item, (*keys, place))
+
+
+def expanded(value: Any) -> Any:
+    """A value with environment variables put in; unset ones stay as they are written."""
     if isinstance(value, dict):
-        return {key: _expanded(item, document, (*keys, key)) for key, item in value.items()}
+        return {key: expanded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expanded(item, document, (*keys, i)) for i, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def variable(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise document.error(
-                keys,
-                f"environment variable {name} is not set; set it (`export {name}=...`) or write the value itself.",
-            )
-        return os.environ[name]
-
-    return re.sub(r"\$\{(\w+)\}", variable, value)
+        return [expanded(item) for item in value]
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), value)
+    return value

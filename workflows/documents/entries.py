@@ -1,35 +1,52 @@
-"""From the entries of a sweep file to typed configs: lists become axes, mistakes become messages."""
+"""From the entries of a document to typed configs: lists become axes, mistakes get their file and line.
+
+What an entry may say, each config class knows itself (:class:`defense.spec.Spec`); here its mistakes are given their
+place in the document.
+"""
 
 from __future__ import annotations
 
-import difflib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import isabstract
 from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from defense.errors import InvalidInput, nearest
+from defense.spec import Reading, Spec
 from workflows.documents.document import Document, Keys
 
-__all__ = ["expand", "image_ids", "items", "known_keys", "located", "validate"]
+__all__ = ["Combination", "expand", "image_ids", "items", "known_keys", "located", "validate"]
 
-M = TypeVar("M", bound=BaseModel)
+S = TypeVar("S", bound=Spec)
 T = TypeVar("T")
 
-_HINTS = {
-    "eps": "eps is a number in units of [0, 1] pixels, like 0.031; to write 8/255 use `eps_255: 8`.",
-    "eps_255": "eps_255 is a number in units of 1/255, like 8.",
-    "norm": "norm is linf or l2: eps means nothing without it.",
-    "denoiser": "It is a name from the section `denoisers`.",
-    "schedule": "It is the noise schedule that the network was trained on: see `puregrid list schedules`.",
-    "sha256": "It takes the first 8 to 64 hex digits, in quotes if all are decimal.",
-    "t_star": "t_star is a whole number of noising steps, like 100.",
-}
+
+@dataclass(frozen=True)
+class Combination:
+    """One point of the axes inside an entry.
+
+    Arguments:
+        fields: Its fields, one value each.
+        places: For each field whose value is one of a list, the position in it.
+    """
+
+    fields: dict[str, Any]
+    places: Mapping[str, int] = field(default_factory=dict)
+
+    def without(self, names: frozenset[str]) -> Combination:
+        """The same without some fields."""
+        return Combination({k: v for k, v in self.fields.items() if k not in names}, self.places)
 
 
-def items(document: Document, keys: Keys, tag: str, *, optional: bool = False) -> list[tuple[Keys, Any]]:
-    """The entries of a list section; a bare name ``pgd`` stands for ``{attack: pgd}``."""
+def items(document: Document, keys: Keys, base: type[Spec], *, optional: bool = False) -> list[tuple[Keys, Any]]:
+    """The entries of a list section with their places: mappings; a bare name ``pgd`` stands for ``{attack: pgd}``.
+
+    Where the document was built in Python, a config stands for ``{attack: CONFIG}``.
+    """
+    tag = base.named_by or ""
     section: Any = document.data
     for key in keys:
         section = section.get(key) if isinstance(section, dict) else section[key]
@@ -41,16 +58,18 @@ def items(document: Document, keys: Keys, tag: str, *, optional: bool = False) -
         raise document.error(
             keys, f"a sweep needs a list of {keys[-1]} with at least one entry, like `- {tag}: NAME`."
         )
+    default = base.model_fields[tag].default
     entries: list[tuple[Keys, Any]] = []
     for position, entry in enumerate(section):
         place = (*keys, position)
-        if isinstance(entry, str):
+        if isinstance(entry, str | base):
             entry = {tag: entry}
-        if tag == "certificate" and isinstance(entry, dict):  # there is one kind
-            entry = {tag: "smoothing", **entry}
+        if isinstance(default, str) and isinstance(entry, dict):  # there is one kind, which goes without saying
+            entry = {tag: default, **entry}
         named = entry.get(tag) if isinstance(entry, dict) else None
-        several = tag == "corruption" and isinstance(named, list) and all(isinstance(one, str) for one in named)
-        if not isinstance(entry, dict) or not (isinstance(named, str) or several):
+        # A class that stands for all its names takes several of them, like one of any other field.
+        several = isinstance(named, list) and not isabstract(base) and all(isinstance(name, str) for name in named)
+        if not isinstance(entry, dict) or not (isinstance(named, str | base) or several):
             raise document.error(place, f"an entry of {keys[-1]} is a name or a mapping with the key `{tag}`.")
         entries.append((place, entry))
     return entries
@@ -70,18 +89,19 @@ def known_keys(document: Document, keys: Keys, value: Any, known: set[str]) -> d
     return value
 
 
-def expand(document: Document, keys: Keys, entry: dict[str, Any], model: type[BaseModel]) -> Iterator[dict[str, Any]]:
+def expand(document: Document, keys: Keys, entry: dict[str, Any], model: type[BaseModel]) -> Iterator[Combination]:
     """The product of an entry's list-valued fields, except those that are lists by nature."""
-    axes: list[list[tuple[str, Any]]] = []
+    axes: list[list[tuple[str, Any, int | None]]] = []
     for name, value in entry.items():
         if isinstance(value, list) and not _is_sequence(model, name):
             if not value:
                 raise document.error((*keys, name), "an empty list makes no cell; remove the field or give values.")
-            axes.append([(name, item) for item in value])
+            axes.append([(name, item, place) for place, item in enumerate(value)])
         else:
-            axes.append([(name, tuple(value) if isinstance(value, list) else value)])
+            axes.append([(name, value, None)])
     for combination in itertools.product(*axes):
-        yield dict(combination)
+        places = {name: place for name, _, place in combination if place is not None}
+        yield Combination({name: value for name, value, _ in combination}, places)
 
 
 def _is_sequence(model: type[BaseModel], name: str) -> bool:
@@ -92,46 +112,42 @@ def _is_sequence(model: type[BaseModel], name: str) -> bool:
     return any(get_origin(kind) in (tuple, list) for kind in kinds)
 
 
-def validate(document: Document, keys: Keys, model: type[M], fields: dict[str, Any], extra: set[str]) -> M:
-    """Validate one combination; ``extra`` names further fields that the entry may have, for messages."""
-    known = {*model.model_fields, *extra}
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        # A misspelled field goes first: the right one is missing because of it.
-        found = error.errors()
-        first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-        name = str(first["loc"][0]) if first["loc"] else ""
-        if first["type"] == "extra_forbidden":
-            message = f"unknown field {name!r}; {nearest(name, known)}"
-        elif first["type"] == "missing":
-            message = f"field {name!r} is missing. {_HINTS.get(name, '')}".strip()
-        else:
-            given = first["input"]
-            message = f"{name} = {given!r} ({type(given).__name__}): {first['msg']}. {_HINTS.get(name, '')}".strip()
-        place = (*keys, name) if first["type"] != "missing" else keys
-        raise document.error(place, message) from error
-    except InvalidInput as error:
-        for name in fields.keys() - known:
-            if difflib.get_close_matches(name, known - fields.keys(), n=1):
-                raise document.error((*keys, name), f"unknown field {name!r}; {nearest(name, known)}") from error
-        raise _placed(document, keys, error, fields) from error
+def validate(
+    document: Document,
+    keys: Keys,
+    model: type[S],
+    fields: dict[str, Any],
+    *,
+    reading: Reading | None = None,
+    places: Mapping[str, int] | None = None,
+) -> S:
+    """A config of the fields at ``keys``; a mistake, however deep inside, is reported at its own path and line.
+
+    Arguments:
+        document: Where the fields are from.
+        keys: Their place there.
+        model: The config's class.
+        fields: Its fields, entries among them.
+        reading: What entries are read with.
+        places: See :class:`Combination`.
+
+    Raises:
+        InvalidInput: A mistake.
+    """
+    return located(document, keys, lambda: model.from_fields(fields, reading), places)
 
 
-def located(document: Document, keys: Keys, action: Callable[[], T]) -> T:
-    """Run ``action`` and give an :class:`InvalidInput` from inside it the place ``keys``."""
+def located(document: Document, keys: Keys, action: Callable[[], T], places: Mapping[str, int] | None = None) -> T:
+    """Run ``action`` and give an :class:`InvalidInput` from inside it its place: its own path behind ``keys``."""
     try:
         return action()
     except InvalidInput as error:
-        raise _placed(document, keys, error) from error
-
-
-def _placed(document: Document, keys: Keys, error: InvalidInput, fields: Iterable[str] = ()) -> InvalidInput:
-    """The error at its place: that of the field whose name the message begins with, else ``keys``."""
-    if error.where:
-        return error
-    name = error.message.split(" ", 1)[0]
-    return document.error((*keys, name) if name in fields else keys, error.message)
+        if error.where:
+            raise
+        path: list[str | int] = [*keys, *error.keys]
+        if error.keys and error.keys[0] in (places or {}):
+            path.insert(len(keys) + 1, (places or {})[str(error.keys[0])])
+        raise document.error(path, error.message) from error
 
 
 def image_ids(document: Document, keys: Keys, wanted: Any, count: int) -> list[int]:

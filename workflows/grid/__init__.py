@@ -3,3 +3,11 @@
 A cell is one point of the product of axes. Everything that can be wrong with a sweep is found here, before any
 compute.
 """
+
+from __future__ import annotations
+
+from workflows.grid.cells import Cell, Defence, Images
+from workflows.grid.load import load_sweep
+from workflows.grid.sweep import Sweep
+
+__all__ = ["Cell", "Defence", "Images", "Sweep", "load_sweep"]

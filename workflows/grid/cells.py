@@ -1,4 +1,4 @@
-"""The grid in memory: cells, what they are made of, and what tables call them."""
+"""Cells, and what they are made of."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tasks.stages import (
 )
 from tasks.stages.quality import QualityConfig
 
-__all__ = ["PARTS", "Cell", "Defence", "Images", "Sweep", "Threat"]
+__all__ = ["PARTS", "Cell", "Defence", "Images", "Threat"]
 
 PARTS = {
     "dataset": "dataset",
@@ -279,69 +279,9 @@ class Cell:
         return True
 
 
-def _short(value: Any) -> str:
-    """A field's value in a few characters: long ones (hashes, nested configs) by their first digits."""
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return text if len(text) <= 16 else digest(text)[:8] if isinstance(value, dict) else text[:8]
-
-
 def _equal(have: Any, want: Any) -> bool:
     if isinstance(want, list):
         return any(_equal(have, one) for one in want)
     if isinstance(have, float) and isinstance(want, int | float):
         return abs(have - want) <= 1e-9
     return bool(have == want)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A validated sweep file.
-
-    Arguments:
-        name: Its name, for tables and MLflow.
-        text: The file's text, for the record.
-        cells: The grid, without duplicates, in the file's order.
-    """
-
-    name: str
-    text: str
-    cells: tuple[Cell, ...]
-
-    @cached_property
-    def adversarial(self) -> tuple[Cell, ...]:
-        """The cells of the robustness table: clean images and attacks."""
-        return tuple(cell for cell in self.cells if cell.adversarial)
-
-    @cached_property
-    def corrupted(self) -> tuple[Cell, ...]:
-        """The cells of corruptions."""
-        return tuple(cell for cell in self.cells if cell.corruption is not None)
-
-    @cached_property
-    def certified(self) -> tuple[Cell, ...]:
-        """The cells of certificates."""
-        return tuple(cell for cell in self.cells if cell.certificate is not None)
-
-    @cached_property
-    def labels(self) -> dict[str, dict[str, str]]:
-        """What tables call the parts of each cell, by cell id; two different parts never have one name.
-
-        Where short labels coincide, the fields in which the parts differ are added.
-        """
-        found: dict[str, dict[str, str]] = {cell.id: {} for cell in self.cells}
-        for part in PARTS:
-            names: dict[str, dict[str, dict[str, Any]]] = {}
-            named = [(cell, *said) for cell in self.cells if (said := cell.part(part)) is not None]
-            for _, label, fields in named:
-                names.setdefault(label, {})[json.dumps(fields, sort_keys=True)] = fields
-            for cell, label, fields in named:
-                others = names[label].values()
-                differs = [k for k in fields if any(other.get(k) != fields[k] for other in others)]
-                extra = ", ".join(f"{key}={_short(fields[key])}" for key in differs)
-                found[cell.id][part] = f"{label} ({extra})" if extra else label
-        return found
-
-    @cached_property
-    def id(self) -> str:
-        """Content id of name and cells: the same file with other comments is the same sweep."""
-        return digest(json.dumps([self.name, sorted(cell.id for cell in self.cells)]))

@@ -15,25 +15,20 @@ hash. A path that the file no longer names, because of ``--set``, is not asked f
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import Field
 
-from defense.checkpoints import sha256_file
+from defense.checkpoints import SHA256, sha256_file
 from defense.errors import InvalidInput
 from defense.spec import Spec
-from workflows.documents.document import Document
+from workflows.documents.document import Document, expanded, strings
 from workflows.documents.entries import validate
 
 __all__ = ["Requirement", "check_requirements"]
 
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_SECTION = "requires"
 
 
 class Requirement(Spec):
@@ -47,7 +42,7 @@ class Requirement(Spec):
 
     path: str | tuple[str, ...] = Field(min_length=1)
     source: str = Field(min_length=1)
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{8,64}$")
+    sha256: str | None = SHA256
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -55,122 +50,64 @@ class Requirement(Spec):
         return (self.path,) if isinstance(self.path, str) else self.path
 
 
-@dataclass(frozen=True)
-class _Missing:
-    line: int
-    text: str
-
-
-def check_requirements(path: Path, overrides: Sequence[str] = ()) -> None:
-    """Look for everything that a sweep file says it requires.
-
-    Says nothing of a file without that section, or that is no YAML: reading it does.
+def check_requirements(document: Document) -> None:
+    """Look for everything that a sweep file says it requires, unset environment variables among it.
 
     Arguments:
-        path: The sweep file.
-        overrides: ``KEY=VALUE`` settings.
+        document: The file, its variables not yet put in; without that section nothing is looked for.
 
     Raises:
         InvalidInput: All that is missing, each with its line, place and source.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
-        node = yaml.compose(text, yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+    if _SECTION not in document.data:
         return
-    if not isinstance(data, dict) or "requires" not in data:
-        return
-    lines = _lines(node)
-    document = Document(path, data, text, {("requires", at): str(line) for at, line in enumerate(lines)})
-    before = set(_strings({key: value for key, value in data.items() if key != "requires"}))
-    for setting in overrides:
-        _override(data, setting)
-    after = set(_strings({key: value for key, value in data.items() if key != "requires"}))
-    missing = [_Missing(_line(text, name), _unset(name)) for name in _variables(_strings(data))]
-    for position, requirement in enumerate(_requirements(document, data["requires"])):
-        replaced = all(_named(one, before) and not _named(one, after) for one in requirement.paths)
-        problem = None if replaced else _problem(requirement, path.resolve().parent)
+    before, after = _texts(document.original), _texts(document.data)
+    missing = [
+        (document.place(keys), f"environment variable {name} is not set (export {name}=FOLDER)")
+        for name, keys in document.unset_variables().items()
+    ]
+    for position, requirement in enumerate(_requirements(document)):
+        replaced = all(_named(path, before) and not _named(path, after) for path in requirement.paths)
+        problem = None if replaced else _problem(requirement, document.folder)
         if problem is not None:
-            missing.append(_Missing(lines[position] if position < len(lines) else 1, problem))
+            missing.append((document.place((_SECTION, position)), problem))
     if missing:
-        told = "\n".join(f"  line {one.line}: {one.text}" for one in sorted(missing, key=lambda one: one.line))
+        # In the order of the file; what `--set` brought in comes last.
+        missing.sort(key=lambda entry: int(entry[0]) if entry[0].isdigit() else len(document.text))
+        lines = "\n".join(f"  {'line ' if place.isdigit() else ''}{place}: {text}" for place, text in missing)
         count = "1 thing is" if len(missing) == 1 else f"{len(missing)} things are"
-        raise InvalidInput(f"{count} missing, and nothing was run:\n{told}", where=str(path))
+        raise InvalidInput(f"{count} missing, and nothing was run:\n{lines}", where=str(document.path))
 
 
-def _requirements(document: Document, section: Any) -> Iterator[Requirement]:
+def _requirements(document: Document) -> Iterator[Requirement]:
+    section = document.data[_SECTION]
     if not isinstance(section, list) or not all(isinstance(entry, dict) for entry in section):
-        raise document.error(("requires",), "requires is a list of mappings with path, source and maybe sha256.")
+        raise document.error((_SECTION,), "requires is a list of mappings with path, source and maybe sha256.")
     for position, entry in enumerate(section):
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-        yield validate(document, ("requires", position), Requirement, fields, set())
+        yield validate(document, (_SECTION, position), Requirement, entry)
 
 
-def _lines(node: yaml.Node | None) -> list[int]:
-    """Line of each entry of ``requires``."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value == "requires" and isinstance(value, yaml.SequenceNode):
-                return [entry.start_mark.line + 1 for entry in value.value]
-    return []
+def _texts(data: dict[str, object]) -> set[str]:
+    """Every string of a file outside of the section."""
+    return {text for keys, text in strings(data) if keys[0] != _SECTION}
 
 
-def _line(text: str, variable: str) -> int:
-    """First line that names a variable outside a comment."""
-    for number, line in enumerate(text.splitlines(), 1):
-        if f"${{{variable}}}" in line.partition(" #")[0] and not line.lstrip().startswith("#"):
-            return number
-    return 1
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
-
-
-def _variables(strings: Iterable[str]) -> list[str]:
-    """Unset environment variables, in order of appearance."""
-    names = [name for text in strings for name in _VARIABLE.findall(text)]
-    return [name for name in dict.fromkeys(names) if name not in os.environ]
-
-
-def _unset(name: str) -> str:
-    return f"environment variable {name} is not set (export {name}=FOLDER)"
-
-
-def _named(path: str, strings: set[str]) -> bool:
-    return any(text.startswith(path) for text in strings)
-
-
-def _override(data: dict[str, Any], setting: str) -> None:
-    """Apply ``KEY=VALUE`` as far as it can be; what is wrong with it, reading the file tells."""
-    name, _, value = setting.partition("=")
-    target: Any = data
-    keys = [int(part) if part.isdigit() else part for part in name.split(".")]
-    try:
-        for key in keys[:-1]:
-            target = target[key]
-        target[keys[-1]] = yaml.safe_load(value)
-    except (KeyError, IndexError, TypeError, yaml.YAMLError):
-        return
+def _named(path: str, texts: set[str]) -> bool:
+    return any(text.startswith(path) for text in texts)
 
 
 def _problem(requirement: Requirement, base: Path) -> str | None:
     """What is wrong with a requirement; None if nothing is."""
     known = f", sha256 {requirement.sha256}" if requirement.sha256 else ""
-    wanted = f"{' or '.join(requirement.paths)} is needed ({requirement.source}{known})"
-    if _variables(requirement.paths):
-        return wanted
-    places = [base / _VARIABLE.sub(lambda match: os.environ[match[1]], one) for one in requirement.paths]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
+    paths = [expanded(path) for path in requirement.paths]
+    if any("${" in path for path in paths):
+        return f"{' or '.join(requirement.paths)} is needed ({requirement.source}{known})"
+    places = [base / path for path in paths]
+    there = next((place for place in places if place.exists()), None)
+    if there is None:
         return f"{' or '.join(map(str, places))} is not there ({requirement.source}{known})"
-    if requirement.sha256 is not None and found.is_file():
-        have = sha256_file(found)
+    if requirement.sha256 is not None and there.is_file():
+        have = sha256_file(there)
         if not have.startswith(requirement.sha256.lower()):
-            return f"{found} has sha256 {have}, not {requirement.sha256} ({requirement.source})"
+            return f"{there} has sha256 {have}, not {requirement.sha256} ({requirement.source})"
     return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -176,14 +176,7 @@ def load_paper(name: str) -> Paper:
     """
     if name not in papers():
         raise InvalidInput(f"no published figures {name!r}; {nearest(name, papers())}")
-    return Paper.model_validate(_tuples(read_document(_FOLDER / f"{name}.yaml").data))
-
-
-def _tuples(value: Any) -> Any:
-    """Lists as tuples, which strict specs ask for."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return Paper.from_fields(read_document(_FOLDER / f"{name}.yaml").data)
 
 
 def mean_gains(paper: Paper, defence: str, table: str) -> dict[str, float]:

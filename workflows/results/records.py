@@ -12,7 +12,7 @@ from typing import Any
 from defense.aggregate import Aggregation
 from defense.spec import digest
 from tasks.attacks.budgets import format_eps, read_eps
-from workflows.grid.cells import Sweep
+from workflows.grid.sweep import Sweep
 from workflows.planning.plan import Plan
 from workflows.store import Record, Store
 

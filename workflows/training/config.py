@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from defense.spec import Spec
-from tasks.datasets import DATASETS, DatasetConfig
+from defense.spec import EntryOf, Spec
+from tasks.datasets import DatasetConfig
 
 __all__ = ["Training"]
-
-
-def _dataset(entry: dict[str, Any]) -> type[DatasetConfig]:
-    return DATASETS.get(str(entry.get("dataset")))
 
 
 class Training(Spec):
@@ -42,15 +37,9 @@ class Training(Spec):
             are not: the card says which was used, and a checkpoint continues on the device that it was made on.
     """
 
-    nested: ClassVar[dict[str, Callable[[dict[str, Any]], type[BaseModel]]]] = {"dataset": _dataset}
-    """Fields that are mappings with a model of their own, so that a mistake inside them is shown in its line."""
-
-    shorthands: ClassVar[frozenset[str]] = frozenset()
-    """Those of them for which a bare name NAME stands for ``{field: NAME}``."""
-
     train: str
     out: str
-    dataset: dict[str, Any]
+    dataset: Annotated[dict[str, Any], EntryOf(DatasetConfig)]
     batch: int = Field(ge=1)
     steps: int = Field(ge=1)
     lr: float = Field(gt=0)
@@ -72,5 +61,4 @@ class Training(Spec):
         Raises:
             InvalidInput: It is not where it should be.
         """
-        entry = {**self.dataset, "split": split}
-        return _dataset(entry).model_validate(entry).resolved(Path.cwd())
+        return DatasetConfig.from_entry({**self.dataset, "split": split}).resolved(Path.cwd())

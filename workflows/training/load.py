@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from defense.errors import InvalidInput
 from workflows.documents.document import read_document
-from workflows.documents.entries import located, validate
+from workflows.documents.entries import validate
 from workflows.training.config import Training
 from workflows.training.kinds.registry import kind
 
@@ -24,16 +23,4 @@ def load_config(path: Path) -> Training:
         model, _ = kind(document.data.get("train"))
     except KeyError as error:
         raise document.error(("train",), str(error.args[0])) from None
-    for name, find in model.nested.items():
-        entry = document.data.get(name)
-        if isinstance(entry, str) and name in model.shorthands:
-            entry = {name: entry}
-        if not isinstance(entry, dict):
-            continue  # left out, or of a wrong type: the model itself says so
-        inner = located(document, (name, name), lambda entry=entry, find=find: find(entry))  # type: ignore[misc]
-        fields = {**entry, "split": "train"} if name == "dataset" else entry
-        validate(document, (name,), inner, fields, set(getattr(inner, "spellings", ())))
-    try:
-        return validate(document, (), model, document.data, set())
-    except InvalidInput as error:
-        raise InvalidInput(error.message, where=error.where or str(path)) from error
+    return validate(document, (), model, document.data)

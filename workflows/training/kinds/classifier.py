@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from defense.randomness import Omega
 from tasks.attacks import PGDConfig, Target
 from tasks.datasets import ImageSet
 from workflows.training.config import Training
-from workflows.training.methods import METHODS, Method, Standard
+from workflows.training.methods import Method, Standard
 from workflows.training.objective import Objective
 
 __all__ = ["ClassifierObjective", "ClassifierTraining", "accuracy", "noisy_accuracy", "pgd_accuracy"]
@@ -25,10 +25,6 @@ __all__ = ["ClassifierObjective", "ClassifierTraining", "accuracy", "noisy_accur
 _PROGRESS_IMAGES = 1000
 _BATCH = 500
 _CARD = "training-card"
-
-
-def _method(entry: dict[str, Any]) -> type[Method]:
-    return METHODS.get(str(entry.get("method")))
 
 
 class ClassifierTraining(Training):
@@ -42,22 +38,12 @@ class ClassifierTraining(Training):
         attacked_images: How many test images the card's attack and noise figures take, the first ones.
     """
 
-    nested: ClassVar[dict[str, Callable[[dict[str, Any]], type[BaseModel]]]] = {**Training.nested, "method": _method}
-    shorthands: ClassVar[frozenset[str]] = frozenset({"method"})
-
     train: Literal["classifier"]
     classifier: str
     method: SerializeAsAny[Method] = Standard()
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     optimiser: Literal["adamw", "sgd"] = "adamw"
     attacked_images: int = Field(default=1000, ge=1, exclude=True)
-
-    @field_validator("method", mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {"method": value}
-        return _method(value).model_validate(value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _labels_fit(self) -> ClassifierTraining:

@@ -84,12 +84,6 @@ class EnergyTraining(Training):
     purify_steps: tuple[int, ...] = (50, 100, 200, 500)
     eps: float = Field(default=0.15, gt=0)
 
-    @field_validator("purify_steps", mode="before")
-    @classmethod
-    def _from_list(cls, value: Any) -> Any:
-        """YAML has lists only."""
-        return tuple(value) if isinstance(value, list) else value
-
     @field_validator("purify_steps")
     @classmethod
     def _rise(cls, steps: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from defense.errors import InvalidInput
 from defense.registry import Registry
-from defense.spec import Spec
+from defense.spec import Spec, Spelling
+from tasks.attacks.base import EPS, EPS_255
 
 __all__ = ["METHODS", "Method", "RobustMethod"]
 
@@ -20,13 +21,17 @@ class Method(Spec, ABC):
     """A way to train a classifier; ``method: {method: NAME, ...}`` in a config.
 
     Attributes:
-        spellings: Other names of fields that a config may use.
         hard_labels: The loss is defined for one-hot labels only, so that label smoothing is refused.
     """
 
-    spellings: ClassVar[dict[str, str]] = {}
+    named_by: ClassVar[str | None] = "method"
     hard_labels: ClassVar[bool] = False
     method: str
+
+    @classmethod
+    def class_named(cls, name: str) -> type[Method]:
+        """See :class:`Spec`."""
+        return METHODS.get(name)
 
     @property
     def sigma(self) -> float | None:
@@ -68,23 +73,11 @@ class RobustMethod(Method):
         step_size: Their size, units of [0, 1] pixels; by default 2.5 eps / steps.
     """
 
-    spellings: ClassVar[dict[str, str]] = {"eps_255": "eps"}
-    norm: Literal["linf", "l2"]
-    eps: float = Field(gt=0)
+    spellings: ClassVar[Mapping[str, Spelling]] = EPS_255
+    norm: Literal["linf", "l2"] = Field(description="norm is linf or l2: eps means nothing without it.")
+    eps: float = Field(gt=0, description=EPS)
     steps: int = Field(default=10, ge=1)
     step_size: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _in_pixels(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict) or "eps_255" not in fields:
-            return fields
-        value = fields["eps_255"]
-        if "eps" in fields:
-            raise InvalidInput("eps_255 gives the same as `eps` in another unit: give either, not both.")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidInput(f"eps_255 = {value!r} is no number: it is eps in units of 1/255, like 8.")
-        return {key: one for key, one in fields.items() if key != "eps_255"} | {"eps": value / 255}
 
     @property
     def budget(self) -> tuple[Literal["linf", "l2"], float]:

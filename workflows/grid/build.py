@@ -1,0 +1,327 @@
+"""From a document to cells: the product of the axes, every entry validated, every file found and hashed.
+
+Grid = datasets x classifiers x defences x threats x seeds, minus ``exclude``, plus ``include`` (further grids that
+inherit the axes they do not name). Threats are the attacks, the corruptions and the certificates together; without
+any of them there are clean images alone. Inside an entry, a list where a single value is expected is an axis too.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pydantic import Field
+
+from defense.aggregate import Aggregation
+from defense.classifiers import ClassifierConfig
+from defense.denoisers import DenoiserConfig
+from defense.errors import InvalidInput
+from defense.purifiers import NoPurifierConfig, PurifierConfig
+from defense.spec import Reading, Spec
+from tasks.attacks import AttackConfig
+from tasks.certificates import CertificateConfig
+from tasks.compute import Compute
+from tasks.corruptions import BENCHMARK, EXTRA, SEVERITIES
+from tasks.corruptions.config import CorruptionConfig
+from tasks.datasets import DatasetConfig
+from tasks.stages import Chunk
+from tasks.stages.quality import QualityConfig
+from workflows.documents.document import Document, Keys
+from workflows.documents.entries import Combination, expand, image_ids, items, known_keys, located, validate
+from workflows.grid.cells import PARTS, Cell, Defence, Images, Threat
+from workflows.grid.compatibility import check_fit, check_one_choice_of_images
+from workflows.grid.record import record
+
+__all__ = ["Builder", "Grid"]
+
+_THREATS = ("attacks", "corruptions", "certificates")
+_AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
+_SECTIONS = {"sweep", "requires", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality"}
+_SECTIONS = {*_SECTIONS, "exclude", "include"}
+_MATCHERS = {*PARTS, "seed"}
+_BASES: dict[str, type[Spec]] = {
+    "dataset": DatasetConfig,
+    "classifier": ClassifierConfig,
+    "defence": PurifierConfig,
+    "attack": AttackConfig,
+    "corruption": CorruptionConfig,
+    "certificate": CertificateConfig,
+}
+
+
+class _DefenceFields(Spec):
+    """Fields of a defence entry that are not the purifier's."""
+
+    draws: int = Field(default=1, ge=1)
+    aggregation: Aggregation = "single"
+
+
+_OF_DEFENCES = frozenset(_DefenceFields.model_fields)
+_OF_DATASETS = frozenset({"images"})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a document says.
+
+    Arguments:
+        name: The sweep's name.
+        cells: Its cells, without duplicates, in order.
+        record: The same grid as plain values, every config in full and every path absolute.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    record: dict[str, Any]
+
+
+class Builder:
+    """Turns a document into cells; holds what entries share."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self._corrupted: dict[tuple[CorruptionConfig, str], CorruptionConfig] = {}
+        self.base = document.folder
+        known_keys(document, (), document.data, _SECTIONS)
+        self.compute = self._compute()
+        self.chunk = self._chunk()
+        self.resubmissions = self._resubmissions()
+        self.quality = self._quality()
+        self.denoisers = self._denoisers()
+
+    def grid(self) -> Grid:
+        """The cells.
+
+        Raises:
+            InvalidInput: Anything that would make the sweep fail or mean something else than was meant.
+        """
+        document = self.document
+        name = document.data.get("sweep", None if document.path is None else document.path.stem)
+        if not isinstance(name, str) or not name:
+            raise document.error(("sweep",), "the name of a sweep is a string.")
+        axes = {axis: self._axis(axis, (axis,)) for axis in _AXES}
+        if not any(axes[axis] for axis in _THREATS):
+            axes["attacks"] = [None]
+        cells = list(self._product(axes))
+        cells = self._excluded(cells)
+        included = []
+        for position, entry in enumerate(self._list("include")):
+            keys = ("include", position)
+            known_keys(document, keys, entry, set(_AXES))
+            own = {axis: self._axis(axis, (*keys, axis)) for axis in _AXES if axis in entry}
+            included.append(own)
+            grid = axes | own
+            if any(axis in entry for axis in _THREATS):  # it names its threats: the file's others are not meant
+                grid |= {axis: [] for axis in _THREATS if axis not in entry}
+            cells += self._product(grid)
+        unique = tuple({cell.id: cell for cell in cells}.values())
+        if not unique:
+            raise document.error(("exclude",), "nothing is left of the grid: every cell is excluded.")
+        for cell in unique:
+            check_fit(document, cell)
+        check_one_choice_of_images(document, unique)
+        settings = {
+            "chunk": self.chunk,
+            "compute": self.compute,
+            "resubmissions": self.resubmissions,
+            "quality": self.quality,
+            "exclude": self._list("exclude"),
+        }
+        return Grid(name, unique, record(name, axes, included, settings))
+
+    def _product(self, axes: dict[str, list[Any]]) -> Iterable[Cell]:
+        threats = [threat for axis in _THREATS for threat in axes[axis]]
+        fixed = (axes[axis] for axis in ("datasets", "classifiers", "defences"))
+        for images, classifier, defence, threat, seed in itertools.product(*fixed, threats, axes["seeds"]):
+            threat = self._on(images, threat)
+            if isinstance(threat, CertificateConfig):
+                defence = located(self.document, ("certificates",), partial(defence.smoothed, threat))
+            elif isinstance(threat, AttackConfig) and isinstance(defence.purifier, NoPurifierConfig):
+                threat = threat.on_bare_classifier()  # so that the adaptive attacks on no defence are one cell
+            yield Cell(
+                images, classifier, defence, threat, seed, self.compute, self.resubmissions, quality=self.quality
+            )
+
+    def _on(self, images: Images, threat: Threat) -> Threat:
+        """A corruption of the images of a data set, whose official arrays it may name; other threats as they are."""
+        if not isinstance(threat, CorruptionConfig):
+            return threat
+        key = (threat, images.dataset.id)
+        if key not in self._corrupted:
+            self._corrupted[key] = located(self.document, ("corruptions",), partial(threat.of, images.dataset))
+        return self._corrupted[key]
+
+    def _list(self, key: str) -> list[Any]:
+        value = self.document.data.get(key) or []
+        if not isinstance(value, list):
+            raise self.document.error((key,), "a list was expected.")
+        return value
+
+    def _axis(self, axis: str, keys: Keys) -> list[Any]:
+        if axis == "seeds":
+            return self._seeds(keys)
+        readers: dict[str, tuple[Callable[[Keys, dict[str, Any]], Iterable[Any]], type[Spec]]] = {
+            "datasets": (self._images, DatasetConfig),
+            "classifiers": (partial(self._configs, ClassifierConfig), ClassifierConfig),
+            "defences": (self._defences, PurifierConfig),
+            "attacks": (self._attacks, AttackConfig),
+            "corruptions": (self._corruptions, CorruptionConfig),
+            "certificates": (partial(self._configs, CertificateConfig), CertificateConfig),
+        }
+        read, base = readers[axis]
+        entries = items(self.document, keys, base, optional=axis in _THREATS)
+        return [value for place, entry in entries for value in read(place, entry)]
+
+    def _seeds(self, keys: Keys) -> list[int]:
+        section: Any = self.document.data
+        for key in keys:
+            section = section.get(key, [0]) if isinstance(section, dict) else section[key]
+        seeds = section if isinstance(section, list) else [section]
+        if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+            raise self.document.error(keys, f"seeds are whole numbers, not {section!r}.")
+        return seeds
+
+    # Sections that hold one thing.
+
+    def _compute(self) -> Compute:
+        fields = self.document.data.get("compute", {})
+        if isinstance(fields, Compute):
+            return fields
+        known_keys(self.document, ("compute",), fields, set(Compute.model_fields))
+        return validate(self.document, ("compute",), Compute, fields)
+
+    def _chunk(self) -> int:
+        size = self.document.data.get("chunk", 100)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise self.document.error(
+                ("chunk",), f"chunk is the number of images of a unit, at least 1, not {size!r}."
+            )
+        return size
+
+    def _resubmissions(self) -> int | None:
+        value = self.document.data.get("resubmissions")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise self.document.error(
+                ("resubmissions",),
+                f"resubmissions is how often an attacker may submit an image, at least 1, not {value!r}.",
+            )
+        return value
+
+    def _quality(self) -> QualityConfig | None:
+        """``quality: {}`` measures PSNR and SSIM, ``quality: {lpips: FILE}`` LPIPS too."""
+        fields = self.document.data.get("quality")
+        if fields is None or fields is False:
+            return None
+        keys: Keys = ("quality",)
+        if isinstance(fields, QualityConfig):
+            return located(self.document, keys, partial(fields.resolved, self.base))
+        fields = known_keys(self.document, keys, {} if fields is True else fields, set(QualityConfig.model_fields))
+        return validate(self.document, keys, QualityConfig, fields, reading=Reading(self.base))
+
+    def _denoisers(self) -> dict[str, Spec]:
+        section = self.document.data.get("denoisers", {})
+        if not isinstance(section, dict):
+            raise self.document.error(("denoisers",), "denoisers is a mapping from a name of yours to a denoiser.")
+        return {name: self._denoiser(("denoisers", name), entry) for name, entry in section.items()}
+
+    def _denoiser(self, keys: Keys, entry: Any) -> DenoiserConfig:
+        if not isinstance(entry, dict | DenoiserConfig):
+            raise self.document.error(keys, f"a denoiser is a mapping with format, path and schedule, not {entry!r}.")
+        return located(self.document, keys, partial(DenoiserConfig.from_entry, entry, Reading(self.base)))
+
+    # Axes.
+
+    def _combinations(
+        self, base: type[Spec], keys: Keys, entry: dict[str, Any], beside: frozenset[str] = frozenset()
+    ) -> Iterator[tuple[Any, Combination]]:
+        """The configs of an entry, resolved, each with the combination that it is of.
+
+        Arguments:
+            base: What the configs are.
+            keys: The entry's place.
+            entry: A mapping, see :func:`items`.
+            beside: Fields of the entry that are not the config's.
+        """
+        document, given = self.document, entry[base.named_by or ""]
+        if isinstance(given, base):
+            known_keys(document, keys, entry, {base.named_by or "", *beside})
+            kind = type(given)
+        else:
+            kind = located(document, keys, partial(base.entry_class, entry))
+        reading = Reading(self.base, {"denoisers": self.denoisers}, tuple(beside))
+        for combination in expand(document, keys, entry, kind):
+            config = given
+            if not isinstance(config, base):
+                fields = combination.without(beside).fields
+                config = validate(document, keys, kind, fields, reading=reading, places=combination.places)
+            yield located(document, keys, partial(config.resolved, self.base), combination.places), combination
+
+    def _configs(self, base: type[Spec], keys: Keys, entry: dict[str, Any]) -> list[Any]:
+        return [config for config, _ in self._combinations(base, keys, entry)]
+
+    def _images(self, keys: Keys, entry: dict[str, Any]) -> Iterator[Images]:
+        selection = {name: value for name, value in entry.items() if name in _OF_DATASETS}
+        rest = {name: value for name, value in entry.items() if name not in _OF_DATASETS}
+        for config, _ in self._combinations(DatasetConfig, keys, rest, _OF_DATASETS):
+            ids = image_ids(self.document, (*keys, "images"), selection.get("images"), len(config.load()))
+            chunks = tuple(Chunk(tuple(ids[i : i + self.chunk])) for i in range(0, len(ids), self.chunk))
+            yield Images(config, chunks)
+
+    def _defences(self, keys: Keys, entry: dict[str, Any]) -> Iterator[Defence]:
+        for config, combination in self._combinations(PurifierConfig, keys, entry, _OF_DEFENCES):
+            own = {name: value for name, value in combination.fields.items() if name in _OF_DEFENCES}
+            shared = validate(self.document, keys, _DefenceFields, own, places=combination.places)
+            if shared.draws > 1 and not config.stochastic:
+                raise self.document.error(
+                    (*keys, "draws"),
+                    f"purifier {config.purifier!r} is deterministic: every draw is the same, give 1.",
+                )
+            yield Defence(config, shared.draws, shared.aggregation)
+
+    def _attacks(self, keys: Keys, entry: dict[str, Any]) -> Sequence[AttackConfig | None]:
+        if entry["attack"] == "none":
+            known_keys(self.document, keys, entry, {"attack"})
+            return [None]
+        return self._configs(AttackConfig, keys, entry)
+
+    def _corruptions(self, keys: Keys, entry: dict[str, Any]) -> list[CorruptionConfig]:
+        """``corruption`` is a name, a list of names, ``benchmark`` (the fifteen) or ``extra`` (the other four)."""
+        named = entry["corruption"]
+        if isinstance(named, CorruptionConfig):
+            return self._configs(CorruptionConfig, keys, entry)
+        groups = {"benchmark": list(BENCHMARK), "extra": list(EXTRA)}
+        listed = [named] if isinstance(named, str) else named
+        names = [member for name in listed for member in groups.get(name, [name])]
+        entry = {"severity": list(SEVERITIES), **entry, "corruption": names}
+        configs = []
+        for combination in expand(self.document, keys, entry, CorruptionConfig):
+            if combination.fields["corruption"] != "frost" and len(names) > 1:
+                combination = combination.without(frozenset({"photographs"}))
+            fields, places = combination.fields, combination.places
+            config = validate(self.document, keys, CorruptionConfig, fields, places=places)
+            configs.append(located(self.document, keys, partial(config.resolved, self.base), places))
+        return configs
+
+    def _excluded(self, cells: list[Cell]) -> list[Cell]:
+        grid = cells
+        for position, entry in enumerate(self._list("exclude")):
+            keys: Keys = ("exclude", position)
+            known_keys(self.document, keys, entry, _MATCHERS)
+            wanted = {part: self._wanted((*keys, part), _BASES.get(part), value) for part, value in entry.items()}
+            if not any(cell.matches(wanted) for cell in grid):
+                raise self.document.error(keys, f"{entry} matches no cell of the grid; correct or remove it.")
+            cells = [cell for cell in cells if not cell.matches(wanted)]
+        return cells
+
+    def _wanted(self, keys: Keys, base: type[Spec] | None, value: Any) -> Any:
+        """What ``exclude`` says of a part, its fields in their proper spelling."""
+        if base is None or not isinstance(value, dict):
+            return value
+        try:
+            kind = base.entry_class(value)
+        except InvalidInput:  # it need not say which class
+            kind = base
+        return located(self.document, keys, partial(kind.spelled, value))

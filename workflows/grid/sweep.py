@@ -1,0 +1,175 @@
+"""A sweep: a named grid of cells, from a file or built in Python, and what tables call its parts.
+
+::
+
+    Sweep(
+        name="mine",
+        datasets=[{"dataset": "digits", "images": {"first": 100}}],
+        classifiers=["digits-cnn"],
+        defences=["none", {"purifier": DiffPureConfig(denoiser=denoiser, sigma_eq=0.25), "draws": 8}],
+        attacks=["none", PGDConfig(norm="linf", eps_255=8)],
+    )
+
+is the same sweep, with the same ids, as the file that says so, and is refused for the same mistakes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+from defense.denoisers import DenoiserConfig
+from defense.spec import Spec, digest
+from tasks.compute import Compute
+from tasks.stages.quality import QualityConfig
+from workflows.documents.document import document_of, written
+from workflows.grid.build import Builder
+from workflows.grid.cells import PARTS, Cell
+
+__all__ = ["Entry", "Sweep"]
+
+Entry = str | Mapping[str, Any] | Spec
+"""A name, a mapping as in a sweep file, or a config; inside a mapping too, a config may stand for a mapping."""
+
+
+@dataclass(frozen=True, init=False)
+class Sweep:
+    """A validated grid of cells.
+
+    The arguments are the sections of a sweep file (``docs/sweep-files.md``). Where an entry has a list for a single
+    value, that is an axis here too. Relative paths start at the working directory.
+
+    Arguments:
+        name: Its name, for tables and MLflow.
+        datasets: Data set entries, with ``images``.
+        classifiers: Classifier entries.
+        defences: Purifier entries, with ``draws`` and ``aggregation``.
+        attacks: Attack entries, ``"none"`` for clean images.
+        corruptions: Corruption entries.
+        certificates: Certificate entries.
+        seeds: Seeds of all randomness.
+        denoisers: Denoisers by names of yours, which purifier entries can use.
+        chunk: Images of a unit.
+        compute: How units compute.
+        exclude: Cells to leave out.
+        include: Further grids, which inherit the axes that they do not name.
+        quality: Whether image quality is measured, and how.
+        resubmissions: M of worst-of-M accuracy; by default as many as there are draws.
+
+    Attributes:
+        text: The text of a sweep file that says the same, for the record.
+        cells: The grid, without duplicates, in order.
+
+    Raises:
+        InvalidInput: Anything that would make the sweep fail or mean something else than was meant; with the place of
+            the value, ``attacks.0.rungs.1.steps``.
+    """
+
+    name: str
+    text: str
+    cells: tuple[Cell, ...]
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        datasets: Sequence[Entry],
+        classifiers: Sequence[Entry],
+        defences: Sequence[Entry],
+        attacks: Sequence[Entry] | None = None,
+        corruptions: Sequence[Entry] | None = None,
+        certificates: Sequence[Entry] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        denoisers: Mapping[str, Mapping[str, Any] | DenoiserConfig] | None = None,
+        chunk: int | None = None,
+        compute: Mapping[str, Any] | Compute | None = None,
+        exclude: Sequence[Mapping[str, Any]] | None = None,
+        include: Sequence[Mapping[str, Any]] | None = None,
+        quality: bool | Mapping[str, Any] | QualityConfig | None = None,
+        resubmissions: int | None = None,
+    ) -> None:
+        sections = {
+            "sweep": name,
+            "datasets": datasets,
+            "classifiers": classifiers,
+            "denoisers": denoisers,
+            "defences": defences,
+            "attacks": attacks,
+            "corruptions": corruptions,
+            "certificates": certificates,
+            "seeds": seeds,
+            "chunk": chunk,
+            "compute": compute,
+            "exclude": exclude,
+            "include": include,
+            "quality": quality,
+            "resubmissions": resubmissions,
+        }
+        given = {section: value for section, value in sections.items() if value is not None}
+        grid = Builder(document_of(given, Spec)).grid()
+        self._set(grid.name, written(grid.record), grid.cells)
+
+    @classmethod
+    def of_cells(cls, name: str, text: str, cells: Sequence[Cell]) -> Self:
+        """A sweep of cells that are made already.
+
+        Arguments:
+            name: Its name.
+            text: The text of the sweep file.
+            cells: The grid.
+        """
+        sweep = cls.__new__(cls)
+        sweep._set(name, text, tuple(cells))
+        return sweep
+
+    def _set(self, name: str, text: str, cells: tuple[Cell, ...]) -> None:
+        for attribute, value in (("name", name), ("text", text), ("cells", cells)):
+            object.__setattr__(self, attribute, value)
+
+    @cached_property
+    def adversarial(self) -> tuple[Cell, ...]:
+        """The cells of the robustness table: clean images and attacks."""
+        return tuple(cell for cell in self.cells if cell.adversarial)
+
+    @cached_property
+    def corrupted(self) -> tuple[Cell, ...]:
+        """The cells of corruptions."""
+        return tuple(cell for cell in self.cells if cell.corruption is not None)
+
+    @cached_property
+    def certified(self) -> tuple[Cell, ...]:
+        """The cells of certificates."""
+        return tuple(cell for cell in self.cells if cell.certificate is not None)
+
+    @cached_property
+    def labels(self) -> dict[str, dict[str, str]]:
+        """What tables call the parts of each cell, by cell id; two different parts never have one name.
+
+        Where short labels coincide, the fields in which the parts differ are added.
+        """
+        labels: dict[str, dict[str, str]] = {cell.id: {} for cell in self.cells}
+        for part in PARTS:
+            names: dict[str, dict[str, dict[str, Any]]] = {}
+            named = [(cell, *known) for cell in self.cells if (known := cell.part(part)) is not None]
+            for _, label, fields in named:
+                names.setdefault(label, {})[json.dumps(fields, sort_keys=True)] = fields
+            for cell, label, fields in named:
+                others = names[label].values()
+                differs = [k for k in fields if any(other.get(k) != fields[k] for other in others)]
+                extra = ", ".join(f"{key}={_short(fields[key])}" for key in differs)
+                labels[cell.id][part] = f"{label} ({extra})" if extra else label
+        return labels
+
+    @cached_property
+    def id(self) -> str:
+        """Content id of name and cells: the same grid, written otherwise, is the same sweep."""
+        return digest(json.dumps([self.name, sorted(cell.id for cell in self.cells)]))
+
+
+def _short(value: Any) -> str:
+    """A field's value in a few characters: long ones (hashes, nested configs) by their first digits."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 16 else digest(text)[:8] if isinstance(value, dict) else text[:8]
