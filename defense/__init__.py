@@ -4,6 +4,8 @@ Usable alone, without Ray, MLflow or pandas. Every name is imported when it is a
 loads nothing, not even torch.
 """
 
+# This package is part of puregrid.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -67,20 +69,4 @@ __all__ = [
     "purify",
 ]
 
-__getattr__, __dir__ = lazy(
-    __name__,
-    {
-        "defense.classifiers": "CLASSIFIERS ClassifierConfig",
-        "defense.defended": "Defended",
-        "defense.denoisers": "DENOISERS Denoiser DenoiserConfig DiffusersConfig",
-        "defense.errors": "InvalidInput PuregridError StoreError",
-        "defense.gradients": "GRADIENT_MODES GradientMode purify",
-        "defense.models": "Models",
-        "defense.oracles": "GaussianMixtureDenoiser",
-        "defense.purifiers": "PURIFIERS DiffPure DiffPureConfig IterativePurifier NoPurifierConfig Purifier "
-        "PurifierConfig",
-        "defense.randomness": "Omega",
-        "defense.schedules": "NoiseLevel Schedule get_schedule",
-        "defense.spec": "Spec",
-    },
-)
+__getattr__, __dir__ = lazy(__name__, __file__)
