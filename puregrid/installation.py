@@ -1,9 +1,9 @@
 """Whether Python finds puregrid's own packages, or others of the same names in front of them.
 
-puregrid is four top-level packages. Other distributions install a ``workflows``, ``tasks`` or ``defense`` too: into the
-same folder, where the last one installed overwrites the other's files, or into one that comes earlier on Python's path, as
-does a ``tasks.py`` in the working directory. Without this check that ends in an import error about a module of ours that
-nobody has heard of, or in somebody else's code being run.
+puregrid is four top-level packages. Other distributions install a ``workflows``, ``tasks`` or ``defense`` too: into
+the same folder, where the last one installed overwrites the other's files, or into one that comes earlier on Python's
+path, as does a ``tasks.py`` in the working directory. Without this check that ends in an import error about a module
+of ours that nobody has heard of, or in somebody else's code being run.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def _overwritten(name: str, file: Path) -> str:
     who = "another distribution" if culprit is None else _named(culprit)
     remove = "" if culprit is None else f"pip uninstall {culprit.metadata['Name']}; "
     return (
-        f"puregrid's package `{name}` in {file.parent} has been overwritten by {who}, which installs a `{name}` too: one "
-        "environment has room for one of them. Install puregrid in an environment of its own (python -m venv), or give "
-        f"it this one: {remove}pip install --force-reinstall --no-deps puregrid"
+        f"puregrid's package `{name}` in {file.parent} has been overwritten by {who}, which installs a `{name}` too, "
+        "and one environment has room for one. Install puregrid in an environment of its own (python -m venv), or "
+        f"give it this one: {remove}pip install --force-reinstall --no-deps puregrid"
     )
 
 
@@ -99,8 +99,9 @@ def _hidden(name: str, found: Path, own: Path) -> str:
             f"uninstall the other: pip uninstall {culprit.metadata['Name']}"
         )
     return (
-        f"puregrid's package `{name}` is hidden by {place}, which belongs to no installed distribution and comes before "
-        f"{own.parent} on Python's path. Rename it, start Python in another folder, or take its folder out of PYTHONPATH."
+        f"puregrid's package `{name}` is hidden by {place}, which belongs to no installed distribution and comes "
+        f"before {own.parent} on Python's path. Rename it, start Python in another folder, or take its folder out of "
+        "PYTHONPATH."
     )
 
 
