@@ -76,7 +76,6 @@ if TYPE_CHECKING:
         RobustReverseConfig,
         SequenceConfig,
     )
-    from puregrid import testing
     from puregrid.evaluation import PlannedSweep, bundled_sweeps, load_sweep, open_results, plan, run
     from puregrid.extras import MissingExtra
     from puregrid.results import SweepResults, SweepRun
@@ -216,7 +215,6 @@ __all__ = [
     "plan",
     "purify",
     "run",
-    "testing",
 ]
 
 _get, __dir__ = lazy(__name__, __file__)

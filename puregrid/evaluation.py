@@ -27,7 +27,7 @@ __all__ = ["PlannedSweep", "bundled_sweeps", "load_sweep", "open_results", "plan
 def bundled_sweeps() -> list[str]:
     """Names of the sweeps that come with puregrid, which every function here takes in place of a file."""
     with extras():
-        from workflows.documents import bundled
+        from workflows.assets import bundled
 
         return list(bundled.bundled_sweeps())
 
@@ -48,7 +48,7 @@ def load_sweep(name: str | Path, overrides: Mapping[str, Any] | Sequence[str] = 
     if isinstance(overrides, str):
         raise InvalidInput(f"overrides are a mapping or a list of KEY=VALUE, not the text {overrides!r}.")
     with extras():
-        from workflows.documents.bundled import find_sweep
+        from workflows.assets.bundled import find_sweep
         from workflows.grid.load import load_sweep as load
 
         return load(find_sweep(name), _settings(overrides))

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from defense.errors import InvalidInput, nearest
-from workflows.documents.bundled import bundled_sweeps
+from workflows.assets.bundled import bundled_sweeps
 
 __all__ = ["KINDS", "catalogue", "kinds"]
 

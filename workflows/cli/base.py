@@ -73,7 +73,7 @@ def errors() -> Iterator[None]:
 
 def open_sweep(path: Path, overrides: list[str] | None, store: str) -> tuple[Sweep, Store]:
     """A sweep file or bundled sweep with its overrides, and the store, which must be there or creatable."""
-    from workflows.documents.bundled import find_sweep
+    from workflows.assets.bundled import find_sweep
     from workflows.grid.load import load_sweep
     from workflows.store import Store
 
