@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 __all__ = ["check_installation", "problem"]
 
@@ -111,6 +114,8 @@ def _named(distribution: Distribution) -> str:
 
 def _owner(name: str, file: Path) -> Distribution | None:
     """The distribution, other than puregrid, that installed a file of a top-level package."""
+    from importlib.metadata import distributions  # takes a third of the time of `import puregrid`, for nothing
+
     for distribution in distributions():
         if (distribution.metadata["Name"] or "").lower() == "puregrid":
             continue

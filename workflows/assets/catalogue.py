@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from defense.errors import InvalidInput, nearest
 from workflows.assets.bundled import bundled_sweeps
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 __all__ = ["KINDS", "catalogue", "kinds"]
 
