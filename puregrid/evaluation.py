@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from puregrid.results import SweepResults, SweepRun
     from workflows.grid.load import Sweep
-    from workflows.planning.forecast import Forecast
-    from workflows.planning.plan import Plan
+    from workflows.planning.summary import PlanSummary
     from workflows.store import Store
 
 __all__ = ["PlannedSweep", "bundled_sweeps", "load_sweep", "open_results", "plan", "run"]
@@ -70,60 +69,49 @@ class PlannedSweep:
 
     Arguments:
         sweep: The sweep.
-        plan: Its distinct stages.
-        committed: Per stage the positions of its committed chunks.
-        forecast: How long the rest will take, from what the store has measured; None where a kind of unit was never
-            measured there, or nothing is missing.
+        summary: The figures that ``puregrid plan --json`` prints.
     """
 
     sweep: Sweep
-    plan: Plan
-    committed: Sequence[set[int]]
-    forecast: Forecast | None
+    summary: PlanSummary
 
     @property
     def cells(self) -> int:
         """Cells of the grid."""
-        return len(self.sweep.cells)
+        return self.summary.cells
 
     @property
-    def units(self) -> int:
+    def distinct(self) -> int:
         """Distinct units: one stage of one chunk of images each."""
-        return self.plan.units
+        return self.summary.distinct
 
     @property
     def missing(self) -> int:
         """Units that are not committed."""
-        return self.units - sum(map(len, self.committed))
+        return self.summary.missing
 
     @property
     def evaluations(self) -> int:
         """Network evaluations of the missing units."""
-        return int(sum(map(self.plan.work, self.plan.missing(self.committed))))
+        return self.summary.evaluations
+
+    @property
+    def seconds(self) -> float | None:
+        """Predicted time of a run; None where the store has not measured a missing kind of unit."""
+        return None if self.summary.forecast is None else self.summary.forecast.wall_seconds
 
     @property
     def stages(self) -> pd.DataFrame:
         """One row a distinct stage: id, stage, what it computes, images, units, committed units."""
         import pandas as pd
 
-        return pd.DataFrame(
-            [
-                {
-                    "id": stage.id,
-                    "stage": stage.spec.stage,
-                    "what": stage.spec.label(),
-                    "images": stage.images,
-                    "units": len(stage.chunks),
-                    "committed": len(done),
-                }
-                for stage, done in zip(self.plan.stages, self.committed, strict=True)
-            ]
-        )
+        columns = ("id", "stage", "what", "images", "units", "committed")
+        return pd.DataFrame([{name: getattr(stage, name) for name in columns} for stage in self.summary.stages])
 
     def __repr__(self) -> str:
-        ahead = "" if self.forecast is None else f", about {self.forecast.wall_seconds:.0f} s"
+        ahead = "" if self.seconds is None or not self.missing else f", about {self.seconds:.0f} s"
         return (
-            f"<PlannedSweep {self.sweep.name!r}: {self.cells} cells, {self.units} distinct units, {self.missing} to "
+            f"<PlannedSweep {self.sweep.name!r}: {self.cells} cells, {self.distinct} distinct units, {self.missing} to "
             f"compute with {self.evaluations:,} network evaluations{ahead}>"
         )
 
@@ -140,18 +128,12 @@ def plan(sweep: Sweep | str | Path, store: str | Path = "results", *, workers: i
         InvalidInput: A wrong sweep, store or number.
     """
     with extras():
-        from workflows.planning.forecast import default_workers, predict
         from workflows.planning.plan import make_plan
+        from workflows.planning.summary import summarise
 
         _at_least(1, workers=workers)
         loaded, opened = _sweep(sweep), _store(store)
-        planned = make_plan(loaded)
-        committed = planned.committed(opened)
-        forecast = None
-        if planned.units > sum(map(len, committed)):
-            threads = max(stage.spec.settings().threads for stage in planned.stages)
-            forecast, _ = predict(planned, committed, opened, loaded.id, workers=workers or default_workers(threads))
-        return PlannedSweep(loaded, planned, committed, forecast)
+        return PlannedSweep(loaded, summarise(loaded, make_plan(loaded), opened, workers=workers))
 
 
 def run(
@@ -221,7 +203,7 @@ def open_results(store: str | Path, sweep: Sweep | str | Path) -> SweepResults:
         from workflows.results.reader import Results
 
         loaded, opened = _sweep(sweep), _store(store)
-        if not any(make_plan(loaded).committed(opened)):
+        if not len(make_plan(loaded).committed(opened)):
             raise InvalidInput(
                 f"nothing of the sweep {loaded.name!r} is committed here. Run it with this store, or look whether "
                 "the store's path and the overrides of the sweep are those of the run.",

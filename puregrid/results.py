@@ -10,7 +10,10 @@ from puregrid.extras import extras
 from workflows.analysis import Analysis
 
 if TYPE_CHECKING:
-    from workflows.engine.loop import Outcome
+    import pandas as pd
+
+    from workflows.engine.loop import RunOutcome
+    from workflows.grid.load import Cell
 
 __all__ = ["SweepResults", "SweepRun"]
 
@@ -19,9 +22,13 @@ class SweepResults(Analysis):
     """What the committed rows of a sweep say; made by :func:`puregrid.open_results` and :func:`puregrid.run`.
 
     Frames are attributes, each computed from the rows when it is asked for first: ``robustness`` (a row a cell: Avg,
-    worst of M, majority vote, intervals), ``combined`` (several attacks as one attacker), ``ladders``, ``cost``, and
-    ``findings``, what the auditor says of them.
+    worst of M, majority vote, intervals), ``combined`` (several attacks as one attacker), ``ladders``, ``certified``,
+    ``corruptions``, ``quality``, ``published``, ``cost``; and ``findings``, what the auditor says of them.
     """
+
+    def rows(self, cell: Cell) -> pd.DataFrame:
+        """The committed rows of one cell of ``sweep.cells``: an image a row, with a prediction a draw."""
+        return self.results.rows(cell)
 
     def report(
         self,
@@ -44,7 +51,7 @@ class SweepResults(Analysis):
             from workflows.report import report_to
 
             out = None if path is None else Path(path)
-            return report_to(self.results, out, how, command="puregrid.run(sweep)", images=images)
+            return report_to(self, out, how, command="puregrid.run(sweep)", images=images)
 
     def __repr__(self) -> str:
         cells = len(self.sweep.cells)
@@ -61,7 +68,7 @@ class SweepRun:
     """
 
     results: SweepResults
-    outcome: Outcome
+    outcome: RunOutcome
 
     @property
     def complete(self) -> bool:

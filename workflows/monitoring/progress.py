@@ -64,6 +64,7 @@ class SweepProgress:
         )
         # Without widgets, which are another package, a notebook shows no bar; it rewrites a line.
         self._in_notebook = console.is_jupyter and not quiet
+        self._line = ""
         self._started = self._bars.get_time()
         self._images = 0
         self._units = done
@@ -98,11 +99,13 @@ class SweepProgress:
         self._bars.update(self._task, **fields)
         if self._in_notebook:
             task = self._bars.tasks[0]
+            left = "" if task.time_remaining is None else f"{task.time_remaining:.0f} s left"
             parts = [
                 f"{task.fields['phase']}: {task.fields['units']} of {task.fields['of']} units",
                 f"{task.fields['rate']:.1f} images/s",
-                f"{task.elapsed or 0:.0f} s"
-                + ("" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"),
-                *filter(None, [task.fields["trouble"]]),
+                *filter(None, [left, task.fields["trouble"]]),
             ]
-            print(f"\r{' · '.join(parts):<90}", end="", file=sys.stderr, flush=True)
+            line = " · ".join(parts)
+            if line != self._line:
+                print(f"\r{line:<{len(self._line)}}", end="", file=sys.stderr, flush=True)
+                self._line = line
