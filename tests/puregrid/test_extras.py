@@ -101,11 +101,11 @@ def test_a_module_of_no_extra_is_an_import_error_as_ever() -> None:
 def without(module: str, folder: Path) -> dict[str, str]:
     """An environment in which a package is as if it were not installed."""
     (folder / "sitecustomize.py").write_text(
-        f"import sys\nclass Missing:\n"
-        f"    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.partition('.')[0] == {module!r}:\n"
-        f"            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)\n"
-        f"sys.meta_path.insert(0, Missing())\n"
+        f"from importlib.machinery import PathFinder\n"
+        f"found = PathFinder.find_spec\n"
+        f"def find_spec(cls, name, path=None, target=None):\n"
+        f"    return None if name.partition('.')[0] == {module!r} else found(name, path, target)\n"
+        f"PathFinder.find_spec = classmethod(find_spec)\n"
     )
     return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
 
@@ -131,6 +131,32 @@ def test_the_command_line_says_how_to_install_what_is_missing(
         f"error: this needs {module}, of puregrid's extra `{extra}`, which is not installed: "
         f"pip install 'puregrid[{extra}]', or 'puregrid[all]' for everything.\n"
     )
+
+
+def test_a_tracking_uri_without_mlflow_is_refused_before_any_compute(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "puregrid",
+        "run",
+        "quickstart",
+        "--store",
+        "here",
+        "--mlflow",
+        "sqlite:///runs.db",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=without("mlflow", tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --mlflow: MLflow is not installed: pip install 'puregrid[mlflow]'.\n"
+    assert not (tmp_path / "here").exists()
 
 
 def test_python_says_so_too(tmp_path: Path) -> None:
