@@ -115,8 +115,10 @@ def without(module: str, folder: Path) -> dict[str, str]:
     [
         ("typer", "run", ["--help"]),
         ("pandas", "run", ["tables", "quickstart"]),
-        ("ray", "run", ["run", "quickstart", "--store", "here", "--mlflow", "off"]),
-        ("jinja2", "report", ["report", "quickstart"]),
+        pytest.param(
+            "ray", "run", ["run", "quickstart", "--store", "here", "--mlflow", "off"], marks=pytest.mark.slow
+        ),
+        pytest.param("jinja2", "report", ["report", "quickstart"], marks=pytest.mark.slow),
     ],
 )
 def test_the_command_line_says_how_to_install_what_is_missing(
@@ -159,6 +161,7 @@ def test_a_tracking_uri_without_mlflow_is_refused_before_any_compute(tmp_path: P
     assert not (tmp_path / "here").exists()
 
 
+@pytest.mark.slow
 def test_python_says_so_too(tmp_path: Path) -> None:
     code = """
 import puregrid

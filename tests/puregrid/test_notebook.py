@@ -55,6 +55,6 @@ def test_it_runs_and_prints_what_is_committed(tmp_path: Path, monkeypatch: pytes
     assert "<SweepRun of 'quickstart': complete, 16 units computed>" in made[run]
     assert "16 of 16 units" in made[run], "progress is shown"
     assert made[1:run] == committed[1:run]
-    assert [text.split()[0] for text in made[-1].splitlines()] == ["clean", "blind", "exact"]
-    clean, blind, exact = (float(text.split()[1].rstrip("%")) for text in made[-1].splitlines())
+    assert [text.split()[0] for text in made[-1].splitlines() if text] == ["clean", "blind", "exact"]
+    clean, blind, exact = (float(text.split()[1].rstrip("%")) for text in made[-1].splitlines() if text)
     assert clean > 90 and exact < blind < clean
