@@ -111,8 +111,8 @@ class PlannedSweep:
     def __repr__(self) -> str:
         ahead = "" if self.seconds is None or not self.missing else f", about {self.seconds:.0f} s"
         return (
-            f"<PlannedSweep {self.sweep.name!r}: {self.cells} cells, {self.distinct} distinct units, {self.missing} to "
-            f"compute with {self.evaluations:,} network evaluations{ahead}>"
+            f"<PlannedSweep {self.sweep.name!r}: {self.cells} cells, {self.distinct} distinct units, {self.missing} "
+            f"to compute with {self.evaluations:,} network evaluations{ahead}>"
         )
 
 
