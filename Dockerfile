@@ -24,6 +24,7 @@ RUN PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" pip install --no-cache-dir -c constrain
     && pip install --no-cache-dir -c constraints.txt ".[cluster]" \
     && pip uninstall --yes puregrid && rm -rf build ./*.egg-info
 COPY defense/ defense/
+COPY puregrid/ puregrid/
 COPY tasks/ tasks/
 COPY workflows/ workflows/
 COPY deploy/ deploy/

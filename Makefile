@@ -9,8 +9,8 @@ READY := $(VENV)/.ready
 .PHONY: quickstart test test-fast lint format bench clean
 
 quickstart: $(READY)
-	$(BIN)/puregrid run workflows/sweeps/quickstart.yaml --store results
-	$(BIN)/puregrid report workflows/sweeps/quickstart.yaml --store results --out results/report.html
+	$(BIN)/puregrid run quickstart --store results
+	$(BIN)/puregrid report quickstart --store results --out results/report.html
 
 test: $(READY)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)

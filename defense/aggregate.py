@@ -10,10 +10,11 @@ With class probabilities :math:`p_k = \mathrm{softmax}(f(D(x;\omega_k)))`:
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["AGGREGATIONS", "Aggregation", "aggregate", "majority_vote"]
 
@@ -30,6 +31,8 @@ def majority_vote(votes: npt.ArrayLike) -> npt.NDArray[np.int64]:
     Returns:
         Class numbers, shape (N,).
     """
+    import numpy as np  # here, so that importing the library does not import it
+
     votes = np.asarray(votes)
     # counts[n, k]: how many votes agree with vote k. argmax takes the first maximum, hence the first vote.
     counts = (votes[:, :, None] == votes[:, None, :]).sum(-1)
@@ -48,6 +51,8 @@ def aggregate(votes: npt.ArrayLike, mean_probability: npt.ArrayLike, how: Aggreg
     Returns:
         Class numbers, shape (N,).
     """
+    import numpy as np
+
     if how == "single":
         return np.asarray(votes)[:, 0].astype(np.int64)
     if how == "mean-probability":

@@ -17,21 +17,41 @@ def run(code: str) -> str:
     ).stdout.strip()
 
 
-def test_import_defense_pulls_in_neither_the_cluster_nor_the_heavy_libraries() -> None:
-    loaded = run("import sys, defense; print(*{name.partition('.')[0] for name in sys.modules})").split()
-    assert "torch" in loaded and "pydantic" in loaded
-    assert not {
-        "ray",
-        "mlflow",
-        "pandas",
-        "torchvision",
-        "torchmetrics",
-        "lpips",
-        "diffusers",
-        "pytest",
-        "tasks",
-        "workflows",
-    } & set(loaded)
+HEAVY = {
+    "ray",
+    "mlflow",
+    "pandas",
+    "torchvision",
+    "torchmetrics",
+    "lpips",
+    "diffusers",
+    "pytest",
+    "tasks",
+    "workflows",
+}
+
+
+def loaded(code: str) -> set[str]:
+    """Top-level modules of a fresh Python after ``code``."""
+    return set(run(f"{code}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})").split())
+
+
+def test_import_defense_loads_nothing_not_even_torch() -> None:
+    modules = loaded("import defense; dir(defense)")
+    assert not {"torch", "numpy", "pydantic", *HEAVY} & modules
+
+
+def test_its_names_pull_in_neither_the_cluster_nor_the_heavy_libraries() -> None:
+    modules = loaded("from defense import *")
+    assert {"torch", "pydantic"} <= modules
+    assert not HEAVY & modules
+
+
+def test_a_notebook_has_every_module_after_import_defense() -> None:
+    names = run(
+        "import defense; print(defense.samplers.__name__, defense.purifiers.gdmp.__name__, defense.aggregate)"
+    )
+    assert names.startswith("defense.samplers defense.purifiers.gdmp <function aggregate at ")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from defense.schedules import SCHEDULES
 from tasks.attacks import ATTACKS
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS
+from workflows.assets.bundled import bundled_sweeps
 from workflows.assets.catalogue import KINDS
 from workflows.cli import app
 from workflows.engine.worker import UnitWorker
@@ -334,6 +336,7 @@ class TestList:
         "energies": ENERGIES.names,
         "purifiers": PURIFIERS.names,
         "schedules": lambda: sorted(SCHEDULES),
+        "sweeps": lambda: list(bundled_sweeps()),
     }
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -345,6 +348,9 @@ class TestList:
         assert all(entry["summary"] for entry in entries)
         heads = [line for line in text.stdout.splitlines() if not line.startswith(" ")]
         assert [line.split()[0] for line in heads] == [entry["name"] for entry in entries]
+
+    def test_without_a_kind_it_lists_the_kinds(self) -> None:
+        assert [line.split()[0] for line in _call("list").stdout.splitlines()] == list(KINDS)
 
     def test_fields_are_those_of_the_entry_with_their_defaults(self) -> None:
         (pgd,) = (entry for entry in json.loads(_call("list", "attacks", "--json").stdout) if entry["name"] == "pgd")
@@ -494,6 +500,10 @@ class TestHelp:
         text = _call("run", "--help").stdout
         for option in ("--store", "--workers", "--gpus-per-worker", "--address", "--set", "--json"):
             assert option in text
+
+    def test_version_is_that_of_the_distribution(self) -> None:
+        result = _call("--version")
+        assert (result.exit_code, result.stdout) == (0, f"puregrid {version('puregrid')}\n")
 
     def test_no_command_shows_help_and_a_wrong_one_ends_with_status_2(self) -> None:
         assert "Usage: " in _call().output

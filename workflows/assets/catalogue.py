@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from defense.classifiers import CLASSIFIERS
-from defense.denoisers import DENOISERS
-from defense.energy import ENERGIES
 from defense.errors import InvalidInput, nearest
-from defense.purifiers import PURIFIERS, PurifierConfig
-from defense.schedules import SCHEDULES, get_schedule
-from defense.spec import Spec
-from tasks.attacks import ATTACKS
-from tasks.corruptions import BENCHMARK, CORRUPTIONS
-from tasks.datasets import DATASETS
+from workflows.assets.bundled import bundled_sweeps
 
-__all__ = ["KINDS", "catalogue"]
+if TYPE_CHECKING:
+    from defense.spec import Spec
 
-KINDS = ("attacks", "classifiers", "corruptions", "datasets", "denoisers", "energies", "purifiers", "schedules")
+__all__ = ["KINDS", "catalogue", "kinds"]
+
+# What each kind is made of is imported where it is asked for: a list of sweeps needs no torch.
 
 
 def catalogue(kind: str) -> list[dict[str, Any]]:
@@ -28,30 +23,94 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
     Raises:
         InvalidInput: Unknown kind.
     """
-    if kind == "classifiers":
-        return [_classifier(name) for name in CLASSIFIERS.names()]
-    if kind == "corruptions":
-        return [_corruption(name) for name in CORRUPTIONS]
-    if kind == "schedules":
-        return [
-            {"name": name, "summary": f"{get_schedule(name).steps} steps", "fields": []} for name in sorted(SCHEDULES)
-        ]
-    if kind == "energies":
-        return [_energy(name) for name in ENERGIES.names()]
-    registries: dict[str, Any] = {
-        "attacks": ATTACKS,
-        "datasets": DATASETS,
-        "denoisers": DENOISERS,
-        "purifiers": PURIFIERS,
-    }
-    if kind in registries:
-        registry = registries[kind]
-        return [_config(name, registry.get(name)) for name in registry.names()]
-    raise InvalidInput(f"unknown kind {kind!r}; {nearest(kind, KINDS)}")
+    if kind not in KINDS:
+        raise InvalidInput(f"unknown kind {kind!r}; {nearest(kind, KINDS)}")
+    return KINDS[kind][1]()
 
 
-def _classifier(name: str) -> dict[str, Any]:
-    architecture = CLASSIFIERS.get(name)
+def kinds() -> list[dict[str, Any]]:
+    """The kinds themselves, as entries."""
+    return [{"name": name, "summary": summary, "fields": []} for name, (summary, _) in KINDS.items()]
+
+
+def _attacks() -> list[dict[str, Any]]:
+    from tasks.attacks import ATTACKS
+
+    return [_config(name, ATTACKS.get(name), "attack") for name in ATTACKS.names()]
+
+
+def _classifiers() -> list[dict[str, Any]]:
+    from defense.classifiers import CLASSIFIERS
+
+    return [_classifier(name, CLASSIFIERS.get(name)) for name in CLASSIFIERS.names()]
+
+
+def _corruptions() -> list[dict[str, Any]]:
+    from tasks.corruptions import BENCHMARK, CORRUPTIONS
+
+    return [_corruption(name, entry, name in BENCHMARK) for name, entry in CORRUPTIONS.items()]
+
+
+def _datasets() -> list[dict[str, Any]]:
+    from tasks.datasets import DATASETS
+
+    return [_config(name, DATASETS.get(name), "dataset") for name in DATASETS.names()]
+
+
+def _denoisers() -> list[dict[str, Any]]:
+    from defense.denoisers import DENOISERS
+
+    return [_config(name, DENOISERS.get(name), "format") for name in DENOISERS.names()]
+
+
+def _energies() -> list[dict[str, Any]]:
+    from defense.energy import ENERGIES
+
+    return [_energy(name, ENERGIES.get(name)) for name in ENERGIES.names()]
+
+
+def _purifiers() -> list[dict[str, Any]]:
+    from defense.purifiers import PURIFIERS
+
+    shared = ["draws=1", "aggregation='single'"]
+    entries = [_config(name, PURIFIERS.get(name), "purifier") for name in PURIFIERS.names()]
+    return [{**entry, "fields": [*entry["fields"], *shared]} for entry in entries]
+
+
+def _schedules() -> list[dict[str, Any]]:
+    from defense.schedules import SCHEDULES, get_schedule
+
+    names = sorted(SCHEDULES)
+    return [{"name": name, "summary": f"{get_schedule(name).steps} steps", "fields": []} for name in names]
+
+
+def _sweeps() -> list[dict[str, Any]]:
+    def summary(text: str) -> str:
+        """The first sentence of the comment at the head."""
+        head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+        return " ".join(line.lstrip("# ") for line in head).partition(". ")[0].rstrip(".")
+
+    return [
+        {"name": name, "summary": summary(path.read_text(encoding="utf-8")), "fields": []}
+        for name, path in bundled_sweeps().items()
+    ]
+
+
+KINDS: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
+    "attacks": ("what attacks a defence", _attacks),
+    "classifiers": ("architectures that a defence protects", _classifiers),
+    "corruptions": ("common corruptions with their constants", _corruptions),
+    "datasets": ("where images come from", _datasets),
+    "denoisers": ("layouts of diffusion networks", _denoisers),
+    "energies": ("networks of EBM-Defense", _energies),
+    "purifiers": ("what stands in front of a classifier", _purifiers),
+    "schedules": ("noise schedules", _schedules),
+    "sweeps": ("sweep files that come with puregrid, which commands take by name", _sweeps),
+}
+"""What each kind is, and its entries."""
+
+
+def _classifier(name: str, architecture: Any) -> dict[str, Any]:
     shape = "x".join(map(str, architecture.image_shape))
     ships = "weights ship with puregrid" if architecture.weights else "needs `weights`"
     return {
@@ -61,36 +120,34 @@ def _classifier(name: str) -> dict[str, Any]:
     }
 
 
-def _corruption(name: str) -> dict[str, Any]:
-    corruption = CORRUPTIONS[name]
-    place = "benchmark" if name in BENCHMARK else "extra"
+def _corruption(name: str, corruption: Any, benchmark: bool) -> dict[str, Any]:
+    place = "benchmark" if benchmark else "extra"
     needs = ", needs photographs" if corruption.photographs else ""
     constants = "  ".join(map(_constant, corruption.constants))
     return {"name": name, "summary": f"{place}, severities 1 to 5: {constants}{needs}", "fields": []}
 
 
 def _constant(value: Any) -> str:
-    if isinstance(value, np.ndarray):  # a range of zooms
-        return f"{value[0]:g}..{value[-1]:g}"
-    return f"({', '.join(map(_constant, value))})" if isinstance(value, tuple) else f"{value:g}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_constant, value))})"
+    # An array is a range of zooms.
+    return f"{value[0]:g}..{value[-1]:g}" if hasattr(value, "shape") and value.shape else f"{value:g}"
 
 
-def _energy(name: str) -> dict[str, Any]:
-    architecture = ENERGIES.get(name)
+def _energy(name: str, architecture: Any) -> dict[str, Any]:
     shape = "x".join(map(str, architecture.image_shape))
     ships = "weights ship with puregrid" if architecture.weights else "needs `weights`"
     return {"name": name, "summary": f"images {shape}, {ships}", "fields": ["weights", "sha256"]}
 
 
-def _config(name: str, model: type[Spec]) -> dict[str, Any]:
+def _config(name: str, model: type[Spec], *tags: str) -> dict[str, Any]:
+    """An entry from a config: its docstring, and its fields but ``tags``, which name it, and digests."""
     summary = (model.__doc__ or "").strip().partition("\n")[0]
-    tags = {"purifier", "attack", "dataset", "format", "digest", "config_sha256"}
+    hidden = {*tags, "digest", "config_sha256"}
     fields = [
         field if info.is_required() else f"{field}={info.default!r}"
         for field, info in model.model_fields.items()
-        if field not in tags or (field == "purifier" and not issubclass(model, PurifierConfig))
+        if field not in hidden
     ]
-    fields += [f"{name} (instead of {spelling.field})" for name, spelling in model.spellings.items()]
-    if issubclass(model, PurifierConfig):
-        fields += ["draws=1", "aggregation='single'"]
+    fields += [f"{spelt} (instead of {spelling.field})" for spelt, spelling in model.spellings.items()]
     return {"name": name, "summary": summary, "fields": fields}

@@ -1,12 +1,13 @@
 """The command line. Results go to stdout, progress and notes to stderr.
 
 Exit status: 0 when every cell is complete, 1 when units failed, 2 for wrong input (before any compute), 130 after
-Ctrl-C. Modules of the commands are imported inside them: ``puregrid list`` must not wait for Ray.
+Ctrl-C. Modules of the commands are imported inside them: ``--help`` must not wait for torch, nor ``list`` for Ray.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import typer
 
@@ -19,12 +20,30 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="puregrid",
-    help="Evaluate diffusion-based adversarial purification on a grid, on one machine or a Ray cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"puregrid {version('puregrid')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Evaluate diffusion-based adversarial purification on a grid, on one machine or a Ray cluster."""
+
+
 for command in (plan, run, status, tables, compare, check, promote, compact, report, train):
     app.command()(command)
 app.command("list")(list_)

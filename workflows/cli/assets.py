@@ -50,14 +50,16 @@ def train(
 
 
 def list_(
-    what: Annotated[str, typer.Argument(metavar="KIND", help="purifiers, attacks, datasets, corruptions, ...")],
+    what: Annotated[
+        str | None, typer.Argument(metavar="KIND", help="purifiers, attacks, datasets, ...; the kinds if left out.")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
-    """List what a sweep file can name."""
+    """List what a sweep file can name, and the sweeps that come with puregrid."""
     with errors():
-        from workflows.assets.catalogue import catalogue
+        from workflows.assets.catalogue import catalogue, kinds
 
-        entries = catalogue(what)
+        entries = kinds() if what is None else catalogue(what)
         if json_:
             typer.echo(json.dumps(entries, indent=1))
         else:

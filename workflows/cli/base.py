@@ -29,7 +29,9 @@ __all__ = [
     "say",
 ]
 
-SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep file.")]
+SweepFile = Annotated[
+    Path, typer.Argument(metavar="SWEEP", help="The sweep file, or a bundled sweep's name (`puregrid list sweeps`).")
+]
 StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="Folder or bucket for rows and commits.")]
 Overrides = Annotated[
     list[str] | None,
@@ -70,10 +72,11 @@ def errors() -> Iterator[None]:
 
 
 def open_sweep(path: Path, overrides: list[str] | None, store: str) -> tuple[Sweep, Store]:
-    """A sweep file with its overrides, and the store, which must be there or creatable."""
+    """A sweep file or bundled sweep with its overrides, and the store, which must be there or creatable."""
+    from workflows.assets.bundled import find_sweep
     from workflows.grid.load import load_sweep
     from workflows.store import Store
 
-    loaded, opened = load_sweep(path, overrides or ()), Store(store)
+    loaded, opened = load_sweep(find_sweep(path), overrides or ()), Store(store)
     opened.files.check()
     return loaded, opened

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defense.errors import PuregridError
+from defense.errors import InvalidInput, PuregridError
 from workflows.cli.base import (
     Address,
     AsJson,
@@ -149,6 +150,8 @@ def run(
 ) -> None:
     """Compute what is missing of a sweep and print its tables; run again to continue."""
     with errors():
+        if mlflow not in (None, "off") and not _has_mlflow():
+            raise InvalidInput("MLflow is not installed: pip install 'puregrid[mlflow]'.", where="--mlflow")
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.analysis import Analysis
         from workflows.engine.run import Options, run_sweep
@@ -191,11 +194,18 @@ def run(
             raise typer.Exit(130)
 
 
+def _has_mlflow() -> bool:
+    return importlib.util.find_spec("mlflow") is not None
+
+
 def _log_to_mlflow(uri: str | None, store_uri: str, log: Callable[[str], str]) -> None:
     from workflows.tracking.track import default_uri
 
     chosen = uri or default_uri(store_uri)
     if chosen == "off":
+        return
+    if not _has_mlflow():
+        say("not logged to MLflow, which is not installed: pip install 'puregrid[mlflow]', or give --mlflow off.")
         return
     if chosen is None:
         say("not logged to MLflow: a bucket holds no SQLite database; give --mlflow URI.")

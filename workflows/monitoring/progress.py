@@ -1,9 +1,14 @@
-"""Progress on stderr: done, rate, time left, failures. Silent where stderr is no terminal."""
+"""Progress on stderr: done, rate, time left, failures. A bar on a terminal, a line that is rewritten in a notebook.
+
+Silent elsewhere: a file or a pipe has no use for it.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -57,6 +62,9 @@ class SweepProgress:
             console=console,
             disable=quiet or not console.is_terminal,
         )
+        # Without widgets, which are another package, a notebook shows no bar; it rewrites a line.
+        self._in_notebook = console.is_jupyter and not quiet
+        self._line = ""
         self._started = self._bars.get_time()
         self._images = 0
         self._units = done
@@ -68,19 +76,36 @@ class SweepProgress:
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
+        if self._in_notebook:
+            print(file=sys.stderr)
 
     def committed(self, units: int, images: int, work: float) -> None:
         """So many more units are committed."""
         self._images += images
         self._units += units
         seconds = max(self._bars.get_time() - self._started, 1e-9)
-        self._bars.update(self._task, advance=work, units=self._units, rate=self._images / seconds)
+        self._update(advance=work, units=self._units, rate=self._images / seconds)
 
     def trouble(self, failures: int, retries: int) -> None:
         """Show how many units failed for good and how often one was tried again."""
         parts = [f"{failures} failed"] * bool(failures) + [f"{retries} retried"] * bool(retries)
-        self._bars.update(self._task, trouble=" · ".join(parts))
+        self._update(trouble=" · ".join(parts))
 
     def phase(self, text: str) -> None:
         """Say what is going on, e.g. that the sweep is being drained."""
-        self._bars.update(self._task, phase=text)
+        self._update(phase=text)
+
+    def _update(self, **fields: Any) -> None:
+        self._bars.update(self._task, **fields)
+        if self._in_notebook:
+            task = self._bars.tasks[0]
+            left = "" if task.time_remaining is None else f"{task.time_remaining:.0f} s left"
+            parts = [
+                f"{task.fields['phase']}: {task.fields['units']} of {task.fields['of']} units",
+                f"{task.fields['rate']:.1f} images/s",
+                *filter(None, [left, task.fields["trouble"]]),
+            ]
+            line = " · ".join(parts)
+            if line != self._line:
+                print(f"\r{line:<{len(self._line)}}", end="", file=sys.stderr, flush=True)
+                self._line = line

@@ -1,6 +1,6 @@
 """Which source computed a row: the commit of the tree that these modules are imported from.
 
-From a git checkout it is the commit that is checked out, with the word *modified* where Python files of the three
+From a git checkout it is the commit that is checked out, with the word *modified* where Python files of its
 packages differ from it or are not in it; from an installed package the commit that the installer wrote down
 (``direct_url.json``, PEP 610). It goes into the record beside the rows, never into the rows or their ids: equal rows
 of different commits are equal.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 __all__ = ["driver_versions", "git_commit", "installed_commit", "source_commit", "worker_versions"]
 
-_PACKAGES = ("defense", "tasks", "workflows")
+_PACKAGES = ("defense", "puregrid", "tasks", "workflows")
 
 
 @cache

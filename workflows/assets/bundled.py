@@ -1,0 +1,48 @@
+"""Sweeps that come with puregrid, by their bare name from any folder: ``quickstart``, ``papers/agdm-cifar10``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from defense.errors import InvalidInput, nearest
+
+__all__ = ["bundled_sweeps", "find_sweep"]
+
+_FOLDER = Path(__file__).parents[1] / "sweeps"
+
+
+def bundled_sweeps() -> dict[str, Path]:
+    """The file of each bundled sweep by its name, the path below the folder of sweeps without ``.yaml``."""
+    files = sorted(_FOLDER.rglob("*.yaml"))
+    return {path.relative_to(_FOLDER).with_suffix("").as_posix(): path for path in files}
+
+
+def find_sweep(name: str | Path) -> Path:
+    """The file that somebody means who names a sweep.
+
+    Arguments:
+        name: A path; or a name without ``.yaml``: of a file in the working directory, else of a bundled sweep.
+
+    Returns:
+        The file. A path that ends in ``.yaml`` is returned as it is, whether or not it exists.
+
+    Raises:
+        InvalidInput: A bare name that nothing has, or a bundled sweep's with ``.yaml`` where there is no such file.
+    """
+    path, bundled = Path(name), bundled_sweeps()
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml"):
+        if (bare := path.with_suffix("").as_posix()) in bundled:
+            raise InvalidInput(f"there is no such file; the bundled sweep is called {bare!r}.", where=str(name))
+        return path
+    # Not `with_suffix`, which would replace the end of a name with a dot in it.
+    beside = path.with_name(f"{path.name}.yaml") if path.name else path
+    if beside.is_file():
+        return beside
+    if path.as_posix() in bundled:
+        return bundled[path.as_posix()]
+    raise InvalidInput(
+        f"there is no such file, no {beside} and no bundled sweep of this name; {nearest(path.as_posix(), bundled)}",
+        where=str(name),
+    )
