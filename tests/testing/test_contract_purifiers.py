@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import defense
 from defense import PURIFIERS, ClassifierConfig, DiffusersConfig, Models, Omega, Purifier, PurifierConfig
-from defense.contracts import PurifierContract
+from puregrid.testing import PurifierContract
 
 ASSETS = Path(defense.__file__).parent / "assets"
 
@@ -235,6 +235,6 @@ def test_the_suite_leaves_the_global_random_states_as_they_were() -> None:
 
 
 def test_it_needs_no_pytest() -> None:
-    code = "import sys, defense.contracts; print('pytest' in sys.modules)"
+    code = "import sys; from puregrid.testing import PurifierContract; print('pytest' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ASSETS.parent.parent, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -1,0 +1,1 @@
+"""The front door of puregrid: its public names."""
