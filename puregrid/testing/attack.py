@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from defense.denoisers import OracleConfig
 from defense.gradients import GradientMode
-from defense.purifiers import DiffPureConfig, Purifier
+from defense.purifiers import DiffPureConfig, IterativePurifier, Purifier
 from defense.randomness import Omega
 from puregrid.testing.demands import LabelledSpecContract, under_global_seeds
 from tasks.attacks import (
@@ -73,7 +73,7 @@ class _Watched(nn.Module):
         self.images += len(x)
         logits: Tensor = self.classifier(x)
         if logits.requires_grad:
-            logits.register_hook(self._differentiated)
+            logits.register_hook(self._differentiated)  # type: ignore[no-untyped-call]
         return logits
 
     def _differentiated(self, gradient: Tensor) -> None:
@@ -110,7 +110,8 @@ class AttackContract(LabelledSpecContract):
     def labels(self) -> Tensor:
         """True labels, shape (B,): what the classifier says of the clean images."""
         with torch.no_grad():
-            return self.classifier()(self.images()).argmax(1)
+            labels: Tensor = self.classifier()(self.images()).argmax(1)
+        return labels
 
     def purifier(self) -> Purifier:
         """The purifier that an attack meets which knows it; by default DiffPure with a denoiser in closed form."""
@@ -218,7 +219,7 @@ class AttackContract(LabelledSpecContract):
         others = torch.where(torch.arange(last + 1) < last, (y + 1) % classes, y)
         beside = self._run(config, labels=others).images[last]
         for image, how in ((alone, "alone"), (turned, "in another order"), (beside, "beside other labels")):
-            worst = float((image - whole[last]).abs().max())
+            worst = float((image - whole[last]).detach().abs().max())
             assert torch.equal(image, whole[last]), f"{how} an image ends {worst:.3g} from where it ends in a batch"
 
     def test_global_random_states_have_no_influence_and_stay(self) -> None:
@@ -260,8 +261,8 @@ class AttackContract(LabelledSpecContract):
         for image, count in ((image, target.tally.evaluations[image]) for image in omega.image_ids):
             right = count <= claimed if self.stops_early or config.stops else count == claimed
             assert right, (
-                f"config.evaluations is {config.evaluations} with {draws} draws each, but image {image} was evaluated "
-                f"{count} times"
+                f"config.evaluations is {config.evaluations} with {draws} draws each, but image {image} was "
+                f"evaluated {count} times"
             )
 
     def test_classifier_is_asked_through_the_target_alone(self) -> None:
@@ -281,9 +282,14 @@ class AttackContract(LabelledSpecContract):
         calls: list[int] = []
         for part in purifier.modules():  # chains are walked step by step, surrogates share the networks inside
             part.register_forward_pre_hook(lambda module, arguments: calls.append(1))
-        start = getattr(purifier, "start", None)
-        if start is not None:
-            setattr(purifier, "start", lambda *arguments: (calls.append(1), start(*arguments))[1])  # noqa: B010
+        if isinstance(purifier, IterativePurifier):
+            start = purifier.start
+
+            def counted(x: Tensor, omega: Omega) -> Tensor:
+                calls.append(1)
+                return start(x, omega)
+
+            purifier.start = counted  # type: ignore[method-assign]
         self._attack(config, *self._target(config, purifier=purifier))
         assert calls, f"config.knows is {config.knows!r}, but the purifier was never asked"
 

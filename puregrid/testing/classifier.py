@@ -154,7 +154,9 @@ class ClassifierContract(LabelledSpecContract):
         x, labels, least = known
         with torch.no_grad():
             right = float((self._classifier()(x).argmax(1) == labels).double().mean())
-        assert right >= least, f"{100 * right:.1f} % of the known images are classified right, not {100 * least:.1f} %"
+        assert right >= least, (
+            f"{100 * right:.1f} % of the known images are classified right, not {100 * least:.1f} %"
+        )
 
     def test_latent_is_what_the_last_layer_takes(self) -> None:
         """Guided purifiers and measures in feature space take ``latent``; networks without one are no use to them."""

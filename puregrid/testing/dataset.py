@@ -38,7 +38,7 @@ class DatasetContract(LabelledSpecContract):
         assert images.dtype == np.float32, f"images are {images.dtype}; float32 in [0, 1] is wanted"
         assert images.shape == expected, f"images have shape {images.shape}, config.image_shape says {expected}"
         low, high = float(images.min()), float(images.max())
-        assert 0 <= low and high <= 1, (
+        assert low >= 0 and high <= 1, (
             f"pixels reach from {low:.4g} to {high:.4g}; divide by 255, and leave normalisation to the classifier"
         )
 
@@ -53,7 +53,7 @@ class DatasetContract(LabelledSpecContract):
         )
         assert len(data.labels) > 0, "there is no image"
         least, greatest = int(data.labels.min()), int(data.labels.max())
-        assert 0 <= least and greatest < classes, (
+        assert least >= 0 and greatest < classes, (
             f"labels reach from {least} to {greatest}, but there are {classes} class names, numbered from 0"
         )
 

@@ -96,7 +96,7 @@ def assert_gradient(function: Callable[[Tensor], Tensor], at: Tensor, tolerance:
         function: Tensor to scalar.
         at: Where, float64.
         tolerance: Relative error allowed.
-    """  # noqa: D400, D205 - the formula completes the sentence
+    """
     leaf = at.detach().clone().requires_grad_()
     value = function(leaf)
     assert value.requires_grad, "the output does not depend on the images by plain autograd"

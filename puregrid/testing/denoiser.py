@@ -171,7 +171,12 @@ class DenoiserContract(SpecContract):
             velocity = abar**0.5 * noise - (1 - abar) ** 0.5 * z0
             with torch.no_grad():
                 out = denoiser(z, t)
-            candidates = (("the noise", noise), ("the image", z0), ("the velocity", velocity), ("minus the noise", -noise))
+            candidates = (
+                ("the noise", noise),
+                ("the image", z0),
+                ("the velocity", velocity),
+                ("minus the noise", -noise),
+            )
             errors = {name: float((out - value).square().mean()) for name, value in candidates}
             nearest = min(errors, key=lambda name: errors[name])
             assert nearest == "the noise", (

@@ -41,7 +41,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "fgsm": {"attack": "fgsm", **LINF},
     "bpda-eot": {"attack": "bpda-eot", **LINF, "steps": 2, "eot": 2},
     "pgd-eot": {"attack": "pgd-eot", **LINF, "steps": 2, "eot": 2},
-    **{f"apgd {norm}": {"attack": "apgd", **ball, "steps": 6} for norm, ball in (("linf", LINF), ("l2", L2), ("l1", L1))},
+    **{
+        f"apgd {norm}": {"attack": "apgd", **ball, "steps": 6}
+        for norm, ball in (("linf", LINF), ("l2", L2), ("l1", L1))
+    },
     "apgd exact": {"attack": "apgd", **LINF, "steps": 4, **KNOWING},
     "random-noise linf": {"attack": "random-noise", **LINF},
     "random-noise l2": {"attack": "random-noise", **L2},
@@ -105,7 +108,9 @@ class BuiltIn(AttackContract):
 
     def sources(self) -> Sequence[AttackConfig]:
         config = self.config()
-        return config.rungs if isinstance(config, LadderConfig) else (config.source,) if "source" in self.fields else ()
+        return (
+            config.rungs if isinstance(config, LadderConfig) else (config.source,) if "source" in self.fields else ()
+        )
 
     def target(
         self, config: AttackConfig, classifier: nn.Module, labels: Tensor, omega: Omega, purifier: Purifier | None
