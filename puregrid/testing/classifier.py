@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from defense.classifiers import ClassifierConfig
+from defense.classifiers import ClassifierConfig, FeatureNet, Normalised
 from puregrid.testing.demands import LabelledSpecContract, assert_frozen, assert_gradient, under_global_seeds
 
 __all__ = ["ClassifierContract"]
@@ -56,7 +56,7 @@ class ClassifierContract(LabelledSpecContract):
             logits = self._classifier()(x)
         assert torch.equal(x, before), "the classifier changed its input in place"
         assert logits.shape == (len(x), classes), (
-            f"logits have shape {tuple(logits.shape)}; {len(x)} images of {classes} classes have ({len(x)}, {classes})"
+            f"logits have shape {tuple(logits.shape)}, not ({len(x)}, {classes}): {len(x)} images, {classes} classes"
         )
         assert logits.dtype == x.dtype, f"images of {x.dtype} have logits of {logits.dtype}"
         assert logits.isfinite().all(), "logits hold NaN or infinite values"
@@ -161,12 +161,10 @@ class ClassifierContract(LabelledSpecContract):
     def test_latent_is_what_the_last_layer_takes(self) -> None:
         """Guided purifiers and measures in feature space take ``latent``; networks without one are no use to them."""
         classifier, x = self._classifier(), self.images()
-        network = getattr(classifier, "net", None)
-        latent, classify = getattr(network, "latent", None), getattr(network, "classify", None)
-        if latent is None or classify is None:
+        if not isinstance(classifier, Normalised) or not isinstance(classifier.net, FeatureNet):
             return
         with torch.no_grad():
-            worst = float((classify(classifier.latent(x)) - classifier(x)).abs().max())
+            worst = float((classifier.net.classify(classifier.latent(x)) - classifier(x)).abs().max())
         assert worst <= 1e-5, f"classify(latent(x)) differs from the logits by {worst:.3g}"
 
     def test_id_is_that_of_the_weights_wherever_they_lie(self) -> None:

@@ -53,7 +53,7 @@ class CorruptionContract(LabelledSpecContract):
             wave = 0.5 + 0.3 * np.sin(2 * np.pi * (x * (1 + number % 3) + y * (1 + number // 3)))
             disk = ((x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.06 + 0.01 * number) * 0.3
             made.append(np.stack([wave, 0.7 * wave + disk, 0.2 + disk + 0.3 * y]))
-        return (np.rint(np.clip(made, 0, 1) * 255) / 255).astype(np.float32)
+        return np.asarray(np.rint(np.clip(made, 0, 1) * 255) / 255, dtype=np.float32)
 
     def _corrupt(
         self,

@@ -166,8 +166,8 @@ def _listings_reversed() -> Iterator[None]:
     def backwards(*arguments: Any) -> list[Any]:
         return listdir(*arguments)[::-1]
 
-    os.listdir, os.scandir = backwards, Reversed  # type: ignore[assignment, misc]
+    os.listdir, os.scandir = backwards, Reversed  # type: ignore[assignment]
     try:
         yield
     finally:
-        os.listdir, os.scandir = listdir, scandir  # type: ignore[misc]
+        os.listdir, os.scandir = listdir, scandir

@@ -87,7 +87,7 @@ def assert_frozen(module: nn.Module, what: str) -> None:
 
 
 def assert_gradient(function: Callable[[Tensor], Tensor], at: Tensor, tolerance: float) -> None:
-    r"""Autograd's gradient g of a scalar is its slope along g by central differences:
+    r"""Autograd's gradient g of a scalar f is its slope along g by central differences.
 
     .. math:: \left|\frac{f(x + h u) - f(x - h u)}{2h} - \|g\|\right| \le \text{tolerance}\,\|g\|,
               \qquad u = g / \|g\|,\; h = 10^{-6}.

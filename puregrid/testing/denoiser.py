@@ -1,7 +1,11 @@
 r"""The contract of denoisers.
 
-A denoiser predicts the noise :math:`\epsilon` in :math:`z = \sqrt{\bar\alpha_t}\,z_0 + \sqrt{1-\bar\alpha_t}\,\epsilon`
-on the schedule that it declares, whatever its network was trained to predict: a frozen function, per image, of z and t.
+A denoiser predicts the noise :math:`\epsilon` in
+
+.. math:: z = \sqrt{\bar\alpha_t}\,z_0 + \sqrt{1-\bar\alpha_t}\,\epsilon
+
+on the schedule that it declares, whatever its network was trained to predict: a frozen function, per image, of z and
+t.
 """
 
 from __future__ import annotations
@@ -180,8 +184,8 @@ class DenoiserContract(SpecContract):
             errors = {name: float((out - value).square().mean()) for name, value in candidates}
             nearest = min(errors, key=lambda name: errors[name])
             assert nearest == "the noise", (
-                f"at t = {t} the prediction is nearer to {nearest} (mean squared error {errors[nearest]:.3g}) than to "
-                f"the noise ({errors['the noise']:.3g}); convert it, see defense.denoisers.predictions"
+                f"at t = {t} the prediction is nearer to {nearest} (mean squared error {errors[nearest]:.3g}) than "
+                f"to the noise ({errors['the noise']:.3g}); convert it, see defense.denoisers.predictions"
             )
 
     def test_error_is_less_than_that_of_leaving_the_noise_in(self) -> None:

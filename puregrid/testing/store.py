@@ -49,8 +49,8 @@ class StoreContract(ABC):
     """The suite. Every method whose name starts with ``test_`` is one demand.
 
     Attributes:
-        one_wins: Whether ``exclusive`` holds in the same instant too; not in a system in memory, for tests, whose look
-            and write are two steps.
+        one_wins: Whether ``exclusive`` holds in the same instant too. It does not in a file system in memory, whose
+            look and write are two steps.
     """
 
     one_wins: ClassVar[bool] = True

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from defense import CLASSIFIERS, ClassifierConfig
-from defense.classifiers import Architecture, Normalised
+from defense.classifiers import Architecture, FeatureNet, Normalised
 from puregrid.testing import ClassifierContract
 from tasks.datasets import DigitsConfig
 
@@ -100,7 +100,7 @@ class Toy(nn.Module):
         return broken.get(self.how, lambda: logits)()
 
 
-class WithLatent(Toy):
+class WithLatent(Toy, FeatureNet):
     """Says what its latent is, and says it wrong."""
 
     def latent(self, x: Tensor) -> Tensor:

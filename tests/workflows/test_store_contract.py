@@ -1,4 +1,4 @@
-"""Stores hold the published contract in a folder, in memory and in a bucket, and what is demanded of each kind alone."""
+"""Stores keep the published contract in a folder, in memory and in a bucket, and each kind its own demands."""
 
 from __future__ import annotations
 
