@@ -129,6 +129,21 @@ def test_built_in_attacks_keep_the_contract(name: str, demand: str, request: pyt
     getattr(BuiltIn(fields), demand)()
 
 
+DRAWING = [name for name in CONFIGS if name.split()[0] in ("apgd", "random-noise", "square", "spsa", "autoattack")]
+
+
+@pytest.mark.parametrize("name", ["pgd linf", "pgd l2", "pgd last", *DRAWING])
+def test_another_seed_gives_other_images(name: str) -> None:
+    suite = BuiltIn(CONFIGS[name])
+    config = suite.config()
+    found = []
+    for seed in (0, 1):
+        target, x, omega = suite._target(config)
+        own = replace(target, omega=replace(target.omega, seed=seed))
+        found.append(config.run(own, x, replace(omega, seed=seed)).images)
+    assert (found[0] != found[1]).flatten(1).any(1).all()
+
+
 def test_no_built_in_attack_is_left_out() -> None:
     built_in = {name for name in ATTACKS.names() if ":" not in name}
     assert {fields["attack"] for fields in CONFIGS.values()} >= built_in
