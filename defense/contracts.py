@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 from typing import Any
+
+from defense.deprecation import warn_deprecated
 
 __all__ = ["PurifierContract"]  # noqa: F822 - found by __getattr__
 
@@ -12,10 +13,11 @@ __all__ = ["PurifierContract"]  # noqa: F822 - found by __getattr__
 def __getattr__(name: str) -> Any:
     if name != "PurifierContract":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        "defense.contracts is deprecated: write `from puregrid.testing import PurifierContract`.",
-        DeprecationWarning,
-        stacklevel=2,
+    warn_deprecated(
+        "defense.contracts.PurifierContract",
+        since="0.1.0",
+        removal="0.3.0",
+        instead="puregrid.testing.PurifierContract",
     )
     # By name, since nothing in this package may import from those above it.
     return getattr(import_module("puregrid.testing"), name)

@@ -157,6 +157,22 @@ def test_nothing_global_is_left_changed(
     assert captured.out == captured.err == "" and not caplog.records
 
 
+def test_the_global_generators_have_no_part(linear: nn.Module, easy: tuple[Tensor, Tensor]) -> None:
+    x, y = easy
+    attack = custom("apgd-ce", gradient="exact", eps=0.3)
+
+    def found(seed: int) -> Tensor:
+        target = Target(linear, y, omega(8, seed).within("eot"), Noisy(), attacked="mean-logits")
+        return attack.run(target, x, omega(8, seed)).images
+
+    torch.manual_seed(1)
+    one = found(0)
+    torch.manual_seed(2)
+    assert torch.equal(found(0), one)
+    assert not torch.equal(found(1), one)
+    assert reference_seed(omega(8)) != reference_seed(omega(8, 1)) != reference_seed(omega(7, 1))
+
+
 @pytest.mark.parametrize(
     ("purifier", "version", "warnings"),
     [

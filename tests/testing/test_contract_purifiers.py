@@ -256,14 +256,22 @@ def test_the_suite_leaves_the_global_random_states_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_former_name_is_deprecated_and_the_same() -> None:
+def test_the_former_name_is_deprecated_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     import defense.contracts
+    from defense import deprecation
 
-    with pytest.warns(DeprecationWarning, match=r"from puregrid\.testing import PurifierContract"):
+    monkeypatch.setattr(deprecation, "_WARNED", set())
+    with pytest.warns(FutureWarning, match=r"use puregrid\.testing\.PurifierContract") as caught:
         assert defense.contracts.PurifierContract is PurifierContract
+    assert caught[0].filename == __file__
 
 
-def test_it_needs_no_pytest() -> None:
-    code = "import sys; from puregrid.testing import PurifierContract; print('pytest' in sys.modules)"
+@pytest.mark.slow
+def test_no_suite_needs_pytest_and_this_one_needs_torch_alone() -> None:
+    code = (
+        "import sys; from puregrid.testing import PurifierContract\n"
+        "print([name for name in ('pytest', 'pyarrow', 'workflows', 'tasks') if name in sys.modules])\n"
+        "from puregrid.testing import *; print('pytest' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ASSETS.parent.parent, capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr
+    assert done.stdout.split("\n") == ["[]", "False", ""], done.stderr

@@ -1,4 +1,4 @@
-"""The how-to pages are run as they stand: their files, their contract tests, their sweeps, and all in one real run."""
+"""The how-to pages are run as they stand: their files, contract tests and sweeps, and all in one real run."""
 
 from __future__ import annotations
 
