@@ -110,7 +110,7 @@ class DatasetContract(LabelledSpecContract):
         copy = replace(data, images=data.images.copy(), labels=data.labels.copy())
         assert copy.digest() == data.digest(), "a copy of the images has another digest"
         pixels, labels = data.images.copy(), data.labels.copy()
-        pixels[-1, -1, -1, -1] = 1 - pixels[-1, -1, -1, -1] if pixels[-1, -1, -1, -1] != 0.5 else 0
+        pixels[-1, -1, -1, -1] = 0 if pixels[-1, -1, -1, -1] > 0 else 1
         labels[-1] += 1
         order = np.arange(len(data))[::-1]
         for other, what in (

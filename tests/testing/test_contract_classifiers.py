@@ -193,7 +193,9 @@ def test_a_breach_fails_its_demand_alone(how: str, demand: str, message: str) ->
     hold_alone(Broken(how), demand, message)
 
 
-@pytest.mark.parametrize(("how", "message"), [("nan", "NaN or infinite"), ("classes", "3 images of 3 classes")])
+@pytest.mark.parametrize(
+    ("how", "message"), [("nan", "NaN or infinite"), ("classes", "not (3, 3): 3 images, 3 classes")]
+)
 def test_breaches_that_spoil_more_are_reported_too(how: str, message: str) -> None:
     assert message in failed(Broken(how))["test_logits_are_finite_and_one_for_every_class"]
 
