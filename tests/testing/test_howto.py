@@ -16,16 +16,20 @@ from typing import Any
 
 import pytest
 from holding import failed
+from typer.testing import CliRunner
 
 from defense import CLASSIFIERS, DENOISERS, PURIFIERS
 from defense.registry import Registry
 from tasks.attacks import ATTACKS
 from tasks.datasets import DATASETS
+from workflows import audit
+from workflows.cli import app
 from workflows.engine.worker import UnitWorker
-from workflows.grid.load import load_sweep
+from workflows.grid.load import Sweep, load_sweep
 from workflows.planning.plan import make_plan
 from workflows.results.reader import Results
 from workflows.store import Store
+from workflows.tracking import track
 
 HERE = Path(__file__).parents[2]
 PAGES = HERE / "docs" / "how-to"
@@ -100,14 +104,19 @@ def test_entry_point_and_module_name_the_same_part(folder: Path, page: str) -> N
     assert name in registry.names() and registry.get(name) is registry.get(place)
 
 
-def computed(folder: Path, name: str, store: Path) -> dict[tuple[str, str], float]:
-    """Mean accuracy by (classifier and defence, attack), of a sweep computed unit by unit in this process."""
-    sweep = load_sweep(folder / name)
+def commit(sweep: Sweep, store: Path) -> None:
+    """Compute the sweep unit by unit in this process."""
     worker, plan = UnitWorker(str(store), "cpu"), make_plan(sweep)
     for stage in plan.stages:
         inputs = {role: (plan.stages[i].spec.stage, plan.stages[i].id) for role, i in stage.inputs.items()}
         for chunk in stage.chunks:
             worker.run(stage.spec, stage.id, chunk, inputs)
+
+
+def computed(folder: Path, name: str, store: Path) -> dict[tuple[str, str], float]:
+    """Mean accuracy by (classifier and defence, attack), of a sweep computed here."""
+    sweep = load_sweep(folder / name)
+    commit(sweep, store)
     rows = Results(Store(str(store)), sweep).robustness().to_dict("records")
     return {(f"{row['classifier']} {row['defence']}", row["attack"]): row["avg"] for row in rows}
 
@@ -149,6 +158,50 @@ def test_the_data_set_s_sweep(folder: Path, tmp_path: Path) -> None:
 def test_the_denoiser_s_sweep(folder: Path, tmp_path: Path) -> None:
     found = computed(folder, "pixel_prior.yaml", tmp_path)
     assert found["digits-cnn diffpure t*=50 in 5 steps", "clean"] >= 0.9
+
+
+def test_the_audit_rule_fires_where_the_defence_costs_much_and_nowhere_else(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = load_sweep(folder / "clean_cost.yaml")
+    commit(sweep, tmp_path)
+    monkeypatch.setattr(sys, "argv", ["try_clean_cost.py", "clean_cost.yaml", str(tmp_path)])
+    runpy.run_path(str(folder / "try_clean_cost.py"))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning clean-cost On clean images the defence loses ")
+    rule = importlib.import_module("clean_cost").clean_cost
+    monkeypatch.setattr(audit, "RULES", (*audit.RULES, rule))
+    (found,) = (
+        finding for finding in audit.findings(Results(Store(str(tmp_path)), sweep)) if finding.rule == "clean-cost"
+    )
+    labels = {sweep.labels[cell]["defence"] for cell in found.cells}
+    assert labels == {"none", "gaussian-noise s=0.6"}
+    assert found.evidence["bare"] - found.evidence["clean"] > 0.05 and found.evidence["p"] < 0.01
+
+
+@pytest.mark.slow
+def test_the_metric_appears_in_mlflow(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    source = Path(track.__file__).read_text(encoding="utf-8")
+    lines = (folder / "track.diff").read_text().splitlines(keepends=True)
+    before = "".join(line[1:] for line in lines if line[0] == " ")
+    assert source.count(before) == 1, "the page shows a line that is not in workflows/tracking/track.py"
+    patched: dict[str, Any] = {"__name__": "patched_track"}
+    exec(compile(source.replace(before, "".join(line[1:] for line in lines)), "track.py", "exec"), patched)
+    monkeypatch.setattr(track, "_metrics", patched["_metrics"])
+    sweep = load_sweep(folder / "precision.yaml")
+    commit(sweep, tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    words = ["run", str(folder / "precision.yaml"), "--store", str(tmp_path), "--workers", "1", "--mlflow", uri]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    (metrics,) = (run.data.metrics for run in runs if "avg/clean" in run.data.metrics)
+    low, high = (metrics[f"interval/avg clean {end}"] for end in ("low", "high"))
+    assert metrics["precision/clean"] == pytest.approx((high - low) / 2)
+    assert "precision/fgsm linf eps 0.1" in metrics
 
 
 @pytest.mark.slow
