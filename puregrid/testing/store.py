@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
 from defense.errors import StoreError
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec
-from workflows.store import Commit, Files, Store
+from workflows.store import Attempt, Commit, Files, Store
 
 __all__ = ["StoreContract"]
 
@@ -41,8 +41,7 @@ def _rows(shift: float = 0.0) -> pa.Table:
 
 
 def _commit(store: Store, attempt: str, shift: float = 0.0) -> Commit:
-    record: dict[str, Any] = {"attempt": attempt, "seconds": 1.0, "host": "host", "versions": {}}
-    return store.commit(_SPEC, _SPEC.id, _CHUNK, Output(_rows(shift)), record)
+    return store.commit(_SPEC, _SPEC.id, _CHUNK, Output(_rows(shift)), Attempt(attempt, 1.0, "host"))
 
 
 class StoreContract(ABC):

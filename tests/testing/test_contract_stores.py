@@ -76,8 +76,8 @@ class SpoiledStore(Store):
     how = "right"
 
     def commit(self, *arguments: Any) -> Commit:
-        spec, stage_id, chunk, _, record = arguments
-        if self.how == "last attempt" and record["attempt"] == "second":
+        spec, stage_id, chunk, _, attempt = arguments
+        if self.how == "last attempt" and attempt.id == "second":
             self.revoke(spec.stage, stage_id, chunk.name)
         return super().commit(*arguments)
 
