@@ -387,4 +387,5 @@ def _decoded(
             raise InvalidInput(f"image {path!r} cannot be decoded ({error}): replace or remove it.") from error
         square = center_crop(resized(rgb, [resize], InterpolationMode(interpolation)), [crop, crop])
         out[row] = np.asarray(square, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+    out.flags.writeable = False  # every reading shares it
     return out

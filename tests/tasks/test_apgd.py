@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from defense.randomness import Omega
 from tasks.attacks import apgd
 from tasks.attacks.apgd import APGDConfig, checkpoints, sphere_start
 from tasks.attacks.apgd_l1 import budgets
-from tasks.attacks.base import AttackResult, Norm, Region, _onto_l1_ball, perturbation_norms
+from tasks.attacks.base import Norm, Region, _onto_l1_ball, perturbation_norms
 from tasks.attacks.losses import dlr_targeted, point_loss
 from tasks.attacks.pgd import PGDConfig
 from tasks.attacks.target import Target
@@ -337,37 +336,6 @@ def test_on_a_linear_classifier_it_reaches_the_optimum(norm: Norm, order: int, l
     np.testing.assert_allclose(moved, best, rtol=1e-5)
 
 
-def one_by_one(network: nn.Module) -> nn.Module:
-    """The network on one image after the other: its rounding cannot depend on the batch."""
-
-    class OneByOne(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([network(image[None]) for image in x])
-
-    return OneByOne()
-
-
-@pytest.mark.parametrize("norm", [*NORMS, "l1"])
-@pytest.mark.parametrize("loss", ["ce", "dlr-targeted"])
-def test_an_image_s_result_does_not_depend_on_its_batch(
-    smooth: nn.Module, batch: tuple[Tensor, Tensor], norm: Norm, loss: Any
-) -> None:
-    x, y = batch
-    targets = 2 if loss == "dlr-targeted" else None
-    eps = 1.0 if norm == "l1" else 0.1
-    attack = APGDConfig(norm=norm, eps=eps, loss=loss, steps=12, restarts=2, targets=targets)
-    classifier = one_by_one(smooth)
-
-    def attacked(some: list[int]) -> AttackResult:
-        draws = Omega.of(attack.id, 0, "attack", some)
-        return attack.run(Target(classifier, y[some], draws), x[some], draws)
-
-    whole = attacked([5, 3, 20, 9])
-    part = attacked([9, 5])
-    assert torch.equal(part.images, whole.images[[3, 0]])
-    assert torch.equal(part.loss, whole.loss[[3, 0]])
-
-
 class Noisy(Purifier):
     """Adds noise of its key."""
 
@@ -404,17 +372,6 @@ def test_no_image_is_dropped_and_restarts_only_help(smooth: nn.Module, batch: tu
     again = twice.run(target, x, omega(24))
     assert (again.loss >= once.loss).all() and (again.loss > once.loss).any()
     assert target.evaluations == 24 * twice.evaluations
-
-
-def test_the_global_generator_has_no_part(smooth: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    x, y = batch
-    before = torch.get_rng_state()
-    attack = APGDConfig(norm="linf", eps=0.1, steps=3)
-    one = attack.run(Target(smooth, y, omega(24)), x, omega(24))
-    assert torch.equal(torch.get_rng_state(), before)
-    other = attack.run(Target(smooth, y, replace(omega(24), seed=1)), x, replace(omega(24), seed=1))
-    assert not torch.equal(one.images, other.images)
-    assert not one.images.requires_grad and not one.loss.requires_grad
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5)])

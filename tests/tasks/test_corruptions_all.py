@@ -18,7 +18,6 @@ from tasks.corruptions import (
     Photographs,
     corrupt,
 )
-from tasks.datasets import ImageSet
 
 MONOTONE = [
     name
@@ -45,20 +44,11 @@ RANDOM = [
 ]
 
 
-@pytest.mark.parametrize("name", list(CORRUPTIONS))
-def test_an_image_is_corrupted_alike_in_any_batch_and_by_its_own_numbers(
+@pytest.mark.parametrize("name", RANDOM)
+def test_every_draw_of_every_image_has_numbers_of_its_own(
     scenes: Images, photographs: Photographs, name: str
 ) -> None:
-    ids = [4, 900, 17, 2]
-    images = scenes[:4]
-    np.random.seed(0)
-    state = np.random.get_state()[1].copy()  # type: ignore[union-attr]
-    whole = corrupt(images, name, 3, omega(ids), photographs).pixels
-    assert np.array_equal(np.random.get_state()[1], state)  # type: ignore[index]
-    for chosen in ([2], [3, 0], [3, 2, 1, 0]):
-        part = corrupt(images[chosen], name, 3, omega([ids[i] for i in chosen]), photographs).pixels
-        assert np.array_equal(part, whole[chosen])
-    alike = np.tile(images[:1], (3, 1, 1, 1))
+    alike = np.tile(scenes[:1], (3, 1, 1, 1))
     differ = [
         corrupt(alike, name, 3, omega([1, 2, 3]), photographs).pixels,
         corrupt(alike, name, 3, omega([1, 2, 3], seed=1), photographs).pixels,
@@ -66,8 +56,7 @@ def test_an_image_is_corrupted_alike_in_any_batch_and_by_its_own_numbers(
     ]
     versions = len({image.tobytes() for batch in differ for image in batch})
     # Two angles may move the same pixels, and pieces of photographs of one colour are told by the photograph alone.
-    least = {"motion_blur": 7, "frost": 3}.get(name, 9)
-    assert versions >= least if name in RANDOM else versions == 1
+    assert versions >= {"motion_blur": 7, "frost": 3}.get(name, 9)
 
 
 def test_corruptions_and_severities_have_numbers_of_their_own() -> None:
@@ -80,20 +69,12 @@ def test_corruptions_and_severities_have_numbers_of_their_own() -> None:
     assert np.abs(together - np.eye(4)).max() < 0.1
 
 
-@pytest.mark.parametrize("name", list(CORRUPTIONS))
-def test_digits_are_corrupted_too_and_stay_grey(digits_test: ImageSet, photographs: Photographs, name: str) -> None:
-    images = digits_test.images[:5]
-    found = corrupt(images, name, 5, omega(range(5)), photographs)
-    assert found.pixels.shape == (5, 1, 8, 8) and found.pixels.dtype == np.uint8
-    assert (found.corruption, found.severity, found.origin) == (name, 5, "generated")
-    assert np.array_equal(found.images, found.pixels.astype(np.float32) / np.float32(255))
-    assert not np.array_equal(found.pixels, np.rint(images * 255))
-
-
 def test_oblong_images_are_corrupted_too(photographs: Photographs) -> None:
     images = np.tile(np.linspace(0, 1, 40, dtype=np.float32), (2, 3, 24, 1))
     for name in CORRUPTIONS:
-        assert corrupt(images, name, 4, omega(range(2)), photographs).pixels.shape == (2, 3, 24, 40)
+        found = corrupt(images, name, 4, omega(range(2)), photographs)
+        assert found.pixels.shape == (2, 3, 24, 40)
+        assert np.array_equal(found.images, found.pixels.astype(np.float32) / np.float32(255))
 
 
 def test_images_that_came_from_8_bits_are_rounded_back_to_them() -> None:

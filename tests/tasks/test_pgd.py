@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from defense.errors import InvalidInput
 from defense.randomness import Omega
-from tasks.attacks import ATTACKS, AttackResult, Norm, PGDConfig, Target, perturbation_norms
+from tasks.attacks import ATTACKS, Norm, PGDConfig, Target, perturbation_norms
 from tasks.attacks.base import Region
 from tasks.datasets import ImageSet
 
@@ -181,60 +181,6 @@ def test_without_random_start_no_image_ends_with_less_loss_than_the_clean_one(
     clean = F.cross_entropy(network(x), y, reduction="none")
     assert (found.loss >= clean).all()
     assert float((found.loss - clean).mean()) > 1
-
-
-def per_sample(network: nn.Module) -> nn.Module:
-    """The network on one image after the other: its rounding cannot depend on the batch."""
-
-    class OneByOne(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([network(image[None]) for image in x])
-
-    return OneByOne()
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_an_image_s_result_does_not_depend_on_its_batch(
-    network: nn.Module, digits_test: ImageSet, norm: Norm
-) -> None:
-    ids = [17, 3, 250, 9, 41, 100]
-    attack = PGDConfig(norm=norm, eps=0.15, steps=5)
-    classifier = per_sample(network)
-
-    def attacked(some: list[int]) -> AttackResult:
-        x, y = torch.from_numpy(digits_test.images[some]), torch.from_numpy(digits_test.labels[some])
-        return attack.run(
-            Target(classifier, y, Omega.of(attack.id, 0, "attack", some)), x, Omega.of(attack.id, 0, "attack", some)
-        )
-
-    whole = attacked(ids)
-    for some in ([41], [100, 250], ids[::-1]):
-        place = [ids.index(i) for i in some]
-        part = attacked(some)
-        assert torch.equal(part.images, whole.images[place])
-        assert torch.equal(part.loss, whole.loss[place])
-
-
-def test_seed_and_image_decide_the_result_and_the_global_generator_has_no_part(linear: Linear) -> None:
-    x = torch.full((5, 1, 4, 4), 0.5)
-    attack = PGDConfig(norm="l2", eps=0.3, steps=1)
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    one = attack.run(Target(linear, LABELS, omega(5, seed=0)), x, omega(5, seed=0))
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(2)
-    assert torch.equal(attack.run(Target(linear, LABELS, omega(5, seed=0)), x, omega(5, seed=0)).images, one.images)
-    other = attack.run(Target(linear, LABELS, omega(5, seed=1)), x, omega(5, seed=1)).images
-    assert (other != one.images).flatten(1).any(1).all()
-
-
-def test_neither_the_images_nor_the_classifier_are_left_changed(network: nn.Module, digits_test: ImageSet) -> None:
-    x, y = torch.from_numpy(digits_test.images[:8].copy()), torch.from_numpy(digits_test.labels[:8])
-    state = {name: value.clone() for name, value in network.state_dict().items()}
-    found = PGDConfig(norm="linf", eps=0.1, steps=2).run(Target(network, y, omega(8)), x, omega(8))
-    assert torch.equal(x, torch.from_numpy(digits_test.images[:8]))
-    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
-    assert not x.requires_grad and not found.images.requires_grad and not found.loss.requires_grad
 
 
 def attacked(network: nn.Module, data: ImageSet, attack: PGDConfig, count: int = 200) -> tuple[float, float]:

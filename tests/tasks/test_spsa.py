@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from defense import Purifier
 from defense.errors import InvalidInput
 from defense.randomness import Omega
-from tasks.attacks.base import AttackResult, Norm, perturbation_norms
+from tasks.attacks.base import Norm, perturbation_norms
 from tasks.attacks.losses import margin
 from tasks.attacks.pgd import PGDConfig
 from tasks.attacks.random_noise import RandomNoiseConfig
@@ -168,29 +167,6 @@ def test_who_knows_the_draws_has_them_in_every_query() -> None:
     attack = SPSAConfig(norm="linf", eps=0.1, steps=3, samples=2, knows="randomness", eot=2, fixed_scores=False)
     attack.run(Target(network, torch.zeros(2).long(), omega(2), purifier, draws=2, fixed=True), x, omega(2))
     assert {draw for _, draw in purifier.keys} == {0, 1}
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("update", ["adam", "steepest"])
-def test_an_image_s_result_does_not_depend_on_its_batch(norm: Norm, update: Any) -> None:
-    x = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(5) % 3
-    weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
-
-    def network(x: Tensor) -> Tensor:
-        return torch.stack([weight @ image.flatten().sin() for image in x])
-
-    attack = SPSAConfig(norm=norm, eps=0.2, steps=5, samples=20, update=update, gradient="bpda", eot=2)
-
-    def attacked(some: list[int], seed: int = 0) -> AttackResult:
-        keys = Omega.of(attack.id, seed, "attack", some)
-        return attack.run(Target(network, y[some], keys.within("eot"), Noisy(), draws=2), x[some], keys)
-
-    before = torch.get_rng_state()
-    whole, part = attacked([0, 1, 2, 3, 4]), attacked([4, 1])
-    assert torch.equal(part.images, whole.images[[4, 1]]) and torch.equal(part.loss, whole.loss[[4, 1]])
-    assert (attacked([0, 1, 2, 3, 4], seed=1).images != whole.images).flatten(1).any(1).all()
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.6)])

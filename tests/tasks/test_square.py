@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from defense import Purifier
 from defense.errors import InvalidInput
 from defense.randomness import Omega
-from tasks.attacks.base import AttackResult, Norm, Region, perturbation_norms
+from tasks.attacks.base import Norm, Region, perturbation_norms
 from tasks.attacks.losses import margin
 from tasks.attacks.square import SquareConfig, _move, _profile, window_share, window_side
 from tasks.attacks.target import Target
@@ -190,29 +190,6 @@ def test_it_leaves_as_many_right_as_the_reference(
         b = (network(square.perturb(x, y)).argmax(1) == y).double()
     assert 0.1 < float(b.mean()) < 0.9
     assert abs(float((a - b).mean())) <= 3 * float((a - b).std()) / math.sqrt(150)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("loss", ["margin", "ce"])
-def test_an_image_s_result_does_not_depend_on_its_batch(norm: Norm, loss: Any) -> None:
-    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(6) % 3
-    weight = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
-
-    def network(x: Tensor) -> Tensor:
-        return torch.stack([weight @ image.flatten() for image in x])
-
-    attack = SquareConfig(norm=norm, eps=3.0 if norm == "l1" else 0.2, queries=30, loss=loss)
-
-    def attacked(some: list[int], seed: int = 0) -> AttackResult:
-        draws = Omega.of(attack.id, seed, "attack", some)
-        return attack.run(Target(network, y[some], draws), x[some], draws)
-
-    before = torch.get_rng_state()
-    whole, part = attacked([0, 1, 2, 3, 4, 5]), attacked([4, 1])
-    assert torch.equal(part.images, whole.images[[4, 1]]) and torch.equal(part.loss, whole.loss[[4, 1]])
-    assert (attacked([0, 1, 2, 3, 4, 5], seed=1).images != whole.images).flatten(1).any(1).sum() >= 4
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_more_queries_go_on_where_fewer_end(network: nn.Module, digits_test: ImageSet) -> None:

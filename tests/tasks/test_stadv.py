@@ -170,25 +170,6 @@ def test_it_breaks_the_shipped_network_and_more_budget_breaks_more(network: nn.M
     assert all(more < less for less, more in pairwise(left)) and losses == sorted(losses)
 
 
-def test_an_image_s_result_does_not_depend_on_its_batch(network: nn.Module, digits_test: ImageSet) -> None:
-    class OneByOne(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([network(image[None]) for image in x])
-
-    ids, classifier = [17, 3, 250, 9], OneByOne()
-
-    def run(some: list[int]) -> AttackResult:
-        x, y = torch.from_numpy(digits_test.images[some]), torch.from_numpy(digits_test.labels[some])
-        return StAdvConfig(steps=6).run(Target(classifier, y, omega(len(some))), x, omega(len(some)))
-
-    whole = run(ids)
-    for some in ([250], ids[::-1]):
-        place = [ids.index(i) for i in some]
-        part = run(some)
-        assert torch.equal(part.images, whole.images[place])
-        assert torch.equal(part.columns["flow"], whole.columns["flow"][place])
-
-
 def test_names_defaults_and_refusals() -> None:
     attack = StAdvConfig()
     assert (attack.norm, attack.eps, attack.steps, attack.learning_rate) == ("flow", 0.05, 100, 0.01)

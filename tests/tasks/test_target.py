@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from defense import InvalidInput, Omega, Purifier
-from tasks.attacks import APGDConfig, PGDConfig, SquareConfig, Target, perturbation_norms
+from tasks.attacks import APGDConfig, SquareConfig, Target, perturbation_norms
 from tasks.attacks.losses import margin, point_loss
 from tasks.attacks.target import Tally
 from workflows.grid.load import load_sweep
@@ -65,13 +65,6 @@ def test_every_draw_is_an_evaluation() -> None:
     attacked.per_draw(x, margin)
     attacked.pull_back(x, torch.tensor([0, 1, 2]), torch.ones_like(x))
     assert dict(attacked.tally.evaluations) == dict.fromkeys(IDS, 5)
-
-
-def test_what_pgd_says_it_costs_is_what_is_counted() -> None:
-    attack = PGDConfig(norm="linf", eps=0.1, steps=3, restarts=2, gradient="exact", eot=4)
-    attacked = target(Shift(), draws=4)
-    attack.run(attacked, torch.full((3, 1, 2, 2), 0.5), Omega.of("spec", 0, "attack", IDS))
-    assert set(attacked.tally.evaluations.values()) == {4 * attack.evaluations}
 
 
 def test_an_attacked_vote_is_that_of_the_answers_and_not_of_their_certainty() -> None:

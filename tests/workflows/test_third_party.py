@@ -56,7 +56,7 @@ class WobbleConfig(PurifierConfig):
 '''
 
 CONTRACT = """
-from defense.contracts import PurifierContract
+from puregrid.testing import PurifierContract
 from wobble import WobbleConfig
 
 

@@ -1,6 +1,6 @@
 """The few file operations that a store is built on, for a local folder and for any fsspec file system.
 
-Contract, which the suite in ``tests/workflows/test_store_contract.py`` holds for every implementation:
+Contract, to which :class:`puregrid.testing.StoreContract` holds every implementation:
 
 * ``write`` is atomic: a reader sees the old content, or the new, or no file; never a part.
 * ``create`` writes only where nothing is, atomically where the system can, and says whether it did.
