@@ -7,6 +7,7 @@ from pathlib import Path
 from workflows.engine.worker import UnitWorker
 from workflows.grid.load import Sweep, load_sweep
 from workflows.planning.plan import make_plan
+from workflows.tables.table import Table
 
 ASSETS = Path(__file__).parents[2] / "defense" / "assets"
 
@@ -48,6 +49,12 @@ def small_sweep(folder: Path, text: str = SMALL) -> Sweep:
     path = folder / "small.yaml"
     path.write_text(text)
     return load_sweep(path)
+
+
+def undeclared(table: Table) -> set[str]:
+    """Columns of a table's frame that are neither declared nor an end of a declared interval."""
+    ends = {end for column in table.columns for end in column.interval or ()}
+    return {*table.frame} - {column.name for column in table.columns} - ends
 
 
 def compute(sweep: Sweep, uri: str, *, chunks: set[int] | None = None) -> None:

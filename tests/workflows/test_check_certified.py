@@ -19,8 +19,9 @@ from workflows.grid.load import Sweep, load_sweep
 from workflows.planning.plan import make_plan
 from workflows.regression.baselines import from_text, to_text
 from workflows.regression.check import CellVerdict, Gate, check
-from workflows.regression.compare import compare_runs, comparison_text
+from workflows.regression.compare import compare_runs
 from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, certificate_shares, of_results, of_store
+from workflows.regression.texts import comparison_text
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
 from workflows.store import Store

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from helpers_small import SMALL, compute, small_sweep
+from helpers_small import SMALL, compute, small_sweep, undeclared
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -18,8 +18,9 @@ from workflows.cli import app
 from workflows.planning.plan import make_plan
 from workflows.regression.baselines import load_pair
 from workflows.regression.check import Gate, check, verdict_of
-from workflows.regression.compare import Change, compare_runs, comparison_text, match, spec_changes
+from workflows.regression.compare import Change, compare_runs, match, spec_changes
 from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, of_results
+from workflows.regression.texts import comparison_table, comparison_text, verdict_table
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
 from workflows.statistics.paired import paired_difference
@@ -81,6 +82,38 @@ def test_a_planted_change_is_named_where_it_is_and_nowhere_else(
     assert f"{field} {old} -> {new}   (2 of 4 cells)" in comparison_text(compare_runs(base[0], other), "a", "b")
     verdicts = check(base[0], other, Gate(detect=0.95))
     assert [bool(cell.changes) for cell in verdicts] == [i in cells for i in range(4)]
+
+
+def test_people_read_the_numbers_of_json_in_declared_columns(
+    base: tuple[Snapshot, Path, Store], tmp_path: Path
+) -> None:
+    other, _, _ = ran(tmp_path / "other", ("t_star: 10", "t_star: 200"))
+    lonely = replace(other, cells=other.cells[:3])
+    comparisons = compare_runs(base[0], lonely)
+    table = comparison_table(comparisons)
+    assert undeclared(table) == set() and len(table.frame) == 4
+    by_json = [comparison.as_dict() for comparison in comparisons]
+    for line, row, content in zip(table.lines(), table.records(), by_json, strict=True):
+        shown = dict(zip([column.title for column in table.visible], line, strict=True))
+        assert (shown["cell"], shown["note"]) == (content["cell"], content["note"])
+        if "difference" not in content:
+            assert content["note"] == shown["note"] == "only in the first run"
+            assert {shown[name] for name in ("measure", "images", "first", "second - first", "p (Holm)")} == {"-"}
+            continue
+        assert {name: row[name] for name in ("first", "second", "difference", "low", "high", "p_holm")} == {
+            name: content[name] for name in ("first", "second", "difference", "low", "high", "p_holm")
+        }
+        low, high = content["low"], content["high"]
+        assert shown["second - first"] == f"{100 * content['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        only = f"{content['right_only_in_first']}, {content['right_only_in_second']}"
+        assert (shown["images"], shown["right only in 1st, 2nd"]) == ("20", only)
+    assert any(row["difference"] for row in table.records())
+    verdicts = check(base[0], lonely, Gate(detect=0.95))
+    checked = verdict_table(verdicts)
+    drops = [judgement.drop for cell in verdicts for judgement in cell.judged]
+    assert undeclared(checked) == set()
+    assert [row["drop"] for row in checked.records() if row["drop"] is not None] == [drop.value for drop in drops]
+    assert [row["verdict"] for row in checked.records()][-1] == verdicts[-1].verdict == "unknown"
 
 
 def test_changed_weights_are_named_by_their_hash(base: tuple[Snapshot, Path, Store], tmp_path: Path) -> None:

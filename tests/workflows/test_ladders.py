@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_small import ASSETS, compute, small_sweep
+from helpers_small import ASSETS, compute, small_sweep, undeclared
 
 from defense.errors import InvalidInput
 from tasks.attacks import LadderConfig, TransferConfig
@@ -70,6 +70,7 @@ def test_a_ladder_goes_through_the_store_and_its_table_adds_up(tmp_path: Path) -
     assert f"| {100 * value['so_far']:.1f} | {value['submitted']} | 0 |" in line
     as_json = json.loads(render(analysis, "json"))["ladders"]
     assert as_json[2]["so_far"] == value["so_far"] and as_json[4]["alone"] is None
+    assert undeclared(analysis.table("ladders")) == set()
     assert "Ladders" in report(analysis, command="puregrid run small.yaml")
     assert "| 2 | pgd-3" not in render(Analysis(Results(store, clean(tmp_path)), audit=False), "md")
     # A skipped image has nothing to lose on these draws: both ladders end at the same figure.

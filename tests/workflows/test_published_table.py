@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
-from helpers_small import ASSETS, compute, small_sweep
+from helpers_small import ASSETS, compute, small_sweep, undeclared
 
 from workflows.analysis import Analysis
 from workflows.grid.load import load_sweep
@@ -155,7 +155,12 @@ class TestComputed:
     ) -> None:
         results = of_fake("fake-smoke-digits", folder, monkeypatch)
         found = published_table(results)
-        assert found is not None and "smoke sweep" in found.title and "says nothing" in found.warning
+        assert (
+            found is not None
+            and undeclared(found) == set()
+            and "smoke sweep" in found.title
+            and "says nothing" in found.warning
+        )
         names, lines = grid(found)
         assert {line[names.index("difference")] for line in lines} == {"-"}
         # Of another classifier and other data: that is said first.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers_small import SMALL, compute, small_sweep
+from helpers_small import SMALL, compute, small_sweep, undeclared
 
 from workflows.analysis import Analysis
 from workflows.formats import render, render_tables
@@ -148,7 +148,7 @@ def test_the_table_the_page_and_json_have_it(results: Results) -> None:
         text = render(analysis, how)
         assert "Several attacks on one defence" in text and all(value in text for value in expected)
         assert "too low by the luck of the draws" in " ".join(text.split())
-    assert combined_table(pd.DataFrame()) is None
+    assert combined_table(pd.DataFrame()) is None and all(undeclared(own) == set() for own in analysis.tables)
     content = json.loads(render(analysis, "json"))
     assert content["combined"][1]["fixed_aa_any"] == line[ANY] and content["combined"][1]["cells"] == line["cells"]
     page = report(analysis, command="c")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 
@@ -173,7 +174,13 @@ class Analysis:
         Raises:
             InvalidInput: A registered table is no table, or has the name of another.
         """
-        return [*self._built_in(), *self._registered(), *_there(cost_table(self.cost))]
+        tables = [*self._built_in(), *_there(*(self._built(name) for name in TABLES.names()))]
+        tables += _there(cost_table(self.cost))
+        names = Counter([*(table.name for table in tables), "findings", "tables"])
+        name, count = names.most_common(1)[0]
+        if count > 1:
+            raise InvalidInput(f"two tables are called {name!r}: give the registered one another name.")
+        return tables
 
     def table(self, name: str) -> Table:
         """The table of that name, or one that is built by ``module:attribute``.
@@ -210,15 +217,6 @@ class Analysis:
             mce_table(self.mce, str(self.mce_baseline)),
             quality_table(self.quality, not_taken),
         )
-
-    def _registered(self) -> list[Table]:
-        found = _there(*(self._built(name) for name in TABLES.names()))
-        taken = {table.name for table in self._built_in()} | {"cost", "findings", "tables"}
-        for table in found:
-            if table.name in taken:
-                raise InvalidInput(f"two tables are called {table.name!r}: give the registered one another name.")
-            taken.add(table.name)
-        return found
 
     def _built(self, name: str) -> Table | None:
         found = TABLES.get(name)(self)

@@ -41,7 +41,8 @@ def compare(
         if other is None or (second is not None and with_ is not None):
             raise InvalidInput("name two runs: `compare RUN RUN`, or `compare RUN --with RUN`.")
         from workflows.regression.baselines import load_pair
-        from workflows.regression.compare import compare_runs, comparison_text
+        from workflows.regression.compare import compare_runs
+        from workflows.regression.texts import comparison_text
         from workflows.tracking.track import default_uri
 
         runs = load_pair(first, other, store=store, tracking_uri=mlflow or default_uri(store))
@@ -85,9 +86,10 @@ def check(
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.regression.baselines import load
         from workflows.regression.check import check as checked
-        from workflows.regression.check import check_text, verdict_of
         from workflows.regression.check import junit as junit_xml
+        from workflows.regression.check import verdict_of
         from workflows.regression.snapshots import of_results
+        from workflows.regression.texts import check_text
         from workflows.results.reader import Results
         from workflows.tracking.track import default_uri
 

@@ -25,13 +25,13 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from defense.errors import InvalidInput
-from workflows.regression.compare import Change, Match, changes_text, match, table
+from workflows.regression.compare import Change, Match, match
 from workflows.regression.snapshots import CellOutcome, Snapshot
 from workflows.statistics.multiplicity import holm
 from workflows.statistics.paired import PairedDifference, paired_difference, safe_t_test
 from workflows.statistics.power import detectable
 
-__all__ = ["CellVerdict", "Gate", "Judgement", "Verdict", "check", "check_text", "junit", "measures", "verdict_of"]
+__all__ = ["CellVerdict", "Gate", "Judgement", "Verdict", "check", "junit", "measures", "verdict_of"]
 
 Verdict = Literal["holds", "regressed", "unknown"]
 
@@ -267,45 +267,6 @@ def verdict_of(verdicts: Sequence[CellVerdict]) -> Verdict:
     """Return the verdict of the sweep: regressed if any cell is, else unknown if any cell is."""
     kinds = {cell.verdict for cell in verdicts}
     return "regressed" if "regressed" in kinds else "unknown" if "unknown" in kinds else "holds"
-
-
-def check_text(verdicts: Sequence[CellVerdict], gate: Gate, before: str, now: str) -> str:
-    """Write verdicts for people: that of the sweep, the rule, a line a cell and measure, what changed."""
-    lines = []
-    for cell in verdicts:
-        for judgement in cell.judged:
-            drop = judgement.drop
-            lines.append(
-                [
-                    cell.verdict,
-                    cell.cell,
-                    judgement.measure,
-                    str(drop.images),
-                    f"{100 * drop.second:.1f}",
-                    f"{100 * drop.first:.1f}",
-                    f"{100 * drop.value:+.1f} [{100 * drop.low:+.1f}, {100 * drop.high:+.1f}]",
-                    f"{judgement.p_holm:.2g}",
-                    "-" if judgement.detectable is None else f"{100 * judgement.detectable:.1f}",
-                ]
-            )
-        if not cell.judged:
-            lines.append([cell.verdict, cell.cell, *"-------"])
-    names = ["verdict", "cell", "measure", "images", "before", "now", "drop", "p (Holm)", "80 % power at"]
-    counts = {kind: sum(cell.verdict == kind for cell in verdicts) for kind in ("holds", "regressed", "unknown")}
-    head = [
-        f"{verdict_of(verdicts)}: {', '.join(f'{n} {kind}' for kind, n in counts.items() if n)}",
-        f"baseline: {before}\nthis run: {now}",
-        f"regressed: a drop above {100 * gate.margin:g} points, significant at {gate.alpha:g} over all cells, or "
-        f"more network evaluations per answer{f' (+{100 * gate.cost_margin:g} %)' if gate.cost_margin else ''}",
-    ]
-    reasons = [f"  {cell.cell}: {cell.why}" for cell in verdicts if cell.verdict != "holds"]
-    parts = [
-        "\n".join(head) + "\n",
-        table("accuracy in %, drop in points with its paired 95 % interval", names, lines),
-        "\n".join(["because:", *reasons]) + "\n" if reasons else "",
-        changes_text(verdicts),
-    ]
-    return "\n".join(part for part in parts if part)
 
 
 def junit(verdicts: Sequence[CellVerdict], sweep: str) -> str:

@@ -16,11 +16,9 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from workflows.regression.snapshots import CellOutcome, Snapshot
 from workflows.statistics.exact_tests import McNemar, mcnemar
@@ -31,12 +29,9 @@ __all__ = [
     "Change",
     "Comparison",
     "Match",
-    "changes_text",
     "compare_runs",
-    "comparison_text",
     "match",
     "spec_changes",
-    "table",
 ]
 
 
@@ -250,70 +245,3 @@ def _compare_cell(pair: Match) -> Comparison:
         changes=pair.changes,
         note="; ".join(notes),
     )
-
-
-def comparison_text(comparisons: Sequence[Comparison], first: str, second: str) -> str:
-    """Write comparisons for people: a line a cell and measure, then each change of the specs once."""
-    lines = []
-    for comparison in comparisons:
-        cell, difference, answers = comparison.cell, comparison.difference, comparison.answers
-        if difference is None or answers is None:
-            lines.append([cell, *"-------", comparison.note])
-            continue
-        only = f"{answers.only_first}, {answers.only_second}"
-        lines.append(
-            [cell, comparison.measure, *_numbers(difference), only, f"{comparison.p_holm:.2g}", comparison.note]
-        )
-        lines += [[cell, name, *_numbers(further), "-", "-", ""] for name, further in comparison.further.items()]
-    names = ["cell", "measure", "images", "first", "second", "second - first"]
-    names += ["right only in 1st, 2nd", "p (Holm)", "note"]
-    if not any(line[-1] for line in lines):
-        names, lines = names[:-1], [line[:-1] for line in lines]
-    title = "accuracy in %, difference with its paired 95 % interval; p of McNemar's exact test on answers"
-    parts = [f"first:  {first}\nsecond: {second}\n", table(title, names, lines), changes_text(comparisons)]
-    return "\n".join(part for part in parts if part)
-
-
-def _numbers(difference: PairedDifference) -> list[str]:
-    return [
-        str(difference.images),
-        f"{100 * difference.first:.1f}",
-        f"{100 * difference.second:.1f}",
-        f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]",
-    ]
-
-
-class _Changed(Protocol):
-    @property
-    def cell(self) -> str: ...
-    @property
-    def changes(self) -> tuple[Change, ...]: ...
-
-
-def changes_text(cells: Sequence[_Changed]) -> str:
-    """Write what changed in the specs of some cells, with the number of cells that share each change."""
-    groups: dict[str, list[str]] = {}
-    for cell in cells:
-        for change in cell.changes:
-            groups.setdefault(str(change), []).append(cell.cell)
-    if not groups:
-        return ""
-    lines = [
-        f"  {change}   ({changed[0] if len(changed) == 1 else f'{len(changed)} of {len(cells)} cells'})"
-        for change, changed in groups.items()
-    ]
-    return "\n".join(["specs differ:", *lines]) + "\n"
-
-
-def table(title: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Write a table in plain text, as wide as it gets."""
-    text_table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for name in names:
-        is_text = name in {"cell", "note", "verdict", "why", "measure"}
-        text_table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
-    for line in lines:
-        text_table.add_row(*line)
-    console = Console(width=10_000, no_color=True, highlight=False, markup=False, emoji=False)
-    with console.capture() as capture:
-        console.print(text_table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"

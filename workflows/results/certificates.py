@@ -1,4 +1,4 @@
-"""Tables of certificates: by sigma, by radius, and the upper envelope over sigma; from committed rows alone."""
+"""Certificates as frames: by sigma, by radius, and the upper envelope over sigma; from committed rows alone."""
 
 from __future__ import annotations
 

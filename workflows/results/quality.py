@@ -1,4 +1,4 @@
-"""Image quality as a table: means over images of the measures of :mod:`tasks.quality`.
+"""Image quality as a frame: means over images of the measures of :mod:`tasks.quality`.
 
 The PSNR of two equal images is infinite, and so would any mean be that includes one: it is averaged over the images
 that differ, and ``identical`` counts the others.

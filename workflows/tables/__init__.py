@@ -1,4 +1,4 @@
-"""The tables of a sweep, recomputed from committed rows.
+"""The tables of a sweep: frames of committed rows with declared columns, notes, and the cells of each line.
 
-Each says what a line is, on how many images it stands, and with which interval.
+One module a table. A column says its key, its title, how it is written and what it means; no table knows a format.
 """
