@@ -38,6 +38,8 @@ def reading(path: str | Path, what: str, *, hint: str = "Fetch it again, or give
     except (PuregridError, torch.OutOfMemoryError):
         raise
     except OSError as error:
+        if error.filename is None:  # not the file's absence, but a seek or a read that its content asked for
+            raise InvalidInput(f"{what} {str(path)!r} cannot be read ({error}). {hint}") from error
         raise InvalidInput(
             f"{what} {str(path)!r} cannot be read ({error.strerror or error}). Give the path of an existing file; a "
             "relative path starts at the folder of the sweep file."

@@ -16,8 +16,8 @@ Schedules:
 * ``cosine-4000``: abar from f(u) = cos^2(((u + .008)/1.008) pi/2), beta at most 0.999
   (Nichol and Dhariwal, arXiv 2102.09672, equation 17).
 * ``from-folder``: what a denoiser folder states in its ``scheduler_config.json``. A resolved config names it: as the
-  schedule of this list that it is to the last bit, or as ``FORM-STEPS@DIGEST`` with the digest of the abar table, such
-  as ``scaled_linear-1000@0c2ab4f1d9e36a75``, and carries the table (``noise_schedule``).
+  schedule of this list that it is to the last bit, or as ``FORM-STEPS@DIGEST`` with the digest of the abar table
+  (``scaled_linear-1000@0c2ab4f1d9e36a75``), and carries the table (``noise_schedule``).
 * ``edm``: abar = 1/(1 + sigma^2) with sigma^(1/7) evenly spaced from 0.002 (t = 1) to 80 (t = 1000), in diffusion
   units (Karras et al., arXiv 2206.00364, equation 5 with rho = 7, counted from the clean end). A network trained on
   x = z_0 + sigma noise meets the same image here as z = sqrt(abar) x.

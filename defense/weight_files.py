@@ -12,6 +12,7 @@ import collections
 import pathlib
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -38,6 +39,7 @@ NORMALISATION = {
 """Names under which wrappers of classifiers keep the mean and the standard deviation per channel."""
 
 _DEEPEST = 4
+_BLOCK = 1 << 20
 _NEEDS_CODE = re.compile(r"GLOBAL `?([\w.]+)|but got <class '([\w.]+)'>|unrecognized function <\w+ '?([\w.]+)")
 
 
@@ -123,7 +125,27 @@ def _refuse_other_files(path: Path, head: bytes, what: str) -> None:
     raise InvalidInput(f"{what} {str(path)!r} {kind}. {advice}")
 
 
+def _check_sums(path: Path, what: str) -> None:
+    """Compare every record of a torch file with its CRC-32, which torch does not: a flipped bit is another weight."""
+    if not zipfile.is_zipfile(path):
+        return  # as before torch 1.6: a pickle without sums
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            if record.CRC == 0:
+                continue  # empty, or saved with torch.serialization.set_crc32_options(False)
+            try:
+                with archive.open(record) as file:
+                    while file.read(_BLOCK):
+                        pass
+            except zipfile.BadZipFile as error:
+                raise InvalidInput(
+                    f"{what} {str(path)!r} are damaged: {record.filename} is not what its CRC-32 says. Fetch it "
+                    "again."
+                ) from error
+
+
 def _torch_content(path: Path, what: str) -> Any:
+    _check_sums(path, what)
     try:
         with plain_types(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="'torch.load' received a zip file")  # which is refused below

@@ -1,6 +1,6 @@
 """Which tensors of a file are those of a network: found by their names, whatever they are wrapped in.
 
-A network's weights lie at some place in the file (``state_dict``, ``model``, ``ema``, ...), under some prefix of names
+A network's weights lie at some place in the file (``state_dict``, ``model``, ``ema``), under some prefix of names
 (``module.``, ``_orig_mod.``, ``model.``, ``1.``, ...), in any order. Both are found by looking for the names of the
 network: the place and prefix under which all of them are. If there are two, as beside an average (EMA), the user must
 say which; what is left over must be of no effect, or the file is refused.
@@ -238,9 +238,10 @@ def _compare_normalisation(
         if last.isdigit() and int(last) > 0 and not named and normalisation is not None:
             mean, std = normalisation
             raise InvalidInput(
-                f"weights {str(path)!r} are those of a sequence with the network at {place.key!r}; what stands before "
-                f"it has no tensors in the file, and is probably a normalisation. If its mean is {list(mean)} and its "
-                f"std {list(std)}, confirm that with `weights_key: {place.key!r}`; otherwise give `mean` and `std` too."
+                f"weights {str(path)!r} are those of a sequence with the network at {place.key!r}; what is before it "
+                f"has no tensors in the file, and is probably a normalisation. If its mean is {list(mean)} and its "
+                f"std {list(std)}, confirm that with `weights_key: {place.key!r}`; otherwise give `mean` and `std` "
+                "too."
             )
         return
     applied = dict(zip(("mean", "std"), normalisation, strict=True)) if normalisation is not None else {}

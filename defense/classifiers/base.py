@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -286,13 +286,18 @@ class ClassifierConfig(Spec):
         return Normalised(net, self.mean, self.std).eval()
 
 
+@cache
+def _tensors_of(architecture: Architecture) -> dict[str, Tensor]:
+    """Names and shapes of a network's tensors, without their memory."""
+    with torch.device("meta"):
+        return architecture.build().state_dict()
+
+
 def _architectures_that_fit(path: str) -> list[str]:
     """Up to three built-in architectures whose tensors are those of a file."""
     sets = read_sets(path)
     found: list[str] = []
     for name, architecture in CLASSIFIERS.built_in():
-        with torch.device("meta"):
-            own = architecture.build().state_dict()
-        if fits(own, sets, rename=architecture.rename):
+        if fits(_tensors_of(architecture), sets, rename=architecture.rename):
             found.append(name)
     return found[:3]
