@@ -13,8 +13,9 @@ import pathlib
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -45,28 +46,36 @@ _NEEDS_CODE = re.compile(r"GLOBAL `?([\w.]+)|but got <class '([\w.]+)'>|unrecogn
 
 def plain_types() -> AbstractContextManager[None]:
     """Let torch read, beside tensors, types that training scripts leave in checkpoints and that only hold data."""
+    return torch.serialization.safe_globals(_plain())
+
+
+@cache
+def _plain() -> list[Any]:
     array: Any = np.zeros(0).__reduce__()[0]
     paths = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-    allowed: list[Any] = [
-        argparse.Namespace,
-        np.ndarray,
-        np.dtype,
+    return [
+        *(argparse.Namespace, np.ndarray, np.dtype),
         *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+        *(dict, list, tuple, set, frozenset, int, float, bool, str, range, slice),
         # Torch fills none but three kinds of mapping.
-        (_ordered, "collections.defaultdict"),
+        _stand_in("collections.defaultdict", lambda *_: collections.OrderedDict()),
         # A path of the machine of training is data here, on whatever system it was.
-        *((pathlib.PurePosixPath, f"pathlib.{name}") for name in paths),
+        *(_stand_in(f"pathlib.{name}", pathlib.PurePosixPath) for name in paths),
         # The modules of numpy before 2 and since.
-        *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-        *((array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-        *((kind, f"builtins.{kind.__name__}") for kind in (dict, list, tuple, set, frozenset, int, float, bool, str)),
-        *((kind, f"builtins.{kind.__name__}") for kind in (range, slice)),
+        *(_stand_in(f"numpy.{core}.multiarray.scalar", _scalar) for core in ("core", "_core")),
+        *(_stand_in(f"numpy.{core}.multiarray._reconstruct", array) for core in ("core", "_core")),
     ]
-    return torch.serialization.safe_globals(allowed)
 
 
-def _ordered(*_: Any) -> collections.OrderedDict[Any, Any]:
-    return collections.OrderedDict()
+def _stand_in(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that torch takes for the one of that full name."""
+
+    def stand_in(*arguments: Any) -> Any:
+        return call(*arguments)
+
+    stand_in.__module__, _, stand_in.__name__ = name.rpartition(".")
+    stand_in.__qualname__ = stand_in.__name__
+    return stand_in
 
 
 def _scalar(dtype: np.dtype[Any], data: bytes = b"") -> Any:

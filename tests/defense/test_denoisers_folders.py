@@ -343,7 +343,7 @@ class TestKnowledgeOfDiffusers:
     def test_the_network_has_these_arguments(self) -> None:
         from diffusers import UNet2DModel
 
-        assert FIELDS.keys() == inspect.signature(UNet2DModel.__init__).parameters.keys() - {"self"}
+        assert inspect.signature(UNet2DModel.__init__).parameters.keys() - {"self"} <= FIELDS.keys()
 
 
 class TestRefusedSchedulers:
