@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from defense.errors import InvalidInput
+from defense.reading import reading
+from defense.weight_files import read_sets
+from defense.weight_matching import load_tensors, match
 
-__all__ = ["SHA256", "assert_sha256", "load_state_dict", "load_weights", "sha256_file"]
+__all__ = ["SHA256", "assert_sha256", "load_state_dict", "load_weights", "sha256_file", "sha256_files"]
 
 SHA256: Any = Field(
     default=None,
@@ -40,91 +39,88 @@ def sha256_file(path: str | Path, *, what: str = "file") -> str:
     Raises:
         InvalidInput: There is no such file.
     """
-    try:
+    with reading(path, what):
         stat = os.stat(path)
-    except OSError as error:
-        raise InvalidInput(
-            f"{what} {str(path)!r} cannot be read ({error.strerror}). Give the path of an existing file; a relative "
-            "path starts at the folder of the sweep file."
-        ) from error
-    return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+        return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
 
 
-def assert_sha256(path: str | Path, expected: str | None, *, what: str = "file") -> str:
+def sha256_files(paths: Sequence[str | Path], *, what: str = "file") -> str:
+    """One hash for the parts of a file: its sha256, or of several parts what ``sha256sum PARTS | sha256sum`` prints.
+
+    Arguments:
+        paths: The parts in order, in one folder.
+        what: What they are, for messages.
+
+    Raises:
+        InvalidInput: A part is missing.
+    """
+    hashes = [sha256_file(path, what=what) for path in paths]
+    if len(hashes) == 1:
+        return hashes[0]
+    listing = "".join(f"{value}  {Path(path).name}\n" for value, path in zip(hashes, paths, strict=True))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def assert_sha256(path: str | Path | Sequence[Path], expected: str | None, *, what: str = "file") -> str:
     """The sha256 of a file, after comparing it with the expected one if any.
 
     Arguments:
-        path: The file.
+        path: The file, or its parts, see :func:`sha256_files`.
         expected: Leading hex digits of the sha256, at least 8, or None.
         what: What the file is, for the message.
 
     Raises:
         InvalidInput: The file is missing or its hash differs.
     """
-    actual = sha256_file(path, what=what)
+    paths: Sequence[str | Path] = [path] if isinstance(path, str | Path) else path
+    actual = sha256_files(paths, what=what)
     if expected is not None and not actual.startswith(expected.lower()):
+        name = repr(str(paths[0])) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         raise InvalidInput(
-            f"{what} {str(path)!r} has sha256 {actual}, not {expected}: it is another file than the one that was "
-            "meant, or a damaged one. Fetch it again, or correct `sha256`."
+            f"{what} {name} has sha256 {actual}, not {expected}: it is another file than the one that was meant, or "
+            "a damaged one. Fetch it again, or correct `sha256`."
         )
     return actual
 
 
-def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict without running any code from the file.
+def load_state_dict(path: str | Path, *, what: str = "weights") -> dict[str, Tensor]:
+    """Read the one state dict in a file, without running any code from it.
 
-    Takes ``.safetensors`` and torch files (``weights_only=True``). A state dict that lies under
-    ``state_dict``, and key prefixes ``module.`` left by DataParallel, are unwrapped.
+    Takes ``.safetensors`` and torch files (``weights_only=True``), see :mod:`defense.weight_files`. A state dict that
+    lies under ``state_dict`` or another name, and key prefixes ``module.`` left by DataParallel, are unwrapped.
+
+    Arguments:
+        path: The file.
+        what: What it is, for messages.
 
     Raises:
-        InvalidInput: The file holds something else.
+        InvalidInput: The file cannot be read, or holds several.
     """
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+    sets = read_sets(path, what=what)
+    # A loss or a counter beside the weights is a mapping of one tensor.
+    large = {place: tensors for place, tensors in sets.items() if place or len(sets) == 1 or len(tensors) > 4}
+    if len(large) > 1:
         raise InvalidInput(
-            f"weights {str(path)!r} cannot be read as plain tensors ({error}): the file is damaged, or it holds "
-            "code, which is never run. Fetch it again, or save its state dict alone."
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InvalidInput(f"weights {str(path)!r} hold no state dict (a mapping of names to tensors).")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+            f"{what} {str(path)!r} hold {len(large)} sets of weights ({', '.join(map(repr, large))}), and it is not "
+            "plain which is meant. Save the one that is meant alone."
+        )
+    (tensors,) = large.values()
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
 def load_weights(module: nn.Module, path: str | Path, rename: Callable[[str], str] = lambda key: key) -> nn.Module:
     """Load a checkpoint into a module, every tensor or none, and set it to evaluation without gradients.
 
+    The module's tensors are found by their names, whatever the file has around them: see
+    :mod:`defense.weight_matching`.
+
     Arguments:
         module: The network.
-        path: The checkpoint.
+        path: The checkpoint; a :class:`~defense.weight_matching.WeightsFile` says which weights in it.
         rename: Gives the module's name for a name in the checkpoint, for formats that changed.
 
     Raises:
-        InvalidInput: The checkpoint is not of this architecture, with the names that do not fit.
+        InvalidInput: The checkpoint cannot be read or is not of this architecture, with the names that do not fit.
     """
-    state = {rename(key): value for key, value in load_state_dict(path).items()}
-    own = module.state_dict()
-    # Buffers that older torch did not save say nothing about the architecture.
-    absent = sorted(key for key in own.keys() - state.keys() if not key.endswith("num_batches_tracked"))
-    unknown = sorted(state.keys() - own.keys())
-    wrong = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    if absent or unknown or wrong:
-
-        def some(title: str, keys: list[str]) -> str:
-            return f" {title}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}." if keys else ""
-
-        raise InvalidInput(
-            f"weights {str(path)!r} are not of the architecture {type(module).__name__}:"
-            + some("missing", absent)
-            + some("unknown", unknown)
-            + some("of another shape", wrong)
-            + " Name the architecture that the file was made for."
-        )
-    module.load_state_dict(state, strict=False)
-    return module.eval().requires_grad_(False)
+    state = match(module.state_dict(), read_sets(path), path, type(module).__name__, rename=rename)
+    return load_tensors(module, state, path)

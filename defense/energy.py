@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256, load_weights
 from defense.errors import InvalidInput
+from defense.reading import reading
 from defense.registry import Registry
 from defense.spec import Spec
 
@@ -204,7 +205,8 @@ class EnergyConfig(Spec):
         if self.weights is None or self.sha256 is None:
             raise ValueError("resolve the config before building")
         assert_sha256(self.weights, self.sha256, what="energy weights")
-        net = Scaled(load_weights(self.architecture.build(), self.weights), self.architecture.unit)
+        with reading(self.weights, "energy weights"):
+            net = Scaled(load_weights(self.architecture.build(), self.weights), self.architecture.unit)
         return net.eval().requires_grad_(False)
 
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256, load_state_dict
 from defense.errors import InvalidInput
+from defense.reading import reading
 from defense.spec import Spec
 from defense.torchvision_cpu import allow_torchvision_import
+from defense.weight_matching import load_tensors, match
 
 __all__ = ["LpipsConfig", "LpipsDistance"]
 
@@ -82,15 +84,14 @@ class LpipsConfig(Spec):
         allow_torchvision_import()
         import lpips
 
-        net: Any = lpips.LPIPS(net=self.net, pnet_rand=True, verbose=False)
-        given = load_state_dict(self.weights)
-        own = net.net.state_dict()  # sliceK.N.weight, where N counts the layers of torchvision's `features`
-        state = {key: given.get("features." + key.split(".", 1)[1]) for key in own}
-        wrong = [key for key, value in state.items() if value is None or value.shape != own[key].shape]
-        if wrong:
-            raise InvalidInput(
-                f"weights {self.weights!r} are not those of torchvision's {self.net} backbone (layer {wrong[0]}); "
-                f"the file is {_FILES[self.net]}."
-            )
-        net.net.load_state_dict(state)
+        with reading(self.weights, "lpips backbone"):
+            net: Any = lpips.LPIPS(net=self.net, pnet_rand=True, verbose=False)
+            given = load_state_dict(self.weights, what="lpips backbone")
+            # The network's names are sliceK.N.weight, where N counts the layers of torchvision's `features`.
+            names = {key: "features." + key.split(".", 1)[1] for key in net.net.state_dict()}
+            state = {key: given[name] for key, name in names.items() if name in given}
+            backbone = net.net
+            what, advice = f"torchvision's {self.net} backbone", f"The file is {_FILES[self.net]}."
+            state = match(backbone.state_dict(), {"": state}, self.weights, what, advice=advice)
+            load_tensors(backbone, state, self.weights)
         return LpipsDistance(net.eval().requires_grad_(False), 31 if self.net == "alex" else 16).eval()

@@ -15,6 +15,9 @@ Schedules:
   (Song et al., arXiv 2011.13456, appendix B), on a grid of 1000 steps of 1e-3.
 * ``cosine-4000``: abar from f(u) = cos^2(((u + .008)/1.008) pi/2), beta at most 0.999
   (Nichol and Dhariwal, arXiv 2102.09672, equation 17).
+* ``from-folder``: what a denoiser folder states in its ``scheduler_config.json``. A resolved config names it: as the
+  schedule of this list that it is to the last bit, or as ``FORM-STEPS@DIGEST`` with the digest of the abar table
+  (``scaled_linear-1000@0c2ab4f1d9e36a75``), and carries the table (``noise_schedule``).
 * ``edm``: abar = 1/(1 + sigma^2) with sigma^(1/7) evenly spaced from 0.002 (t = 1) to 80 (t = 1000), in diffusion
   units (Karras et al., arXiv 2206.00364, equation 5 with rho = 7, counted from the clean end). A network trained on
   x = z_0 + sigma noise meets the same image here as z = sqrt(abar) x.
@@ -31,8 +34,23 @@ import numpy as np
 import numpy.typing as npt
 
 from defense.errors import InvalidInput, nearest
+from defense.spec import digest
 
-__all__ = ["SCHEDULES", "NoiseLevel", "Schedule", "get_schedule", "vp_abar"]
+__all__ = [
+    "FROM_FOLDER",
+    "SCHEDULES",
+    "NoiseLevel",
+    "Schedule",
+    "abar_of_betas",
+    "betas_of_abar",
+    "cosine_betas",
+    "get_schedule",
+    "stated_schedule",
+    "vp_abar",
+]
+
+FROM_FOLDER = "from-folder"
+"""Name of the schedule that a denoiser folder states, before the folder is read."""
 
 Array = npt.NDArray[np.float64]
 
@@ -99,16 +117,29 @@ def vp_abar(t: float | Array) -> Array:
     return np.exp(-0.1 * t - 0.5 * (20.0 - 0.1) * t * t)
 
 
-def _from_betas(betas: Array) -> Array:
+def abar_of_betas(betas: Array) -> Array:
+    """Levels abar of t = 0..T steps with these variances, shape (T + 1,)."""
     return np.concatenate([[1.0], np.cumprod(1.0 - betas)])
 
 
-def _cosine(steps: int) -> Array:
+def betas_of_abar(f: Callable[[Array], Array], steps: int) -> Array:
+    """Variances of steps between the levels f(t/T)/f(0), at most 0.999.
+
+    Arguments:
+        f: Falling function of [0, 1].
+        steps: T.
+    """
+    edges = np.arange(steps + 1) / steps
+    return np.minimum(1 - f(edges[1:]) / f(edges[:-1]), 0.999)
+
+
+def cosine_betas(steps: int) -> Array:
+    """Variances of the cosine schedule in T steps (Nichol and Dhariwal, arXiv 2102.09672, equation 17)."""
+
     def f(u: Array) -> Array:
         return np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    edges = np.arange(steps + 1) / steps
-    return _from_betas(np.minimum(1 - f(edges[1:]) / f(edges[:-1]), 0.999))
+    return betas_of_abar(f, steps)
 
 
 def _edm(steps: int) -> Array:
@@ -118,9 +149,9 @@ def _edm(steps: int) -> Array:
 
 
 SCHEDULES: dict[str, Callable[[], Array]] = {
-    "linear-1000": lambda: _from_betas(np.linspace(1e-4, 0.02, 1000)),
+    "linear-1000": lambda: abar_of_betas(np.linspace(1e-4, 0.02, 1000)),
     "vp-continuous": lambda: vp_abar(np.arange(1001) / 1000),
-    "cosine-4000": lambda: _cosine(4000),
+    "cosine-4000": lambda: abar_of_betas(cosine_betas(4000)),
     "edm": lambda: _edm(1000),
 }
 
@@ -132,6 +163,30 @@ def get_schedule(name: str) -> Schedule:
     Raises:
         InvalidInput: Unknown name.
     """
-    if name not in SCHEDULES:
-        raise InvalidInput(f"unknown schedule {name!r}; {nearest(name, SCHEDULES)}")
-    return Schedule(name, SCHEDULES[name]())
+    if name in SCHEDULES:
+        return Schedule(name, SCHEDULES[name]())
+    if name == FROM_FOLDER:
+        raise InvalidInput(
+            f"schedule {FROM_FOLDER!r} is known when a diffusers folder has been read, and not before: resolve its "
+            "config first (`config.resolved(base)`), or name the schedule. Other formats do not state theirs."
+        )
+    if "@" in name:
+        raise InvalidInput(
+            f"schedule {name!r} is that of a denoiser folder, and is known to the config of that denoiser alone: "
+            f"take its `noise_schedule`, or write `schedule: {FROM_FOLDER}`."
+        )
+    raise InvalidInput(f"unknown schedule {name!r}; {nearest(name, SCHEDULES)}")
+
+
+def stated_schedule(form: str, abar: Array) -> Schedule:
+    """A schedule by its table: the named one if it is that to the last bit, else one with the digest in its name.
+
+    Arguments:
+        form: What the table was made by, for the name.
+        abar: See :class:`Schedule`.
+    """
+    for name in SCHEDULES:
+        if np.array_equal(get_schedule(name).abar, abar):
+            return get_schedule(name)
+    table = np.ascontiguousarray(abar, dtype="<f8")
+    return Schedule(f"{form}-{len(abar) - 1}@{digest(table.tobytes())}", abar)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256, load_weights
 from defense.errors import InvalidInput
+from defense.reading import reading
 from defense.registry import Registry
 from defense.spec import Spec
+from defense.weight_files import read_sets
+from defense.weight_matching import WeightsFile, WrongArchitecture, fits
 
 __all__ = ["CLASSIFIERS", "Architecture", "ClassifierConfig", "FeatureNet", "Normalised", "register_cifar"]
 
@@ -92,6 +95,7 @@ class Architecture:
         std: Likewise.
         weights: Weights that ship with puregrid, if any.
         load: Returns the network with the weights of a file, if there is more to it than :func:`load_weights`.
+        rename: Gives the network's name for a name in its public checkpoints, where they differ.
         source: Where its weights can be had, for messages.
     """
 
@@ -103,6 +107,16 @@ class Architecture:
     weights: Path | None = None
     load: Callable[[str | Path], nn.Module] | None = None
     source: str = ""
+    rename: Callable[[str], str] = str
+
+    def loaded(self, path: str | Path) -> nn.Module:
+        """The network with the weights of a file.
+
+        Raises:
+            InvalidInput: The file cannot be read, or is not of this architecture.
+        """
+        with reading(path, "classifier weights"):
+            return self.load(path) if self.load is not None else load_weights(self.build(), path, self.rename)
 
 
 class Classifiers(Registry[Architecture]):
@@ -120,6 +134,10 @@ class Classifiers(Registry[Architecture]):
             return find
 
         return add
+
+    def built_in(self) -> Iterator[tuple[str, Architecture]]:
+        """Architectures of puregrid itself, with their names."""
+        return iter(self._entries.items())
 
     def get(self, name: str) -> Architecture:
         """The architecture of that name.
@@ -146,7 +164,7 @@ def register_cifar(
     *,
     cifar10: Statistics = NOT_NORMALISED,
     cifar100: Statistics = NOT_NORMALISED,
-    load: Callable[[nn.Module, str | Path], nn.Module] = load_weights,
+    rename: Callable[[str], str] = str,
 ) -> None:
     """Register a network for 32x32 images as NAME with 10 classes, and as NAME-cifar100 with 100.
 
@@ -155,7 +173,7 @@ def register_cifar(
         network: Makes the network; takes ``classes``.
         cifar10: Normalisation that its public CIFAR-10 checkpoints were trained with.
         cifar100: Likewise.
-        load: Loads a checkpoint that has other names than the network.
+        rename: Gives the network's name for a name in its public checkpoints, where they differ.
     """
     for suffix, classes, (mean, std) in (("", 10, cifar10), ("-cifar100", 100, cifar100)):
         build = partial(network, classes=classes)
@@ -166,15 +184,9 @@ def register_cifar(
                 classes=classes,
                 mean=mean,
                 std=std,
-                load=partial(_loaded, build, load),
+                rename=rename,
             )
         )
-
-
-def _loaded(
-    build: Callable[[], nn.Module], load: Callable[[nn.Module, str | Path], nn.Module], path: str | Path
-) -> nn.Module:
-    return load(build(), path)
 
 
 class ClassifierConfig(Spec):
@@ -185,6 +197,8 @@ class ClassifierConfig(Spec):
         name: How tables call it, by default the architecture's name.
         weights: Path of the checkpoint; may be left out where puregrid ships one.
         sha256: sha256 of the checkpoint, at least its first 8 hex digits; filled in from the file.
+        weights_key: Which weights of the checkpoint, if it holds several that fit (``state_dict``, ``ema``, ...): the
+            place in the file, the prefix of the names, or both.
         mean: Normalisation, if it is not the architecture's default.
         std: Likewise.
     """
@@ -194,8 +208,17 @@ class ClassifierConfig(Spec):
     name: str | None = Field(default=None, exclude=True)
     weights: str | None = Field(default=None, exclude=True)
     sha256: str | None = SHA256
+    weights_key: str | None = Field(default=None, min_length=1)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out where it is not given: ids from before there was a choice are still the same.
+        fields: dict[str, Any] = handler(self)
+        if fields.get("weights_key") is None:
+            fields.pop("weights_key", None)
+        return fields
 
     @property
     def architecture(self) -> Architecture:
@@ -239,10 +262,42 @@ class ClassifierConfig(Spec):
         )
 
     def build(self) -> nn.Module:
-        """Load the network: images in [0, 1] to logits, evaluation mode, no parameter gradients."""
+        """Load the network: images in [0, 1] to logits, evaluation mode, no parameter gradients.
+
+        Raises:
+            InvalidInput: The file has changed, cannot be read, is of another architecture, or holds a normalisation
+                other than ``mean`` and ``std``.
+        """
         if self.weights is None or self.sha256 is None or self.mean is None or self.std is None:
             raise ValueError("resolve the config before building")
         assert_sha256(self.weights, self.sha256, what="classifier weights")
-        architecture = self.architecture
-        load = architecture.load or (lambda path: load_weights(architecture.build(), path))
-        return Normalised(load(self.weights), self.mean, self.std).eval()
+        file = WeightsFile(self.weights, key=self.weights_key, normalisation=(self.mean, self.std))
+        try:
+            net = self.architecture.loaded(file)
+        except WrongArchitecture as error:
+            names = _architectures_that_fit(self.weights)
+            meant = f" The file fits {' and '.join(map(repr, names))}." if names else ""
+            raise InvalidInput(f"{error.message}{meant}") from error
+        if self.weights_key is not None and not file.used:
+            raise InvalidInput(
+                f"weights_key {self.weights_key!r} has no effect on classifier {self.classifier!r}, which reads its "
+                "checkpoints by itself. Leave it out, and save the weights that are meant alone."
+            )
+        return Normalised(net, self.mean, self.std).eval()
+
+
+@cache
+def _tensors_of(architecture: Architecture) -> dict[str, Tensor]:
+    """Names and shapes of a network's tensors, without their memory."""
+    with torch.device("meta"):
+        return architecture.build().state_dict()
+
+
+def _architectures_that_fit(path: str) -> list[str]:
+    """Up to three built-in architectures whose tensors are those of a file."""
+    sets = read_sets(path)
+    found: list[str] = []
+    for name, architecture in CLASSIFIERS.built_in():
+        if fits(_tensors_of(architecture), sets, rename=architecture.rename):
+            found.append(name)
+    return found[:3]

@@ -11,12 +11,10 @@ Option B, a 1x1 convolution with batch norm there, is what the checkpoints of
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defense.checkpoints import load_weights
 from defense.classifiers.base import FeatureNet, register_cifar
 
 __all__ = ["ResNetCIFAR"]
@@ -90,9 +88,9 @@ class ResNetCIFAR(FeatureNet):
         return logits
 
 
-def _load_projected(net: nn.Module, path: str | Path) -> nn.Module:
-    """Those checkpoints call the last layer ``fc``."""
-    return load_weights(net, path, rename=lambda key: key.replace("fc.", "linear.") if key.startswith("fc.") else key)
+def _last_layer(key: str) -> str:
+    """The name of a weight; those checkpoints call the last layer ``fc``."""
+    return key.replace("fc.", "linear.") if key.startswith("fc.") else key
 
 
 for _n in (3, 5, 7, 9):
@@ -105,5 +103,5 @@ for _n in (3, 5, 7, 9):
         partial(ResNetCIFAR, _n, projected=True),
         cifar10=((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
         cifar100=((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
-        load=_load_projected,
+        rename=_last_layer,
     )

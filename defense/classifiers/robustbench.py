@@ -14,16 +14,15 @@ import warnings
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import nn
 
 from defense.classifiers.base import CLASSIFIERS, NOT_NORMALISED, Architecture
 from defense.classifiers.zoos import options
 from defense.errors import InvalidInput, nearest
 from defense.torchvision_cpu import allow_torchvision_import
+from defense.weight_files import plain_types, read_sets
 
 __all__: list[str] = []
 
@@ -87,21 +86,16 @@ def _package(rest: str) -> Any:
 def _loaded(name: str, dataset: str, threat: str, path: str | Path) -> nn.Module:
     """The network as the package reads it from a file at the place where it would download it to."""
     path = Path(path).resolve()
-    try:
-        torch.load(path, map_location="meta", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise InvalidInput(
-            f"weights {str(path)!r} cannot be read as plain tensors ({type(error).__name__}); code in a file is "
-            "never run. Is it the checkpoint, and whole?"
-        ) from error
+    read_sets(path)  # refuses what is no checkpoint, or holds code
     load: Any = importlib.import_module("robustbench.utils").load_model
     with tempfile.TemporaryDirectory(prefix="puregrid-") as folder:
         place = Path(folder) / dataset / threat / f"{name}.pt"
         place.parent.mkdir(parents=True)
         place.symlink_to(path)
         try:
-            net: nn.Module = load(name, folder, dataset, threat)
-        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+            with plain_types():
+                net: nn.Module = load(name, folder, dataset, threat)
+        except Exception as error:
             detail = str(error).strip().partition("\n")[0]
             raise InvalidInput(
                 f"weights {str(path)!r} are not those of RobustBench's {name} for {dataset}, {threat}: {detail}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from defense.errors import InvalidInput, nearest
 from defense.registry import Registry
-from defense.schedules import Schedule
+from defense.schedules import Schedule, get_schedule
 from defense.spec import Reading, Spec
 
 __all__ = ["DENOISERS", "Denoiser", "DenoiserConfig", "LoadDenoiser", "load_denoiser"]
@@ -91,6 +91,15 @@ class DenoiserConfig(Spec, ABC):
         Raises:
             InvalidInput: A file is missing, or is not the one that the hash names.
         """
+
+    @property
+    def noise_schedule(self) -> Schedule:
+        """The schedule that the network was trained on; needs a resolved config where its files state it.
+
+        Raises:
+            InvalidInput: There is none of that name.
+        """
+        return get_schedule(self.schedule)
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:

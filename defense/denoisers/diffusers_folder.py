@@ -1,58 +1,55 @@
-"""Denoisers in the Hugging Face diffusers folder format (``config.json`` and one weights file).
+"""Denoisers in the Hugging Face diffusers folder format: an unconditional ``UNet2DModel``, alone or in a pipeline.
 
-That is the format of ``google/ddpm-cifar10-32`` (Ho et al., arXiv 2006.11239): an unconditional ``UNet2DModel``, with
-time steps counted from 0. What it predicts is said by ``prediction_type`` in ``scheduler_config.json``.
+That is the format of ``google/ddpm-cifar10-32`` (Ho et al., arXiv 2006.11239), with time steps counted from 0. What
+the folder says of network, noise and prediction is read in full: see :mod:`defense.denoisers.network_config` and
+:mod:`defense.denoisers.scheduler_config`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
-from torch import Tensor
+import numpy as np
+import torch
+from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
+from torch import Tensor, nn
 
-from defense.checkpoints import SHA256, assert_sha256, load_weights
+from defense.checkpoints import SHA256, assert_sha256
 from defense.denoisers.base import DENOISERS, DenoiserConfig
+from defense.denoisers.folder_files import DENOISER_FILES, find_network, find_schedulers, find_weights
 from defense.denoisers.network import NetworkDenoiser
+from defense.denoisers.network_config import NetworkConfig, read_network_config
 from defense.denoisers.predictions import Prediction
+from defense.denoisers.scheduler_config import PREDICTIONS, StatedNoise, read_scheduler_config
 from defense.errors import InvalidInput
-from defense.schedules import get_schedule
+from defense.reading import reading
+from defense.schedules import FROM_FOLDER, SCHEDULES, Schedule, get_schedule
 from defense.torchvision_cpu import allow_torchvision_import
+from defense.weight_matching import load_tensors, match
 
 __all__ = ["DiffusersConfig", "DiffusersDenoiser"]
 
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
-_AS_DIFFUSERS_SAYS: dict[str, tuple[object, ...]] = {
-    "linear-1000": ("linear", 1000, 1e-4, 0.02),
-    "cosine-4000": ("squaredcos_cap_v2", 4000),
-}
-_PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-
-
 # Attention layers changed their names in diffusers 0.17; checkpoints written before have the old ones.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_SAME = 1e-5
+"""Largest relative difference of abar at which a named schedule is that of the folder."""
 
 
 def _current_name(key: str) -> str:
     """Today's name of a weight that an older diffusers wrote."""
-    *path, layer, kind = key.split(".")
-    if any(part == "attentions" for part in path) and layer in _OLD_ATTENTION:
-        return ".".join([*path, _OLD_ATTENTION[layer], kind])
+    path, _, kind = key.rpartition(".")
+    path, _, layer = path.rpartition(".")
+    if "attentions" in path.split(".") and layer in _OLD_ATTENTION:
+        return f"{path}.{_OLD_ATTENTION[layer]}.{kind}"
     return key
 
 
-def _image_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return config["in_channels"], height, width
-
-
-def _learned_variance(config: Mapping[str, Any]) -> bool:
-    return bool(config.get("out_channels") == 2 * config["in_channels"])
+@lru_cache(maxsize=64)
+def _carried(name: str, abar: tuple[float, ...]) -> Schedule:
+    return Schedule(name, np.array(abar, dtype=np.float64))
 
 
 class DiffusersDenoiser(NetworkDenoiser):
@@ -60,18 +57,22 @@ class DiffusersDenoiser(NetworkDenoiser):
 
     Arguments:
         net: The diffusers network.
-        schedule: Name of the schedule that it was trained on.
+        schedule: The schedule that it was trained on, or its name.
+        image_shape: (C, H, W) of its images.
         prediction: What it predicts.
+        learned_variance: Whether it has a variance output.
     """
 
-    def __init__(self, net: Any, schedule: str, prediction: Prediction = "eps") -> None:
-        super().__init__(
-            net,
-            schedule,
-            _image_shape(net.config),
-            prediction=prediction,
-            learned_variance=_learned_variance(net.config),
-        )
+    def __init__(
+        self,
+        net: Any,
+        schedule: str | Schedule,
+        image_shape: tuple[int, int, int],
+        prediction: Prediction = "eps",
+        *,
+        learned_variance: bool = False,
+    ) -> None:
+        super().__init__(net, schedule, image_shape, prediction=prediction, learned_variance=learned_variance)
 
     def call(self, images: Tensor, labels: Tensor) -> Tensor:
         """See :class:`~defense.denoisers.network.NetworkDenoiser`."""
@@ -85,23 +86,30 @@ class DiffusersConfig(DenoiserConfig):
 
     Arguments:
         format: ``"diffusers"``.
-        schedule: Noise schedule that the network was trained on; compared with the folder's
-            ``scheduler_config.json`` if there is one.
+        schedule: Noise schedule that the network was trained on: a name, which is compared with the folder's
+            ``scheduler_config.json`` if there is one, or ``from-folder``, what that file states. Once resolved it is
+            a name, see :mod:`defense.schedules`.
         prediction: What the network predicts; by default what ``scheduler_config.json`` says, else ``eps``.
-        path: Folder with ``config.json`` and ``diffusion_pytorch_model.safetensors``.
+        path: Folder with ``config.json`` and weights, or of a pipeline with ``unet`` and ``scheduler``.
         repo: Repository id on the hub, instead of ``path``.
         revision: Commit of ``repo``: 40 hex digits, since a branch name may mean another file tomorrow.
-        sha256: sha256 of the weights file, at least its first 8 hex digits; filled in from the file.
+        variant: Which weights, where the folder has several (``fp16``).
+        sha256: sha256 of the weights file, at least its first 8 hex digits; filled in from the file. Of shards: what
+            ``sha256sum SHARDS | sha256sum`` prints.
         config_sha256: sha256 of ``config.json``; filled in from the file.
     """
 
     format: Literal["diffusers"] = "diffusers"
+    schedule: str = FROM_FOLDER
     prediction: Prediction | None = None
     path: str | None = Field(default=None, exclude=True)
     repo: str | None = Field(default=None, exclude=True)
     revision: str | None = Field(default=None, exclude=True)
+    variant: str | None = Field(default=None, exclude=True, min_length=1)
     sha256: str | None = SHA256
     config_sha256: str | None = SHA256
+    # The table of a schedule that has no name of its own; it travels to the workers with the config.
+    _abar: tuple[float, ...] | None = PrivateAttr(default=None)
 
     @model_serializer(mode="wrap")
     def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -111,23 +119,34 @@ class DiffusersConfig(DenoiserConfig):
             fields.pop("prediction", None)
         return fields
 
+    @property
+    def noise_schedule(self) -> Schedule:
+        """See :class:`DenoiserConfig`; needs a resolved config."""
+        return get_schedule(self.schedule) if self._abar is None else _carried(self.schedule, self._abar)
+
     def resolved(self, base: Path) -> DiffusersConfig:
         """See :class:`DenoiserConfig`."""
-        get_schedule(self.schedule)
         folder = self._folder(base)
-        if not (folder / "config.json").is_file():
-            raise InvalidInput(
-                f"denoiser folder {str(folder)!r} holds no config.json; a diffusers folder has config.json and "
-                f"{_WEIGHTS}."
+        with reading(folder, "denoiser folder"):
+            network = find_network(folder)
+            weights = find_weights(network, self.variant)
+            config = read_network_config(network / "config.json")
+            stated = [read_scheduler_config(file) for file in find_schedulers(network)]
+            schedule = self._schedule(network, stated)
+            resolved = self.model_copy(
+                update={
+                    "path": str(network),
+                    "schedule": schedule.name,
+                    "prediction": self._prediction(network, stated),
+                    "sha256": assert_sha256(weights.files, self.sha256, what="denoiser weights"),
+                    "config_sha256": assert_sha256(
+                        network / "config.json", self.config_sha256, what="denoiser config"
+                    ),
+                }
             )
-        return self.model_copy(
-            update={
-                "path": str(folder),
-                "prediction": self._checked(folder),
-                "sha256": assert_sha256(folder / _WEIGHTS, self.sha256, what="denoiser weights"),
-                "config_sha256": assert_sha256(folder / "config.json", self.config_sha256, what="denoiser config"),
-            }
-        )
+        _check_consistent(config, stated, schedule)
+        resolved._abar = None if schedule.name in SCHEDULES else tuple(schedule.abar.tolist())
+        return resolved
 
     def _folder(self, base: Path) -> Path:
         if (self.path is None) == (self.repo is None):
@@ -142,9 +161,7 @@ class DiffusersConfig(DenoiserConfig):
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(
-                snapshot_download(self.repo or "", revision=self.revision, allow_patterns=["*.json", _WEIGHTS])
-            )
+            return Path(snapshot_download(self.repo or "", revision=self.revision, allow_patterns=DENOISER_FILES))
         except Exception as error:
             raise InvalidInput(
                 f"denoiser repository {self.repo!r} at {self.revision} could not be fetched "
@@ -152,69 +169,137 @@ class DiffusersConfig(DenoiserConfig):
                 "as `path`."
             ) from error
 
-    def _checked(self, folder: Path) -> Prediction:
+    def _schedule(self, network: Path, stated: list[StatedNoise]) -> Schedule:
+        """The schedule, after comparing what this config names with what the folder states."""
+        noises = [noise for noise in stated if noise.schedule is not None]
+        for noise in noises[1:]:
+            if noise.words != noises[0].words:
+                raise InvalidInput(
+                    f"denoiser {str(network)!r} has two scheduler configs that differ: {str(noises[0].file)!r} says "
+                    f"{noises[0].words}, {str(noise.file)!r} says {noise.words}. Remove the wrong one."
+                )
+        folder = noises[0].schedule if noises else None
+        if folder is None and self.schedule == FROM_FOLDER:
+            where = f"{str(stated[0].file)!r} does not say it" if stated else "it has no scheduler_config.json"
+            raise InvalidInput(
+                f"denoiser {str(network)!r} does not state the noise schedule that it was trained on: {where}. Write "
+                f"`schedule`, one of {', '.join(sorted(SCHEDULES))}."
+            )
+        if folder is not None and self.schedule in (FROM_FOLDER, folder.name):
+            return folder
+        # The name of a folder's schedule, as a resolved config has it, is that of one folder only.
+        named = None if "@" in self.schedule and folder is not None else get_schedule(self.schedule)
+        if folder is None:
+            return get_schedule(self.schedule)
+        if named is None or not _alike(named, folder):
+            raise InvalidInput(
+                f"denoiser {str(network)!r} was trained on {folder.name} ({noises[0].file.name}: {noises[0].words}), "
+                f"not on {self.schedule!r}. Leave `schedule` out to take the folder's."
+            )
+        return named
+
+    def _prediction(self, network: Path, stated: list[StatedNoise]) -> Prediction:
         """What the network predicts, after comparing this config with what the folder says."""
         prediction = self.prediction
-        for file in (folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"):
-            if not file.is_file():
+        for noise in stated:
+            if noise.prediction is None:
                 continue
-            said = json.loads(file.read_text())
-            kind = said.get("beta_schedule")
-            keys = ["num_train_timesteps", *(["beta_start", "beta_end"] if kind == "linear" else [])]
-            form = (kind, *(said.get(key) for key in keys))
-            for change in ("trained_betas", "rescale_betas_zero_snr"):
-                if said.get(change):
-                    raise InvalidInput(
-                        f"denoiser {str(folder)!r} was trained on a schedule of its own: {file.name} has "
-                        f"{change} = {said[change]!r}, which no named schedule does."
-                    )
-            if kind is not None and form != _AS_DIFFUSERS_SAYS.get(self.schedule):
-                named = next((name for name, known in _AS_DIFFUSERS_SAYS.items() if known == form), str(form))
+            if (prediction or noise.prediction) != noise.prediction:
+                kind = next(name for name, ours in PREDICTIONS.items() if ours == noise.prediction)
                 raise InvalidInput(
-                    f"denoiser {str(folder)!r} was trained on {named} ({file.name}), not on {self.schedule!r}."
+                    f"prediction {prediction!r} is not what denoiser {str(network)!r} was trained for: "
+                    f"{noise.file.name} says {kind!r}, which is `prediction: {noise.prediction}`."
                 )
-            kind = said.get("prediction_type", "epsilon")
-            if kind not in _PREDICTIONS:
-                raise InvalidInput(
-                    f"denoiser {str(folder)!r} predicts {kind!r} ({file.name}); known are {', '.join(_PREDICTIONS)}."
-                )
-            if "prediction_type" in said and (prediction or _PREDICTIONS[kind]) != _PREDICTIONS[kind]:
-                raise InvalidInput(
-                    f"prediction {prediction!r} is not what denoiser {str(folder)!r} was trained for: {file.name} "
-                    f"says {kind!r}, which is `prediction: {_PREDICTIONS[kind]}`."
-                )
-            prediction = prediction or _PREDICTIONS[kind]
+            prediction = noise.prediction
         return prediction or "eps"
 
-    def _config(self) -> dict[str, Any] | None:
-        if self.path is None:
-            return None
-        content: dict[str, Any] = json.loads((Path(self.path) / "config.json").read_text())
-        return content
+    def _config(self) -> NetworkConfig | None:
+        return None if self.path is None else read_network_config(Path(self.path) / "config.json")
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """See :class:`DenoiserConfig`."""
         config = self._config()
-        return None if config is None else _image_shape(config)
+        return None if config is None else config.image_shape
 
     @property
     def learned_variance(self) -> bool:
         """See :class:`DenoiserConfig`."""
         config = self._config()
-        return config is not None and _learned_variance(config)
+        return config is not None and config.learned_variance
 
     def build(self) -> DiffusersDenoiser:
         """See :class:`DenoiserConfig`; the hashes are checked again, since files can change after the plan."""
         if self.path is None or self.sha256 is None or self.config_sha256 is None:
             raise ValueError("resolve the config before building")
         folder = Path(self.path)
-        assert_sha256(folder / "config.json", self.config_sha256, what="denoiser config")
-        assert_sha256(folder / _WEIGHTS, self.sha256, what="denoiser weights")
-        allow_torchvision_import()
-        from diffusers import UNet2DModel
+        with reading(folder, "denoiser folder"):
+            weights = find_weights(folder, self.variant)
+            assert_sha256(folder / "config.json", self.config_sha256, what="denoiser config")
+            assert_sha256(weights.files, self.sha256, what="denoiser weights")
+            config = read_network_config(folder / "config.json")
+            shapes = _tried(config)
+            file = weights.index or weights.files[0]
+            state = match(
+                shapes.state_dict(),
+                weights.sets(),
+                file,
+                f"of {str(config.file)!r}",
+                rename=_current_name,
+                advice="Give weights and config.json of one network.",
+            )
+            net = load_tensors(_unet(config), state, file)
+        return DiffusersDenoiser(
+            net,
+            self.noise_schedule,
+            config.image_shape,
+            self.prediction or "eps",
+            learned_variance=config.learned_variance,
+        ).eval()
 
-        config = {k: v for k, v in json.loads((folder / "config.json").read_text()).items() if k[0] != "_"}
-        net = UNet2DModel(**config)
-        load_weights(net, folder / _WEIGHTS, rename=_current_name)
-        return DiffusersDenoiser(net, self.schedule, self.prediction or "eps").eval()
+
+def _alike(one: Schedule, other: Schedule) -> bool:
+    return one.steps == other.steps and np.allclose(one.abar, other.abar, rtol=_SAME, atol=0)
+
+
+def _check_consistent(config: NetworkConfig, stated: list[StatedNoise], schedule: Schedule) -> None:
+    """Refuse a network that does not fit its scheduler."""
+    for noise in stated:
+        if noise.learned_variance is not None and noise.learned_variance != config.learned_variance:
+            raise InvalidInput(
+                f"denoiser scheduler {str(noise.file)!r} says that the network has "
+                f"{'a' if noise.learned_variance else 'no'} variance output (`variance_type`), and "
+                f"{str(config.file)!r} has `out_channels` = {config.out_channels} of {config.image_shape[0]} input "
+                "channels. Correct the one that is wrong."
+            )
+    if config.longest is not None and config.longest < schedule.steps:
+        raise InvalidInput(
+            f"denoiser config {str(config.file)!r} has `num_train_timesteps` = {config.longest}, and the schedule "
+            f"{schedule.name} has {schedule.steps} steps: the network cannot be told the last ones. Give the "
+            "schedule that it was trained on."
+        )
+
+
+def _unet(config: NetworkConfig) -> nn.Module:
+    allow_torchvision_import()
+    from diffusers import UNet2DModel
+
+    net: nn.Module = UNet2DModel(**config.fields)
+    return net
+
+
+def _tried(config: NetworkConfig) -> nn.Module:
+    """The network without memory, after pushing one image through: what the config describes, or why it cannot be."""
+    channels, height, width = config.image_shape
+    hint = "Correct the fields of the file, or give another network."
+    with reading(config.file, "denoiser config", hint=hint), torch.device("meta"), torch.no_grad():
+        net = _unet(config).eval()
+        label = torch.zeros(1, dtype=torch.int64)
+        output = net(torch.zeros(1, channels, height, width), label, return_dict=False)[0]
+    if output.shape != (1, config.out_channels, height, width):
+        raise InvalidInput(
+            f"denoiser config {str(config.file)!r} describes a network that turns images of "
+            f"{(channels, height, width)} into {tuple(output.shape[1:])}, and a denoiser keeps "
+            f"height and width. {hint}"
+        )
+    return net

@@ -15,7 +15,9 @@ from defense.checkpoints import SHA256, assert_sha256, load_state_dict
 from defense.denoisers.base import Denoiser, DenoiserConfig
 from defense.denoisers.predictions import Prediction, edm_noise_label, implied_eps, network_input
 from defense.errors import InvalidInput, nearest
-from defense.schedules import get_schedule
+from defense.reading import reading
+from defense.schedules import Schedule, get_schedule
+from defense.weight_matching import load_tensors, match
 
 __all__ = ["NetworkDenoiser", "WeightsFileConfig", "as_tuple", "fit", "with_preset"]
 
@@ -27,7 +29,7 @@ class NetworkDenoiser(Denoiser):
 
     Arguments:
         net: Maps (B, C, H, W) and labels (B,) to (B, C, H, W), or to (B, 2C, H, W) with ``learned_variance``.
-        schedule: Name of the schedule that it was trained on.
+        schedule: The schedule that it was trained on, or its name.
         image_shape: (C, H, W) of its images.
         prediction: What the output is, see :mod:`defense.denoisers.predictions`.
         first: Level whose label is 0.
@@ -38,7 +40,7 @@ class NetworkDenoiser(Denoiser):
     def __init__(
         self,
         net: nn.Module,
-        schedule: str,
+        schedule: str | Schedule,
         image_shape: tuple[int, int, int],
         *,
         prediction: Prediction = "eps",
@@ -48,7 +50,7 @@ class NetworkDenoiser(Denoiser):
     ) -> None:
         super().__init__()
         self.net = net
-        self.schedule = get_schedule(schedule)
+        self.schedule = get_schedule(schedule) if isinstance(schedule, str) else schedule
         self.image_shape = image_shape
         self.prediction: Prediction = prediction
         self.learned_variance = learned_variance
@@ -92,29 +94,8 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], path: str | Path, what: str
     Raises:
         InvalidInput: The tensors are not of this architecture, with what differs.
     """
-    own = net.state_dict()
-    absent = [f"{key} {list(own[key].shape)}" for key in own if key not in state]
-    unknown = [f"{key} {list(value.shape)}" for key, value in state.items() if key not in own]
-    wrong = [
-        f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the network"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    if absent or unknown or wrong:
-
-        def some(title: str, keys: list[str]) -> str:
-            rest = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
-            return f" {title}: {', '.join(keys[:3])}{rest}." if keys else ""
-
-        raise InvalidInput(
-            f"weights {str(path)!r} are not of the architecture {what}:"
-            + some("missing in the file", absent)
-            + some("not in the network", unknown)
-            + some("of another shape", wrong)
-            + " Give the settings that the file was trained with."
-        )
-    net.load_state_dict(dict(state))
-    return net.eval().requires_grad_(False)
+    advice = "Give the settings that the file was trained with."
+    return load_tensors(net, match(net.state_dict(), {"": dict(state)}, path, what, advice=advice), path)
 
 
 class WeightsFileConfig(DenoiserConfig):
@@ -159,8 +140,9 @@ class WeightsFileConfig(DenoiserConfig):
             raise ValueError("resolve the config before building")
         path = Path(self.weights)
         assert_sha256(path, self.sha256, what="denoiser weights")
-        net = fit(self.network(), self.state(path), path, self.architecture())
-        return self.denoiser(net).eval()
+        with reading(path, "denoiser weights"):
+            net = fit(self.network(), self.state(path), path, self.architecture())
+            return self.denoiser(net).eval()
 
 
 def as_tuple(value: Any) -> Any:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
@@ -24,6 +22,7 @@ from defense.denoisers.network import NetworkDenoiser, WeightsFileConfig, as_tup
 from defense.denoisers.predictions import Prediction
 from defense.denoisers.song_unet import SongUNet
 from defense.errors import InvalidInput
+from defense.weight_files import read_content
 
 __all__ = ["SCORE_SDE_PRESETS", "ScoreSDEConfig"]
 
@@ -166,12 +165,7 @@ class ScoreSDEConfig(WeightsFileConfig):
 
 def _checkpoint(path: Path, ema: bool) -> dict[str, Tensor]:
     """Tensors by name of a plain state dict, or of a training checkpoint ``{optimizer, model, ema, step}``."""
-    if path.suffix == ".safetensors":
-        return load_state_dict(path)
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError):
-        return load_state_dict(path)  # which says why it cannot be read
+    content = read_content(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         return load_state_dict(path)
     model = {key.removeprefix("module."): value for key, value in content["model"].items()}

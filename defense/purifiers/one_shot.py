@@ -16,7 +16,6 @@ from defense.purifiers.base import PURIFIERS
 from defense.purifiers.diffusion import Diffusion
 from defense.purifiers.reverse import ReverseConfig
 from defense.samplers import DDIM
-from defense.schedules import get_schedule
 
 __all__ = ["OneShotConfig"]
 
@@ -38,5 +37,5 @@ class OneShotConfig(ReverseConfig):
 
     def build(self, models: Models | None = None) -> Diffusion:
         """Load the denoiser."""
-        sampler = DDIM(get_schedule(self.schedule), [self.t_star, 0], clip=self.clip_denoised)
+        sampler = DDIM(self.denoiser.noise_schedule, [self.t_star, 0], clip=self.clip_denoised)
         return Diffusion((models or Models()).load(self.denoiser), [sampler]).eval()

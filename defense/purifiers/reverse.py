@@ -11,7 +11,7 @@ from defense.denoisers import DenoiserConfig
 from defense.errors import InvalidInput
 from defense.purifiers.base import PurifierConfig
 from defense.samplers import DDIM, Ancestral, ProbabilityFlow, ReverseSDE, Sampler, Variance, time_grid
-from defense.schedules import NoiseLevel, Schedule, get_schedule
+from defense.schedules import FROM_FOLDER, NoiseLevel, Schedule, get_schedule
 from defense.spec import Spelling
 
 __all__ = ["ReverseConfig", "StandardReverseConfig"]
@@ -55,7 +55,8 @@ class ReverseConfig(PurifierConfig):
 
     @classmethod
     def _schedule(cls, data: dict[str, Any]) -> Schedule:
-        trained_on = data["denoiser"].schedule
+        denoiser: DenoiserConfig = data["denoiser"]
+        trained_on = denoiser.schedule
         if data.get("t_star") is not None and data.get("schedule") is None:
             raise InvalidInput(
                 "t_star is given without `schedule`: the same t_star is another noise level on another schedule "
@@ -65,6 +66,8 @@ class ReverseConfig(PurifierConfig):
         named = trained_on if data.get("schedule") is None else data["schedule"]
         if not isinstance(named, str):
             raise InvalidInput(f"schedule is the name of a noise schedule, not {named!r}.")
+        if named in (trained_on, FROM_FOLDER):
+            return denoiser.noise_schedule
         schedule = get_schedule(named)
         if schedule.name != trained_on:
             raise InvalidInput(
@@ -100,7 +103,7 @@ class ReverseConfig(PurifierConfig):
     @property
     def noise_level(self) -> NoiseLevel | None:
         """See :class:`PurifierConfig`."""
-        return get_schedule(self.schedule).level(self.t_star)
+        return self.denoiser.noise_schedule.level(self.t_star)
 
     @property
     def diffuses(self) -> bool:
@@ -173,7 +176,7 @@ class StandardReverseConfig(ReverseConfig):
     def sampler(self, t_star: int | None = None, steps: int | None = None) -> Sampler:
         """The sampler, from ``t_star`` in ``steps``; by default this config's."""
         t_star = self.t_star if t_star is None else t_star
-        schedule, grid = get_schedule(self.schedule), time_grid(t_star, self.steps if steps is None else steps)
+        schedule, grid = self.denoiser.noise_schedule, time_grid(t_star, self.steps if steps is None else steps)
         if self.form == "ddpm":
             return Ancestral(schedule, grid, variance=self.variance, clip=self.clip_denoised)
         if self.form == "ddim":

@@ -48,26 +48,29 @@ class TestLoading:
     def test_weights_of_another_architecture_are_refused_with_the_names(self, net: nn.Module, tmp_path: Path) -> None:
         torch.save(net.state_dict(), tmp_path / "resnet20.th")
         with pytest.raises(
-            InvalidInput, match=r"architecture ResNetCIFAR: missing: layer1\.3\.bn1\.bias, .*, \.\.\."
+            InvalidInput,
+            match=r"ResNetCIFAR: missing in the file: layer1\.3\.conv1\.weight \[16, 16, 3, 3\], .*, and 57 more",
         ):
             load_weights(ResNetCIFAR(5), tmp_path / "resnet20.th")
-        with pytest.raises(InvalidInput, match=r"of another shape: linear\.bias, linear\.weight\. Name"):
+        with pytest.raises(
+            InvalidInput, match=r"of another shape: linear\.weight is \[10, 64\] in the file and \[100, 64\] in"
+        ):
             load_weights(ResNetCIFAR(3, classes=100), tmp_path / "resnet20.th")
-        with pytest.raises(InvalidInput, match=r"DigitsCNN: missing: .* unknown: bn1\.bias"):
+        with pytest.raises(InvalidInput, match=r"DigitsCNN: missing in the file: .*; not in the network: conv1"):
             load_weights(DigitsCNN(), tmp_path / "resnet20.th")
 
     def test_a_refused_checkpoint_leaves_the_network_untouched(self, net: nn.Module, tmp_path: Path) -> None:
         torch.save(net.state_dict() | {"extra": torch.zeros(1)}, tmp_path / "extra.th")
         target = ResNetCIFAR(3)
         before = target.conv1.weight.clone()
-        with pytest.raises(InvalidInput, match="unknown: extra"):
+        with pytest.raises(InvalidInput, match=r"not in the network: extra \[1\]"):
             load_weights(target, tmp_path / "extra.th")
         assert torch.equal(target.conv1.weight, before)
 
     def test_code_in_a_checkpoint_is_refused_and_never_run(self, tmp_path: Path) -> None:
         mark, path = tmp_path / "ran", tmp_path / "evil.th"
         torch.save({"state_dict": {"conv1.weight": Touch(mark)}}, path)
-        with pytest.raises(InvalidInput, match=r"evil\.th.* cannot be read as plain tensors"):
+        with pytest.raises(InvalidInput, match="which only code can rebuild"):
             load_state_dict(path)
         assert not mark.exists()
         torch.load(path, weights_only=False)  # so it would have run
@@ -82,7 +85,7 @@ class TestLoading:
         else:
             save_file(net.state_dict(), path)
         path.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(InvalidInput, match="cannot be read as plain tensors"):
+        with pytest.raises(InvalidInput, match=r"cannot be read|are an empty file"):
             load_state_dict(path)
 
     @pytest.mark.parametrize("content", [[torch.zeros(1)], {"epoch": 3}, torch.zeros(1)])

@@ -91,7 +91,9 @@ def test_a_file_changed_after_the_plan_is_refused_at_build(unet_folder: Path, fi
         resolved.build()
 
 
-@pytest.mark.parametrize(("file", "message"), [("config.json", "holds no config.json"), (WEIGHTS, "cannot be read")])
+@pytest.mark.parametrize(
+    ("file", "message"), [("config.json", "holds no config.json"), (WEIGHTS, "holds no weights")]
+)
 def test_a_missing_file_is_named(unet_folder: Path, file: str, message: str) -> None:
     (unet_folder / file).unlink()
     with pytest.raises(InvalidInput, match=message) as caught:
@@ -113,8 +115,12 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         (LINEAR | {"beta_end": 0.012}, "linear-1000", r"trained on .*0\.012.* not on 'linear-1000'"),
         (LINEAR | {"beta_schedule": "scaled_linear"}, "linear-1000", "trained on .*scaled_linear"),
         (LINEAR | {"prediction_type": "flow"}, "linear-1000", "predicts 'flow' .*known are epsilon, sample, v_pred"),
-        (LINEAR | {"rescale_betas_zero_snr": True}, "linear-1000", "a schedule of its own: .*rescale_betas_zero_snr"),
-        (LINEAR | {"trained_betas": [0.1]}, "linear-1000", "a schedule of its own: .*trained_betas"),
+        (
+            LINEAR | {"rescale_betas_zero_snr": True},
+            "linear-1000",
+            "trained on linear_zero_snr-999@.*, rescaled to zero",
+        ),
+        (LINEAR | {"trained_betas": [0.1]}, "linear-1000", "`num_train_timesteps` = 1000: `trained_betas` lists 1"),
     ],
 )
 @pytest.mark.parametrize("place", ["scheduler_config.json", "../scheduler/scheduler_config.json"])

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from weights import Touch
 
 from defense import InvalidInput, get_schedule
 from defense.checkpoints import sha256_file
@@ -265,9 +266,10 @@ class TestScoreSDE:
         assert ScoreSDEConfig.model_validate_json(one.canonical()[:-1] + ',"weights":"x"}').id == one.id
 
     def test_code_in_a_file_is_not_run(self, tmp_path: Path) -> None:
-        torch.save({"model": Path("x")}, tmp_path / "code.pth")
-        with pytest.raises(InvalidInput, match="holds code, which is never run"):
+        torch.save({"model": {"all_modules.0.weight": Touch(tmp_path / "ran")}}, tmp_path / "code.pth")
+        with pytest.raises(InvalidInput, match="code from a file is never run"):
             song(tmp_path / "code.pth").resolved(Path()).build()
+        assert not (tmp_path / "ran").exists()
 
 
 class TestGuidedDiffusion:

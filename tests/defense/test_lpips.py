@@ -131,5 +131,7 @@ def test_a_file_of_another_network_is_refused(weights: Path, tmp_path: Path, how
         state = {"conv1.weight": torch.zeros(3)}
     wrong = tmp_path / "wrong.pth"
     torch.save(state, wrong)
-    with pytest.raises(InvalidInput, match=r"not those of torchvision's alex backbone \(layer .*alexnet-owt"):
+    with pytest.raises(
+        InvalidInput, match=r"are not of the architecture torchvision's alex backbone: .* The file is alexnet-owt"
+    ):
         LpipsConfig(weights=str(wrong)).resolved(tmp_path).build()

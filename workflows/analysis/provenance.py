@@ -79,7 +79,8 @@ def _weights(results: Results) -> list[tuple[str, str]]:
     for images in {cell.images.dataset.id: cell.images for cell in cells}.values():
         facts.append((f"data: {images.dataset.label()}", f"{images.count} images, digest {images.dataset.digest}"))
     for classifier in {cell.classifier.id: cell.classifier for cell in cells}.values():
-        facts.append((f"weights: {classifier.label()}", f"sha256 {classifier.sha256}"))
+        key = f", weights_key {classifier.weights_key}" if classifier.weights_key else ""
+        facts.append((f"weights: {classifier.label()}", f"sha256 {classifier.sha256}{key}"))
     parts = {(name, part.id): part for cell in cells for name, part in cell.defence.purifier.parts()}
     for (name, _), part in parts.items():
         if sha256 := getattr(part, "sha256", None):

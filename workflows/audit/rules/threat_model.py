@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from defense.denoisers import DenoiserConfig
 from defense.schedules import SCHEDULES, get_schedule
 from defense.spec import Spec
 from workflows.audit.finding import Finding, Severity
@@ -255,9 +256,12 @@ def t_star_inconsistent(all_views: Sequence[View]) -> Iterator[Finding]:
         wrong = [] if math.isclose(implied, sigma, rel_tol=_SAME, abs_tol=_SAME) else ["sigma_eq"]
         if wrong:
             evidence["sigma_eq_of_abar"] = implied if math.isfinite(implied) else -1.0
-        name = members[0].cell.defence.purifier.parameter("schedule")
-        if pd.notna(t_star) and isinstance(name, str) and name in SCHEDULES:
-            schedule = get_schedule(name)
+        purifier = members[0].cell.defence.purifier
+        name, denoiser = purifier.parameter("schedule"), purifier.parameter("denoiser")
+        schedule = get_schedule(name) if isinstance(name, str) and name in SCHEDULES else None
+        if isinstance(denoiser, DenoiserConfig) and denoiser.schedule == name:
+            schedule = denoiser.noise_schedule
+        if pd.notna(t_star) and schedule is not None:
             expected = float(schedule.abar[int(t_star)]) if 0 <= t_star <= schedule.steps else -1.0
             if not math.isclose(expected, abar, rel_tol=_SAME):
                 wrong.append("abar")

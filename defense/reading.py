@@ -1,0 +1,66 @@
+"""The one boundary at which files of users are read: what goes wrong there is an InvalidInput that names the file.
+
+Parsers of other libraries raise what they like on a damaged file (``struct.error``, ``KeyError``, ``RuntimeError``,
+``UnicodeDecodeError``, ...), and no list of them is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from defense.errors import InvalidInput, PuregridError
+
+__all__ = ["read_object", "reading"]
+
+_LONGEST_CAUSE = 300
+
+
+@contextmanager
+def reading(path: str | Path, what: str, *, hint: str = "Fetch it again, or give another file.") -> Iterator[None]:
+    """Turn every error inside into an InvalidInput with the file and the cause; puregrid's own pass.
+
+    Arguments:
+        path: The file or folder that is read.
+        what: What it is, for the message.
+        hint: What to do.
+
+    Raises:
+        InvalidInput: Something inside raised.
+    """
+    try:
+        yield
+    except (PuregridError, torch.OutOfMemoryError):
+        raise
+    except OSError as error:
+        if error.filename is None:  # not the file's absence, but a seek or a read that its content asked for
+            raise InvalidInput(f"{what} {str(path)!r} cannot be read ({error}). {hint}") from error
+        raise InvalidInput(
+            f"{what} {str(path)!r} cannot be read ({error.strerror or error}). Give the path of an existing file; a "
+            "relative path starts at the folder of the sweep file."
+        ) from error
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}".strip().partition("\n")[0][:_LONGEST_CAUSE]
+        raise InvalidInput(f"{what} {str(path)!r} cannot be read ({cause}). {hint}") from error
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Arguments:
+        path: The file.
+        what: What it is, for the message.
+
+    Raises:
+        InvalidInput: It is missing, no JSON, or no mapping.
+    """
+    with reading(path, what, hint="It must be JSON. Fetch it again, or correct it."):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{what} {str(path)!r} holds {type(content).__name__}, and must hold one JSON mapping.")
+    return content
