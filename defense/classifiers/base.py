@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from defense.checkpoints import assert_sha256, load_weights
+from defense.classifiers.examine import examine, logits_of
 from defense.errors import InvalidInput
 from defense.registry import Registry
 from defense.spec import Spec
@@ -59,8 +60,8 @@ class Normalised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (B, classes), of images in [0, 1], shape (B, C, H, W)."""
-        logits: Tensor = self.net((x - self.mean) / self.std)
-        return logits
+        logits = logits_of(self.net((x - self.mean) / self.std))
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def latent(self, x: Tensor) -> Tensor:
         """Features before the last linear layer, shape (B, D), of images in [0, 1], shape (B, C, H, W).
@@ -237,10 +238,24 @@ class ClassifierConfig(Spec):
         )
 
     def build(self) -> nn.Module:
-        """Load the network: images in [0, 1] to logits, evaluation mode, no parameter gradients."""
+        """Load the network: images in [0, 1] to logits, evaluation mode, no parameter gradients.
+
+        Raises:
+            InvalidInput: The weights do not fit, or what was loaded is no function of an image (:func:`examine`).
+        """
         if self.weights is None or self.sha256 is None or self.mean is None or self.std is None:
             raise ValueError("resolve the config before building")
         assert_sha256(self.weights, self.sha256, what="classifier weights")
         architecture = self.architecture
         load = architecture.load or (lambda path: load_weights(architecture.build(), path))
-        return Normalised(load(self.weights), self.mean, self.std).eval()
+        net = load(self.weights)
+        if any(value.is_floating_point() and value.dtype != torch.float32 for value in net.state_dict().values()):
+            net = net.float()  # images are float32; half precision loses nothing by it
+        classifier = Normalised(net, self.mean, self.std).eval().requires_grad_(False)
+        examine(
+            classifier,
+            name=self.label(),
+            image_shape=architecture.image_shape,
+            classes=architecture.classes,
+        )
+        return classifier
