@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from defense.errors import InvalidInput
 from defense.registry import Registry
 from defense.spec import Spec
 from defense.torchvision_cpu import allow_torchvision_import
+from tasks.image_checks import check_selection, checked_images
+from tasks.picture_files import ACCEPTED, class_folders, decoded, pictures
 
 __all__ = [
     "DATASETS",
@@ -64,12 +67,21 @@ class ImageSet:
 
 
 class DatasetConfig(Spec, ABC):
-    """What a sweep file says of a data set. Its digest is filled in from the content."""
+    """What a sweep file says of a data set. Its digest is filled in from the content.
+
+    Arguments:
+        dataset: Its name.
+        split: Which part of it.
+        digest: sha256 of its content.
+        accept: What is usually a mistake and is meant here: ``duplicates``, images that repeat others; ``one-class``,
+            images of a single class.
+    """
 
     named_by: ClassVar[str | None] = "dataset"
     dataset: str
     split: Literal["test", "train"] = "test"
     digest: str | None = None
+    accept: tuple[Literal["duplicates", "one-class"], ...] = Field(default=(), exclude=True)
 
     @classmethod
     def class_named(cls, name: str) -> type[DatasetConfig]:
@@ -100,15 +112,50 @@ class DatasetConfig(Spec, ABC):
 
     def resolved(self, base: Path) -> Self:
         """This config with absolute paths and its digest."""
-        return self.model_copy(update={"digest": self.read().digest()})
+        return self.model_copy(update={"digest": self.checked().digest()})
 
-    def load(self) -> ImageSet:
-        """Read the images and check that they are those that the digest names.
+    def notices(self) -> tuple[str, ...]:
+        """What a reader of the plan should know: files that are left out, say."""
+        return ()
+
+    def checked(self) -> ImageSet:
+        """Read the images, and look at what :meth:`read` returned before it is believed.
 
         Raises:
-            InvalidInput: The content has changed since the sweep was planned.
+            InvalidInput: They are not where they should be; or type, shape, range or labels are not what a data set
+                promises (:func:`tasks.image_checks.checked_images`).
         """
-        images = self.read()
+        found = self.read()
+        if not isinstance(found, ImageSet):
+            raise InvalidInput(
+                f"data set {self.label()!r} returns {type(found).__name__} where a tasks.datasets.ImageSet of images "
+                "and labels is needed."
+            )
+        images, labels = checked_images(
+            found.images,
+            found.labels,
+            name=self.label(),
+            shape=self.image_shape,
+            classes=len(self.class_names),
+        )
+        return ImageSet(images, labels)
+
+    def check_selected(self, ids: Sequence[int]) -> None:
+        """Look at the images that a sweep selects: see :func:`tasks.image_checks.check_selection`.
+
+        Arguments:
+            ids: Their ids.
+        """
+        data, chosen = self.load(), list(ids)
+        check_selection(data.images[chosen], data.labels[chosen], name=self.label(), accept=self.accept)
+
+    def load(self) -> ImageSet:
+        """Read the images, checked, and compare them with those that the digest names.
+
+        Raises:
+            InvalidInput: As :meth:`checked`; or the content has changed since the sweep was planned.
+        """
+        images = self.checked()
         if self.digest is not None and images.digest() != self.digest:
             raise InvalidInput(
                 f"data set {self.label()!r} has digest {images.digest()}, but the sweep was planned with "
@@ -184,7 +231,7 @@ class _CifarConfig(DatasetConfig):
                 "there."
             )
         here = self.model_copy(update={"root": str((base / root).resolve())})
-        return here.model_copy(update={"digest": here.read().digest()})
+        return here.model_copy(update={"digest": here.checked().digest()})
 
     def read(self) -> ImageSet:
         """The official split, in the official order."""
@@ -241,7 +288,6 @@ class Cifar100Config(_CifarConfig):
         return tuple(names[0] for names in _listed(_LISTS / "cifar100.txt"))
 
 
-_IMAGES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 _SPLITS = {"test": ("test", "val"), "train": ("train",)}
 
 
@@ -249,10 +295,13 @@ _SPLITS = {"test": ("test", "val"), "train": ("train",)}
 class FolderConfig(DatasetConfig):
     """Images in folders, one for each class: ``ROOT/SPLIT/CLASS/.../IMAGE``; the test split may be called ``val``.
 
-    Images are decoded to 8-bit RGB, resized so that their shorter side is ``resize``, cropped at the centre, and
-    divided by 255; normalisation is the classifier's. Ids count through the classes in the order of the list and
-    through the file names of a class in alphabetical order. The digest is of the pixels that come out: another
-    decoder of JPEG gives another digest, and is refused.
+    Images are decoded to 8-bit RGB (grey ones of 16 bits scaled to 8), resized so that their shorter side is
+    ``resize``, cropped at the centre, and divided by 255; normalisation is the classifier's. Ids count through the
+    classes in the order of the list and through the file names of a class in alphabetical order. The digest
+    is of the pixels that come out: another decoder of JPEG gives another digest, and is refused.
+
+    Names that begin with a dot are ignored, links to folders are followed, pictures of other kinds than .bmp, .jpeg,
+    .jpg, .png and .webp are refused, and whatever else is left out is named by ``puregrid plan``.
 
     All images are held in memory, 0.6 MB for each of 224 pixels a side; ``per_class`` limits them.
 
@@ -313,7 +362,7 @@ class FolderConfig(DatasetConfig):
             shipped = _LISTS / f"{self.classes}.txt"
             fields["classes"] = str(shipped if shipped.is_file() else (base / self.classes).resolve())
         here = self.model_copy(update=fields)
-        return here.model_copy(update={"digest": here.read().digest()})
+        return here.model_copy(update={"digest": here.checked().digest()})
 
     def read(self) -> ImageSet:
         """The split, class by class."""
@@ -322,7 +371,7 @@ class FolderConfig(DatasetConfig):
         folder = self._folder()
         for number, names in enumerate(self._classes()):
             found = next((folder / name for name in names if (folder / name).is_dir()), None)
-            images = sorted(p for p in found.rglob("*") if p.suffix.lower() in _IMAGES) if found else []
+            images = pictures(found).pictures if found else ()
             if not images:
                 raise InvalidInput(
                     f"class {names[0]!r} has no images: there are none in {str(folder / names[0])!r}"
@@ -334,6 +383,23 @@ class FolderConfig(DatasetConfig):
             labels += [number] * len(chosen)
         pixels = _decoded(tuple(files), self.resize, self.crop, self.interpolation)
         return ImageSet(pixels, np.array(labels, dtype=np.int64))
+
+    def notices(self) -> tuple[str, ...]:
+        """Files and folders that are left out."""
+        folder, listed = self._folder(), {name for names in self._classes() for name in names}
+        loose = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+        unlisted = [path for path in class_folders(folder) if path.name not in listed]
+        others = [path for path in class_folders(folder) if path.name in listed for path in pictures(path).others]
+        told = [
+            (loose, "files beside the class folders"),
+            (unlisted, "folders that the list of classes does not name"),
+            (others, f"files that are no pictures ({', '.join(ACCEPTED)})"),
+        ]
+        return tuple(
+            f"data set {self.label()!r} leaves out {len(paths)} {what}: {_some(paths, folder)}"
+            for paths, what in told
+            if paths
+        )
 
     def _folder(self) -> Path:
         root = Path(self.root or "")
@@ -348,17 +414,27 @@ class FolderConfig(DatasetConfig):
     def _classes(self) -> list[list[str]]:
         """The names of each class, the one that tables use first."""
         if self.classes is None:
-            return [[path.name] for path in sorted(self._folder().iterdir()) if path.is_dir()]
+            return [[path.name] for path in class_folders(self._folder())]
         try:
             classes = _listed(Path(self.classes))
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise InvalidInput(
-                f"classes {self.classes!r} cannot be read ({error.strerror}): give a text file with a line for each "
+                f"classes {self.classes!r} cannot be read ({cause}): give a text file with a line for each "
                 f"class, or one of the lists that ship: {', '.join(sorted(p.stem for p in _LISTS.glob('*.txt')))}."
             ) from error
         if not classes or len({names[0] for names in classes}) < len(classes):
             raise InvalidInput(f"classes {self.classes!r} is empty or names a class twice.")
         return classes
+
+
+_NAMED = 5
+
+
+def _some(paths: Sequence[Path], folder: Path) -> str:
+    """The first names of several files."""
+    names = ", ".join(str(path.relative_to(folder)) for path in paths[:_NAMED])
+    return names + (f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else "")
 
 
 def _listed(path: Path) -> list[list[str]]:
@@ -373,19 +449,13 @@ def _decoded(
 ) -> npt.NDArray[np.float32]:
     """Images in [0, 1], shape (N, 3, crop, crop); kept while the files have the same sizes and times of change."""
     allow_torchvision_import()
-    from PIL import Image
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import center_crop
     from torchvision.transforms.functional import resize as resized
 
     out = np.empty((len(files), 3, crop, crop), dtype=np.float32)
     for row, (path, _, _) in enumerate(files):
-        try:
-            with Image.open(path) as image:
-                rgb = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise of broken files
-            raise InvalidInput(f"image {path!r} cannot be decoded ({error}): replace or remove it.") from error
-        square = center_crop(resized(rgb, [resize], InterpolationMode(interpolation)), [crop, crop])
+        square = center_crop(resized(decoded(path), [resize], InterpolationMode(interpolation)), [crop, crop])
         out[row] = np.asarray(square, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
     out.flags.writeable = False  # every reading shares it
     return out

@@ -14,6 +14,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256, load_weights
+from defense.classifiers.examine import examine, logits_of
 from defense.errors import InvalidInput
 from defense.reading import reading
 from defense.registry import Registry
@@ -63,8 +64,8 @@ class Normalised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (B, classes), of images in [0, 1], shape (B, C, H, W)."""
-        logits: Tensor = self.net((x - self.mean) / self.std)
-        return logits
+        logits = logits_of(self.net((x - self.mean) / self.std))
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def latent(self, x: Tensor) -> Tensor:
         """Features before the last linear layer, shape (B, D), of images in [0, 1], shape (B, C, H, W).
@@ -266,7 +267,8 @@ class ClassifierConfig(Spec):
 
         Raises:
             InvalidInput: The file has changed, cannot be read, is of another architecture, or holds a normalisation
-                other than ``mean`` and ``std``.
+                other than ``mean`` and ``std``; or what was loaded is no function of an image
+                (:func:`~defense.classifiers.examine.examine`).
         """
         if self.weights is None or self.sha256 is None or self.mean is None or self.std is None:
             raise ValueError("resolve the config before building")
@@ -283,7 +285,16 @@ class ClassifierConfig(Spec):
                 f"weights_key {self.weights_key!r} has no effect on classifier {self.classifier!r}, which reads its "
                 "checkpoints by itself. Leave it out, and save the weights that are meant alone."
             )
-        return Normalised(net, self.mean, self.std).eval()
+        if any(value.is_floating_point() and value.dtype != torch.float32 for value in net.state_dict().values()):
+            net = net.float()  # images are float32; half precision loses nothing by it
+        classifier = Normalised(net, self.mean, self.std).eval().requires_grad_(False)
+        examine(
+            classifier,
+            name=self.label(),
+            image_shape=self.architecture.image_shape,
+            classes=self.architecture.classes,
+        )
+        return classifier
 
 
 @cache
