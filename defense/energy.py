@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256, load_weights
+from defense.code import Code
 from defense.errors import InvalidInput
 from defense.reading import reading
 from defense.registry import Registry
@@ -164,6 +165,10 @@ class EnergyConfig(Spec):
             InvalidInput: There is none.
         """
         return ENERGIES.get(self.energy)
+
+    def code(self) -> Code | None:
+        """The code of the architecture where it is not puregrid's; see :class:`Spec`."""
+        return ENERGIES.code_of(self.energy)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

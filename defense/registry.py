@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
+from defense.code import Code, code_of_modules, is_foreign, owners_of
 from defense.errors import InvalidInput, nearest
 
 __all__ = ["Registry"]
@@ -37,6 +38,7 @@ class Registry(Generic[T]):
         self._subclass_of = subclass_of
         self._instance_of = instance_of
         self._entries: dict[str, T] = {}
+        self._codes: dict[str, Code | None] = {}
 
     def register(self, name: str) -> Callable[[E], E]:
         """Decorator that adds an entry under ``name``."""
@@ -69,6 +71,32 @@ class Registry(Generic[T]):
         if ":" in name:
             return self._checked(name, self._imported(name))
         raise InvalidInput(f"unknown {self.noun} {name!r}; {nearest(name, self.names())}")
+
+    def code_of(self, name: str) -> Code | None:
+        """The code of an entry that is not puregrid's: of the module that it is named by, and where it was made.
+
+        Raises:
+            InvalidInput: As :meth:`get`; or a source cannot be read.
+        """
+        if name in self._entries:
+            return None
+        if name not in self._codes:
+            self._codes[name] = self._code_of(name)
+        return self._codes[name]
+
+    def _code_of(self, name: str) -> Code | None:
+        entry = self.get(name)
+        made: list[str] = []
+        for point in entry_points(group=self.group):
+            if point.name == name:
+                made.append(point.module)
+                break
+        else:
+            made.append(name.partition(":")[0])
+        for value in (entry, *(vars(entry).values() if hasattr(entry, "__dict__") else ())):
+            if isinstance(value, type) or callable(value):
+                made += owners_of(value)
+        return code_of_modules(tuple(dict.fromkeys(module for module in made if is_foreign(module))))
 
     def _imported(self, name: str) -> Any:
         module, _, attribute = name.partition(":")

@@ -2,7 +2,8 @@
 
 ``id(spec) = hex(sha256(canonical JSON))[:16]``: keys sorted, no white space, floats in their shortest
 round-trip form. A field declared with ``Field(exclude=True)`` (a path, say) says where something lies, not
-what it is, and stays out of the id.
+what it is, and stays out of the id. What a part that is not puregrid's does is in its code: its identity holds a
+digest of that, under ``_code`` (:mod:`defense.code`).
 
 A spec is written as an **entry**: a name (``pgd``), a mapping (``{attack: pgd, steps: 20}``), or the config itself.
 Each class knows its own entries: the field that names it (``named_by``), its short spellings (``eps_255``), and
@@ -25,12 +26,15 @@ from typing import Any, ClassVar, Self, cast
 from pydantic import (
     BaseModel,
     ConfigDict,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
+    model_serializer,
     model_validator,
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
+from defense.code import Code, code_of_class
 from defense.entries import EntryOf, Inside, Reading, Spelling, structured
 from defense.errors import InvalidInput, nearest
 
@@ -38,6 +42,10 @@ __all__ = ["EntryOf", "Reading", "Spec", "Spelling", "digest"]
 
 ID_LENGTH = 16
 """Hex digits of an id: 64 bits, so a million specs collide with probability below 1e-7."""
+
+
+CODE = "_code"
+"""Key of the code in an identity; no field can have that name."""
 
 
 def digest(text: str | bytes) -> str:
@@ -212,6 +220,8 @@ class Spec(BaseModel):
         """Spellings, then the specs inside, then the class's own validators; with mistakes at their places."""
         if not isinstance(data, dict):
             return handler(data)
+        if CODE in data:  # an identity that is read back: the code is what it is now
+            data = {name: value for name, value in data.items() if name != CODE}
         reading = info.context if isinstance(info.context, Reading) else Reading()
         known = {*cls.model_fields, *cls.spellings, *reading.beside}
         written = {cls.spellings[name].field: name for name in data if name in cls.spellings}
@@ -327,6 +337,21 @@ class Spec(BaseModel):
             for name, value in values.items()
             if value is not None or fields[name].get_default(call_default_factory=False) is not None
         }
+
+    def code(self) -> Code | None:
+        """The code of this spec where it is not puregrid's; None otherwise.
+
+        Raises:
+            InvalidInput: Its source cannot be read.
+        """
+        return code_of_class(type(self))
+
+    @model_serializer(mode="wrap")
+    def _with_code(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All fields, and the code of a spec that is not puregrid's."""
+        fields: dict[str, Any] = handler(self)
+        code = self.code()
+        return fields if code is None else {**fields, CODE: code.identity()}
 
     def identity(self) -> dict[str, Any]:
         """What the id is made of, as plain JSON values."""

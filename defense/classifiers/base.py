@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256, load_weights
 from defense.classifiers.examine import examine, logits_of
+from defense.code import Code
 from defense.errors import InvalidInput
 from defense.reading import reading
 from defense.registry import Registry
@@ -98,6 +99,7 @@ class Architecture:
         load: Returns the network with the weights of a file, if there is more to it than :func:`load_weights`.
         rename: Gives the network's name for a name in its public checkpoints, where they differ.
         source: Where its weights can be had, for messages.
+        class_names: Names of its classes in the order of its logits; empty if it does not know them.
     """
 
     build: Callable[[], nn.Module]
@@ -109,6 +111,7 @@ class Architecture:
     load: Callable[[str | Path], nn.Module] | None = None
     source: str = ""
     rename: Callable[[str], str] = str
+    class_names: tuple[str, ...] = ()
 
     def loaded(self, path: str | Path) -> nn.Module:
         """The network with the weights of a file.
@@ -148,6 +151,10 @@ class Classifiers(Registry[Architecture]):
         """
         prefix, _, rest = name.partition(":")
         return self._families[prefix](rest) if prefix in self._families else super().get(name)
+
+    def code_of(self, name: str) -> Code | None:
+        """See :class:`Registry`; None of the families, whose code is in puregrid."""
+        return None if name.partition(":")[0] in self._families else super().code_of(name)
 
 
 CLASSIFIERS = Classifiers()
@@ -225,6 +232,10 @@ class ClassifierConfig(Spec):
     def architecture(self) -> Architecture:
         """The architecture of that name."""
         return CLASSIFIERS.get(self.classifier)
+
+    def code(self) -> Code | None:
+        """The code of the architecture where it is not puregrid's; see :class:`Spec`."""
+        return CLASSIFIERS.code_of(self.classifier)
 
     def label(self) -> str:
         """Name in tables."""

@@ -52,5 +52,6 @@ for _name in ("cnn", "gaussian", "at", "at-alp", "trades", "trades-awp", "macer"
             mean=(0.3,),
             std=(0.4,),
             weights=Path(__file__).parent.parent / "assets" / f"digits-{_name}" / "model.safetensors",
+            class_names=tuple("0123456789"),
         )
     )

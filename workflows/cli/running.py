@@ -77,6 +77,8 @@ def plan(
         typer.echo(f"estimated: {_duration(summary)}; network evaluations to do: {summary.evaluations:,}")
         for line in _forecast_lines(summary.forecast):
             typer.echo(line)
+        for notice in summary.notices:
+            typer.echo(f"note: {notice}")
 
 
 def _seconds(stage: StageSummary) -> str:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
+from defense.errors import InvalidInput
+from defense.spec import CODE
 from tasks.allocator import keep_freed_memory
 from tasks.compute import Context
 from tasks.stages import Chunk, StageSpec
@@ -81,6 +83,7 @@ class UnitWorker:
         self.store = Store(store_uri)
         self.context = Context(device)
         self._versions = worker_versions()
+        self._checked: set[str] = set()
         if self.context.device.type == "cuda":
             self._versions["device"] = torch.cuda.get_device_name()
 
@@ -138,6 +141,21 @@ class UnitWorker:
                 break
         return results
 
+    def _check_code(self, spec: StageSpec, stage_id: str) -> None:
+        """Refuse a stage whose parts have other code here than where the sweep was planned.
+
+        Raises:
+            InvalidInput: They have; what this worker computed would be filed under code that did not compute it.
+        """
+        if stage_id in self._checked:
+            return
+        if CODE in spec.canonical() and spec.id != stage_id:
+            raise InvalidInput(
+                f"the code of a part of {spec.label()!r} is another one on this machine than where the sweep was "
+                "planned. Install the same version here, or, if it was edited meanwhile, run the same command again."
+            )
+        self._checked.add(stage_id)
+
     def run(self, spec: StageSpec, stage_id: str, chunk: Chunk, inputs: dict[str, tuple[str, str]]) -> Receipt:
         """Compute and commit one unit.
 
@@ -147,6 +165,7 @@ class UnitWorker:
             chunk: The chunk.
             inputs: Kind and id of each stage whose images are read, by role.
         """
+        self._check_code(spec, stage_id)
         if self.store.committed(spec.stage, stage_id, chunk.name) is not None:
             return Receipt(len(chunk.ids), 0.0, computed=False)
         tables: dict[str, pa.Table] = {}

@@ -267,6 +267,7 @@ class Builder:
         rest = {name: value for name, value in entry.items() if name not in _OF_DATASETS}
         for config, _ in self._combinations(DatasetConfig, keys, rest, _OF_DATASETS):
             ids = image_ids(self.document, (*keys, "images"), selection.get("images"), len(config.load()))
+            located(self.document, keys, partial(config.check_selected, ids))
             chunks = tuple(Chunk(tuple(ids[i : i + self.chunk])) for i in range(0, len(ids), self.chunk))
             yield Images(config, chunks)
 

@@ -63,6 +63,29 @@ def check_fit(document: Document, cell: Cell) -> None:
                 f"{noun} {name!r} takes images of shape {wanted}, data set {cell.images.dataset.label()!r} has "
                 f"{shape}. {hint}",
             )
+    _check_classes(document, cell)
+
+
+def _check_classes(document: Document, cell: Cell) -> None:
+    """Data set and classifier mean the same by a class number; else every figure is that of another question."""
+    dataset, classifier = cell.images.dataset, cell.classifier
+    names, known = dataset.class_names, classifier.architecture.class_names
+    hint = "Correct the entry, or `exclude` the combination."
+    if len(names) != classifier.architecture.classes:
+        raise document.error(
+            ("classifiers",),
+            f"classifier {classifier.label()!r} tells {classifier.architecture.classes} classes apart, data set "
+            f"{dataset.label()!r} has {len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}). {hint}",
+        )
+    if not known or known == names:
+        return
+    place = next(i for i, (one, other) in enumerate(zip(names, known, strict=True)) if one != other)
+    order = " The names are the same in another order." if sorted(known) == sorted(names) else ""
+    raise document.error(
+        ("classifiers",),
+        f"class {place} is {names[place]!r} in data set {dataset.label()!r} and {known[place]!r} for classifier "
+        f"{classifier.label()!r}.{order} {hint}",
+    )
 
 
 def _check_certain(document: Document, cell: Cell, attack: AttackConfig) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workflows.grid.load import Sweep
+from workflows.planning.changed_code import changed_code
 from workflows.planning.forecast import Forecast, default_workers, predict
 from workflows.planning.plan import Plan
 from workflows.store import Record, Store
 
-__all__ = ["PlanSummary", "StageSummary", "summarise"]
+__all__ = ["PlanSummary", "StageSummary", "notices", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class PlanSummary(Record):
         estimated_seconds: Their compute, summed over workers; None if it is not known of every kind of unit.
         forecast: The prediction, None likewise.
         stages: The stages, every input before its readers.
+        notices: What a reader should know before it runs: files that are left out of data sets, units that other code
+            has computed.
     """
 
     sweep: str
@@ -76,6 +79,7 @@ class PlanSummary(Record):
     estimated_seconds: float | None
     forecast: Forecast | None
     stages: tuple[StageSummary, ...]
+    notices: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """See :class:`Record`; of the prediction what :meth:`Forecast.shown` says."""
@@ -137,4 +141,12 @@ def summarise(
         estimated_seconds=None if forecast is None else round(forecast.compute_seconds, 1),
         forecast=forecast,
         stages=stages,
+        notices=notices(sweep, plan, store),
     )
+
+
+def notices(sweep: Sweep, plan: Plan, store: Store) -> tuple[str, ...]:
+    """What a reader should know before a sweep runs: what data sets leave out, and which code has changed."""
+    datasets = {cell.images.dataset.id: cell.images.dataset for cell in sweep.cells}
+    left_out = [notice for dataset in datasets.values() for notice in dataset.notices()]
+    return (*left_out, *changed_code(plan, store))

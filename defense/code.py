@@ -1,0 +1,209 @@
+"""The code of parts that are not puregrid's, as part of what they are.
+
+A purifier that is named ``module:attribute`` or comes by an entry point is what its code does, and that changes
+without a field changing. So specs of such classes, and those that name such an architecture, hold in their identity
+
+* ``digest``: a sha256 of the source of the module and of every module beside it that it imports, however deep.
+  *Beside* are the modules of the same top-level package, or of the same folder for a module that is in none;
+* ``distribution``: name and version of the distribution that it was installed with, if any;
+* ``version``: what the class says under ``version``, a constant that its author raises by hand for what no source
+  shows (a data file, a library of their own elsewhere).
+
+Other libraries that it uses are not followed. What this process has imported is what counts: the digest is made once,
+and workers compare theirs with the driver's.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from defense.errors import InvalidInput
+
+__all__ = ["Code", "code_of_class", "code_of_modules", "is_foreign", "owners_of"]
+
+OWN = frozenset({"defense", "puregrid", "tasks", "workflows"})
+"""puregrid's own packages: their stages have versions instead."""
+
+_LIBRARIES = frozenset({"abc", "builtins", "collections", "enum", "pydantic", "torch", "types", "typing"})
+"""Where base classes come from that everybody has."""
+
+
+class Code(NamedTuple):
+    """The code of a part.
+
+    Arguments:
+        digest: 16 hex digits of the sha256 of its sources.
+        distribution: ``name version``, empty for modules that no distribution installed.
+        version: What its author has raised by hand, empty if nothing.
+        modules: Names of the modules that the digest is of, sorted.
+    """
+
+    digest: str
+    distribution: str
+    version: str
+    modules: tuple[str, ...]
+
+    def identity(self) -> dict[str, str]:
+        """What goes into the id; empty parts are left out."""
+        parts = {"digest": self.digest, "distribution": self.distribution, "version": self.version}
+        return {name: value for name, value in parts.items() if value}
+
+
+def is_foreign(module: str) -> bool:
+    """Whether a module is neither puregrid's nor a library that every spec has its base classes from."""
+    top = module.partition(".")[0]
+    return top not in OWN and top not in _LIBRARIES
+
+
+def owners_of(value: Any) -> tuple[str, ...]:
+    """Modules in which a thing was made: of a function or partial that of the function, of a class all its bases'.
+
+    Own and library modules are left out.
+    """
+    while hasattr(value, "func"):  # functools.partial
+        value = value.func
+    kinds = inspect.getmro(value) if isinstance(value, type) else (value,)
+    modules = [str(getattr(kind, "__module__", None) or "") for kind in kinds]
+    return tuple(dict.fromkeys(module for module in modules if module and is_foreign(module)))
+
+
+@cache
+def code_of_class(kind: type) -> Code | None:
+    """The code of a class; None of puregrid's own.
+
+    Raises:
+        InvalidInput: Its source cannot be read, so that nobody could tell when it changes.
+    """
+    raised = getattr(kind, "version", None)
+    by_hand = str(raised) if isinstance(raised, str | int | float) else ""
+    return code_of_modules(owners_of(kind), by_hand)
+
+
+@cache
+def code_of_modules(owners: tuple[str, ...], version: str = "") -> Code | None:
+    """The code of modules and of those beside them; None if there are none.
+
+    Arguments:
+        owners: Their names; all are imported.
+        version: What their author has raised by hand.
+
+    Raises:
+        InvalidInput: A source cannot be read.
+    """
+    if not owners:
+        return None
+    sources: dict[str, bytes] = {}
+    for owner in owners:
+        for name, source in _beside(owner):
+            sources[name] = source
+    content = hashlib.sha256()
+    for name in sorted(sources):
+        content.update(f"{name}\0{len(sources[name])}\0".encode())
+        content.update(sources[name])
+    distributions = sorted({found for owner in owners for found in _distributions(owner.partition(".")[0])})
+    return Code(content.hexdigest()[:16], ", ".join(distributions), version, tuple(sorted(sources)))
+
+
+def _distributions(top: str) -> Iterator[str]:
+    for name in _installed().get(top, ()):
+        yield f"{name} {version(name)}"
+
+
+@cache
+def _installed() -> dict[str, list[str]]:
+    return dict(packages_distributions())
+
+
+def _beside(owner: str) -> Iterator[tuple[str, bytes]]:
+    """Names and sources of a module and of the modules beside it that it imports."""
+    waiting, seen = [owner], {owner}
+    while waiting:
+        name = waiting.pop()
+        source = _source(name)
+        yield name, source
+        for other in _imports(name, source):
+            if other not in seen and _is_beside(other, owner):
+                seen.add(other)
+                waiting.append(other)
+
+
+def _source(name: str) -> bytes:
+    """The source of an imported module, with line ends as on Unix; of a compiled one its file."""
+    module = sys.modules.get(name)
+    path = _origin(name, module)
+    if path is None:
+        hint = (
+            "put the class into a module of its own and import it from there"
+            if name == "__main__"
+            else "install it from source"
+        )
+        raise InvalidInput(
+            f"the code of module {name!r} cannot be read, so that nobody could tell when it changes; {hint}."
+        )
+    data = path.read_bytes()
+    return data.replace(b"\r\n", b"\n") if path.suffix == ".py" else data
+
+
+def _origin(name: str, module: ModuleType | None) -> Path | None:
+    if module is None:
+        try:
+            found = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            return None
+        place = None if found is None else found.origin
+    else:
+        place = getattr(module, "__file__", None)
+    path = None if place is None else Path(place)
+    return path if path is not None and path.is_file() else None
+
+
+def _imports(name: str, source: bytes) -> Iterator[str]:
+    """Modules that a source may import, wherever in it, relative names resolved."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # compiled
+        return
+    module = sys.modules.get(name)
+    is_package = hasattr(module, "__path__")
+    package = name if is_package else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                parts = package.split(".")
+                kept = parts[: len(parts) - node.level + 1]
+                base = ".".join([*kept, *([node.module] if node.module else [])])
+            else:
+                base = node.module or ""
+            if base:
+                yield base
+                yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _is_beside(name: str, owner: str) -> bool:
+    """Whether a module belongs to the package of ``owner``, or to its folder where that is in no package."""
+    if not is_foreign(name):
+        return False
+    top = owner.partition(".")[0]
+    path = _origin(name, sys.modules.get(name))
+    if path is None:
+        return False
+    if name.partition(".")[0] == top:
+        return True
+    if "." in owner or hasattr(sys.modules.get(owner), "__path__"):
+        return False
+    home = _origin(owner, sys.modules.get(owner))
+    folder = path.parent.parent if path.name == "__init__.py" else path.parent
+    # Neighbours of an installed single module are other people's.
+    return home is not None and folder == home.parent and "site-packages" not in folder.parts

@@ -1,0 +1,83 @@
+"""Which units of a store were computed by other code of parts that are not puregrid's.
+
+The code of such a part is in the ids of its stages (:mod:`defense.code`). When it changes, the sweep asks for other
+stages, and what is committed stays where it was, under the old ids: without a word that looks like a store that has
+forgotten. So a plan says which stages of the store differ from its own in their code alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from defense.spec import CODE
+from workflows.planning.plan import Plan, PlannedStage
+from workflows.store import Store
+
+__all__ = ["changed_code"]
+
+
+def changed_code(plan: Plan, store: Store) -> list[str]:
+    """A sentence for each part whose code has changed since units of this plan's stages were computed.
+
+    Arguments:
+        plan: The plan.
+        store: The store; its specs are read only where a stage of the plan holds such a part.
+    """
+    wanted: dict[str, list[PlannedStage]] = {}
+    for stage in plan.stages:
+        identity = stage.spec.identity()
+        if any(True for _ in _codes(identity)):
+            wanted.setdefault(_without_code(identity), []).append(stage)
+    if not wanted:
+        return []
+    own = {stage.id for stages in wanted.values() for stage in stages}
+    units: dict[str, int] = {}
+    ids: dict[str, list[str]] = {}
+    for name in store.files.names("specs"):
+        old_id = name.removesuffix(".json")
+        if old_id in own:
+            continue
+        old = json.loads(store.files.read(f"specs/{name}"))
+        for stage in wanted.get(_without_code(old), []):
+            chunks = {chunk.name for chunk in stage.chunks}
+            count = len(chunks & store.committed_chunks(stage.spec.stage, old_id))
+            if not count:
+                continue
+            then, now = dict(_codes(old)), dict(_codes(stage.spec.identity()))
+            for part in (part for part, code in now.items() if then.get(part) != code):
+                units[part] = units.get(part, 0) + count
+                ids.setdefault(part, []).append(old_id)
+    return [
+        f"the code of {part} has changed since {count} unit{'s' * (count > 1)} were computed; they stay in the store "
+        f"under the old id{'s' * (len(ids[part]) > 1)} {', '.join(dict.fromkeys(ids[part]))}"
+        for part, count in units.items()
+    ]
+
+
+def _codes(value: Any) -> Iterator[tuple[str, str]]:
+    """Name and code of every part of an identity that is not puregrid's."""
+    if isinstance(value, Mapping):
+        if CODE in value:
+            names = (value.get(key) for key in ("purifier", "attack", "classifier", "dataset", "format", "energy"))
+            yield (
+                str(next((name for name in names if isinstance(name, str)), value.get("stage", "a part"))),
+                json.dumps(value[CODE], sort_keys=True),
+            )
+        for inner in value.values():
+            yield from _codes(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _codes(inner)
+
+
+def _without_code(value: Any) -> str:
+    """An identity as text, as it would be if no part had code."""
+
+    def stripped(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: stripped(inner) for key, inner in value.items() if key != CODE}
+        return [stripped(inner) for inner in value] if isinstance(value, list) else value
+
+    return json.dumps(stripped(value), sort_keys=True)
