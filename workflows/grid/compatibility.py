@@ -75,7 +75,7 @@ def _check_classes(document: Document, cell: Cell) -> None:
         raise document.error(
             ("classifiers",),
             f"classifier {classifier.label()!r} tells {classifier.architecture.classes} classes apart, data set "
-            f"{dataset.label()!r} has {len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}). {hint}",
+            f"{dataset.label()!r} has {len(names)} ({', '.join(names[:4])}{', ...' * (len(names) > 4)}). {hint}",
         )
     if not known or known == names:
         return
