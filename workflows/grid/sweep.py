@@ -74,7 +74,7 @@ class Sweep:
 
     def __init__(
         self,
-        name: str,
+        name: str = "sweep",
         *,
         datasets: Sequence[Entry],
         classifiers: Sequence[Entry],
