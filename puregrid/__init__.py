@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     )
     from defense.classifiers import Architecture, FeatureNet
     from defense.denoisers import GuidedDiffusionConfig, OracleConfig, ScoreSDEConfig
+    from defense.entries import Reading, Spelling
+    from defense.packages import MissingPackage
     from defense.purifiers import (
         BitDepthConfig,
         DensePureConfig,
@@ -77,7 +79,6 @@ if TYPE_CHECKING:
         SequenceConfig,
     )
     from puregrid.evaluation import PlannedSweep, bundled_sweeps, load_sweep, open_results, plan, run
-    from puregrid.extras import MissingExtra
     from puregrid.results import SweepResults, SweepRun
     from tasks.attacks import (
         ATTACKS,
@@ -176,7 +177,7 @@ __all__ = [
     "LadderConfig",
     "LowFrequencyConfig",
     "MedianConfig",
-    "MissingExtra",
+    "MissingPackage",
     "Models",
     "NoPurifierConfig",
     "NoiseLevel",
@@ -191,12 +192,14 @@ __all__ = [
     "PurifierConfig",
     "QualityConfig",
     "RandomNoiseConfig",
+    "Reading",
     "RobustReverseConfig",
     "SPSAConfig",
     "Schedule",
     "ScoreSDEConfig",
     "SequenceConfig",
     "Spec",
+    "Spelling",
     "SquareConfig",
     "StAdvConfig",
     "StoreError",

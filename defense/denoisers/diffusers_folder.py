@@ -25,6 +25,7 @@ from defense.denoisers.network_config import NetworkConfig, read_network_config
 from defense.denoisers.predictions import Prediction
 from defense.denoisers.scheduler_config import PREDICTIONS, StatedNoise, read_scheduler_config
 from defense.errors import InvalidInput
+from defense.packages import installed
 from defense.reading import reading
 from defense.schedules import FROM_FOLDER, SCHEDULES, Schedule, get_schedule
 from defense.torchvision_cpu import allow_torchvision_import
@@ -282,7 +283,8 @@ def _check_consistent(config: NetworkConfig, stated: list[StatedNoise], schedule
 
 def _unet(config: NetworkConfig) -> nn.Module:
     allow_torchvision_import()
-    from diffusers import UNet2DModel
+    with installed("a denoiser in a diffusers folder"):
+        from diffusers import UNet2DModel
 
     net: nn.Module = UNet2DModel(**config.fields)
     return net
