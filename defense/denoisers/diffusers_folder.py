@@ -8,13 +8,14 @@ the folder says of network, noise and prediction is read in full: see :mod:`defe
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256
@@ -100,6 +101,8 @@ class DiffusersConfig(DenoiserConfig):
         config_sha256: sha256 of ``config.json``; filled in from the file.
     """
 
+    # The usual prediction was the only one once, and those ids are still the same.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"prediction": (None, "eps")}
     format: Literal["diffusers"] = "diffusers"
     schedule: str = FROM_FOLDER
     prediction: Prediction | None = None
@@ -111,14 +114,6 @@ class DiffusersConfig(DenoiserConfig):
     config_sha256: str | None = SHA256
     # The table of a schedule that has no name of its own; it travels to the workers with the config.
     _abar: tuple[float, ...] | None = PrivateAttr(default=None)
-
-    @model_serializer(mode="wrap")
-    def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The usual prediction stays out of the id: it was the only one once, and those ids are still the same.
-        fields: dict[str, Any] = handler(self)
-        if fields.get("prediction") in (None, "eps"):
-            fields.pop("prediction", None)
-        return fields
 
     @property
     def noise_schedule(self) -> Schedule:
