@@ -32,7 +32,7 @@ from defense.schedules import FROM_FOLDER, SCHEDULES, Schedule, get_schedule
 from defense.torchvision_cpu import allow_torchvision_import
 from defense.weight_matching import load_tensors, match
 
-__all__ = ["DiffusersConfig", "DiffusersDenoiser"]
+__all__ = ["DiffusersConfig", "DiffusersDenoiser", "digits_denoiser"]
 
 # Attention layers changed their names in diffusers 0.17; checkpoints written before have the old ones.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -274,6 +274,12 @@ def _check_consistent(config: NetworkConfig, stated: list[StatedNoise], schedule
             f"{schedule.name} has {schedule.steps} steps: the network cannot be told the last ones. Give the "
             "schedule that it was trained on."
         )
+
+
+def digits_denoiser() -> DiffusersConfig:
+    """The diffusion network of 8x8 digits that ships with puregrid, on the schedule that it was trained on."""
+    folder = Path(__file__).parents[1] / "assets" / "digits-ddpm"
+    return DiffusersConfig(path=str(folder), schedule="linear-1000")
 
 
 def _unet(config: NetworkConfig) -> nn.Module:
