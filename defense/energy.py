@@ -168,7 +168,7 @@ class EnergyConfig(Spec):
 
     def code(self) -> Code | None:
         """The code of the architecture where it is not puregrid's; see :class:`Spec`."""
-        return ENERGIES.code_of(self.energy)
+        return super().code() or ENERGIES.code_of(self.energy)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

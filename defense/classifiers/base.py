@@ -229,7 +229,7 @@ class ClassifierConfig(Spec):
 
     def code(self) -> Code | None:
         """The code of the architecture where it is not puregrid's; see :class:`Spec`."""
-        return CLASSIFIERS.code_of(self.classifier)
+        return super().code() or CLASSIFIERS.code_of(self.classifier)
 
     def label(self) -> str:
         """Name in tables."""
