@@ -106,12 +106,12 @@ def asked(net: nn.Module) -> None:
     [
         (StaysInTraining(nn.Dropout(0.5)), ["training mode", "between"]),
         (StaysInTraining(nn.BatchNorm1d(16)), ["training mode"]),
-        (AlwaysDrops(), ["asked again"]),
-        (Noisy(), ["asked again", "purifier"]),
-        (Remembers(), ["asked again"]),
+        (AlwaysDrops(), ["called again"]),
+        (Noisy(), ["called again", "purifier"]),
+        (Remembers(), ["called again"]),
         (BatchStatistics(), ["alone and in a batch"]),
         (GradientDependent(), ["with and without gradients"]),
-        (RunningMean(), ["changed by being asked", "between.seen"]),
+        (RunningMean(), ["changes when it is called", "between.seen"]),
         (ExplodingGradient(), ["gradient of NaN"]),
     ],
 )
