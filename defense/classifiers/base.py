@@ -288,7 +288,7 @@ class ClassifierConfig(Spec):
         if self.weights_key is not None and not file.used:
             raise InvalidInput(
                 f"weights_key {self.weights_key!r} has no effect on classifier {self.classifier!r}, which reads its "
-                "checkpoints by itself. Leave it out, and save the weights that are meant alone."
+                "checkpoints by itself. Leave it out, and save only the weights to load."
             )
         if any(value.is_floating_point() and value.dtype != torch.float32 for value in net.state_dict().values()):
             net = net.float()  # images are float32; half precision loses nothing by it

@@ -68,7 +68,7 @@ def options(name: str, known: Iterable[str], *, example: str) -> tuple[str, dict
 def _number(given: dict[str, str], key: str, default: int) -> int:
     value = given.get(key, str(default))
     if not value.isdecimal() or int(value) < 1:
-        raise InvalidInput(f"option {key} = {value!r} is no whole number above 0.")
+        raise InvalidInput(f"option {key} = {value!r} is not a whole number above 0.")
     return int(value)
 
 

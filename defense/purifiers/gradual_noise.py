@@ -41,10 +41,10 @@ class GradualNoiseConfig(StandardReverseConfig):
         ints = isinstance(depths, tuple | list) and all(type(t) is int for t in depths)
         own = ints and t_star == max(depths or (), default=None)
         if (t_star is not None and not own) or data.get("sigma_eq") is not None:  # its own t_star is in its identity
-            raise InvalidInput("depths takes the place of t_star: gradual-noise has one depth per round.")
+            raise InvalidInput("`depths` replaces t_star: gradual-noise has one t* per round. Remove t_star.")
         if data.get("schedule") is None:
             raise InvalidInput(
-                f"depths are given without `schedule`; write `schedule: {data['denoiser'].schedule}`, which this "
+                f"`depths` is given without `schedule`; write `schedule: {data['denoiser'].schedule}`, which this "
                 "denoiser was trained on."
             )
         return super()._schedule(data)

@@ -81,7 +81,7 @@ class ReverseConfig(PurifierConfig):
         """Turn sigma_eq into t_star, check it, and fill in the number of steps."""
         if (data.get("t_star") is None) == (data.get("sigma_eq") is None):
             raise InvalidInput(
-                f"{cls.model_fields['purifier'].default} takes a depth: either `t_star` with `schedule`, or "
+                f"{cls.model_fields['purifier'].default} takes one noise level: either `t_star` with `schedule`, or "
                 "`sigma_eq`."
             )
         sigma = data.pop("sigma_eq", None)

@@ -115,9 +115,9 @@ class TestDepth:
         ("fields", "message"),
         [
             ({"t_star": 100}, "t_star is given without `schedule`.*Write `schedule: linear-1000`"),
-            ({}, "takes a depth: either `t_star` with `schedule`, or `sigma_eq`"),
-            ({"schedule": "linear-1000"}, "takes a depth"),
-            ({"schedule": "linear-1000", "t_star": 100, "sigma_eq": 0.1}, "takes a depth"),
+            ({}, "takes one noise level: either `t_star` with `schedule`, or `sigma_eq`"),
+            ({"schedule": "linear-1000"}, "takes one noise level"),
+            ({"schedule": "linear-1000", "t_star": 100, "sigma_eq": 0.1}, "takes one noise level"),
             ({"schedule": "cosine-4000", "t_star": 100}, "'cosine-4000' is not the one that.*'linear-1000'"),
             ({"schedule": "linear-100", "t_star": 100}, "did you mean 'linear-1000'"),
             ({"schedule": 1000, "t_star": 100}, "the name of a noise schedule, not 1000"),

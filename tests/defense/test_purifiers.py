@@ -159,7 +159,7 @@ class TestDepth:
 
     def test_others_need_a_depth(self) -> None:
         for kind in (DiffPureConfig, GDMPConfig, OneShotConfig, DensePureConfig):
-            with pytest.raises(InvalidInput, match=f"{kind.model_fields['purifier'].default} takes a depth"):
+            with pytest.raises(InvalidInput, match=f"{kind.model_fields['purifier'].default} takes one noise level"):
                 kind.model_validate({"denoiser": TOY})
 
     def test_langevin_dynamics_take_a_level_for_the_score_and_add_no_forward_noise(self) -> None:
@@ -186,13 +186,13 @@ class TestDepth:
         assert found.depths == (10, 30) and found.t_star == found.steps == 30
         assert found.noise_level == get_schedule("linear-1000").level(30)
         for wrong in ({"t_star": 20}, {"sigma_eq": 0.1}, {"t_star": 30, "sigma_eq": 0.1}):
-            with pytest.raises(InvalidInput, match="depths takes the place of t_star"):
+            with pytest.raises(InvalidInput, match="`depths` replaces t_star"):
                 GradualNoiseConfig.model_validate({**fields, **wrong})
-        with pytest.raises(InvalidInput, match="depths takes the place of t_star"):
+        with pytest.raises(InvalidInput, match="`depths` replaces t_star"):
             GradualNoiseConfig.model_validate({"denoiser": TOY, "schedule": "linear-1000", "t_star": 125})
         # Its identity, which says the t_star that was filled in, is read back.
         assert GradualNoiseConfig.model_validate({**fields, "t_star": 30, "steps": 30}).id == found.id
-        with pytest.raises(InvalidInput, match="depths are given without `schedule`; write `schedule: linear-1000`"):
+        with pytest.raises(InvalidInput, match="`depths` is given without `schedule`; write `schedule: linear-1000`"):
             GradualNoiseConfig.model_validate({"denoiser": TOY, "depths": [10]})
         with pytest.raises(InvalidInput, match="t_star = 1001 is not on schedule"):
             GradualNoiseConfig.model_validate({**fields, "depths": [10, 1001]})

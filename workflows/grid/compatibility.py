@@ -74,7 +74,7 @@ def _check_classes(document: Document, cell: Cell) -> None:
     if len(names) != classifier.architecture.classes:
         raise document.error(
             ("classifiers",),
-            f"classifier {classifier.label()!r} tells {classifier.architecture.classes} classes apart, data set "
+            f"classifier {classifier.label()!r} has {classifier.architecture.classes} classes, data set "
             f"{dataset.label()!r} has {len(names)} ({', '.join(names[:4])}{', ...' * (len(names) > 4)}). {hint}",
         )
     if not known or known == names:

@@ -40,11 +40,11 @@ def published_table(results: Results) -> Table | None:
         "images, difference in points, measured minus published. read: in the paper; inferred: a heading or setting "
         "of it is a conclusion; second-hand: another text quotes it. "
         + (f"{measured} lines were measured. " if measured else "Nothing comparable was measured. ")
-        + "Letters: settings that differ, or that the paper does not state; see below."
+        + "Letters: settings that differ, or that the paper does not state, explained below."
     )
     warning = (
-        "This is a smoke sweep: its data, classifiers and budgets are not the paper's. It tries every part of the "
-        "sweep, and what it measured says nothing about the published figures beside it."
+        "This is a smoke test: its data, classifiers and budgets are not the paper's. It runs every part of the "
+        "sweep, and its figures say nothing about the published figures beside them."
         if found.smoke
         else ""
     )
@@ -54,7 +54,7 @@ def published_table(results: Results) -> Table | None:
     parts += [name for name in ("dataset_measured", "seed") if frame[name].nunique() > 1]
     return Table(
         "published",
-        "Published and measured" + (", of a smoke sweep: not to be compared" if found.smoke else ""),
+        "Published and measured" + (", in a smoke test: not comparable" if found.smoke else ""),
         _columns(letters, parts),
         frame,
         note,
@@ -124,7 +124,7 @@ def _columns(letters: Mapping[str, str], parts: Sequence[str]) -> tuple[Column, 
         Column("seed", "seed", "integer", "The seed of the cell."),
         Column("anomalies", "anomalies", "text", "What is odd in the published table."),
         Column("source", "source", "text", "Where the value was seen."),
-        Column("smoke", "smoke", "text", "Whether the sweep only tries the parts of the paper's."),
+        Column("smoke", "smoke", "text", "Whether the sweep is a smoke test of the paper's sweep."),
         CELL,
     )
     return (*of_paper, *beside, *(column.hidden() for column in hidden))

@@ -132,8 +132,8 @@ class LocalFiles(Files):
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise StoreUnavailable(
-                    f"store {self.uri} lies on a file system without hard links ({error.strerror}), so two writers "
-                    "of one unit could not be told apart; give a --store on another one."
+                    f"store {self.uri} is on a file system without hard links ({error.strerror}), on which two "
+                    "writers of one unit could both win; give a --store on another file system."
                 ) from error
             raise
         finally:
