@@ -24,7 +24,7 @@ __all__ = ["PlannedSweep", "bundled_sweeps", "load_sweep", "open_results", "plan
 
 
 def bundled_sweeps() -> list[str]:
-    """Names of the sweeps that come with puregrid, which every function here takes in place of a file."""
+    """Return the names of the sweeps that come with puregrid, which every function here takes in place of a file."""
     with extras():
         from workflows.assets import bundled
 
@@ -102,7 +102,7 @@ class PlannedSweep:
 
     @property
     def stages(self) -> pd.DataFrame:
-        """One row a distinct stage: id, stage, what it computes, images, units, committed units."""
+        """One row per distinct stage: id, stage, what it computes, images, units, committed units."""
         import pandas as pd
 
         columns = ("id", "stage", "what", "images", "units", "committed")
@@ -183,7 +183,7 @@ def run(
             quiet=quiet,
             log=None if log is None else Path(log),
         )
-        outcome, results, _ = run_sweep(_sweep(sweep), _store(store), options, _silent if quiet else _say)
+        outcome, results, _ = run_sweep(_sweep(sweep), _store(store), options, _silent if quiet else _notify)
         return SweepRun(SweepResults(results), outcome)
 
 
@@ -235,7 +235,7 @@ def _at_least(smallest: int, **numbers: float | None) -> None:
             raise InvalidInput(f"{name} is a number of at least {smallest}, not {value!r}.", where=name)
 
 
-def _say(message: str) -> None:
+def _notify(message: str) -> None:
     print(message, file=sys.stderr)
 
 
