@@ -33,7 +33,7 @@ ONE_CLASS = 10
 def checked_images(
     images: Any, labels: Any, *, name: str, shape: tuple[int, int, int], classes: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Images as float32 and labels as int64, if they are what a data set promises.
+    """Return images as float32 and labels as int64, if they are what a data set promises.
 
     Arguments:
         images: What the data set returned; wanted are floating-point values in [0, 1], shape (N, C, H, W).

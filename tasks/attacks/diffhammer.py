@@ -232,7 +232,7 @@ class _Selective:
 
 
 def _steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """Direction of steepest ascent, of unit norm."""
+    """Return the direction of steepest ascent, of unit norm."""
     if norm == "linf":
         return gradient.sign()
     length = gradient.double().flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)

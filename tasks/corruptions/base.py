@@ -81,5 +81,5 @@ def truncated(x: Pixels) -> npt.NDArray[np.uint8]:
 
 
 def bytes_of(x: Image) -> npt.NDArray[np.uint8]:
-    """The 8-bit image that a corruption was given."""
+    """Return the 8-bit image that a corruption was given."""
     return np.rint(x * 255).astype(np.uint8)

@@ -41,9 +41,9 @@ class Output:
     """What a unit leaves.
 
     Arguments:
-        rows: One row an image.
+        rows: One row per image.
         images: Images, if the stage makes any.
-        notes: What else there is to say of the unit: counts, or texts.
+        notes: Further notes on the unit: counts, or texts.
         missing: Why a measure could not be taken, by the measure's name.
     """
 
@@ -139,7 +139,7 @@ class StageSpec(Spec):
 
 
 def images_to_table(ids: tuple[int, ...], images: Tensor) -> pa.Table:
-    """Images as float32 bytes, with their shape in the schema."""
+    """Return images as float32 bytes, with their shape in the schema."""
     array = np.ascontiguousarray(images.cpu().numpy(), dtype="<f4")
     width = int(np.prod(array.shape[1:]))
     flat = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), width)
@@ -149,7 +149,7 @@ def images_to_table(ids: tuple[int, ...], images: Tensor) -> pa.Table:
 
 
 def images_from_table(table: pa.Table, ids: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """The images of :func:`images_to_table`, shape (N, C, H, W), checked to be those of ``ids``."""
+    """Return the images of :func:`images_to_table`, shape (N, C, H, W), checked to be those of ``ids``."""
     if tuple(table["image_id"].to_pylist()) != ids:
         raise ValueError("the stored images are not those of this chunk")
     shape = tuple(map(int, table.schema.metadata[b"shape"].decode().split(",")))
