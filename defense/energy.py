@@ -167,7 +167,7 @@ class EnergyConfig(Spec):
         return ENERGIES.get(self.energy)
 
     def code(self) -> Code | None:
-        """The code of the architecture where it is not puregrid's; see :class:`Spec`."""
+        """Return the code of the architecture where it is not puregrid's; see :class:`Spec`."""
         return ENERGIES.code_of(self.energy)
 
     @property

@@ -72,7 +72,7 @@ class Moment:
         return self._denoised
 
     def diffused_input(self) -> Tensor:
-        """The purifier's input noised to the level of ``z``, with noise of its own in every step."""
+        """Return the purifier's input noised to the level of ``z``, with noise of its own in every step."""
         z0 = 2 * self.x - 1
         return forward_noise(z0, self.abar, self.omega.normal("guidance", self.key, z0))
 
@@ -93,7 +93,7 @@ class Guidance(nn.Module, ABC):
 
 
 def distance(name: DistanceName, lpips: nn.Module | None = None) -> Distance:
-    r"""A distance of two images, one value for each pair.
+    r"""Return a distance of two images, one value for each pair.
 
     * ``mse``: :math:`\|a-b\|_2^2`, summed over the pixels of an image (not averaged);
     * ``ssim``: 1 - SSIM (Wang et al. 2004) with a Gaussian window of 11 pixels and sigma 1.5, in images below 22
@@ -128,7 +128,7 @@ def _one_minus_ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def logits(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """A guiding classifier's logits on images in [0, 1], never in reduced precision."""
+    """Return a guiding classifier's logits on images in [0, 1], never in reduced precision."""
     return _in_full_precision(net, images)
 
 

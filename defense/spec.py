@@ -1,7 +1,7 @@
 """Typed, frozen specs: how they are written, what they hold, and their content ids.
 
 ``id(spec) = hex(sha256(canonical JSON))[:16]``: keys sorted, no white space, floats in their shortest
-round-trip form. A field declared with ``Field(exclude=True)`` (a path, say) says where something lies, not
+round-trip form. A field declared with ``Field(exclude=True)`` (such as a path) says where something lies, not
 what it is, and stays out of the id. What a part that is not puregrid's does is in its code: its identity holds a
 digest of that, under ``_code`` (:mod:`defense.code`).
 
@@ -49,7 +49,7 @@ CODE = "_code"
 
 
 def digest(text: str | bytes) -> str:
-    """The id of a text: the leading hex digits of its sha256."""
+    """Return the id of a text: the leading hex digits of its sha256."""
     data = text.encode() if isinstance(text, str) else text
     return hashlib.sha256(data).hexdigest()[:ID_LENGTH]
 
@@ -88,7 +88,7 @@ class Spec(BaseModel):
 
     @classmethod
     def class_named(cls, name: str) -> type[Spec]:
-        """The class of the entries of this name; this one, unless there is a registry of classes.
+        """Return the class of the entries of this name; this one, unless there is a registry of classes.
 
         Raises:
             InvalidInput: There is none.
@@ -119,7 +119,7 @@ class Spec(BaseModel):
 
     @classmethod
     def entry_class(cls, entry: Mapping[str, Any]) -> type[Spec]:
-        """The class of an entry.
+        """Return the class of an entry.
 
         Raises:
             InvalidInput: It names none, or none of this kind.
@@ -144,7 +144,7 @@ class Spec(BaseModel):
     def from_entry(
         cls, entry: Any, reading: Reading | None = None, *, handed: Mapping[str, Any] | None = None
     ) -> Self:
-        """The config of an entry.
+        """Return the config of an entry.
 
         Arguments:
             entry: A name, a mapping or a config.
@@ -159,8 +159,8 @@ class Spec(BaseModel):
             entry = cls.from_name(entry, reading)
         if isinstance(entry, dict):
             kind = cls.entry_class(entry)
-            own = {*entry, *(kind.spellings[name].field for name in entry if name in kind.spellings)}
-            taken = {k: v for k, v in (handed or {}).items() if k in kind.model_fields and k not in own}
+            stated = {*entry, *(kind.spellings[name].field for name in entry if name in kind.spellings)}
+            taken = {k: v for k, v in (handed or {}).items() if k in kind.model_fields and k not in stated}
             try:
                 entry = kind.from_fields({**taken, **entry}, reading)
             except InvalidInput as error:
@@ -245,7 +245,7 @@ class Spec(BaseModel):
     def _explained(
         cls, error: ValidationError, data: Mapping[str, Any], written: Mapping[str, str], beside: tuple[str, ...]
     ) -> InvalidInput:
-        """The first mistake of pydantic's list, in our words."""
+        """Return the first mistake of pydantic's list, in our words."""
         mistakes = error.errors()
         first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
         message = first["msg"].removeprefix("Value error, ")
@@ -257,12 +257,12 @@ class Spec(BaseModel):
         description = cls.model_fields[name].description if name in cls.model_fields else None
         if first["type"] == "missing":
             return InvalidInput(f"field {name!r} is missing. {description or ''}".strip())
-        given = first["input"]
+        value = first["input"]
         if name in written:
-            name, given = written[name], data[written[name]]
+            name, value = written[name], data[written[name]]
             description = f"It is {cls.spellings[name].unit}."
         return InvalidInput(
-            f"{name} = {given!r} ({type(given).__name__}): {message}. {description or ''}".strip(), keys=(name,)
+            f"{name} = {value!r} ({type(value).__name__}): {message}. {description or ''}".strip(), keys=(name,)
         )
 
     @classmethod
@@ -297,7 +297,7 @@ class Spec(BaseModel):
 
     @classmethod
     def _handed_down(cls, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that specs inside ``name`` take over."""
+        """Return the fields that specs inside ``name`` take over."""
         names = cls.hands_down.get(name, ())
         for missing in names:
             if missing not in fields and cls.model_fields[missing].is_required():
@@ -339,7 +339,7 @@ class Spec(BaseModel):
         }
 
     def code(self) -> Code | None:
-        """The code of this spec where it is not puregrid's; None otherwise.
+        """Return the code of this spec where it is not puregrid's; None otherwise.
 
         Raises:
             InvalidInput: Its source cannot be read.
@@ -348,7 +348,7 @@ class Spec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _with_code(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All fields, and the code of a spec that is not puregrid's."""
+        """Return all fields, and the code of a spec that is not puregrid's."""
         fields: dict[str, Any] = handler(self)
         code = self.code()
         return fields if code is None else {**fields, CODE: code.identity()}
@@ -362,7 +362,7 @@ class Spec(BaseModel):
         return json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     def parameter(self, name: str) -> Any:
-        """The value of a field, or None where this kind of spec has no such field."""
+        """Return the value of a field, or None where this kind of spec has no such field."""
         return getattr(self, name) if name in type(self).model_fields else None
 
     def parts(self) -> Iterator[tuple[str, Spec]]:

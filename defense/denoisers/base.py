@@ -43,7 +43,7 @@ class Denoiser(nn.Module, ABC):
         """
 
     def with_variance(self, z: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
-        r"""Predicted noise, and the network's variance output if it has one.
+        r"""Return the predicted noise, and the network's variance output if it has one.
 
         Arguments:
             z: See :meth:`forward`.
@@ -73,7 +73,7 @@ class DenoiserConfig(Spec, ABC):
 
     @classmethod
     def from_name(cls, name: str, reading: Reading) -> DenoiserConfig:
-        """A denoiser that the section ``denoisers`` has given a name; a bare format would be no network."""
+        """Return a denoiser that the section ``denoisers`` has given a name; a bare format would be no network."""
         named = reading.names.get("denoisers", {})
         if name not in named:
             nobody = "there is no section `denoisers`, which gives each denoiser a name."

@@ -42,7 +42,7 @@ def edm_noise_label(abar: float) -> float:
 
 
 def network_input(prediction: Prediction, z: Tensor, abar: float) -> Tensor:
-    """The image that the network sees: ``z``, or for ``edm`` c_in z / sqrt(abar).
+    """Return the image that the network sees: ``z``, or for ``edm`` c_in z / sqrt(abar).
 
     Arguments:
         prediction: What the network predicts.
@@ -55,7 +55,7 @@ def network_input(prediction: Prediction, z: Tensor, abar: float) -> Tensor:
 
 
 def implied_eps(prediction: Prediction, output: Tensor, z: Tensor, abar: float) -> Tensor:
-    """The noise that the network's output implies.
+    """Return the noise that the network's output implies.
 
     Arguments:
         prediction: What the network predicts.

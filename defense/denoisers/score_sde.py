@@ -60,7 +60,7 @@ class ScoreSDEConfig(WeightsFileConfig):
         prediction: What the network predicts.
         weights: A training checkpoint with ``model`` and ``ema``, or a plain state dict, or one of EDM.
         sha256: sha256 of the file, at least its first 8 hex digits; filled in from the file.
-        ema: Of a training checkpoint, take the averaged weights.
+        ema: Take the averaged weights of a training checkpoint.
         image_size: Height and width of images.
         channels: Channels of images.
         nf: Width of the first level, a multiple of 4.

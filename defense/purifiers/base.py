@@ -57,11 +57,11 @@ class IterativePurifier(Purifier):
 
     @abstractmethod
     def start(self, x: Tensor, omega: Omega) -> Tensor:
-        """The state before step 0, shape (B, ...)."""
+        """Return the state before step 0, shape (B, ...)."""
 
     @abstractmethod
     def step(self, i: int, z: Tensor, x: Tensor, omega: Omega, *, guidance_path: bool = True) -> Tensor:
-        """The state after step ``i``.
+        """Return the state after step ``i``.
 
         Arguments:
             i: Step, 0 to ``length - 1``.
@@ -81,7 +81,7 @@ class IterativePurifier(Purifier):
         return None
 
     def diffused(self, i: int, origin: Tensor | None, x: Tensor, omega: Omega) -> Tensor:
-        """The state of the forward process at the level of state ``i``, shape (B, ...).
+        """Return the state of the forward process at the level of state ``i``, shape (B, ...).
 
         Arguments:
             i: State, 1 to ``length``.
@@ -93,7 +93,7 @@ class IterativePurifier(Purifier):
 
     @abstractmethod
     def finish(self, z: Tensor, x: Tensor, omega: Omega) -> Tensor:
-        """Images from the last state, shape (B, C, H, W)."""
+        """Return images from the last state, shape (B, C, H, W)."""
 
     def forward(self, x: Tensor, omega: Omega) -> Tensor:
         """Run the chain; plain autograd keeps the graph of all steps."""

@@ -110,7 +110,7 @@ class GDMPConfig(StandardReverseConfig):
 
     def label(self) -> str:
         """``gdmp t*=36 x4``."""
-        return f"gdmp {self.depth_label()} x{self.rounds}"
+        return f"gdmp {self.t_star_label()} x{self.rounds}"
 
     def build(self, models: Models | None = None) -> Diffusion:
         """Load the denoiser."""
