@@ -30,7 +30,7 @@ class SpecContract(ABC):
 
     @abstractmethod
     def config(self) -> Any:
-        """The config under test, resolved."""
+        """Return the config under test, resolved."""
 
     def test_spec_survives_reading_its_own_identity(self) -> None:
         """What the id is made of says all that a sweep file needs to say; where files lie is apart."""
