@@ -6,7 +6,8 @@ Three pairs are compared, each by the measures of :mod:`tasks.quality`:
 * ``output``: the clean image with what the defence made of it: what is left of the perturbation and what is lost;
 * ``change``: what the defence was given with what it made of that.
 
-Outputs are cut to [0, 1] first, as saving them would. The purified images of the first draw are stored, which is also judged.
+Outputs are cut to [0, 1] first, as saving them would. The purified images of the first draw are stored: that draw is
+judged too.
 """
 
 from __future__ import annotations
