@@ -196,7 +196,7 @@ def test_certificates_envelope_corruptions_gains_quality_and_cost_are_those_of_j
     assert combined == [interval(row, "lowest") for row in full.json["combined"]] and len(combined) == 3
 
 
-def test_a_curve_over_the_depth_joins_what_differs_in_depth_alone() -> None:
+def test_a_curve_over_t_star_joins_what_differs_in_t_star_alone() -> None:
     denoiser = DiffusersConfig(schedule="linear-1000", path=str(ASSETS / "digits-ddpm")).resolved(Path())
 
     def family(*settings: tuple[int, int | None, int]) -> list[int]:
