@@ -128,7 +128,7 @@ class Analysis:
     def _published(self) -> Table | None:
         return published_table(self.results)
 
-    # What is said of them
+    # Findings and sentences
 
     @cached_property
     def findings(self) -> list[Finding]:

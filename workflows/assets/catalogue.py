@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "catalogue", "kinds"]
 
-# What each kind is made of is imported where it is asked for: a list of sweeps needs no torch.
+# Each kind imports what it needs on first use: a list of sweeps needs no torch.
 
 
 def catalogue(kind: str) -> list[dict[str, Any]]:

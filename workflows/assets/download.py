@@ -50,7 +50,7 @@ class RemoteFile:
         if self.size is not None and path.stat().st_size != self.size:
             return False
         with path.open("rb") as file:
-            # md5 is what the archives publish; it tells damage, which is what is asked here.
+            # The archives publish md5; it detects damage, which suffices here.
             digest = hashlib.file_digest(file, lambda: hashlib.new(self.algorithm, usedforsecurity=False))
         return digest.hexdigest().startswith(self.digest)
 
@@ -104,7 +104,7 @@ def _receive(remote: RemoteFile, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - the scheme was checked
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is left to send: the hash will tell whether it is whole
+        if error.code == 416 and have:  # nothing is left to send: the hash decides whether it is whole
             return
         raise
     with response:

@@ -50,7 +50,7 @@ def cluster(workers: int, address: str | None) -> Iterator[None]:
     lost = False
     try:
         yield
-    except _HeadLost:  # Ray would wait for it, and end this process before the error is told
+    except _HeadLost:  # Ray would wait for it, and end this process before the error is reported
         lost = True
         raise
     finally:

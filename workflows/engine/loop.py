@@ -45,7 +45,7 @@ _OVERDUE_TIMES, _OVERDUE_SECONDS, _OVERDUE_UNKNOWN = 2.0, 2.0, 60.0
 """A unit is overdue after so many times the usual time plus so many seconds; of an unknown kind, after a minute."""
 
 _SILENT_SECONDS = 10.0
-"""How often the commits of overdue units are looked at. Found there twice, their worker will not answer any more."""
+"""Seconds between looks at the commits of overdue units; a worker whose units are there twice is taken as silent."""
 
 _LISTING_SECONDS = 5.0
 """Age up to which a listing of a stage's commits is believed while another driver works on the same store."""
@@ -147,7 +147,7 @@ def run_plan(
         store: Where commits of other drivers are looked for; without it they are found when a worker gets there.
         on_event: Called for each finished or failed attempt, with the failure if the unit is quarantined.
         on_tick: Called twice a second with the units that need no work any more and the seconds that are left, None
-            as long as they cannot be told.
+            as long as they are unknown.
         pace: What is known of how long units take.
 
     Raises:
@@ -304,7 +304,7 @@ class _Run:
             self._submit(worker, units, reserved=self.scheduler.suspect(units[0]), copy=not flight.waits)
 
     def give_up_silent(self) -> None:
-        """Replace workers whose units are committed but who never say so: a cut of the link has taken the answer.
+        """Replace workers whose units are committed but whose answer was lost with the link.
 
         Where the link comes back before the node counts as dead, Ray notices after five minutes only.
         """

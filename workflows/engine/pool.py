@@ -36,7 +36,7 @@ BATCH_SECONDS = 0.5
 
 _START_ATTEMPTS = 3
 _LOOK_SECONDS = 2.0
-"""How often the pool looks which nodes there are."""
+"""Seconds between two looks at the nodes."""
 
 
 @dataclass
@@ -166,7 +166,7 @@ class Pool:
         yield from sorted(free, key=lambda worker: len(worker.queue))
 
     def flights(self) -> list[Flight]:
-        """What workers hold, batch by batch."""
+        """Return the batches that workers hold."""
         now = time.monotonic()
         return [
             Flight(batch.units, place > 0, now - worker.since, worker.node, batch.reference)

@@ -1,4 +1,4 @@
-"""What a worker process does: read a unit's inputs, compute, commit, and return a receipt.
+"""The worker process: read a unit's inputs, compute, commit, and return a receipt.
 
 Data never travels through Ray: a worker reads its inputs from the store and writes its rows there.
 """
@@ -31,7 +31,7 @@ __all__ = ["Receipt", "Trouble", "UnitWorker", "one_line"]
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the driver learns of a finished unit.
+    """The report on a finished unit.
 
     Arguments:
         images: Images of the chunk.
@@ -50,7 +50,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What the driver learns of a unit that raised.
+    """The report on a unit that raised.
 
     Arguments:
         error: The cause, one line.

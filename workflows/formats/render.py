@@ -45,8 +45,8 @@ def render_tables(
         how: The format. ``csv`` is the first table alone, unrounded; if they are a whole analysis, that of
             robustness.
         title: What the tables are of, before their headings.
-        findings: The auditor's findings; None if there was no audit, which ``json`` and ``csv`` tell from an audit
-            that found nothing.
+        findings: The auditor's findings; None if there was no audit, which ``json`` and ``csv`` distinguish from an
+            audit without findings.
         whole: Whether these are all tables of an analysis. The findings are then listed, and ``json`` has an empty
             list for the tables that every sweep could have.
     """

@@ -323,6 +323,6 @@ class Builder:
             return value
         try:
             kind = base.entry_class(value)
-        except InvalidInput:  # it need not say which class
+        except InvalidInput:  # it need not name a class
             kind = base
         return located(self.document, keys, partial(kind.spelled, value))

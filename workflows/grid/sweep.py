@@ -146,7 +146,7 @@ class Sweep:
 
     @cached_property
     def labels(self) -> dict[str, dict[str, str]]:
-        """What tables call the parts of each cell, by cell id; two different parts never have one name.
+        """The names of the parts of each cell in tables, by cell id; two different parts never have one name.
 
         Where short labels coincide, the fields in which the parts differ are added.
         """

@@ -44,7 +44,7 @@ class RunRecord(Record):
         state: ``running``, ``finished``, ``failed`` or ``stopped``; ``silent`` of one whose driver is gone.
         alive: Workers that are there.
         done: Units that are no longer missing.
-        left_seconds: Seconds until the end, if that can be told.
+        left_seconds: Seconds until the end, if known.
         ended: When, in UTC; None as long as it goes on.
         workers_at_most: The largest number of workers that were there at once; None as long as it goes on.
         accounts: What its workers did.
@@ -116,7 +116,7 @@ class RunRecorder:
         Arguments:
             workers: Workers that are there.
             done: Units that are no longer missing.
-            left_seconds: Seconds until the end, if that can be told.
+            left_seconds: Seconds until the end, if known.
         """
         if time.monotonic() - self._written > _SECONDS:
             self._write("running", alive=workers, done=done, left_seconds=left_seconds)

@@ -45,7 +45,7 @@ class Cost:
     Arguments:
         units: How many were measured.
         rate: Seconds per image and network evaluation, without loading.
-        spread: Standard deviation of the rates of those units; None of one unit.
+        spread: Standard deviation of the rates of those units; None for one unit.
         loading: Seconds that the first unit of a process takes longer: loading the models, and warming up.
         first: Whether nothing but first units of processes was measured, so that the rate holds their warming up.
     """
@@ -93,7 +93,7 @@ def _sample(done: list[int]) -> list[int]:
 
 
 def _cost(samples: list[tuple[float, float, float]]) -> Cost:
-    """From seconds, evaluations and loading seconds of units."""
+    """Return the cost from seconds, evaluations and loading seconds of units."""
     later = [seconds / work for seconds, work, loading in samples if loading <= _FIRST * seconds]
     rates = later or [seconds / work for seconds, work, _ in samples]
     rate = fmean(rates)
@@ -140,7 +140,7 @@ def _per_image(stage: PlannedStage) -> float:
 
 
 class Pace:
-    """What units have taken in this run, with reading, writing and loading, as the driver saw it.
+    """The time of units in this run, with reading, writing and loading, as the driver saw it.
 
     Arguments:
         committed: The units of the plan that need no work.

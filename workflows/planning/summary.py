@@ -29,7 +29,7 @@ class StageSummary(Record):
         committed: How many of them are committed.
         inputs: Ids of the stages that it reads.
         seconds: Compute of the units that are missing; None if their cost is unknown.
-        seconds_half_interval: Half the width of its 95 % interval; None of fewer than three measured units.
+        seconds_half_interval: Half the width of its 95 % interval; None for fewer than three measured units.
     """
 
     id: str

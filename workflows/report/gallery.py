@@ -28,7 +28,7 @@ __all__ = ["Gallery", "Group", "Picture", "amplified", "gallery", "png", "uris"]
 Pixels = npt.NDArray[np.float32]
 
 IMAGES, GROUPS, BYTES = 4, 8, 1_500_000
-"""So many images of a group, and unless more are asked for so many groups, and bytes of PNG in all."""
+"""Images per group and, unless more are requested, groups and bytes of PNG in all."""
 
 LARGEST = 112
 """Images with more pixels along an edge are made smaller by a whole factor."""

@@ -78,7 +78,7 @@ def report(analysis: Analysis, *, command: str, images: int | None = None) -> st
     }
     template = environment.get_template("report.html")
 
-    # They are below their table, too; at the head nobody passes them by.
+    # They are below their table, too; at the head they are not overlooked.
     caveats = [remark for table in analysis.tables if table.name == "robustness" for remark in table.remarks]
     warnings = [*analysis.warnings, *caveats]
 

@@ -34,7 +34,7 @@ _THREADS = 8  # of reading: a bucket answers many requests at once
 
 @dataclass(frozen=True)
 class Compacted:
-    """What :func:`compact` made.
+    """The result of :func:`compact`.
 
     Arguments:
         folder: Path or URI of the data set.

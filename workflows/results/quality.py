@@ -24,7 +24,7 @@ def quality_frame(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Arguments:
         frame: Columns ``psnr``, ``ssim`` and ``lpips``, a row for each pair of images; NaN throughout a group where a
             measure could not be taken.
-        by: Columns that tell groups apart: the defence, the attack or corruption, and which images were compared.
+        by: Columns that distinguish groups: the defence, the attack or corruption, and which images were compared.
 
     Returns:
         A line for each group in order of appearance: the columns ``by``, ``images``, ``identical``, and of every

@@ -195,7 +195,8 @@ class FsspecFiles(Files):
 
     ``create`` asks for an exclusive write (S3: ``If-None-Match: *``). Whether the storage honours that is found out
     once, since servers that do not know the header ignore it. Where it does not, a look comes first, and of two
-    writers in that instant both may be told that they won: see ``docs/invariants/commit.md`` for why no row is wrong.
+    writers in that instant both may get the answer that they won: ``docs/invariants/commit.md`` explains why no row
+    is wrong.
     """
 
     def __init__(self, uri: str) -> None:
@@ -317,7 +318,7 @@ class FsspecFiles(Files):
 
 
 def _precondition_failed(error: OSError) -> bool:
-    """Return whether S3 said 412; s3fs makes ``FileExistsError`` of it only if the answer names the condition."""
+    """Return whether S3 answered 412; s3fs makes ``FileExistsError`` of it only if the answer names the condition."""
     response = getattr(error.__cause__, "response", None) or {}
     return response.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
 

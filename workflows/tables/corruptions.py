@@ -75,7 +75,7 @@ def corruptions_table(frame: pd.DataFrame, cells: Mapping[tuple[object, ...], Se
 
 
 def corruption_gains_table(frame: pd.DataFrame) -> Table | None:
-    """What defences gain over none; None where there is nothing to compare.
+    """Return the gains of defences over none; None without anything to compare.
 
     Arguments:
         frame: From :func:`workflows.results.corruptions.gain_frame`.

@@ -30,7 +30,7 @@ def valid_alias(alias: str) -> str:
     """Return the alias if it is valid.
 
     Raises:
-        InvalidInput: It cannot be told from a run id, or MLflow takes no such tag.
+        InvalidInput: It looks like a run id, or MLflow takes no such tag.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", alias) or _is_run(alias):
         raise InvalidInput(

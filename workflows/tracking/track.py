@@ -306,7 +306,7 @@ class _Log:
             source_type="puregrid",
             source=json.dumps(config.identity()),
         )
-        # MLflow keeps one entity per name and digest: which images of it a run used is said with the run's input.
+        # MLflow keeps one entity per name and digest: the images that a run used are given with the run's input.
         tags = {"mlflow.data.context": "evaluation", "image_ids_digest": images, "images": str(cell.images.count)}
         self._client.log_inputs(run, [DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])])
 

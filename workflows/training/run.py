@@ -118,7 +118,7 @@ def _settings(config: Training) -> torch.device:
     """Deterministic settings, and the device.
 
     Raises:
-        InvalidInput: CUDA is asked for and there is none.
+        InvalidInput: CUDA is requested and not available.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InvalidInput("device: cuda is asked for, but torch finds no CUDA device here; use `auto` or `cpu`.")

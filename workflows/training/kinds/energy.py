@@ -140,7 +140,7 @@ class EnergyObjective(Objective):
         return loss
 
     def _samples(self, net: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
-        """As many samples as there are images in ``x``: chains chosen at random, moved, and put back."""
+        """Return one sample per image in ``x``: chains chosen at random, moved, and put back."""
         config = self.config
         if self.chains is None:
             self.chains = self._fresh(config.chains, generator)

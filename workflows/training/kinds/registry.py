@@ -19,7 +19,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "denoiser": ("workflows.training.kinds.denoiser", "DenoiserTraining", "DenoiserObjective"),
     "energy": ("workflows.training.kinds.energy", "EnergyTraining", "EnergyObjective"),
 }
-"""``train:`` in the YAML, to module, config class, objective class; imported when asked for."""
+"""``train:`` in the YAML, to module, config class, objective class; imported on first use."""
 
 
 def kind(name: object) -> tuple[type[Training], type[Objective]]:
