@@ -1,4 +1,4 @@
-r"""What a sweep file says of a certificate: the noise, how many samples, with which error, by which rule.
+r"""The config of a certificate: the noise, the number of samples, the error, the rule.
 
 How the smoothed classifier is made of a defence is its *base*:
 
@@ -85,7 +85,7 @@ class CertificateConfig(Spec):
         return ceiling(self.n, self.alpha, self.sigma)
 
     def base_of(self, purifier: PurifierConfig) -> tuple[Base, PurifierConfig]:
-        """What the smoothed classifier is made of.
+        """Return the base of the smoothed classifier.
 
         Arguments:
             purifier: The defence's.

@@ -34,7 +34,7 @@ _SHAPE = (32, 32, 3)
 
 @dataclass(frozen=True)
 class Release:
-    """What was published.
+    """A published release.
 
     Arguments:
         name: As data sets are named.
@@ -129,7 +129,7 @@ RELEASES: Mapping[str, Release] = MappingProxyType({each.name: each for each in 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a ``.npy`` file lies: a stretch of another file or all of it."""
+    """The place of a ``.npy`` file: all of a file, or a stretch of one."""
 
     path: str
     start: int

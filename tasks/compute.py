@@ -1,4 +1,4 @@
-"""What a unit computes with: loaded models, data sets, the device, and batches that fit its memory."""
+"""The context of a unit: loaded models, data sets, the device, and batches that fit its memory."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class ImageSet:
 
 
 class DatasetConfig(Spec, ABC):
-    """What a sweep file says of a data set. Its digest is filled in from the content.
+    """The config of a data set. Its digest is filled in from the content.
 
     Arguments:
         dataset: Its name.
@@ -203,7 +203,7 @@ def _digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
 
 
 class _CifarConfig(DatasetConfig):
-    """What CIFAR-10 and CIFAR-100 share: torchvision's layout under a data root, md5s checked by torchvision.
+    """The common part of CIFAR-10 and CIFAR-100: torchvision's layout under a data root, md5s checked by torchvision.
 
     Arguments:
         root: Data root; by default the environment variable ``PUREGRID_DATA``.

@@ -1,4 +1,4 @@
-"""What a data set hands over, looked at once, where images enter and before anything is computed.
+"""Check the images of a data set once, where they enter and before anything is computed.
 
 A wrong range, a shifted label or a repeated image raises nothing later: it is a wrong number. So every data set,
 those of plugins too, passes through :func:`checked_images` whenever it is loaded, on the driver and on every worker,

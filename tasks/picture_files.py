@@ -1,6 +1,6 @@
 """Pictures in folders: which files are used, which are named as left out, and how one is decoded.
 
-Names that begin with a dot are hidden and ignored. Every other file is used, refused by name, or told of: nothing is
+Names that begin with a dot are hidden and ignored. Every other file is used, refused by name, or reported: nothing is
 left out without a word.
 """
 

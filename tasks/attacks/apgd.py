@@ -171,7 +171,7 @@ class APGDConfig(AttackConfig):
             at = sparse_ascend(target, region, region.project(at), loss, steps, seen_by, goes_on=len(balls) > 1)
 
     def _losses(self, target: Target, x: Tensor) -> list[Callable[[Tensor], PointLoss]]:
-        """What is maximised of the images at some positions: one loss, or one for each rank of the target class."""
+        """Return the losses to maximise, of images at some positions: one, or one per rank of the target class."""
         if self.loss != "dlr-targeted":
             name = self.loss
             return [lambda left: point_loss(name)]

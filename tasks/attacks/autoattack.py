@@ -136,7 +136,7 @@ class AutoAttackConfig(AttackConfig):
 
     @property
     def evaluations(self) -> int:
-        """What an image costs that nothing breaks, in a batch of such, with 10 classes: no image costs more."""
+        """Return the cost of an unbroken image in a batch of such, with 10 classes: no image costs more."""
         sparse = self.norm == "l1" and self.version == "standard"
         restarts = 5 if sparse else {"standard": 1, "rand": 1}.get(self.version, 5)
         eot = 20 if self.version == "rand" else 1

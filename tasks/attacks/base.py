@@ -66,7 +66,7 @@ class AttackResult:
 
 
 class AttackConfig(Spec, ABC):
-    """What a sweep file says of an attack: its name under ``attack``, its budget, its threat model, its parameters.
+    """The config of an attack: its name under ``attack``, its budget, its threat model, its parameters.
 
     Arguments:
         norm: ``linf``, ``l2`` or, where the attack has it, ``l1``.
@@ -192,7 +192,7 @@ class AttackConfig(Spec, ABC):
         return " ".join(words)
 
     def method(self) -> str:
-        """Name of the method and its norm, with what tells two settings of it apart."""
+        """Name of the method and its norm, with the parameters that distinguish two settings."""
         return f"{self.attack} {self.norm}"
 
     @property
@@ -271,7 +271,7 @@ class Region:
     def _inwards(self, delta: Tensor) -> Tensor:
         """Return the image of a float64 perturbation, every pixel rounded to float32 towards the centre.
 
-        Where all pixels are alike their roundings would not cancel.
+        Where all pixels are equal, their roundings would not cancel.
         """
         moved = (self._centre + delta).float()
         return _nearer(moved, self.x, (moved.double() - self._centre).abs() > delta.abs())

@@ -45,7 +45,7 @@ class Evaluation:
     Arguments:
         loss: Loss over the draws, shape (B,).
         logits: Logits of each draw, shape (B, K, classes).
-        gradient: Gradient of the loss, shape of the images; None if it was not asked for.
+        gradient: Gradient of the loss, shape of the images; None if it was not requested.
     """
 
     loss: Tensor
@@ -282,10 +282,10 @@ class Target:
         if self.attacked in ("mean-logits", "mean-loss"):
             return logits.mean(1)
         sharp = SHARPNESS * logits if self.attacked == "vote" else logits
-        return torch.log_softmax(sharp, 2).logsumexp(1)  # log K shifts all logits alike
+        return torch.log_softmax(sharp, 2).logsumexp(1)  # log K shifts all logits equally
 
     def over_draws(self, logits: Tensor, loss: PointLoss) -> Tensor:
-        """What ``attacked`` makes of the draws' logits, shape (B, K, classes) to (B,)."""
+        """Return the loss that ``attacked`` makes of the draws' logits, shape (B, K, classes) to (B,)."""
         if self.attacked != "mean-loss":
             return loss(self.together(logits), self.labels)
         draws = logits.shape[1]

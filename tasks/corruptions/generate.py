@@ -1,8 +1,8 @@
 """Corrupting the images of any data set, each with random numbers of its own.
 
 A random number is a function of (spec id, seed, role, corruption; image id, draw, severity), so that an image is
-corrupted alike in any batch and on any worker. The published arrays were drawn without a seed: what is generated here
-follows their definition and never equals them, and says so by its origin.
+corrupted the same in any batch and on any worker. The published arrays were drawn without a seed: generated images
+follow their definition and never equal them, which their origin records.
 
 Constants are for 32 x 32 pixels: lengths stay what they are in pixels, except those of the elastic transform, which
 are shares of the side. On 8 x 8 digits noise is the same, a blur wide, snow coarse, the zoom of severity 1 smaller

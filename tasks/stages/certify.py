@@ -82,7 +82,7 @@ class Smoothed(Spec):
 
     @property
     def components(self) -> Components:
-        """What its answers are made of."""
+        """See :class:`StageSpec`."""
         return Components(self.classifier, self.purifier)
 
     @property
@@ -333,7 +333,7 @@ class CertifyStage(StageSpec):
         return last
 
     def label(self) -> str:
-        """What is certified."""
+        """Return what is certified."""
         return f"{self.smoothed.label()}, {self.certificate.label()}"
 
     def model_key(self) -> str:

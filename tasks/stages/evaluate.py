@@ -54,7 +54,7 @@ class EvaluateStage(StageSpec):
         return None if self.source is None else self.source.threat
 
     def label(self) -> str:
-        """What is judged, on which images."""
+        """Return what is judged, on which images."""
         images = (
             f"{self.dataset.label()}, {self.classifier.label()}, clean"
             if self.source is None

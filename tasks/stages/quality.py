@@ -80,7 +80,7 @@ class QualityStage(StageSpec):
         return None if self.source is None else self.source.threat
 
     def label(self) -> str:
-        """What is measured, on which images."""
+        """Return what is measured, on which images."""
         images = f"{self.dataset.label()}, clean" if self.source is None else self.source.label()
         return f"image quality of {images}, behind {self.purifier.label()}"
 
