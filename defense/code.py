@@ -54,7 +54,7 @@ class Code(NamedTuple):
     modules: tuple[str, ...]
 
     def identity(self) -> dict[str, str]:
-        """What goes into the id; empty parts are left out."""
+        """Return what goes into the id; empty parts are left out."""
         parts = {"digest": self.digest, "distribution": self.distribution, "version": self.version}
         return {name: value for name, value in parts.items() if value}
 
@@ -82,7 +82,7 @@ def code_of_class(kind: type) -> Code | None:
     """Return the code of a class; None of puregrid's own.
 
     Raises:
-        InvalidInput: Its source cannot be read, so that nobody could tell when it changes.
+        InvalidInput: Its source cannot be read, so that a change would go unnoticed.
     """
     raised = getattr(kind, "version", None)
     by_hand = str(raised) if isinstance(raised, str | int | float) else ""

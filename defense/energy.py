@@ -144,7 +144,7 @@ ENERGIES: Registry[EnergyArchitecture] = Registry("energy", "puregrid.energies",
 
 
 class EnergyConfig(Spec):
-    """What a sweep file says of an energy network.
+    """The config of an energy network.
 
     Arguments:
         energy: Name of an architecture.

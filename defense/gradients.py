@@ -174,7 +174,7 @@ def purify_and_deviate(
 
 
 def _compared(purifier: Purifier, every: int) -> int:
-    """How many states are compared with the forward process."""
+    """Return how many states are compared with the forward process."""
     if isinstance(purifier, Sequence):
         return sum(_compared(stage, every) for stage in purifier.stages if isinstance(stage, Purifier))
     return len(_Deviation(purifier, every).origin) if isinstance(purifier, IterativePurifier) else 0
@@ -350,7 +350,7 @@ def _autocast_state(device: str) -> Any:
 
 def _assert_same(rebuilt: Tensor, stored: Tensor, where: str) -> None:
     if torch.equal(rebuilt, stored) or torch.allclose(rebuilt, stored, rtol=0, atol=0, equal_nan=True):
-        return  # a state that is NaN is told by its gradient, which is NaN
+        return  # a NaN state shows in its gradient, which is NaN
     difference = float((rebuilt.detach() - stored).abs().max())
     raise IrreproducibleState(
         f"the state {where} was rebuilt with a difference of up to {difference:.3g}: the gradient would be that of "

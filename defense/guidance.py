@@ -6,7 +6,7 @@ r"""Guidance of a reverse process: a potential whose gradient shifts the mean of
 samplers than the ancestral one :math:`\Sigma_t` is the sampler's ``gain``.) The gradient is taken at :math:`z_t`.
 
 **Per sample.** A potential has one value for each image and no reduction runs over the batch: an image is guided
-alike whatever else is in its batch. Published code that averages over the batch divides the guidance by the batch
+the same whatever else is in its batch. Published code that averages over the batch divides the guidance by the batch
 size; where that is reproduced, the batch size is a declared constant (``gdmp``).
 
 **What it depends on.** A potential may look at the purifier's input ``x``, as the target of a distance or through a
@@ -38,7 +38,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class Moment:
-    """What a potential is evaluated on: one step of the reverse process.
+    """One step of the reverse process, on which a potential is evaluated.
 
     Arguments:
         z: State, shape (B, C, H, W), diffusion units; the gradient is taken with respect to it.

@@ -48,7 +48,7 @@ class LpipsDistance(nn.Module):
 
 
 class LpipsConfig(Spec):
-    """Where the backbone's weights are.
+    """The config of LPIPS: the backbone's weights.
 
     Arguments:
         net: ``alex`` (what the paper's authors recommend for measuring) or ``vgg``.

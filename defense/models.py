@@ -1,4 +1,4 @@
-"""Where a purifier gets its networks."""
+"""The networks of a purifier."""
 
 from __future__ import annotations
 

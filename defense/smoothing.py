@@ -211,7 +211,7 @@ class Purified(_Voting):
 def sample_counts(
     base: BaseClassifier, x: Tensor, sigma: float, omega: Omega, first: int, count: int, batch: int, classes: int
 ) -> npt.NDArray[np.int64]:
-    """How often each class is the answer among samples ``first`` to ``first + count - 1`` of each image.
+    """Count how often each class is the answer among samples ``first`` to ``first + count - 1`` of each image.
 
     Whole batches are computed, and samples outside the range dropped: ranges that begin and end at multiples of
     ``batch`` waste nothing.
@@ -265,7 +265,7 @@ def sample_counts(
 def smoothing_counts(
     base: BaseClassifier, x: Tensor, sigma: float, omega: Omega, first: int, count: int, batch: int, classes: int
 ) -> list[Counts]:
-    """As :func:`sample_counts`, one :class:`~defense.certify.Counts` an image, which know their samples."""
+    """Return :func:`sample_counts` as one :class:`~defense.certify.Counts` per image, which know their samples."""
     counts = sample_counts(base, x, sigma, omega, first, count, batch, classes)
     role = SELECT if omega.role == SELECT else ESTIMATE
     return [Counts.of(i, role, row, first) for i, row in zip(omega.image_ids, counts, strict=True)]

@@ -97,7 +97,7 @@ class Spec(BaseModel):
 
     @classmethod
     def from_name(cls, name: str, reading: Reading) -> Any:
-        """What a bare name stands for: an entry, or a config.
+        """Return what a bare name stands for: an entry, or a config.
 
         Raises:
             InvalidInput: Nothing.
@@ -108,7 +108,7 @@ class Spec(BaseModel):
 
     @classmethod
     def inner_entry(cls, field: str, entry: Any, fields: Mapping[str, Any]) -> Any:
-        """What an entry inside this one stands for, where a class has short forms of its own (a ladder's rungs).
+        """Return what an inner entry stands for, where a class has its own short forms (a ladder's rungs).
 
         Arguments:
             field: The field that holds it.
@@ -210,7 +210,7 @@ class Spec(BaseModel):
 
     @classmethod
     def _called(cls, fields: Mapping[str, Any]) -> str:
-        """How messages call an entry of this class."""
+        """Return what messages call an entry of this class."""
         name = fields.get(cls.named_by or "", cls.model_fields[cls.named_by].default if cls.named_by else None)
         return repr(name if isinstance(name, str) else cls.__name__)
 
@@ -354,7 +354,7 @@ class Spec(BaseModel):
         return fields if code is None else {**fields, CODE: code.identity()}
 
     def identity(self) -> dict[str, Any]:
-        """What the id is made of, as plain JSON values."""
+        """Return what the id is made of, as plain JSON values."""
         return self.model_dump(mode="json")
 
     def canonical(self) -> str:

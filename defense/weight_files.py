@@ -1,4 +1,4 @@
-"""What is in a file of weights: named sets of tensors, read without running any code from the file.
+"""Read the named sets of tensors in a file of weights, without running any code from the file.
 
 A ``.safetensors`` file is one set. A torch file is read with ``weights_only=True`` and a short list of further types
 that hold data and nothing else; its sets are the mappings of names to tensors in it, wherever they lie
@@ -101,7 +101,7 @@ def read_sets(path: str | Path, *, what: str = "weights") -> Sets:
 
 
 def read_content(path: str | Path, *, what: str = "weights") -> Any:
-    """What is in a file of weights, as it was saved.
+    """Return the content of a file of weights, as it was saved.
 
     Arguments:
         path: See :func:`read_sets`.
@@ -121,7 +121,7 @@ def read_content(path: str | Path, *, what: str = "weights") -> Any:
 
 
 def _refuse_other_files(path: Path, head: bytes, what: str) -> None:
-    """What is often found under the name of a checkpoint and is none."""
+    """Refuse files that often have the name of a checkpoint and are none."""
     start = head.lstrip().lower()
     if not head:
         kind, advice = "are an empty file", "Fetch it again."

@@ -1,4 +1,4 @@
-"""Which tensors of a file are those of a network: found by their names, whatever they are wrapped in.
+"""Match the tensors of a file with those of a network, by their names, whatever they are wrapped in.
 
 A network's weights lie at some place in the file (``state_dict``, ``model``, ``ema``), under some prefix of names
 (``module.``, ``_orig_mod.``, ``model.``, ``1.``, ...), in any order. Both are found by looking for the names of the
@@ -62,7 +62,7 @@ class WeightsFile(str):
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a network's tensors are: the set, the prefix, and the name there of each of them."""
+    """The place of a network's tensors: the set, the prefix, and the name of each of them there."""
 
     where: str
     prefix: str
@@ -160,7 +160,7 @@ def match(
         raise _wrong(expected, sets, path, what, rename, advice)
     place = _chosen(places, sets, path, key)
     extra = _unexplained(place, places, sets)
-    if key is not None:  # the user has said which weights count: what lies elsewhere does not
+    if key is not None:  # the user has chosen the weights: what lies elsewhere does not
         extra = [name for name in extra if name.startswith(place.prefix)]
     if extra:
         shown = _some([f"{name} {list(sets[place.where][name].shape)}" for name in extra])
@@ -279,7 +279,7 @@ def _wrong(
     rename: Callable[[str], str],
     advice: str,
 ) -> WrongArchitecture:
-    """What differs between the network and the place in the file that is most like it."""
+    """Return the error that lists how the network differs from the most similar place in the file."""
     places = _places(expected, sets, rename)
     if places:
         place = places[0]

@@ -169,7 +169,7 @@ def _joined(image_id: int, ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is certified of one image: ``prediction`` within ``radius``, wrong with probability at most ``alpha``.
+    """The certificate of one image: ``prediction`` within ``radius``, wrong with probability at most ``alpha``.
 
     Arguments:
         prediction: Class, or :data:`ABSTAIN`.

@@ -104,7 +104,7 @@ class CertifiedSummary:
 
 
 def summarise(labels: Sequence[int], certificates: Sequence[Certificate], at: Sequence[float]) -> CertifiedSummary:
-    """Return the line of certificates that were made alike.
+    """Return the summary of certificates with the same settings.
 
     Arguments:
         labels: Label of each image.

@@ -1,4 +1,4 @@
-"""What every classifier is, and how a sweep file names one."""
+"""The base of every classifier, and its config."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def register_cifar(
 
 
 class ClassifierConfig(Spec):
-    """What a sweep file says of a classifier.
+    """The config of a classifier.
 
     Arguments:
         classifier: Name of an architecture.

@@ -1,4 +1,4 @@
-"""What every denoiser is: a network with a schedule, called as ``eps = denoiser(z, t)``."""
+"""The base of every denoiser: a network with a schedule, called as ``eps = denoiser(z, t)``."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Denoiser(nn.Module, ABC):
 
 
 class DenoiserConfig(Spec, ABC):
-    """What a sweep file says of a denoiser. Weights are identified by hash, found by path."""
+    """The config of a denoiser. Weights are identified by hash, found by path."""
 
     named_by: ClassVar[str | None] = "format"
     format: str = "diffusers"
@@ -103,7 +103,7 @@ class DenoiserConfig(Spec, ABC):
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
-        """(C, H, W) of its images, None where the files do not tell; needs a resolved config."""
+        """(C, H, W) of its images, None where the files do not state it; needs a resolved config."""
         return None
 
     @property

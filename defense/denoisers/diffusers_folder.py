@@ -199,7 +199,7 @@ class DiffusersConfig(DenoiserConfig):
         return named
 
     def _prediction(self, network: Path, stated: list[StatedNoise]) -> Prediction:
-        """What the network predicts, after comparing this config with what the folder says."""
+        """Return what the network predicts, after comparing this config with the folder."""
         prediction = self.prediction
         for noise in stated:
             if noise.prediction is None:

@@ -129,7 +129,7 @@ class NetworkConfig:
 
     @property
     def longest(self) -> int | None:
-        """Number of time steps that it can be told, None for any."""
+        """Number of time steps that it takes, None for any."""
         if self.fields.get("time_embedding_type") != "learned":
             return None
         steps: int | None = self.fields.get("num_train_timesteps")

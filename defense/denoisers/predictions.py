@@ -1,4 +1,4 @@
-r"""What a network predicts, and the noise that it implies.
+r"""The prediction of a network, and the noise that it implies.
 
 With :math:`z = \sqrt{\bar\alpha}\, z_0 + \sqrt{1-\bar\alpha}\,\epsilon`, a network output o gives the noise
 
@@ -37,7 +37,7 @@ def _sigma(abar: float) -> float:
 
 
 def edm_noise_label(abar: float) -> float:
-    """c_noise, what an ``edm`` network is told of the noise level, 0 < abar < 1."""
+    """c_noise, the noise level as an ``edm`` network takes it, 0 < abar < 1."""
     return math.log(_sigma(abar)) / 4
 
 

@@ -1,4 +1,4 @@
-r"""What a diffusers ``scheduler_config.json`` says of a network's training: its noise schedule, and what it predicts.
+r"""Read noise schedule and prediction type of a network's training from a diffusers ``scheduler_config.json``.
 
 The variance of step i = 0..T-1, with a = ``beta_start``, b = ``beta_end`` and u = i/(T-1), is
 
@@ -110,7 +110,7 @@ _LONGEST = 100_000
 
 @dataclass(frozen=True)
 class StatedNoise:
-    """What a scheduler config says of the network.
+    """The noise schedule and prediction type in a scheduler config.
 
     Arguments:
         file: The file.

@@ -1,8 +1,8 @@
 r"""Denoisers in the format of the public score-SDE code (Song et al., arXiv 2011.13456).
 
-A network trained on the continuous VP-SDE is told 999 t, t in [0, 1], and its output o is the score up to a factor,
+A network trained on the continuous VP-SDE takes 999 t, t in [0, 1], and its output o is the score up to a factor,
 :math:`\nabla\log p_t = -o/\sqrt{1-\bar\alpha(t)}`, which makes o the predicted noise. One trained on the 1000
-discrete levels is told the index of the level, counted from 0. ``prediction: edm`` takes the same networks as trained
+discrete levels takes the index of the level, counted from 0. ``prediction: edm`` takes the same networks as trained
 by Karras et al. (arXiv 2206.00364), under either naming of their weights, on any schedule.
 """
 

@@ -1,4 +1,4 @@
-"""What guided purifiers have in common: a distance to the input, and networks of their own."""
+"""The common part of guided purifiers: a distance to the input, and its networks."""
 
 from __future__ import annotations
 
