@@ -65,7 +65,7 @@ def _settings(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, repr=False)
 class PlannedSweep:
-    """What a sweep asks for, and what of it is committed in a store.
+    """The units of a sweep, and those that are committed in a store.
 
     Arguments:
         sweep: The sweep.
@@ -117,7 +117,7 @@ class PlannedSweep:
 
 
 def plan(sweep: Sweep | str | Path, store: str | Path = "results", *, workers: int | None = None) -> PlannedSweep:
-    """Say what a sweep would compute; computes nothing and writes nothing.
+    """Plan a sweep; computes nothing and writes nothing.
 
     Arguments:
         sweep: A sweep, a sweep file, or the name of a bundled sweep.
@@ -188,7 +188,7 @@ def run(
 
 
 def open_results(store: str | Path, sweep: Sweep | str | Path) -> SweepResults:
-    """What the committed rows of a sweep say; computes nothing.
+    """Open the results of a sweep from its committed rows; computes nothing.
 
     Arguments:
         store: Folder or bucket of the rows.

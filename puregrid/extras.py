@@ -1,4 +1,4 @@
-"""Which extra of puregrid holds a package that is not installed.
+"""Name the extra of puregrid that holds a missing package.
 
 ``pip install puregrid`` brings what ``defense`` needs, for a notebook. What runs sweeps, logs them and writes reports
 are the extras ``run``, ``mlflow`` and ``report``; ``all`` is the three.

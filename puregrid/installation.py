@@ -1,9 +1,9 @@
-"""Whether Python finds puregrid's own packages, or others of the same names in front of them.
+"""Check that Python finds puregrid's own packages, and not others of the same names.
 
 puregrid is four top-level packages. Other distributions install a ``workflows``, ``tasks`` or ``defense`` too: into
 the same folder, where the last one installed overwrites the other's files, or into one that comes earlier on Python's
-path, as does a ``tasks.py`` in the working directory. Without this check that ends in an import error about a module
-of ours that nobody has heard of, or in somebody else's code being run.
+path, as does a ``tasks.py`` in the working directory. Without this check that ends in an import error about an
+unknown module, or in running the code of another package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MARK = "# This package is part of puregrid."
 
 
 def check_installation() -> None:
-    """See that the three packages beside this one are the ones that Python imports.
+    """Check that Python imports the three packages beside this one.
 
     Raises:
         ImportError: One is not, with the distribution that is in the way and what to do. The command line prints the
@@ -48,7 +48,7 @@ def _is_command() -> bool:
 
 
 def problem(root: Path) -> str | None:
-    """What is wrong with the packages that Python finds.
+    """Return what is wrong with the packages that Python finds.
 
     Arguments:
         root: The folder in which puregrid's packages lie.

@@ -60,7 +60,7 @@ class SweepResults(Analysis):
 
 @dataclass(frozen=True, repr=False)
 class SweepRun:
-    """How a run ended, and what the rows say then.
+    """How a run ended, and its results.
 
     Arguments:
         results: The results, of all that is committed.

@@ -147,7 +147,7 @@ class AttackContract(LabelledSpecContract):
         classifier: nn.Module | None = None,
         purifier: Purifier | None = None,
     ) -> tuple[Target, Tensor, Omega]:
-        """What ``run`` takes, for the images at some positions."""
+        """Return the arguments of ``run``, for the images at some positions."""
         x = self.images()
         chosen = list(range(len(x)) if positions is None else positions)
         omega = Omega.of(config.id, 0, "attack", [_FIRST_ID + position for position in chosen])
@@ -173,7 +173,7 @@ class AttackContract(LabelledSpecContract):
         return self._attack(config, *self._target(config, positions, labels))
 
     def test_images_lie_inside_ball_and_range_in_float64(self) -> None:
-        """Exactly: whoever checks stored images in float64 finds none outside."""
+        """Exactly: a check of stored images in float64 finds none outside."""
         config, x = self.config(), self.images()
         images = self._run(config).images
         outside = ((images < 0) | (images > 1)).any()
@@ -270,7 +270,7 @@ class AttackContract(LabelledSpecContract):
             )
 
     def test_classifier_is_asked_through_the_target_alone(self) -> None:
-        """What goes past it is counted nowhere, and sees no purifier."""
+        """Calls past the target are not counted, and see no purifier."""
         config, watched = self.config(), _Watched(self.classifier())
         target, x, omega = self._target(config, classifier=watched)
         self._attack(config, target, x, omega)
@@ -320,7 +320,7 @@ class AttackContract(LabelledSpecContract):
 
 
 def _per_image(result: AttackResult, position: int) -> dict[str, Tensor]:
-    """What an attack has left of one image."""
+    """Return the result of an attack for one image."""
     columns = {"image": result.images, "loss": result.loss, **result.columns}
     return {name: column[position].detach() for name, column in columns.items() if position < len(column)}
 

@@ -1,7 +1,7 @@
 """The contract of corruptions.
 
 A corruption maps 8-bit images to 8-bit images: a function of the image, its id, the seed and the severity, so that an
-image is corrupted alike in any batch and on any worker.
+image is corrupted the same in any batch and on any worker.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CorruptionContract(LabelledSpecContract):
         """Return the config under test, at any severity."""
 
     def dataset(self) -> DatasetConfig:
-        """Return the data set that the images are said to be of."""
+        """Return the data set that the images belong to."""
         return DigitsConfig()
 
     def images(self) -> npt.NDArray[np.float32]:

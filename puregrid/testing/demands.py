@@ -1,4 +1,4 @@
-"""What several suites demand alike: of configs, of networks, of gradients, of global random generators."""
+"""Demands of several suites: on configs, networks, gradients and global random generators."""
 
 from __future__ import annotations
 

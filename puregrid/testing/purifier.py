@@ -49,7 +49,7 @@ class PurifierContract(LabelledSpecContract):
         return None
 
     def models(self) -> Models:
-        """What the purifier is built from."""
+        """Return the networks that the purifier is built from."""
         return Models(self.protected())
 
     def _purifier(self) -> Purifier:

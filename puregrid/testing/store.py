@@ -77,7 +77,7 @@ class StoreContract(ABC):
         assert again.read("rows/evaluate/abc/0.parquet") == data, "other bytes are read than were written"
 
     def test_write_replaces(self) -> None:
-        """By what is longer, shorter or empty."""
+        """A write replaces a file by longer, shorter or empty content."""
         files = self.open()
         for content in (b"some", b"a longer one", b"", b"x"):
             files.write("folder/file", content)
@@ -167,7 +167,7 @@ class StoreContract(ABC):
         assert not torn, f"beside a writer {len(torn)} contents were read that nobody had written"
 
     def test_one_of_eight_that_create_one_file_wins(self) -> None:
-        """Where ``exclusive`` says so; its content stays. Elsewhere the content is of one that was told it won."""
+        """Exactly one if the store is ``exclusive``, else at least one; the content is that of a winner."""
         opened = [self.open() for _ in range(8)]
         exclusive = opened[0].exclusive and self.one_wins
         for turn in range(25):
@@ -242,7 +242,7 @@ class StoreContract(ABC):
 
 
 def _race(attempt: Callable[[int], bool], writers: int) -> list[int]:
-    """Let threads attempt something in the same instant; returns those that were told that it was they who did it."""
+    """Let threads attempt something in the same instant; returns those that succeeded."""
     barrier = threading.Barrier(writers)
     winners: list[int] = []
 
