@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from defense.errors import InvalidInput
+from defense.packages import installed
 from defense.randomness import Omega
 from defense.samplers import forward_noise
 from defense.schedules import Schedule
@@ -115,7 +116,8 @@ def distance(name: DistanceName, lpips: nn.Module | None = None) -> Distance:
 
 def _one_minus_ssim(a: Tensor, b: Tensor) -> Tensor:
     allow_torchvision_import()
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    with installed("distance ssim"):
+        from torchmetrics.functional.image import structural_similarity_index_measure
 
     if a.shape[2:].numel() == 0 or min(a.shape[2:]) < 5:
         raise InvalidInput(f"SSIM takes images of at least 5x5 pixels, not {tuple(a.shape[2:])}.")

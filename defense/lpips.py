@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256, load_state_dict
 from defense.errors import InvalidInput
+from defense.packages import installed
 from defense.reading import reading
 from defense.spec import Spec
 from defense.torchvision_cpu import allow_torchvision_import
@@ -82,7 +83,8 @@ class LpipsConfig(Spec):
             raise ValueError("resolve the config before building")
         assert_sha256(self.weights, self.sha256, what="lpips backbone")
         allow_torchvision_import()
-        import lpips
+        with installed("distance lpips"):
+            import lpips
 
         with reading(self.weights, "lpips backbone"):
             net: Any = lpips.LPIPS(net=self.net, pnet_rand=True, verbose=False)

@@ -84,6 +84,20 @@ class Spec(BaseModel):
     hands_down: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """For a field that holds specs, the fields of this one that they take over unless they have their own."""
 
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """By field the values that are left out of the id: what was the only choice before there was the field."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a serializer that would replace the one that puts code into ids."""
+        super().__pydantic_init_subclass__(**kwargs)
+        others = set(cls.__pydantic_decorators__.model_serializers) - {"_with_code"}
+        if others:
+            raise TypeError(
+                f"{cls.__module__}.{cls.__qualname__} has the model_serializer {min(others)!r}, which would take its "
+                "code out of its id; declare values that are not in the id in `unsaid`."
+            )
+
     # How entries are read.
 
     @classmethod
@@ -348,8 +362,11 @@ class Spec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _with_code(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return all fields, and the code of a spec that is not puregrid's."""
+        """Return all fields but those left unsaid, and the code of a spec that is not puregrid's."""
         fields: dict[str, Any] = handler(self)
+        for name, values in self.unsaid.items():
+            if name in fields and fields[name] in values:
+                del fields[name]
         code = self.code()
         return fields if code is None else {**fields, CODE: code.identity()}
 

@@ -4,7 +4,12 @@ Everything that a notebook needs is a name of this package; each is imported on 
 
     import puregrid
 
-    sweep = puregrid.load_sweep("quickstart", {"datasets.0.images.first": 100})
+    sweep = puregrid.Sweep(
+        datasets=[{"dataset": "digits", "images": {"first": 100}}],
+        classifiers=["digits-cnn"],
+        defences=["none", puregrid.DiffPureConfig(denoiser=puregrid.digits_denoiser(), sigma_eq=0.4, steps=5)],
+        attacks=["none", puregrid.PGDConfig(norm="linf", eps=0.1)],
+    )
     print(puregrid.plan(sweep))
     results = puregrid.run(sweep, store="results").results
     results.robustness          # a data frame
@@ -60,7 +65,9 @@ if TYPE_CHECKING:
         purify,
     )
     from defense.classifiers import Architecture, FeatureNet
-    from defense.denoisers import GuidedDiffusionConfig, OracleConfig, ScoreSDEConfig
+    from defense.denoisers import GuidedDiffusionConfig, OracleConfig, ScoreSDEConfig, digits_denoiser
+    from defense.entries import Reading, Spelling
+    from defense.packages import MissingPackage
     from defense.purifiers import (
         BitDepthConfig,
         DensePureConfig,
@@ -76,8 +83,8 @@ if TYPE_CHECKING:
         RobustReverseConfig,
         SequenceConfig,
     )
+    from puregrid import testing
     from puregrid.evaluation import PlannedSweep, bundled_sweeps, load_sweep, open_results, plan, run
-    from puregrid.extras import MissingExtra
     from puregrid.results import SweepResults, SweepRun
     from tasks.attacks import (
         ATTACKS,
@@ -176,7 +183,7 @@ __all__ = [
     "LadderConfig",
     "LowFrequencyConfig",
     "MedianConfig",
-    "MissingExtra",
+    "MissingPackage",
     "Models",
     "NoPurifierConfig",
     "NoiseLevel",
@@ -191,12 +198,14 @@ __all__ = [
     "PurifierConfig",
     "QualityConfig",
     "RandomNoiseConfig",
+    "Reading",
     "RobustReverseConfig",
     "SPSAConfig",
     "Schedule",
     "ScoreSDEConfig",
     "SequenceConfig",
     "Spec",
+    "Spelling",
     "SquareConfig",
     "StAdvConfig",
     "StoreError",
@@ -208,6 +217,7 @@ __all__ = [
     "__version__",
     "aggregate",
     "bundled_sweeps",
+    "digits_denoiser",
     "get_schedule",
     "load_sweep",
     "majority_vote",
@@ -215,6 +225,7 @@ __all__ = [
     "plan",
     "purify",
     "run",
+    "testing",
 ]
 
 _get, __dir__ = lazy(__name__, __file__)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from puregrid.extras import MissingExtra, extras
+from defense.packages import MissingPackage, installed
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; where an extra is missing, print how to install it and end with status 2."""
+    """Run the command line; where a package is missing, print how to install it and end with status 2."""
     try:
-        with extras():
+        with installed():
             from workflows.cli import main as command
 
             command()
-    except MissingExtra as error:
+    except MissingPackage as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defense.errors import InvalidInput
-from puregrid.extras import extras
+from defense.packages import installed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ __all__ = ["PlannedSweep", "bundled_sweeps", "load_sweep", "open_results", "plan
 
 def bundled_sweeps() -> list[str]:
     """Return the names of the sweeps that come with puregrid, which every function here takes in place of a file."""
-    with extras():
+    with installed():
         from workflows.assets import bundled
 
         return list(bundled.bundled_sweeps())
@@ -46,7 +46,7 @@ def load_sweep(name: str | Path, overrides: Mapping[str, Any] | Sequence[str] = 
         raise InvalidInput(f"a sweep file is named by its path or a bundled name, not by {name!r}.", where="name")
     if isinstance(overrides, str):
         raise InvalidInput(f"overrides are a mapping or a list of KEY=VALUE, not the text {overrides!r}.")
-    with extras():
+    with installed():
         from workflows.assets.bundled import find_sweep
         from workflows.grid.load import load_sweep as load
 
@@ -127,7 +127,7 @@ def plan(sweep: Sweep | str | Path, store: str | Path = "results", *, workers: i
     Raises:
         InvalidInput: A wrong sweep, store or number.
     """
-    with extras():
+    with installed():
         from workflows.planning.plan import make_plan
         from workflows.planning.summary import summarise
 
@@ -168,7 +168,7 @@ def run(
         InvalidInput: A wrong sweep, store or number, before any compute.
         PuregridError: The run could not go on: no cluster answers, the store is gone.
     """
-    with extras():
+    with installed():
         from puregrid.results import SweepResults, SweepRun
         from workflows.engine.run import Options, run_sweep
 
@@ -197,7 +197,7 @@ def open_results(store: str | Path, sweep: Sweep | str | Path) -> SweepResults:
     Raises:
         InvalidInput: A wrong sweep, or a store that holds nothing of it.
     """
-    with extras():
+    with installed():
         from puregrid.results import SweepResults
         from workflows.planning.plan import make_plan
         from workflows.results.reader import Results

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from puregrid.extras import extras
+from defense.packages import installed
 from workflows.analysis import Analysis
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class SweepResults(Analysis):
         Returns:
             The file to open.
         """
-        with extras():
+        with installed():
             from workflows.report import report_to
 
             out = None if path is None else Path(path)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from defense.errors import InvalidInput
+from defense.packages import installed
 from defense.registry import Registry
 from defense.spec import Spec
 from defense.torchvision_cpu import allow_torchvision_import
@@ -196,10 +198,23 @@ class DigitsConfig(DatasetConfig):
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    from sklearn.datasets import load_digits
+    """All images, shape (1797, 1, 8, 8), and labels.
 
-    bunch = load_digits()
-    return (bunch.images / 16).astype(np.float32)[:, None], bunch.target.astype(np.int64)
+    scikit-learn's file is read as ``load_digits`` reads it, but without importing scikit-learn, which would import
+    pandas and ``scipy.stats``: more than a second in each worker and before each plan.
+    """
+    package = find_spec("sklearn")
+    file = Path("" if package is None else package.origin or "").parent / "datasets" / "data" / "digits.csv.gz"
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=",")
+        images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+    else:  # it is missing, or keeps the file elsewhere by now
+        with installed("data set digits"):
+            from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        images, labels = bunch.images, bunch.target
+    return (images / 16).astype(np.float32)[:, None], labels.astype(np.int64)
 
 
 class _CifarConfig(DatasetConfig):
@@ -236,7 +251,8 @@ class _CifarConfig(DatasetConfig):
     def read(self) -> ImageSet:
         """Return the official split, in the official order."""
         allow_torchvision_import()
-        from torchvision import datasets
+        with installed(f"data set {self.dataset}"):
+            from torchvision import datasets
 
         try:
             data = getattr(datasets, self.source)(self.root or "", train=self.split == "train", download=False)
@@ -449,9 +465,10 @@ def _decoded(
 ) -> npt.NDArray[np.float32]:
     """Images in [0, 1], shape (N, 3, crop, crop); kept while the files have the same sizes and times of change."""
     allow_torchvision_import()
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import center_crop
-    from torchvision.transforms.functional import resize as resized
+    with installed("data set folder"):
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.functional import center_crop
+        from torchvision.transforms.functional import resize as resized
 
     out = np.empty((len(files), 3, crop, crop), dtype=np.float32)
     for row, (path, _, _) in enumerate(files):

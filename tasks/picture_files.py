@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from defense.errors import InvalidInput
+from defense.packages import installed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -131,7 +132,8 @@ def decoded(path: str) -> Image:
         InvalidInput: It cannot be decoded, is cut off, moves, has more than :data:`MOST_PIXELS`, or has values
             without a known range.
     """
-    from PIL import Image as pillow
+    with installed("a folder of pictures"):
+        from PIL import Image as pillow
 
     try:
         with pillow.open(path) as image:
@@ -160,7 +162,8 @@ def decoded(path: str) -> Image:
 
 def _eight_bits(image: Image, path: str) -> Image:
     """Wider pixels at 8 bits; Pillow itself cuts them off at 255."""
-    from PIL import Image as pillow
+    with installed("a folder of pictures"):
+        from PIL import Image as pillow
 
     if image.mode == "F" or image.mode.startswith("I"):
         values: Any = np.asarray(image)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from defense.errors import InvalidInput
 from defense.lpips import LpipsDistance
+from defense.packages import installed
 from defense.torchvision_cpu import allow_torchvision_import
 
 __all__ = ["Quality", "lpips", "psnr", "quality", "ssim"]
@@ -85,7 +86,8 @@ def psnr(a: Images, b: Images) -> Values:
     if len(first) == 0:
         return np.empty(0)
     allow_torchvision_import()
-    from torchmetrics.functional.image import peak_signal_noise_ratio
+    with installed("PSNR"):
+        from torchmetrics.functional.image import peak_signal_noise_ratio
 
     return _values(
         peak_signal_noise_ratio(first, second, data_range=1.0, reduction="none", dim=tuple(range(1, first.dim())))
@@ -105,7 +107,8 @@ def ssim(a: Images, b: Images) -> Values:
     if len(first) == 0:
         return np.empty(0)
     allow_torchvision_import()
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    with installed("SSIM"):
+        from torchmetrics.functional.image import structural_similarity_index_measure
 
     # The window's size follows from its sigma: 2 floor(3.5 sigma + 0.5) + 1.
     sigma, edge = (1.5, 5) if side >= _FULL_WINDOW else (0.5, 2)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256, load_weights
@@ -212,6 +212,8 @@ class ClassifierConfig(Spec):
     """
 
     named_by: ClassVar[str | None] = "classifier"
+    # Ids from before there was a choice are still the same.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"weights_key": (None,)}
     classifier: str
     name: str | None = Field(default=None, exclude=True)
     weights: str | None = Field(default=None, exclude=True)
@@ -219,14 +221,6 @@ class ClassifierConfig(Spec):
     weights_key: str | None = Field(default=None, min_length=1)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Left out where it is not given: ids from before there was a choice are still the same.
-        fields: dict[str, Any] = handler(self)
-        if fields.get("weights_key") is None:
-            fields.pop("weights_key", None)
-        return fields
 
     @property
     def architecture(self) -> Architecture:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from defense.classifiers.base import FeatureNet, register_cifar
+from defense.packages import installed
 from defense.torchvision_cpu import allow_torchvision_import
 
 __all__ = ["MobileNetV2", "ShuffleNetV2"]
@@ -39,7 +40,8 @@ class MobileNetV2(_Borrowed):
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
         allow_torchvision_import()
-        from torchvision.models import MobileNetV2 as Original
+        with installed("classifier mobilenetv2"):
+            from torchvision.models import MobileNetV2 as Original
 
         # Expansion, channels, blocks, stride: table 2 of the paper but for the stride of the second row.
         rows = [
@@ -83,7 +85,8 @@ class ShuffleNetV2(_Borrowed):
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
         allow_torchvision_import()
-        from torchvision.models import ShuffleNetV2 as Original
+        with installed("classifier shufflenetv2"):
+            from torchvision.models import ShuffleNetV2 as Original
 
         # Blocks and channels of each stage: table 5 of the paper.
         net = Original([4, 8, 4], [24, 116, 232, 464, 1024], num_classes=classes)

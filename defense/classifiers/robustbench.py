@@ -76,7 +76,7 @@ def _package(rest: str) -> Any:
     except ImportError as error:
         raise InvalidInput(
             f"classifier 'robustbench:{rest}' needs the package robustbench, which cannot be imported ({error}): "
-            "pip install puregrid[robustbench]"
+            "pip install 'puregrid[robustbench]'"
         ) from error
     finally:
         if alias:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from defense.checkpoints import load_weights
 from defense.classifiers.base import CLASSIFIERS, Architecture, FeatureNet
 from defense.errors import InvalidInput, nearest
+from defense.packages import installed
 from defense.torchvision_cpu import allow_torchvision_import
 
 __all__ = ["Headed", "options"]
@@ -85,10 +86,8 @@ def _loaded(build: Callable[[], nn.Module], cut: Callable[[nn.Module], nn.Module
 def _timm(rest: str) -> Architecture:
     name, chosen = options(rest, ("classes", "size"), example="timm:resnet18?classes=30&size=224")
     allow_torchvision_import()
-    try:
+    with installed(f"classifier 'timm:{rest}'"):
         import timm
-    except ImportError as error:
-        raise InvalidInput(f"classifier 'timm:{rest}' needs the package timm: pip install puregrid[timm]") from error
     if not timm.is_model(name):
         raise InvalidInput(f"timm {timm.__version__} has no model {name!r}; {_near(name, timm.list_models())}")
     stated: Any = timm.get_pretrained_cfg(name)
@@ -118,7 +117,8 @@ def _timm(rest: str) -> Architecture:
 def _torchvision(rest: str) -> Architecture:
     name, chosen = options(rest, ("classes", "size"), example="torchvision:shufflenet_v2_x1_0?classes=30")
     allow_torchvision_import()
-    from torchvision import models
+    with installed(f"classifier 'torchvision:{rest}'"):
+        from torchvision import models
 
     if name not in (known := models.list_models(module=models)):
         raise InvalidInput(f"torchvision has no classifier {name!r}; {_near(name, known)}")

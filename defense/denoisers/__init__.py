@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from defense.denoisers.base import DENOISERS, Denoiser, DenoiserConfig, LoadDenoiser, load_denoiser
-from defense.denoisers.diffusers_folder import DiffusersConfig, DiffusersDenoiser
+from defense.denoisers.diffusers_folder import DiffusersConfig, DiffusersDenoiser, digits_denoiser
 from defense.denoisers.guided_diffusion import GuidedDiffusionConfig
 from defense.denoisers.network import NetworkDenoiser
 from defense.denoisers.oracle import OracleConfig, OracleDenoiser
@@ -23,5 +23,6 @@ __all__ = [
     "OracleDenoiser",
     "Prediction",
     "ScoreSDEConfig",
+    "digits_denoiser",
     "load_denoiser",
 ]

@@ -8,13 +8,14 @@ the folder says of network, noise and prediction is read in full: see :mod:`defe
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256
@@ -25,12 +26,13 @@ from defense.denoisers.network_config import NetworkConfig, read_network_config
 from defense.denoisers.predictions import Prediction
 from defense.denoisers.scheduler_config import PREDICTIONS, StatedNoise, read_scheduler_config
 from defense.errors import InvalidInput
+from defense.packages import installed
 from defense.reading import reading
 from defense.schedules import FROM_FOLDER, SCHEDULES, Schedule, get_schedule
 from defense.torchvision_cpu import allow_torchvision_import
 from defense.weight_matching import load_tensors, match
 
-__all__ = ["DiffusersConfig", "DiffusersDenoiser"]
+__all__ = ["DiffusersConfig", "DiffusersDenoiser", "digits_denoiser"]
 
 # Attention layers changed their names in diffusers 0.17; checkpoints written before have the old ones.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -99,6 +101,8 @@ class DiffusersConfig(DenoiserConfig):
         config_sha256: sha256 of ``config.json``; filled in from the file.
     """
 
+    # The usual prediction was the only one once, and those ids are still the same.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"prediction": (None, "eps")}
     format: Literal["diffusers"] = "diffusers"
     schedule: str = FROM_FOLDER
     prediction: Prediction | None = None
@@ -110,14 +114,6 @@ class DiffusersConfig(DenoiserConfig):
     config_sha256: str | None = SHA256
     # The table of a schedule that has no name of its own; it travels to the workers with the config.
     _abar: tuple[float, ...] | None = PrivateAttr(default=None)
-
-    @model_serializer(mode="wrap")
-    def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The usual prediction stays out of the id: it was the only one once, and those ids are still the same.
-        fields: dict[str, Any] = handler(self)
-        if fields.get("prediction") in (None, "eps"):
-            fields.pop("prediction", None)
-        return fields
 
     @property
     def noise_schedule(self) -> Schedule:
@@ -280,9 +276,16 @@ def _check_consistent(config: NetworkConfig, stated: list[StatedNoise], schedule
         )
 
 
+def digits_denoiser() -> DiffusersConfig:
+    """The diffusion network of 8x8 digits that ships with puregrid, on the schedule that it was trained on."""
+    folder = Path(__file__).parents[1] / "assets" / "digits-ddpm"
+    return DiffusersConfig(path=str(folder), schedule="linear-1000")
+
+
 def _unet(config: NetworkConfig) -> nn.Module:
     allow_torchvision_import()
-    from diffusers import UNet2DModel
+    with installed("a denoiser in a diffusers folder"):
+        from diffusers import UNet2DModel
 
     net: nn.Module = UNet2DModel(**config.fields)
     return net

@@ -27,6 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from defense.models import Models
+from defense.packages import installed
 from defense.purifiers.base import PURIFIERS, FilterConfig, Purifier
 from defense.randomness import Omega
 
@@ -35,7 +36,8 @@ __all__ = ["JPEG", "JPEGConfig"]
 
 def _round_trip(pixels: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
     """Encode and decode one image, shape (C, H, W), C = 1 or 3."""
-    from PIL import Image  # here, so that importing the library does not import an image library
+    with installed("purifier jpeg"):
+        from PIL import Image  # here, so that importing the library does not import an image library
 
     grey = len(pixels) == 1
     image = Image.fromarray(pixels[0] if grey else np.ascontiguousarray(pixels.transpose(1, 2, 0)))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from defense.spec import Spec
+from defense.spec import CODE, Spec
 
 __all__ = [
     "LabelledSpecContract",
@@ -41,7 +41,8 @@ class SpecContract(ABC):
             for name, field in type(config).model_fields.items()
             if field.exclude and getattr(config, name) is not None
         }
-        identity = config.identity()
+        # The code of a part that is not puregrid's is no field: it is what it is when the spec is read.
+        identity = {name: value for name, value in config.identity().items() if name != CODE}
         fields = {name: _as_given(getattr(config, name), value) for name, value in identity.items()}
         again = type(config).model_validate({**fields, **places})
         assert again.id == config.id, f"{config.canonical()} was read back as {again.canonical()}"

@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 from defense.errors import InvalidInput, nearest
 from defense.gradients import GradientMode
+from defense.packages import installed
 from defense.randomness import Omega
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
 from tasks.attacks.losses import margin
@@ -171,10 +172,8 @@ class AutoAttackConfig(AttackConfig):
         Raises:
             InvalidInput: The package is not installed, or there are too few classes for the version.
         """
-        try:
+        with installed("autoattack"):
             from pyautoattack import AutoAttack  # type: ignore[import-untyped, unused-ignore]
-        except ImportError as error:
-            raise InvalidInput("autoattack needs the package pyautoattack: pip install pyautoattack") from error
         targeted = {"apgd-t", "fab-t"} & set(self.names)
         scores = _Scores(target, 10 if targeted else 3 if "apgd-dlr" in self.names else 2)
         with _collected() as messages, _generators_restored():

@@ -20,10 +20,11 @@ With one step from the image itself this is FGSM (Goodfellow et al., arXiv 1412.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from defense.errors import InvalidInput
@@ -61,16 +62,10 @@ class PGDConfig(AttackConfig):
     random_start: bool = True
     loss: Literal["ce", "margin", "dlr", "dlr-targeted"] = "ce"
     momentum: float = Field(default=0.0, ge=0)
+    # Ids, and random starts with them, are as before there was a choice.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"keep": ("best",)}
     keep: Literal["best", "last"] = "best"
     restarts: int = Field(default=1, ge=1)
-
-    @model_serializer(mode="wrap")
-    def _without_usual_keep(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The usual choice is not in the id: ids, and random starts with them, are as before there was one."""
-        fields: dict[str, Any] = handler(self)
-        if self.keep == "best":
-            fields.pop("keep", None)
-        return fields
 
     @model_validator(mode="after")
     def _best_of_restarts(self) -> Self:

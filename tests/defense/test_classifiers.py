@@ -293,7 +293,7 @@ class TestZoos:
         monkeypatch.setitem(sys.modules, module, None)
         for family in CLASSIFIERS._families.values():
             family.cache_clear()  # type: ignore[attr-defined]
-        with pytest.raises(InvalidInput, match=rf"pip install puregrid\[{module}\]"):
+        with pytest.raises(InvalidInput, match=rf"pip install 'puregrid\[{module}\]'"):
             CLASSIFIERS.get(name)
 
 

@@ -6,16 +6,17 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from pydantic import model_serializer
 
 from defense import code as code_module
 from defense.classifiers import CLASSIFIERS, ClassifierConfig
 from defense.code import code_of_class, code_of_modules, is_foreign
 from defense.purifiers import PURIFIERS
 from defense.spec import Spec
-from tasks.attacks import ATTACKS
+from tasks.attacks import ATTACKS, PGDConfig
 from tasks.compute import Compute
 from tasks.datasets import DATASETS
 
@@ -192,3 +193,24 @@ def test_parts_of_puregrid_have_versions_instead() -> None:
             assert code_of_class(registry.get(name)) is None, name
     assert "_code" not in Compute().identity()
     assert not is_foreign("defense.purifiers.diffpure") and is_foreign("defenses.mine")
+
+
+class OtherPGD(PGDConfig):
+    """An attack of another package that derives from one of puregrid's with values that are not in ids."""
+
+    attack: Literal["other"] = "other"  # type: ignore[assignment]
+
+
+def test_code_is_in_ids_below_classes_that_leave_usual_values_out() -> None:
+    usual, last = OtherPGD(norm="linf", eps=0.1), OtherPGD(norm="linf", eps=0.1, keep="last")
+    assert "_code" in usual.identity() and "keep" not in usual.identity()
+    assert last.identity()["keep"] == "last" and "_code" in last.identity()
+
+
+def test_a_serializer_that_would_take_code_out_of_ids_is_refused() -> None:
+    with pytest.raises(TypeError, match="has the model_serializer 'plain', which would take its code out of its id"):
+
+        class Plain(Spec):
+            @model_serializer
+            def plain(self) -> dict[str, int]:
+                return {}

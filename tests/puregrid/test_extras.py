@@ -1,4 +1,4 @@
-"""What is not installed is named with its extra; every package that is imported has a place in pyproject.toml."""
+"""A package that is missing is named with its pip command; every one that is imported is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import puregrid
-from puregrid.extras import MODULES, MissingExtra, extras
+from defense.packages import BASE as BASE_MODULES
+from defense.packages import EXTRAS, MissingPackage, installed
 
 ROOT = Path(puregrid.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -78,11 +79,18 @@ def test_what_a_package_imports_is_what_its_extra_brings(package: str, allowed: 
     assert not wrong
 
 
-@pytest.mark.parametrize("extra", MODULES)
+@pytest.mark.parametrize("extra", EXTRAS)
 def test_messages_know_every_package_of_an_extra(extra: str) -> None:
     distributions = packages_distributions()
-    known = {re.sub("[-_.]+", "-", name).lower() for module in MODULES[extra] for name in distributions[module]}
+    known = {re.sub("[-_.]+", "-", name).lower() for module in EXTRAS[extra] for name in distributions[module]}
     assert names(PROJECT["optional-dependencies"][extra]) <= known
+
+
+def test_messages_know_every_package_that_puregrid_depends_on() -> None:
+    assert set(BASE_MODULES.values()) == BASE
+    distributions = packages_distributions()
+    for module, distribution in BASE_MODULES.items():
+        assert re.sub("[-_.]+", "-", distributions[module][0]).lower() == distribution
 
 
 def test_all_is_everything_and_dev_holds_all() -> None:
@@ -93,9 +101,9 @@ def test_all_is_everything_and_dev_holds_all() -> None:
 
 
 def test_a_module_of_no_extra_is_an_import_error_as_ever() -> None:
-    with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all") as caught, extras():
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all") as caught, installed():
         import no_such_module_at_all  # type: ignore[import-not-found]  # noqa: F401
-    assert not isinstance(caught.value, MissingExtra)
+    assert not isinstance(caught.value, MissingPackage)
 
 
 def without(module: str, folder: Path) -> dict[str, str]:
@@ -161,13 +169,76 @@ def test_a_tracking_uri_without_mlflow_is_refused_before_any_compute(tmp_path: P
     assert not (tmp_path / "here").exists()
 
 
+CALLS = {
+    "sklearn": "puregrid.DigitsConfig().read()",
+    "torchvision": "puregrid.Cifar10Config(root='here').read()",
+    "PIL": "puregrid.JPEGConfig(quality=50).build()(torch.zeros(1, 1, 8, 8), None)",
+    "torchmetrics": "import tasks.quality; tasks.quality.ssim(np.ones((1, 1, 8, 8)), np.zeros((1, 1, 8, 8)))",
+    "timm": "puregrid.ClassifierConfig(classifier='timm:resnet18').resolved(Path())",
+}
+MISSING = {
+    "sklearn": "data set digits needs sklearn, of puregrid's extra `run`, which is not installed: pip install "
+    "'puregrid[run]', or 'puregrid[all]' for everything.",
+    "torchvision": "data set cifar10 needs torchvision, which is not installed: pip install torchvision.",
+    "PIL": "purifier jpeg needs PIL, which is not installed: pip install pillow.",
+    "torchmetrics": "SSIM needs torchmetrics, which is not installed: pip install torchmetrics.",
+    "timm": "classifier 'timm:resnet18' needs timm, of puregrid's extra `timm`, which is not installed: pip install "
+    "'puregrid[timm]'.",
+}
+
+
+def test_a_call_deep_inside_says_what_it_needs_and_how_to_install_it(tmp_path: Path) -> None:
+    """All in one process: none of these packages is imported before it is needed."""
+    code = f"""
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+import numpy as np
+import torch
+import puregrid
+puregrid.ClassifierConfig, puregrid.Cifar10Config, puregrid.JPEGConfig
+found = PathFinder.find_spec
+missing = None
+def find_spec(cls, name, path=None, target=None):
+    return None if name.partition(".")[0] == missing else found(name, path, target)
+PathFinder.find_spec = classmethod(find_spec)
+for missing, call in {CALLS!r}.items():
+    for name in [name for name in sys.modules if name.partition(".")[0] == missing]:
+        del sys.modules[name]
+    try:
+        exec(call)
+    except puregrid.MissingPackage as error:
+        assert isinstance(error, (puregrid.InvalidInput, ImportError))
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.splitlines() == list(MISSING.values()), done.stderr
+
+
+def test_a_sweep_file_says_where_it_needs_a_package(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "puregrid", "plan", "quickstart"],
+        cwd=tmp_path,
+        env=without("sklearn", tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(f"{MISSING['sklearn']}\n") and "quickstart.yaml:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_python_says_so_too(tmp_path: Path) -> None:
     code = """
 import puregrid
 try:
     puregrid.run("quickstart")
-except puregrid.MissingExtra as error:
+except puregrid.MissingPackage as error:
     print(error)
 """
     done = subprocess.run(

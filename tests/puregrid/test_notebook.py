@@ -41,6 +41,17 @@ def test_every_cell_was_executed_in_order_and_names_no_machine() -> None:
     assert not re.findall(r"(?:^|[\s'\"])/\w+/\S*", "\n".join(printed(book))), "paths of the machine that ran it"
 
 
+def test_it_builds_its_sweep_in_python_and_shows_what_wrong_input_says() -> None:
+    book = nbformat.read(NOTEBOOK, 4)
+    source = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
+    assert "puregrid.Sweep(" in source and "load_sweep" not in source
+    assert any(
+        text.startswith("attacks.0: unknown field 'stepz'") or text.startswith("attacks.0.stepz: ")
+        for text in printed(book)
+    )
+    assert NOTEBOOK.stat().st_size < 60_000
+
+
 @pytest.mark.slow
 def test_it_runs_and_prints_what_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -52,7 +63,7 @@ def test_it_runs_and_prints_what_is_committed(tmp_path: Path, monkeypatch: pytes
     made = printed(book)
     (run,) = (i for i, text in enumerate(committed) if "<SweepRun" in text)
     # How long it took and how fast differs; so may last digits, on another processor.
-    assert "<SweepRun of 'quickstart': complete, 16 units computed>" in made[run]
+    assert "<SweepRun of 'first-evaluation': complete, 16 units computed>" in made[run]
     assert "16 of 16 units" in made[run], "progress is shown"
     assert made[1:run] == committed[1:run]
     assert [text.split()[0] for text in made[-1].splitlines() if text] == ["clean", "blind", "exact"]

@@ -76,6 +76,12 @@ def test_a_name_that_is_not_there_is_an_attribute_error(package: object) -> None
     assert not hasattr(package, "__wrapped__")
 
 
+def test_the_contract_suites_are_a_name_of_the_front_door() -> None:
+    assert {"torch"} & loaded("import puregrid; puregrid.testing.PurifierContract")
+    assert not HEAVY & loaded("import puregrid; puregrid.testing")
+    assert puregrid.testing is importlib.import_module("puregrid.testing")
+
+
 def test_every_registry_and_base_class_of_an_extension_is_public() -> None:
     for kind in ("ATTACKS", "CLASSIFIERS", "DATASETS", "DENOISERS", "PURIFIERS"):
         registry = getattr(puregrid, kind)

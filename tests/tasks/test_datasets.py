@@ -43,6 +43,15 @@ def test_digits_split_is_every_third_image_of_scikit_learn() -> None:
     assert np.array_equal(train.labels[1::2], bunch.target[2::3])
 
 
+def test_digits_are_the_same_where_scikit_learn_keeps_its_file_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = tasks.datasets._digits.__wrapped__
+    images, labels = read()
+    monkeypatch.setattr(tasks.datasets, "find_spec", lambda name: None)
+    loaded = read()
+    assert np.array_equal(images, loaded[0]) and np.array_equal(labels, loaded[1])
+    assert (images.dtype, labels.dtype) == (loaded[0].dtype, loaded[1].dtype) == (np.float32, np.int64)
+
+
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_digits_have_16_grey_levels_in_0_to_1(split: str) -> None:
     data = DigitsConfig.model_validate({"split": split}).read()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from defense.errors import InvalidInput, PuregridError, nearest
+from defense.packages import installed
 from defense.torchvision_cpu import allow_torchvision_import
 from tasks.cifar_c import RELEASES, CifarC, Release
 from tasks.datasets import DATA_VARIABLE, DATASETS, DatasetConfig
@@ -50,7 +51,8 @@ def fetch_dataset(name: str, root: Path | None) -> str:
             _complete(_tar(release), folder / release.archive)
         return verify_dataset(name, folder)
     allow_torchvision_import()
-    from torchvision import datasets
+    with installed(f"data set {name}"):
+        from torchvision import datasets
 
     kind = getattr(datasets, _TORCHVISION[name])
     try:

@@ -24,6 +24,7 @@ class Event:
         started: False if the unit was only queued when its worker died; it is not to blame.
         node_lost: The worker is gone with its whole node; the unit is hardly to blame.
         unavailable: The store is to blame, and no unit would fare better.
+        other_code: The worker has other code than the driver, and no attempt there would fare better.
         seconds: From begin to end, with reading and writing, as the driver sees it.
         copy: The attempt was a second one beside a slow first one.
         place: The worker that had it.
@@ -36,6 +37,7 @@ class Event:
     started: bool = True
     node_lost: bool = False
     unavailable: bool = False
+    other_code: bool = False
     seconds: float = 0.0
     copy: bool = False
     place: Place | None = None
@@ -45,8 +47,15 @@ def event_of(unit: Unit, result: Receipt | Trouble, seconds: float, copy: bool, 
     """Turn what a worker returned for a unit into an event."""
     if isinstance(result, Receipt):
         return Event(unit, result, seconds=seconds, copy=copy, place=place)
-    error, where = result.error, result.traceback
-    return Event(unit, error=error, traceback=where, unavailable=result.unavailable, copy=copy, place=place)
+    return Event(
+        unit,
+        error=result.error,
+        traceback=result.traceback,
+        unavailable=result.unavailable,
+        other_code=result.other_code,
+        copy=copy,
+        place=place,
+    )
 
 
 def cause(error: BaseException) -> str:

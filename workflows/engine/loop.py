@@ -24,7 +24,7 @@ from typing import Any
 from defense.errors import StoreError
 from workflows.engine.attempts import Event
 from workflows.engine.pool import BATCH_SECONDS, Flight, Pool
-from workflows.engine.worker import Receipt
+from workflows.engine.worker import OtherCode, Receipt
 from workflows.monitoring.events import Field, enabled, log_event
 from workflows.monitoring.ledger import Place, fields_of
 from workflows.monitoring.progress import SweepProgress
@@ -152,6 +152,7 @@ def run_plan(
 
     Raises:
         StoreUnavailable: No unit can be committed any more.
+        OtherCode: A worker has other code than the sweep was planned with.
     """
     plan = committed.plan
     run = _Run(plan, Scheduler(committed, max_attempts), pool, pace or Pace(committed), store)
@@ -349,6 +350,9 @@ class _Run:
         if event.unavailable:
             # Not the unit's fault, and no other unit would fare better: nothing is quarantined, the run stops.
             raise StoreUnavailable(f"stopped: {event.error}")
+        if event.other_code:
+            # Neither: another attempt would meet the same code, and other units fail there as fast.
+            raise OtherCode(f"stopped: {event.error}")
         self.attempts[unit] -= 1
         if self.attempts[unit]:
             return False, None  # the other attempt decides

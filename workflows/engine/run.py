@@ -11,6 +11,7 @@ from workflows.grid.load import Sweep
 from workflows.monitoring.run_record import RunRecord, duration
 from workflows.planning.forecast import Forecast, forecast, read_forecast
 from workflows.planning.plan import Committed, Plan, Unit, make_plan
+from workflows.planning.summary import notices
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
 from workflows.store import Store
@@ -63,6 +64,8 @@ def run_sweep(
         f"{len(sweep.cells)} cells, {plan.units} distinct units, {len(committed)} committed, "
         f"{committed.missing} to compute"
     )
+    for notice in notices(sweep, plan, store):
+        notify(f"note: {notice}")
     if not committed.missing:
         return RunOutcome(), Results(store, sweep), None
     predicted = read_forecast(store, sweep.id)

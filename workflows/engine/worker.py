@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
-from defense.errors import InvalidInput
+from defense.errors import PuregridError
 from defense.spec import CODE
 from tasks.allocator import keep_freed_memory
 from tasks.compute import Context
@@ -26,7 +26,11 @@ from workflows.monitoring.versions import worker_versions
 from workflows.store import Attempt, Store
 from workflows.store.outage import StoreUnavailable
 
-__all__ = ["Receipt", "Trouble", "UnitWorker", "one_line"]
+__all__ = ["OtherCode", "Receipt", "Trouble", "UnitWorker", "one_line"]
+
+
+class OtherCode(PuregridError):
+    """A part has other code on a worker's machine than where the sweep was planned."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,13 @@ class Trouble:
         error: The cause, one line.
         traceback: Where.
         unavailable: Whether the store is to blame, so that no other unit would fare better.
+        other_code: Whether a part has other code there than where the sweep was planned, which no attempt changes.
     """
 
     error: str
     traceback: str
     unavailable: bool = False
+    other_code: bool = False
 
 
 def one_line(error: BaseException) -> str:
@@ -133,9 +139,9 @@ class UnitWorker:
             try:
                 results.append(self.run(spec, stage_id, chunk, inputs))
             except Exception as error:  # whatever a unit raises is the driver's to judge
-                unavailable = isinstance(error, StoreUnavailable)
-                message = str(error) if unavailable else one_line(error)
-                results.append(Trouble(message, traceback.format_exc(), unavailable))
+                unavailable, other_code = isinstance(error, StoreUnavailable), isinstance(error, OtherCode)
+                message = str(error) if unavailable or other_code else one_line(error)
+                results.append(Trouble(message, traceback.format_exc(), unavailable, other_code))
                 break
             if time.perf_counter() > end:
                 break
@@ -145,14 +151,15 @@ class UnitWorker:
         """Refuse a stage whose parts have other code here than where the sweep was planned.
 
         Raises:
-            InvalidInput: They have; what this worker computed would be filed under code that did not compute it.
+            OtherCode: They have; what this worker computed would be filed under code that did not compute it.
         """
         if stage_id in self._checked:
             return
         if CODE in spec.canonical() and spec.id != stage_id:
-            raise InvalidInput(
-                f"the code of a part of {spec.label()!r} is another one on this machine than where the sweep was "
-                "planned. Install the same version here, or, if it was edited meanwhile, run the same command again."
+            raise OtherCode(
+                f"the code of a part of {spec.label()!r} is another one on {socket.gethostname()} than where the "
+                "sweep was planned. Install the same version there; if it was edited meanwhile, run the same command "
+                "again."
             )
         self._checked.add(stage_id)
 

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from defense.errors import InvalidInput
+from defense.packages import installed
 from defense.schedules import get_schedule
 from defense.torchvision_cpu import allow_torchvision_import
 from tasks.datasets import ImageSet
@@ -70,7 +71,8 @@ class DenoiserObjective(Objective):
             InvalidInput: ``unet`` are no arguments of it, or do not fit the images.
         """
         allow_torchvision_import()
-        from diffusers import UNet2DModel
+        with installed("training a denoiser"):
+            from diffusers import UNet2DModel
 
         try:
             unet: Any = UNet2DModel(**self.config.unet)
