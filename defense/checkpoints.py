@@ -62,7 +62,7 @@ def sha256_files(paths: Sequence[str | Path], *, what: str = "file") -> str:
 
 
 def assert_sha256(path: str | Path | Sequence[Path], expected: str | None, *, what: str = "file") -> str:
-    """The sha256 of a file, after comparing it with the expected one if any.
+    """Return the sha256 of a file, after comparing it with the expected one if any.
 
     Arguments:
         path: The file, or its parts, see :func:`sha256_files`.

@@ -23,7 +23,7 @@ _ROUNDING = 1e-2
 
 
 def logits_of(output: Any, classes: int | None = None) -> Tensor:
-    """The logits in what a network returns.
+    """Return the logits in what a network returns.
 
     A tensor is taken as it is; of a mapping or an object with ``logits`` that; of a tuple or list the only tensor of
     shape (B, classes).
@@ -85,11 +85,11 @@ def examine(classifier: nn.Module, *, name: str, image_shape: tuple[int, int, in
     state = torch.get_rng_state()
     try:
         with torch.no_grad():
-            first = _asked(classifier, x, who, classes)
-            second = _asked(classifier, x, who, classes)
-            alone = _asked(classifier, x[1:2], who, classes)
+            first = _logits_of(classifier, x, who, classes)
+            second = _logits_of(classifier, x, who, classes)
+            alone = _logits_of(classifier, x[1:2], who, classes)
         leaf = x.clone().requires_grad_()
-        recorded = _asked(classifier, leaf, who, classes)
+        recorded = _logits_of(classifier, leaf, who, classes)
     finally:
         torch.set_rng_state(state)
     if not torch.equal(first, second):
@@ -122,7 +122,7 @@ def examine(classifier: nn.Module, *, name: str, image_shape: tuple[int, int, in
             raise InvalidInput(f"{who} has a gradient of NaN or infinite values at ordinary images.")
 
 
-def _asked(classifier: nn.Module, x: Tensor, who: str, classes: int) -> Tensor:
+def _logits_of(classifier: nn.Module, x: Tensor, who: str, classes: int) -> Tensor:
     try:
         logits = classifier(x)
     except InvalidInput as error:

@@ -280,7 +280,7 @@ class TestZoos:
             ("robustbench:Carmon2019Unlabeled", r"needs `weights`.* https://drive\.google\.com/uc\?id=15tUx-gkZMYx"),
         ],
     )
-    def test_what_cannot_be_had_is_said_with_the_way_to_it(self, name: str, message: str) -> None:
+    def test_what_is_missing_is_reported_with_the_way_to_it(self, name: str, message: str) -> None:
         with pytest.raises(InvalidInput, match=message):
             ClassifierConfig(classifier=name).resolved(Path())
 

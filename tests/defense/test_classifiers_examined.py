@@ -140,7 +140,7 @@ def test_what_are_no_logits_is_refused(out: Callable[[Tensor], Any], words: list
         assert word in str(error.value)
 
 
-def test_images_of_another_size_are_told_of() -> None:
+def test_images_of_another_size_are_reported() -> None:
     with pytest.raises(InvalidInput, match=r"fails on images of shape \(3, 3, 32, 32\)"):
         examine(Net().eval(), name="mine", image_shape=(3, 32, 32), classes=CLASSES)
 

@@ -118,7 +118,7 @@ class TestCosts:
         assert (spies.denoiser.calls, spies.classifier.calls) == (evaluations, classifier_evaluations)
         assert isinstance(built, IterativePurifier) and built.length == evaluations
 
-    def test_gradual_noise_costs_the_sum_of_its_depths(self) -> None:
+    def test_gradual_noise_costs_the_sum_of_its_t_stars(self) -> None:
         fields: dict[str, Any] = {"denoiser": TOY, "schedule": "linear-1000"}
         assert GradualNoiseConfig(**fields).evaluations == 4 * 30 + 2 * 50 + 2 * 125 == 470
         short, spies = GradualNoiseConfig(**fields, depths=(3, 8), steps=5), Spies()
@@ -157,7 +157,7 @@ class TestDepth:
         assert GuidedFromNoiseConfig(denoiser=TOY).t_star == 1000  # type: ignore[call-arg]
         assert GuidedFromNoiseConfig(denoiser=COSINE).t_star == 4000  # type: ignore[call-arg]
 
-    def test_others_need_a_depth(self) -> None:
+    def test_others_need_a_t_star(self) -> None:
         for kind in (DiffPureConfig, GDMPConfig, OneShotConfig, DensePureConfig):
             with pytest.raises(InvalidInput, match=f"{kind.model_fields['purifier'].default} takes one noise level"):
                 kind.model_validate({"denoiser": TOY})
@@ -302,10 +302,10 @@ class TestLabels:
             ("densepure", {}, "densepure t*=50 in 10 steps"),
         ],
     )
-    def test_tables_show_depth_steps_and_form(self, purifier: str, fields: dict[str, Any], label: str) -> None:
+    def test_tables_show_t_star_steps_and_form(self, purifier: str, fields: dict[str, Any], label: str) -> None:
         assert config(purifier, **fields).label() == label
 
-    def test_the_depths_of_gradual_noise(self) -> None:
+    def test_the_t_stars_of_gradual_noise(self) -> None:
         fields: dict[str, Any] = {"denoiser": TOY, "schedule": "linear-1000", "depths": (30, 125)}
         assert GradualNoiseConfig(**fields).label() == "gradual-noise t*=30,125"
         assert GradualNoiseConfig(**fields, steps=5).label() == "gradual-noise t*=30,125 in 5 steps"

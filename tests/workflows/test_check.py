@@ -202,7 +202,7 @@ def test_another_attack_can_show_a_drop_but_never_that_all_is_well() -> None:
     ]
 
 
-def test_too_few_images_are_said_to_be_too_few() -> None:
+def test_too_few_images_are_reported_as_too_few() -> None:
     run = plain(20)
     found = check(run, run, Gate())
     assert found[0].verdict == "unknown" and "too few images: 20 show drops of" in found[0].why

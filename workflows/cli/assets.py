@@ -42,7 +42,7 @@ def train(
                 command=f"puregrid train {config}",
                 force=force,
                 mlflow=tracking_uri(mlflow, loaded.out),
-                say=say,
+                notify=say,
             )
         except InvalidInput as error:
             raise InvalidInput(error.message, where=error.where or str(config)) from error

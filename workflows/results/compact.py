@@ -1,14 +1,14 @@
-"""The rows of a sweep as one data set, for whatever reads Parquet.
+"""Copy the rows of a sweep into one Parquet data set.
 
 Committed rows are one small file a chunk: that is what makes a unit cheap to commit and to compute again. To analyse
-a sweep elsewhere, one file a stage is better::
+a sweep elsewhere, one file per stage is better::
 
     compact/<sweep id>/cells.parquet               which stages judged which cell
     compact/<sweep id>/<stage>/<stage id>.parquet  all rows of a stage, after the columns ``stage_id`` and ``chunk``
 
-These are copies, made of rows whose sha256 fits their commits; nothing of puregrid reads them, so that nothing can be
-wrong because of them, and they may be deleted at any time. The metadata names the commits' hashes, by which a copy
-that is no longer that of the commits is told and made again.
+These are copies of rows whose sha256 matches their commits. Nothing in puregrid reads them, so no result depends on
+them, and they may be deleted at any time. The metadata holds the hashes of the commits, by which an outdated copy is
+recognised and made again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _THREADS = 8  # of reading: a bucket answers many requests at once
 
 @dataclass(frozen=True)
 class Compacted:
-    """What :func:`compact` made.
+    """The result of :func:`compact`.
 
     Arguments:
         folder: Path or URI of the data set.
@@ -54,16 +54,16 @@ class Compacted:
 
 
 def row_files(store: Store, sweep: Sweep, stage: str = "evaluate") -> list[str]:
-    """Paths or URIs of the committed row files of a sweep's stages of one kind, without reading them."""
-    found = []
+    """Return paths or URIs of the committed row files of a sweep's stages of one kind, without reading them."""
+    uris = []
     for (kind, stage_id), (_, chunks) in _stages(sweep).items():
         if kind == stage:
-            found += store.row_files(kind, stage_id, chunks)
-    return found
+            uris += store.row_files(kind, stage_id, chunks)
+    return uris
 
 
 def compact(store: Store, sweep: Sweep) -> Compacted:
-    """Copy the committed rows of a sweep into one file a stage; those that are there already are left.
+    """Copy the committed rows of a sweep into one file per stage; those that are there already are left.
 
     Raises:
         StoreError: Rows are not what was committed; run the sweep again, which computes them again.
@@ -92,36 +92,36 @@ def compact(store: Store, sweep: Sweep) -> Compacted:
 
 
 def _stages(sweep: Sweep) -> dict[tuple[str, str], tuple[dict[bytes, bytes], list[str]]]:
-    """Metadata and chunk names of each distinct stage."""
-    found: dict[tuple[str, str], tuple[dict[bytes, bytes], list[str]]] = {}
+    """Return metadata and chunk names of each distinct stage."""
+    stages: dict[tuple[str, str], tuple[dict[bytes, bytes], list[str]]] = {}
     for stage in make_plan(sweep).stages:
         metadata = {b"puregrid.stage_id": stage.id.encode(), b"puregrid.spec": stage.spec.canonical().encode()}
-        _, chunks = found.setdefault((stage.spec.stage, stage.id), (metadata, []))
+        _, chunks = stages.setdefault((stage.spec.stage, stage.id), (metadata, []))
         chunks += [chunk.name for chunk in stage.chunks if chunk.name not in chunks]
-    return found
+    return stages
 
 
 def _hash(commit: Commit | None) -> str:
-    """Hash of a unit's rows; of a unit that was revoked this moment there is none, and reading it fails."""
-    found = {} if commit is None else commit.sha256
-    return next((digest for path, digest in found.items() if path.startswith("rows/")), "")
+    """Return the hash of a unit's rows; "" for a unit that was revoked this moment, so that reading it fails."""
+    digests = {} if commit is None else commit.sha256
+    return next((digest for path, digest in digests.items() if path.startswith("rows/")), "")
 
 
 def _commits_of(store: Store, path: str) -> bytes | None:
-    """The hashes of the commits that a compacted file was made of; None if there is no whole one."""
+    """Return the hashes of the commits that a compacted file holds; None without a complete file."""
     try:
         metadata = pq.read_schema(pa.BufferReader(store.files.read(path))).metadata
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
-    found: bytes | None = (metadata or {}).get(_COMMITS)
-    return found
+    commits: bytes | None = (metadata or {}).get(_COMMITS)
+    return commits
 
 
 def _together(store: Store, kind: str, stage_id: str, names: Sequence[str], metadata: dict[bytes, bytes]) -> bytes:
     with ThreadPoolExecutor(_THREADS) as threads:
         tables = list(threads.map(lambda name: store.read_rows(kind, stage_id, name), names))
-    table = pa.concat_tables([each.replace_schema_metadata(None) for each in tables])
-    chunk = [name for name, each in zip(names, tables, strict=True) for _ in range(each.num_rows)]
+    table = pa.concat_tables([rows.replace_schema_metadata(None) for rows in tables])
+    chunk = [name for name, rows in zip(names, tables, strict=True) for _ in range(rows.num_rows)]
     table = table.add_column(0, "chunk", pa.array(chunk, pa.string()))
     table = table.add_column(0, "stage_id", pa.array([stage_id] * table.num_rows, pa.string()))
     sink = pa.BufferOutputStream()
@@ -131,7 +131,7 @@ def _together(store: Store, kind: str, stage_id: str, names: Sequence[str], meta
 
 
 def _cells(sweep: Sweep) -> pd.DataFrame:
-    """One row for each cell and each of its last stages: what the rows with that ``stage_id`` are of."""
+    """Return one row for each cell and last stage: what the rows with that ``stage_id`` belong to."""
     return pd.DataFrame(
         [
             {

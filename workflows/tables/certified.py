@@ -1,4 +1,4 @@
-"""Tables of certificates: a line a certificate, the upper envelope over sigma, and the curves behind both."""
+"""Tables of certificates: one line per certificate, the upper envelope over sigma, and the curves behind both."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _OF_CELL = (
 
 
 def certified_table(frame: pd.DataFrame, curves: pd.DataFrame) -> Table | None:
-    """A line a certificate; None without any committed.
+    """Return one line per certificate; None without any committed.
 
     Arguments:
         frame: From :func:`workflows.results.certificates.certified_frame`.
@@ -83,7 +83,7 @@ def _columns(radii: list[float]) -> Iterator[Column]:
 
 
 def curves_table(curves: pd.DataFrame) -> Table | None:
-    """The points of the curves, for machines and figures; None without any."""
+    """Return the points of the curves, for machines and figures; None without any."""
     if curves.empty:
         return None
     columns = (DATASET, SEED, CLASSIFIER, DEFENCE, _BASE, _SIGMA, _N, IMAGES, _RADIUS, _ACCURACY, _BOUND, _GUARANTEE)
@@ -98,7 +98,7 @@ def curves_table(curves: pd.DataFrame) -> Table | None:
 
 
 def envelope_table(frame: pd.DataFrame) -> Table | None:
-    """The best sigma at each radius; None where no certificates differ in sigma alone.
+    """Return the best sigma at each radius; None where no certificates differ in sigma alone.
 
     Arguments:
         frame: From :func:`workflows.results.certificates.envelope_frame`.

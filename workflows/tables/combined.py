@@ -58,7 +58,7 @@ _LADDERS = (
 
 
 def combined_table(frame: pd.DataFrame) -> Table | None:
-    """The table of ``Results.combined``; None where no defence met several attacks of one budget."""
+    """Return the table of ``Results.combined``; None if no defence met several attacks of one budget."""
     if frame.empty:
         return None
     title = "Several attacks on one defence"
@@ -66,7 +66,7 @@ def combined_table(frame: pd.DataFrame) -> Table | None:
 
 
 def ladders_table(frame: pd.DataFrame, cells: Sequence[str]) -> Table | None:
-    """The table of ladders; None without any.
+    """Return the table of ladders; None without any.
 
     Arguments:
         frame: From :func:`workflows.results.ladders.ladder_frame`.

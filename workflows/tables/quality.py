@@ -36,7 +36,7 @@ _COLUMNS = (
 
 
 def quality_table(frame: pd.DataFrame, not_taken: Sequence[str] = ()) -> Table | None:
-    """The table of image quality; None where it was not measured.
+    """Return the table of image quality; None where it was not measured.
 
     Arguments:
         frame: From :func:`workflows.results.quality.quality_frame`.
