@@ -17,7 +17,7 @@ from defense.errors import InvalidInput
 
 __all__ = ["examine", "logits_of"]
 
-_BATCH = 3
+_BATCH = 2
 _ROUNDING = 1e-2
 """How far logits of one image may lie apart between batches, relative to their size: convolutions round otherwise."""
 
@@ -127,6 +127,8 @@ def _logits_of(classifier: nn.Module, x: Tensor, who: str, classes: int) -> Tens
         logits = classifier(x)
     except InvalidInput as error:
         raise InvalidInput(f"{who}: {error.message}", where=error.where) from error
+    except (torch.OutOfMemoryError, MemoryError):
+        raise  # the machine's trouble, not the classifier's
     except Exception as error:  # a network raises whatever its code raises
         cause = str(error).strip().splitlines() or [""]
         raise InvalidInput(

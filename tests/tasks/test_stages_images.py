@@ -76,6 +76,9 @@ def test_wrong_corruptions_are_refused(fields: dict[str, object], why: str) -> N
         CorruptionConfig.model_validate(fields)
 
 
+IMAGES = np.random.default_rng(0).random((4, 3, 32, 32)).astype(np.float32)
+
+
 class _Tiny(DatasetConfig):
     """Four images under the name of CIFAR-10."""
 
@@ -90,7 +93,7 @@ class _Tiny(DatasetConfig):
         return tuple("abcdefghij")
 
     def read(self) -> ImageSet:
-        return ImageSet(np.zeros((4, 3, 32, 32), np.float32), np.array([3, 1, 4, 1]))
+        return ImageSet(IMAGES, np.array([3, 1, 4, 1]))
 
 
 @pytest.fixture
@@ -139,7 +142,7 @@ def test_official_arrays_that_are_not_those_are_refused_before_any_compute(
 def test_images_in_another_order_are_refused(release: Path, context: Context) -> None:
     class Other(_Tiny):
         def read(self) -> ImageSet:
-            return ImageSet(np.zeros((4, 3, 32, 32), np.float32), np.array([1, 3, 4, 1]))
+            return ImageSet(IMAGES, np.array([1, 3, 4, 1]))
 
     data = Other().resolved(Path())
     config = CorruptionConfig(corruption="fog", severity=3, origin="official", path=str(release))
