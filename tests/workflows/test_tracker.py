@@ -185,7 +185,8 @@ class TestAsking:
         result = call("run", file, Store(str(tmp_path / "empty")), "--mlflow", uri)
         assert time.monotonic() - started < 20
         first = result.stderr.splitlines()[0]
-        assert first.startswith(f"warning: MLflow at {uri} cannot be written: ")
+        why = {"closed": "ConnectionRefusedError: [Errno 111] Connection refused", "silent": "no answer within 15 s"}
+        assert first.startswith(f"warning: MLflow at {uri} cannot be written: {why[kind]}. The sweep goes on without")
         assert "`puregrid track SWEEP` logs them later" in first and "--mlflow off" in first
         assert no_compute == ["begun"]
 

@@ -113,6 +113,12 @@ def shown(uri: str) -> str:
 
 
 def cause(error: Exception) -> str:
-    """Type and first line of an error, for messages."""
-    lines = str(error).strip().splitlines()
-    return str(error) if isinstance(error, NoAnswer) else f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    """What is behind an error, in one line without a password: the system's error, if that is where it begins."""
+    if isinstance(error, NoAnswer):
+        return str(error)
+    chain: list[BaseException] = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and below not in chain:
+        chain.append(below)
+    system = [link for link in chain if isinstance(link, OSError) and link.errno is not None]
+    first = (str(system[-1] if system else error).strip().splitlines() or [""])[0]
+    return shown(f"{type(system[-1] if system else error).__name__}: {first}"[:300])
