@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from tasks.stages import ROW_SCHEMAS, StageSpec
 from workflows.analysis import Analysis
+from workflows.audit.view import views
 from workflows.cli import app
 from workflows.engine.run import verified
 from workflows.engine.worker import UnitWorker
@@ -88,6 +91,31 @@ def test_what_is_made_of_the_rows_reads_them(store: Store, sweep: Sweep) -> None
     rules = {finding.rule for finding in analysis.findings}
     # Rows that never said how many gradients were zero are no evidence of any.
     assert "few-images" in rules and not rules & {"zero-gradients", "gradients-not-finite", "nan-loss"}
+
+
+def test_what_an_attack_reports_is_found_by_name_and_not_where_rows_lack_it(store: Store, sweep: Sweep) -> None:
+    view = next(view for view in views(Results(store, sweep)) if view.attack is not None)
+    rows = view.attack_rows.assign(
+        attack_gradients=[3, None],
+        attack_minimum_l2=[0.5, np.nan],
+        attack_extra=[[("score", [0.25]), ("trace", [1.0, 2.0])], [("score", [4.0]), ("trace", [1.0, 2.0])]],
+    )
+    view = replace(view, attack_rows=rows)
+    score, norm = view.reported("score"), view.reported("minimum_l2")
+    assert score is not None and score.tolist() == [0.25, 4.0]
+    assert norm is not None and norm[0] == 0.5 and np.isnan(norm[1])
+    for name in ("gradients", "flow", "trace", "nothing"):  # lacking, null, several values, unknown
+        assert view.reported(name) is None
+
+
+def test_a_copy_of_an_older_version_is_made_again_with_all_columns(store: Store, sweep: Sweep) -> None:
+    first = compact(store, sweep)
+    assert first.written == first.files > 7 and compact(store, sweep).written == 0
+    path = next(Path(first.folder).glob("attack/*.parquet"))
+    table = pq.read_table(path)
+    metadata = {key: value for key, value in table.schema.metadata.items() if b"schema_version" not in key}
+    pq.write_table(table.drop_columns(["attack_extra"]).replace_schema_metadata(metadata), path)
+    assert compact(store, sweep).written == 1 and "attack_extra" in pq.read_schema(path).names
 
 
 def _evaluations(store: Store, sweep: Sweep) -> int:
