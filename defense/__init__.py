@@ -1,6 +1,6 @@
-"""What stands between an image and the classifier's answer: denoisers, purifiers, classifiers, randomness.
+"""Everything between an image and the classifier's answer: denoisers, purifiers, classifiers, randomness.
 
-Usable alone, without Ray, MLflow or pandas. Every name is imported when it is asked for first: importing the package
+Usable alone, without Ray, MLflow or pandas. Every name is imported on first use: importing the package
 loads nothing, not even torch.
 """
 

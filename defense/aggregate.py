@@ -23,7 +23,7 @@ AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
 
 def majority_vote(votes: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Winning class of each row of votes.
+    """Return the winning class of each row of votes.
 
     Arguments:
         votes: Class numbers, shape (N, K), K >= 1.
@@ -41,7 +41,7 @@ def majority_vote(votes: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def aggregate(votes: npt.ArrayLike, mean_probability: npt.ArrayLike, how: Aggregation) -> npt.NDArray[np.int64]:
-    """The answer of a defence to each image.
+    """Return the answer of a defence to each image.
 
     Arguments:
         votes: Predicted class per draw, shape (N, K).

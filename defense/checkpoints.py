@@ -62,7 +62,7 @@ def sha256_files(paths: Sequence[str | Path], *, what: str = "file") -> str:
 
 
 def assert_sha256(path: str | Path | Sequence[Path], expected: str | None, *, what: str = "file") -> str:
-    """The sha256 of a file, after comparing it with the expected one if any.
+    """Return the sha256 of a file, after comparing it with the expected one if any.
 
     Arguments:
         path: The file, or its parts, see :func:`sha256_files`.
@@ -77,8 +77,8 @@ def assert_sha256(path: str | Path | Sequence[Path], expected: str | None, *, wh
     if expected is not None and not actual.startswith(expected.lower()):
         name = repr(str(paths[0])) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         raise InvalidInput(
-            f"{what} {name} has sha256 {actual}, not {expected}: it is another file than the one that was meant, or "
-            "a damaged one. Fetch it again, or correct `sha256`."
+            f"{what} {name} has sha256 {actual}, not {expected}: it is not the intended file, or it is damaged. "
+            "Fetch it again, or correct `sha256`."
         )
     return actual
 
@@ -101,8 +101,8 @@ def load_state_dict(path: str | Path, *, what: str = "weights") -> dict[str, Ten
     large = {place: tensors for place, tensors in sets.items() if place or len(sets) == 1 or len(tensors) > 4}
     if len(large) > 1:
         raise InvalidInput(
-            f"{what} {str(path)!r} hold {len(large)} sets of weights ({', '.join(map(repr, large))}), and it is not "
-            "plain which is meant. Save the one that is meant alone."
+            f"{what} {str(path)!r} hold {len(large)} sets of weights ({', '.join(map(repr, large))}), and it is "
+            "unclear which of them to load. Save only that one."
         )
     (tensors,) = large.values()
     return {name.removeprefix("module."): value for name, value in tensors.items()}

@@ -54,13 +54,13 @@ class Code(NamedTuple):
     modules: tuple[str, ...]
 
     def identity(self) -> dict[str, str]:
-        """What goes into the id; empty parts are left out."""
+        """Return what goes into the id; empty parts are left out."""
         parts = {"digest": self.digest, "distribution": self.distribution, "version": self.version}
         return {name: value for name, value in parts.items() if value}
 
 
 def is_foreign(module: str) -> bool:
-    """Whether a module is neither puregrid's nor a library that every spec has its base classes from."""
+    """Return whether a module is neither puregrid's nor a library that every spec has its base classes from."""
     top = module.partition(".")[0]
     return top not in OWN and top not in _LIBRARIES
 
@@ -79,10 +79,10 @@ def owners_of(value: Any) -> tuple[str, ...]:
 
 @cache
 def code_of_class(kind: type) -> Code | None:
-    """The code of a class; None of puregrid's own.
+    """Return the code of a class; None of puregrid's own.
 
     Raises:
-        InvalidInput: Its source cannot be read, so that nobody could tell when it changes.
+        InvalidInput: Its source cannot be read, so that a change would go unnoticed.
     """
     raised = getattr(kind, "version", None)
     by_hand = str(raised) if isinstance(raised, str | int | float) else ""
@@ -91,7 +91,7 @@ def code_of_class(kind: type) -> Code | None:
 
 @cache
 def code_of_modules(owners: tuple[str, ...], version: str = "") -> Code | None:
-    """The code of modules and of those beside them; None if there are none.
+    """Return the code of modules and of those beside them; None if there are none.
 
     Arguments:
         owners: Their names; all are imported.
@@ -110,7 +110,9 @@ def code_of_modules(owners: tuple[str, ...], version: str = "") -> Code | None:
     for name in sorted(sources):
         content.update(f"{name}\0{len(sources[name])}\0".encode())
         content.update(sources[name])
-    distributions = sorted({found for owner in owners for found in _distributions(owner.partition(".")[0])})
+    distributions = sorted(
+        {distribution for owner in owners for distribution in _distributions(owner.partition(".")[0])}
+    )
     return Code(content.hexdigest()[:16], ", ".join(distributions), version, tuple(sorted(sources)))
 
 
@@ -125,7 +127,7 @@ def _installed() -> dict[str, list[str]]:
 
 
 def _beside(owner: str) -> Iterator[tuple[str, bytes]]:
-    """Names and sources of a module and of the modules beside it that it imports."""
+    """Yield the names and sources of a module and of the modules beside it that it imports."""
     waiting, seen = [owner], {owner}
     while waiting:
         name = waiting.pop()
@@ -138,7 +140,7 @@ def _beside(owner: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _source(name: str) -> bytes:
-    """The source of an imported module, with line ends as on Unix; of a compiled one its file."""
+    """Return the source of an imported module, with line ends as on Unix; of a compiled one its file."""
     module = sys.modules.get(name)
     path = _origin(name, module)
     if path is None:
@@ -157,10 +159,10 @@ def _source(name: str) -> bytes:
 def _origin(name: str, module: ModuleType | None) -> Path | None:
     if module is None:
         try:
-            found = importlib.util.find_spec(name)
+            spec = importlib.util.find_spec(name)
         except (ImportError, ValueError):
             return None
-        place = None if found is None else found.origin
+        place = None if spec is None else spec.origin
     else:
         place = getattr(module, "__file__", None)
     path = None if place is None else Path(place)
@@ -182,8 +184,8 @@ def _imports(name: str, source: bytes) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 parts = package.split(".")
-                kept = parts[: len(parts) - node.level + 1]
-                base = ".".join([*kept, *([node.module] if node.module else [])])
+                parents = parts[: len(parts) - node.level + 1]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
             else:
                 base = node.module or ""
             if base:
@@ -192,7 +194,7 @@ def _imports(name: str, source: bytes) -> Iterator[str]:
 
 
 def _is_beside(name: str, owner: str) -> bool:
-    """Whether a module belongs to the package of ``owner``, or to its folder where that is in no package."""
+    """Return whether a module belongs to the package of ``owner``, or to its folder where that is in no package."""
     if not is_foreign(name):
         return False
     top = owner.partition(".")[0]

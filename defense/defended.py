@@ -87,7 +87,7 @@ class Defended(nn.Module):
         self.eval()
 
     def restart(self) -> None:
-        """Take the first draws again in the next call."""
+        """Use the first draws again in the next call."""
         self._next_draw = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Defended(nn.Module):
         return self._aggregated(self.per_draw(x, range(first, first + self.draws)))
 
     def per_draw(self, x: Tensor, draws: range, image_ids: range | None = None) -> Tensor:
-        """Logits of each draw, shape (B, K, classes).
+        """Return logits of each draw, shape (B, K, classes).
 
         Arguments:
             x: Images in [0, 1], shape (B, C, H, W).

@@ -1,4 +1,4 @@
-"""Names on their way out: they work until a stated version, and warn once where they are used.
+"""Deprecated names: they work until a stated version, and warn on first use.
 
 A public name is deprecated in one release and removed no earlier than the second minor release after it::
 

@@ -144,7 +144,7 @@ ENERGIES: Registry[EnergyArchitecture] = Registry("energy", "puregrid.energies",
 
 
 class EnergyConfig(Spec):
-    """What a sweep file says of an energy network.
+    """The config of an energy network.
 
     Arguments:
         energy: Name of an architecture.
@@ -167,8 +167,8 @@ class EnergyConfig(Spec):
         return ENERGIES.get(self.energy)
 
     def code(self) -> Code | None:
-        """The code of the architecture where it is not puregrid's; see :class:`Spec`."""
-        return ENERGIES.code_of(self.energy)
+        """Return the code of the architecture where it is not puregrid's; see :class:`Spec`."""
+        return super().code() or ENERGIES.code_of(self.energy)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""How values are written: short spellings, names from a section, and where inside of a value entries stand.
+"""Short spellings of values, names from a section, and entries inside values.
 
 A type annotation says where: ``tuple[AttackConfig, ...]`` has an entry at each position,
 ``ClassifierConfig | None`` one or none. :class:`defense.spec.Spec` reads its fields by this.
@@ -36,7 +36,7 @@ class Spelling:
     lost: str = ""
 
     def value(self, name: str, written: Any) -> Any:
-        """The field's value; of a list, that of each element.
+        """Return the field's value; of a list, that of each element.
 
         Raises:
             InvalidInput: Something that is no number.
@@ -78,7 +78,7 @@ class EntryOf:
 
 @cache
 def structured(annotation: Any, leaf: type) -> bool:
-    """Whether values of this annotation are, or hold, instances of ``leaf`` or tuples."""
+    """Return whether values of this annotation are, or hold, instances of ``leaf`` or tuples."""
     return (
         _is_leaf(annotation, leaf)
         or get_origin(annotation) is tuple
@@ -99,7 +99,7 @@ class Inside:
     read: Callable[[Any, Any], Any]
 
     def of(self, annotation: Any, value: Any) -> Any:
-        """The value; what does not fit the annotation is left as it is, for the validation.
+        """Return the value; what does not fit the annotation is left as it is, for the validation.
 
         Raises:
             InvalidInput: An entry has a mistake; with its path inside the value.
@@ -131,7 +131,7 @@ class Inside:
             raise error.within(key) from error
 
     def _may_be(self, annotation: Any, value: Any) -> bool:
-        """Whether a member of a union is meant by a value."""
+        """Return whether a member of a union is meant by a value."""
         if get_origin(annotation) is Annotated:
             return self._may_be(get_args(annotation)[0], value)
         if _is_leaf(annotation, self.leaf):
@@ -146,7 +146,7 @@ def _is_leaf(annotation: Any, leaf: type) -> bool:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """The annotations inside of one; none of a ``Literal``, whose arguments are values."""
+    """Return the annotations inside of one; none of a ``Literal``, whose arguments are values."""
     if get_origin(annotation) is Annotated:
         return get_args(annotation)[:1]
     if get_origin(annotation) in (Union, types.UnionType, tuple, list, dict):

@@ -33,7 +33,7 @@ class InvalidInput(PuregridError):
         self.keys = tuple(keys)
 
     def within(self, *keys: str | int) -> InvalidInput:
-        """The same error of a value that lies at ``keys`` of something larger."""
+        """Return the same error of a value that lies at ``keys`` of something larger."""
         return type(self)(self.message, where=self.where, keys=(*keys, *self.keys))
 
     def at_field(self, fields: Iterable[str]) -> InvalidInput:
@@ -67,7 +67,7 @@ class StoreError(PuregridError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A half sentence that leads from a misspelled name to the valid ones."""
+    """Return a half sentence that leads from a misspelled name to the valid ones."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""

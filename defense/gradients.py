@@ -78,7 +78,7 @@ class GradientMode:
 
     @classmethod
     def parse(cls, text: str) -> GradientMode:
-        """The mode of a name such as ``"exact"`` or ``"surrogate(5)"``.
+        """Return the mode of a name such as ``"exact"`` or ``"surrogate(5)"``.
 
         Raises:
             InvalidInput: There is no such mode.
@@ -138,7 +138,7 @@ def purify_and_deviate(
     every: int = 3,
     segment: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Purify, and say how far the states are from those of the forward process; see the module.
+    """Purify, and measure how far the states are from those of the forward process; see the module.
 
     Arguments:
         purifier: The purifier; one that noises its input, or a sequence with such a stage.
@@ -174,7 +174,7 @@ def purify_and_deviate(
 
 
 def _compared(purifier: Purifier, every: int) -> int:
-    """How many states are compared with the forward process."""
+    """Return how many states are compared with the forward process."""
     if isinstance(purifier, Sequence):
         return sum(_compared(stage, every) for stage in purifier.stages if isinstance(stage, Purifier))
     return len(_Deviation(purifier, every).origin) if isinstance(purifier, IterativePurifier) else 0
@@ -183,11 +183,11 @@ def _compared(purifier: Purifier, every: int) -> int:
 def _exact(
     purifier: Purifier, x: Tensor, omega: Omega, guidance_path: bool, segment: int | None, every: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Purified images, and the sum of the deviations where ``every`` asks for them."""
+    """Return purified images, and the sum of the deviations where ``every`` asks for them."""
     if isinstance(purifier, Sequence):
         total = x.new_zeros(len(x))
-        for stage, own in purifier.stages_with(omega):
-            x, added = _exact(stage, x, own, guidance_path, segment, every)
+        for stage, stage_omega in purifier.stages_with(omega):
+            x, added = _exact(stage, x, stage_omega, guidance_path, segment, every)
             total = total + added
         return x, total
     if not isinstance(purifier, IterativePurifier):
@@ -222,13 +222,13 @@ class _Deviation:
         self.origin: dict[int, int] = {}
         if every is not None:
             states = [(purifier.origin(i), i) for i in range(1, purifier.length + 1)]
-            for origin, found in itertools.groupby(states, key=lambda state: state[0]):
+            for origin, group in itertools.groupby(states, key=lambda state: state[0]):
                 if origin is not None:
-                    self.origin.update({i: origin for _, i in list(found)[::-every]})
+                    self.origin.update({i: origin for _, i in list(group)[::-every]})
         self.needed = {origin for origin in self.origin.values() if origin >= 0}
 
     def term(self, i: int, z: Tensor, origins: dict[int, Tensor], x: Tensor, omega: Omega) -> Tensor:
-        """Mean squared distance of state ``i`` from the forward process, shape (B,)."""
+        """Return the mean squared distance of state ``i`` from the forward process, shape (B,)."""
         forward = self.purifier.diffused(i, origins.get(self.origin[i]), x, omega)
         return (z - forward).square().flatten(1).mean(1)
 
@@ -238,7 +238,7 @@ def _walk(
 ) -> tuple[Tensor, Tensor, list[Tensor], dict[int, Tensor]]:
     """The chain forward: images, sum of the deviations, the state every ``size`` steps, and the states needed."""
     z = purifier.start(x, omega)
-    total, kept, origins = x.new_zeros(len(x)), [z], {}
+    total, checkpoints, origins = x.new_zeros(len(x)), [z], {}
     for i in range(purifier.length):
         if i in deviation.needed:
             origins[i] = z
@@ -246,8 +246,8 @@ def _walk(
         if i + 1 in deviation.origin:
             total = total + deviation.term(i + 1, z, origins, x, omega)
         if (i + 1) % size == 0 or i + 1 == purifier.length:
-            kept.append(z)
-    return purifier.finish(z, x, omega), total, kept, origins
+            checkpoints.append(z)
+    return purifier.finish(z, x, omega), total, checkpoints, origins
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -275,8 +275,8 @@ class _Checkpointed(torch.autograd.Function):
         size: int,
         deviation: _Deviation,
     ) -> tuple[Tensor, Tensor]:
-        images, total, kept, origins = _walk(purifier, x, omega, guidance_path, size, deviation)
-        ctx.save_for_backward(x, *origins.values(), *kept)
+        images, total, checkpoints, origins = _walk(purifier, x, omega, guidance_path, size, deviation)
+        ctx.save_for_backward(x, *origins.values(), *checkpoints)
         ctx.run = purifier, omega, guidance_path, size, deviation, tuple(origins)
         ctx.autocast = _autocast_state(x.device.type)
         return images, total
@@ -286,7 +286,7 @@ class _Checkpointed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, of_deviation: Tensor) -> tuple[Tensor | None, ...]:
         purifier, omega, guidance_path, size, deviation, numbers = ctx.run
         x, *saved = ctx.saved_tensors
-        origins, kept = dict(zip(numbers, saved, strict=False)), saved[len(numbers) :]
+        origins, checkpoints = dict(zip(numbers, saved, strict=False)), saved[len(numbers) :]
         x = x.detach().requires_grad_()
         total = torch.zeros_like(x)
         waiting: dict[int, Tensor] = {}  # gradients of origins that the walk has not reached yet
@@ -297,23 +297,23 @@ class _Checkpointed(torch.autograd.Function):
             if not live:
                 return [None] * len(inputs)
             outs, flows = zip(*live, strict=True)
-            found = torch.autograd.grad(outs, [x, *inputs], flows, allow_unused=True)
-            if found[0] is not None:
-                total.add_(found[0])
-            return list(found[1:])
+            gradients = torch.autograd.grad(outs, [x, *inputs], flows, allow_unused=True)
+            if gradients[0] is not None:
+                total.add_(gradients[0])
+            return list(gradients[1:])
 
         # Only the rebuilding runs under the autocast setting of the forward pass: backward operations take their
         # precision from the forward ones, and under autocast those of full-precision parts would lose theirs.
         with torch.enable_grad():
-            state = kept[-1].detach().requires_grad_()
+            state = checkpoints[-1].detach().requires_grad_()
             with ctx.autocast():
                 z = purifier.finish(state, x, omega)
             (flowing,) = back([(z, gradient)], [state])
-            for j in reversed(range(len(kept) - 1)):
+            for j in reversed(range(len(checkpoints) - 1)):
                 first, stop = j * size, min((j + 1) * size, purifier.length)
                 if flowing is None and not waiting and not any(i <= stop for i in deviation.origin):
                     break
-                state = kept[j].detach().requires_grad_()
+                state = checkpoints[j].detach().requires_grad_()
                 # Origins of earlier segments are leaves of this one; its own ones are nodes of its graph.
                 near = {i: origins[i].detach().requires_grad_() for i in origins if i < first}
                 far = dict(near)
@@ -327,31 +327,31 @@ class _Checkpointed(torch.autograd.Function):
                         z = purifier.step(i, z, x, omega, guidance_path=guidance_path)
                         if i + 1 in deviation.origin:
                             outputs.append((deviation.term(i + 1, z, near, x, omega), of_deviation))
-                _assert_same(z, kept[j + 1], f"after step {stop - 1}")
+                _assert_same(z, checkpoints[j + 1], f"after step {stop - 1}")
                 if flowing is not None:
                     outputs.append((z, flowing))
                 flowing, *sent = back(outputs, [state, *far.values()])
-                for i, found in zip(far, sent, strict=True):
-                    if found is not None:
-                        waiting[i] = waiting[i] + found if i in waiting else found
+                for i, sent_back in zip(far, sent, strict=True):
+                    if sent_back is not None:
+                        waiting[i] = waiting[i] + sent_back if i in waiting else sent_back
             if flowing is not None:
                 with ctx.autocast():
                     z = purifier.start(x, omega)
-                _assert_same(z, kept[0], "before step 0")
+                _assert_same(z, checkpoints[0], "before step 0")
                 back([(z, flowing)], [])
         return total, None, None, None, None, None
 
 
 def _autocast_state(device: str) -> Any:
-    """A context that restores the autocast setting of now, which is not that of the backward pass."""
+    """Return a context that restores the autocast setting of now, which is not that of the backward pass."""
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return lambda: torch.autocast(device, dtype, enabled=enabled)
 
 
-def _assert_same(rebuilt: Tensor, kept: Tensor, where: str) -> None:
-    if torch.equal(rebuilt, kept) or torch.allclose(rebuilt, kept, rtol=0, atol=0, equal_nan=True):
-        return  # a state that is NaN is told by its gradient, which is NaN
-    difference = float((rebuilt.detach() - kept).abs().max())
+def _assert_same(rebuilt: Tensor, stored: Tensor, where: str) -> None:
+    if torch.equal(rebuilt, stored) or torch.allclose(rebuilt, stored, rtol=0, atol=0, equal_nan=True):
+        return  # a NaN state shows in its gradient, which is NaN
+    difference = float((rebuilt.detach() - stored).abs().max())
     raise IrreproducibleState(
         f"the state {where} was rebuilt with a difference of up to {difference:.3g}: the gradient would be that of "
         "another computation. A step must depend on its arguments alone (no global random numbers, no time, no "

@@ -6,7 +6,7 @@ r"""Guidance of a reverse process: a potential whose gradient shifts the mean of
 samplers than the ancestral one :math:`\Sigma_t` is the sampler's ``gain``.) The gradient is taken at :math:`z_t`.
 
 **Per sample.** A potential has one value for each image and no reduction runs over the batch: an image is guided
-alike whatever else is in its batch. Published code that averages over the batch divides the guidance by the batch
+the same whatever else is in its batch. Published code that averages over the batch divides the guidance by the batch
 size; where that is reproduced, the batch size is a declared constant (``gdmp``).
 
 **What it depends on.** A potential may look at the purifier's input ``x``, as the target of a distance or through a
@@ -39,7 +39,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class Moment:
-    """What a potential is evaluated on: one step of the reverse process.
+    """One step of the reverse process, on which a potential is evaluated.
 
     Arguments:
         z: State, shape (B, C, H, W), diffusion units; the gradient is taken with respect to it.
@@ -73,7 +73,7 @@ class Moment:
         return self._denoised
 
     def diffused_input(self) -> Tensor:
-        """The purifier's input noised to the level of ``z``, with noise of its own in every step."""
+        """Return the purifier's input noised to the level of ``z``, with noise of its own in every step."""
         z0 = 2 * self.x - 1
         return forward_noise(z0, self.abar, self.omega.normal("guidance", self.key, z0))
 
@@ -94,7 +94,7 @@ class Guidance(nn.Module, ABC):
 
 
 def distance(name: DistanceName, lpips: nn.Module | None = None) -> Distance:
-    r"""A distance of two images, one value for each pair.
+    r"""Return a distance of two images, one value for each pair.
 
     * ``mse``: :math:`\|a-b\|_2^2`, summed over the pixels of an image (not averaged);
     * ``ssim``: 1 - SSIM (Wang et al. 2004) with a Gaussian window of 11 pixels and sigma 1.5, in images below 22
@@ -130,7 +130,7 @@ def _one_minus_ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def logits(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """A guiding classifier's logits on images in [0, 1], never in reduced precision."""
+    """Return a guiding classifier's logits on images in [0, 1], never in reduced precision."""
     return _in_full_precision(net, images)
 
 

@@ -1,7 +1,7 @@
-"""Public names that are imported when somebody asks for them (PEP 562).
+"""Public names that are imported on first use (PEP 562).
 
 A package writes the imports of its public names below ``if TYPE_CHECKING:``, where type checkers and people look for
-them. :func:`lazy` reads them there and does each when its name is asked for. Importing the package costs nothing,
+them. :func:`lazy` reads them there and does each when its name is used first. Importing the package costs nothing,
 and ``from package import name``, ``package.name``, ``package.module`` and ``dir(package)`` are as if it had done all.
 """
 

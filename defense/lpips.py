@@ -49,7 +49,7 @@ class LpipsDistance(nn.Module):
 
 
 class LpipsConfig(Spec):
-    """Where the backbone's weights are.
+    """The config of LPIPS: the backbone's weights.
 
     Arguments:
         net: ``alex`` (what the paper's authors recommend for measuring) or ``vgg``.
@@ -74,8 +74,8 @@ class LpipsConfig(Spec):
                 "torchvision), which is never fetched silently."
             )
         path = (base / self.weights).resolve()
-        found = assert_sha256(path, self.sha256, what="lpips backbone")
-        return self.model_copy(update={"weights": str(path), "sha256": found})
+        digest = assert_sha256(path, self.sha256, what="lpips backbone")
+        return self.model_copy(update={"weights": str(path), "sha256": digest})
 
     def build(self) -> LpipsDistance:
         """Load the network, frozen."""
@@ -88,10 +88,10 @@ class LpipsConfig(Spec):
 
         with reading(self.weights, "lpips backbone"):
             net: Any = lpips.LPIPS(net=self.net, pnet_rand=True, verbose=False)
-            given = load_state_dict(self.weights, what="lpips backbone")
+            stored = load_state_dict(self.weights, what="lpips backbone")
             # The network's names are sliceK.N.weight, where N counts the layers of torchvision's `features`.
             names = {key: "features." + key.split(".", 1)[1] for key in net.net.state_dict()}
-            state = {key: given[name] for key, name in names.items() if name in given}
+            state = {key: stored[name] for key, name in names.items() if name in stored}
             backbone = net.net
             what, advice = f"torchvision's {self.net} backbone", f"The file is {_FILES[self.net]}."
             state = match(backbone.state_dict(), {"": state}, self.weights, what, advice=advice)

@@ -1,4 +1,4 @@
-"""Where a purifier gets its networks."""
+"""The networks of a purifier."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Models:
     Arguments:
         protected: The classifier that the defence protects, for purifiers that are guided by it.
         load: How to load a network from its config; by default anew each time. A worker passes its cache, so that
-            all depths of a sweep share one network.
+            all values of t* in a sweep share one network.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Models:
         self._load = load
 
     def load(self, config: Loadable[M]) -> M:
-        """The network of a config."""
+        """Return the network of a config."""
         return self._load(config)  # type: ignore[return-value]
 
     @property

@@ -46,7 +46,7 @@ class GaussianMixtureDenoiser:
 
     @classmethod
     def gaussian(cls, schedule: Schedule, variance: float, mean: float = 0.0) -> GaussianMixtureDenoiser:
-        """The one-component case N(mean, variance)."""
+        """Return the one-component case N(mean, variance)."""
         return cls(schedule, [1.0], [mean], [math.sqrt(variance)])
 
     def _components(self, z: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ class GaussianMixtureDenoiser:
         return self(z, t), None
 
     def responsibilities(self, z: Tensor, t: int) -> Tensor:
-        """Posterior probability of each component given ``z`` at level ``t``, shape (*z.shape, K)."""
+        """Return the posterior probability of each component given ``z`` at level ``t``, shape (*z.shape, K)."""
         return self._components(z, t)[0]
 
 

@@ -71,11 +71,11 @@ class Omega:
         return cls(spec_id, seed, role, tuple(map(int, image_ids)), tuple(map(int, many)))
 
     def part(self, start: int, stop: int) -> Omega:
-        """The randomness of batch elements ``start`` to ``stop``; the numbers do not change."""
+        """Return the randomness of batch elements ``start`` to ``stop``; the numbers do not change."""
         return replace(self, image_ids=self.image_ids[start:stop], draws=self.draws[start:stop])
 
     def generators(self, purpose: str, step: int) -> list[np.random.Generator]:
-        """A NumPy generator for each batch element, for laws other than the normal.
+        """Return a NumPy generator for each batch element, for laws other than the normal.
 
         Arguments:
             purpose: What the numbers are for.
@@ -88,7 +88,7 @@ class Omega:
         ]
 
     def select(self, positions: Sequence[int]) -> Omega:
-        """The randomness of the batch elements at some positions; the numbers do not change."""
+        """Return the randomness of the batch elements at some positions; the numbers do not change."""
         ids, draws = self.image_ids, self.draws
         return replace(self, image_ids=tuple(ids[i] for i in positions), draws=tuple(draws[i] for i in positions))
 
@@ -97,7 +97,7 @@ class Omega:
         return replace(self, role=f"{self.role}/{part}")
 
     def shared(self) -> Omega:
-        """The randomness of draw 0 for every element: noise that the draws of an image have in common."""
+        """Return the randomness of the first draw for every element: noise that all draws of an image share."""
         return replace(self, draws=(0,) * len(self))
 
     def _fill(self, purpose: str, step: int, shape: Sequence[int], uniform: bool) -> npt.NDArray[np.float32]:
@@ -118,7 +118,7 @@ class Omega:
         return out
 
     def normal(self, purpose: str, step: int, like: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
-        """Standard normal numbers, one independent stream per batch element.
+        """Return standard normal numbers, one independent stream per batch element.
 
         Arguments:
             purpose: What the numbers are for: ``"forward"``, ``"reverse"``, ``"guidance"``, ...

@@ -1,4 +1,4 @@
-"""The one boundary at which files of users are read: what goes wrong there is an InvalidInput that names the file.
+"""Read files of users: every error becomes an InvalidInput that names the file.
 
 Parsers of other libraries raise what they like on a damaged file (``struct.error``, ``KeyError``, ``RuntimeError``,
 ``UnicodeDecodeError``, ...), and no list of them is complete.
@@ -50,7 +50,7 @@ def reading(path: str | Path, what: str, *, hint: str = "Fetch it again, or give
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
-    """The mapping in a JSON file.
+    """Return the mapping in a JSON file.
 
     Arguments:
         path: The file.

@@ -21,7 +21,7 @@ E = TypeVar("E")
 
 
 class Registry(Generic[T]):
-    """A collection of things that a sweep file can name.
+    """A collection of parts that a sweep file can name.
 
     Arguments:
         noun: What an entry is called in messages, e.g. ``"purifier"``.
@@ -52,12 +52,12 @@ class Registry(Generic[T]):
         return add
 
     def names(self) -> list[str]:
-        """All names, built in and from entry points, sorted."""
-        found = {point.name for point in entry_points(group=self.group)}
-        return sorted(found | set(self._entries))
+        """Return all names, built in and from entry points, sorted."""
+        installed = {point.name for point in entry_points(group=self.group)}
+        return sorted(installed | set(self._entries))
 
     def get(self, name: str) -> T:
-        """The entry of that name.
+        """Return the entry of that name.
 
         Raises:
             InvalidInput: Unknown name, with the nearest valid one, a ``module:attribute`` that cannot be
@@ -86,17 +86,17 @@ class Registry(Generic[T]):
 
     def _code_of(self, name: str) -> Code | None:
         entry = self.get(name)
-        made: list[str] = []
+        modules: list[str] = []
         for point in entry_points(group=self.group):
             if point.name == name:
-                made.append(point.module)
+                modules.append(point.module)
                 break
         else:
-            made.append(name.partition(":")[0])
+            modules.append(name.partition(":")[0])
         for value in (entry, *(vars(entry).values() if hasattr(entry, "__dict__") else ())):
             if isinstance(value, type) or callable(value):
-                made += owners_of(value)
-        return code_of_modules(tuple(dict.fromkeys(module for module in made if is_foreign(module))))
+                modules += owners_of(value)
+        return code_of_modules(tuple(dict.fromkeys(module for module in modules if is_foreign(module))))
 
     def _imported(self, name: str) -> Any:
         module, _, attribute = name.partition(":")
@@ -114,6 +114,6 @@ class Registry(Generic[T]):
         elif self._instance_of is not None and not isinstance(entry, self._instance_of):
             wanted = f"an instance of {self._instance_of.__module__}.{self._instance_of.__name__}"
         else:
-            found: T = entry
-            return found
+            checked: T = entry
+            return checked
         raise InvalidInput(f"{self.noun} {name!r} is {entry!r}; what is named here must be {wanted}.")

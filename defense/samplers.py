@@ -79,15 +79,15 @@ class EpsModel(Protocol):
     schedule: Schedule
 
     def __call__(self, z: Tensor, t: int) -> Tensor:
-        """Predicted noise, shape of ``z``."""
+        """Return the predicted noise, shape of ``z``."""
         ...
 
 
 def time_grid(t_star: int, steps: int | None = None) -> list[int]:
-    """Levels visited by the reverse process: t_star, ..., 0, as evenly spaced as integers allow.
+    """Return the levels visited by the reverse process: t_star, ..., 0, as evenly spaced as integers allow.
 
     Arguments:
-        t_star: Depth, at least 1.
+        t_star: Level at which the reverse process starts, at least 1.
         steps: Number of reverse steps, 1 to ``t_star``; by default all of them.
 
     Raises:
@@ -105,7 +105,7 @@ def forward_noise(z0: Tensor, abar: float, noise: Tensor) -> Tensor:
 
 
 def predicted_z0(z: Tensor, eps: Tensor, abar: float, clip: bool) -> Tensor:
-    """The clean image that ``eps`` implies at level ``abar``, clamped to [-1, 1] if ``clip``."""
+    """Return the clean image that ``eps`` implies at level ``abar``, clamped to [-1, 1] if ``clip``."""
     z0 = (z - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
     return z0.clamp(-1, 1) if clip else z0
 
@@ -147,7 +147,7 @@ class Sampler(ABC):
         self._levels = [(float(schedule.abar[t]), float(schedule.abar[s])) for t, s in itertools.pairwise(grid)]
 
     def __len__(self) -> int:
-        """Number of steps."""
+        """Return the number of steps."""
         return len(self.grid) - 1
 
     def abar(self, i: int) -> float:
@@ -155,7 +155,7 @@ class Sampler(ABC):
         return self._levels[i][0]
 
     def respaced(self, steps: int) -> Sampler:
-        """The same sampler from the same level in fewer steps."""
+        """Return the same sampler from the same level in fewer steps."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         Sampler.__init__(other, self.schedule, time_grid(self.grid[0], min(steps, self.grid[0])), clip=self.clip)
@@ -163,7 +163,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def transition(self, i: int, z: Tensor, eps: Tensor, v: Tensor | None = None) -> Transition:
-        """Step ``i``, which leaves level ``grid[i]`` for ``grid[i + 1]``.
+        """Return the step ``i``, which leaves level ``grid[i]`` for ``grid[i + 1]``.
 
         Arguments:
             i: Step, 0 to ``len(self) - 1``.
@@ -173,7 +173,7 @@ class Sampler(ABC):
         """
 
     def score(self, i: int, z: Tensor, eps: Tensor) -> Tensor:
-        """Score at the level that step ``i`` leaves, of the clamped prediction if ``clip``."""
+        """Return the score at the level that step ``i`` leaves, of the clamped prediction if ``clip``."""
         abar = self.abar(i)
         if self.clip:
             z0 = predicted_z0(z, eps, abar, True)

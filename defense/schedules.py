@@ -1,4 +1,4 @@
-r"""Noise schedules: how much of the image is left after t noising steps.
+r"""Noise schedules: the share of the image that is left after t noising steps.
 
 .. math:: z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1-\bar\alpha_t}\,\epsilon, \qquad \bar\alpha_0 = 1
 
@@ -57,7 +57,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """What a purification depth is comparable by: (t_star, abar, sigma_eq)."""
+    """A noise level in the units in which papers state it: (t_star, abar, sigma_eq)."""
 
     t_star: int
     abar: float
@@ -82,7 +82,7 @@ class Schedule:
         return len(self.abar) - 1
 
     def level(self, t: int) -> NoiseLevel:
-        """The noise level after ``t`` steps, 0 <= t <= T.
+        """Return the noise level after ``t`` steps, 0 <= t <= T.
 
         Raises:
             InvalidInput: ``t`` is not on the schedule.
@@ -93,7 +93,7 @@ class Schedule:
         return NoiseLevel(t, abar, math.sqrt((1 - abar) / abar) / 2)
 
     def t_for_sigma(self, sigma: float) -> int:
-        """Smallest t whose sigma_eq is at least ``sigma`` (pixel units of [0, 1] images).
+        """Return the smallest t whose sigma_eq is at least ``sigma`` (pixel units of [0, 1] images).
 
         At least, because a smoothing certificate at ``sigma`` stays valid when the noise is a little larger
         (Carlini et al., arXiv 2206.10550).
@@ -118,12 +118,12 @@ def vp_abar(t: float | Array) -> Array:
 
 
 def abar_of_betas(betas: Array) -> Array:
-    """Levels abar of t = 0..T steps with these variances, shape (T + 1,)."""
+    """Return the levels abar of t = 0..T steps with these variances, shape (T + 1,)."""
     return np.concatenate([[1.0], np.cumprod(1.0 - betas)])
 
 
 def betas_of_abar(f: Callable[[Array], Array], steps: int) -> Array:
-    """Variances of steps between the levels f(t/T)/f(0), at most 0.999.
+    """Return the variances of steps between the levels f(t/T)/f(0), at most 0.999.
 
     Arguments:
         f: Falling function of [0, 1].
@@ -134,7 +134,7 @@ def betas_of_abar(f: Callable[[Array], Array], steps: int) -> Array:
 
 
 def cosine_betas(steps: int) -> Array:
-    """Variances of the cosine schedule in T steps (Nichol and Dhariwal, arXiv 2102.09672, equation 17)."""
+    """Return the variances of the cosine schedule in T steps (Nichol and Dhariwal, arXiv 2102.09672, equation 17)."""
 
     def f(u: Array) -> Array:
         return np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -158,7 +158,7 @@ SCHEDULES: dict[str, Callable[[], Array]] = {
 
 @lru_cache
 def get_schedule(name: str) -> Schedule:
-    """The schedule of that name.
+    """Return the schedule of that name.
 
     Raises:
         InvalidInput: Unknown name.

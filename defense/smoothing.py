@@ -69,7 +69,7 @@ class BaseClassifier(Protocol):
 
 
 def smoothing_level(schedule: Schedule, sigma: float) -> NoiseLevel:
-    """The level that fits noise ``sigma`` (pixel units): the smallest t with sigma_eq >= sigma.
+    """Return the level that fits noise ``sigma`` (pixel units): the smallest t with sigma_eq >= sigma.
 
     Raises:
         InvalidInput: The schedule has no such level.
@@ -211,7 +211,7 @@ class Purified(_Voting):
 def sample_counts(
     base: BaseClassifier, x: Tensor, sigma: float, omega: Omega, first: int, count: int, batch: int, classes: int
 ) -> npt.NDArray[np.int64]:
-    """How often each class is the answer among samples ``first`` to ``first + count - 1`` of each image.
+    """Count how often each class is the answer among samples ``first`` to ``first + count - 1`` of each image.
 
     Whole batches are computed, and samples outside the range dropped: ranges that begin and end at multiples of
     ``batch`` waste nothing.
@@ -243,7 +243,7 @@ def sample_counts(
         )
     if len(x) != len(omega):
         raise InvalidInput(f"{len(x)} images with the randomness of {len(omega)}.")
-    found = np.zeros((len(x), classes), dtype=np.int64)
+    counts = np.zeros((len(x), classes), dtype=np.int64)
     batches = range(first // batch * batch, first + count, batch) if count else ()
     # Guided purifiers enable gradients for themselves, which inference mode would forbid.
     with torch.no_grad():
@@ -258,14 +258,14 @@ def sample_counts(
                         f"the base classifier gave {len(answers)} answers to {batch} samples, from "
                         f"{answers.min()} to {answers.max()}; with {classes} classes they go from 0 to {classes - 1}."
                     )
-                found[row] += np.bincount(inside, minlength=classes)
-    return found
+                counts[row] += np.bincount(inside, minlength=classes)
+    return counts
 
 
 def smoothing_counts(
     base: BaseClassifier, x: Tensor, sigma: float, omega: Omega, first: int, count: int, batch: int, classes: int
 ) -> list[Counts]:
-    """As :func:`sample_counts`, one :class:`~defense.certify.Counts` an image, which know their samples."""
-    found = sample_counts(base, x, sigma, omega, first, count, batch, classes)
+    """Return :func:`sample_counts` as one :class:`~defense.certify.Counts` per image, which know their samples."""
+    counts = sample_counts(base, x, sigma, omega, first, count, batch, classes)
     role = SELECT if omega.role == SELECT else ESTIMATE
-    return [Counts.of(i, role, row, first) for i, row in zip(omega.image_ids, found, strict=True)]
+    return [Counts.of(i, role, row, first) for i, row in zip(omega.image_ids, counts, strict=True)]

@@ -1,7 +1,7 @@
 """Typed, frozen specs: how they are written, what they hold, and their content ids.
 
 ``id(spec) = hex(sha256(canonical JSON))[:16]``: keys sorted, no white space, floats in their shortest
-round-trip form. A field declared with ``Field(exclude=True)`` (a path, say) says where something lies, not
+round-trip form. A field declared with ``Field(exclude=True)`` (such as a path) says where something lies, not
 what it is, and stays out of the id. What a part that is not puregrid's does is in its code: its identity holds a
 digest of that, under ``_code`` (:mod:`defense.code`).
 
@@ -49,7 +49,7 @@ CODE = "_code"
 
 
 def digest(text: str | bytes) -> str:
-    """The id of a text: the leading hex digits of its sha256."""
+    """Return the id of a text: the leading hex digits of its sha256."""
     data = text.encode() if isinstance(text, str) else text
     return hashlib.sha256(data).hexdigest()[:ID_LENGTH]
 
@@ -102,7 +102,7 @@ class Spec(BaseModel):
 
     @classmethod
     def class_named(cls, name: str) -> type[Spec]:
-        """The class of the entries of this name; this one, unless there is a registry of classes.
+        """Return the class of the entries of this name; this one, unless there is a registry of classes.
 
         Raises:
             InvalidInput: There is none.
@@ -111,7 +111,7 @@ class Spec(BaseModel):
 
     @classmethod
     def from_name(cls, name: str, reading: Reading) -> Any:
-        """What a bare name stands for: an entry, or a config.
+        """Return what a bare name stands for: an entry, or a config.
 
         Raises:
             InvalidInput: Nothing.
@@ -122,7 +122,7 @@ class Spec(BaseModel):
 
     @classmethod
     def inner_entry(cls, field: str, entry: Any, fields: Mapping[str, Any]) -> Any:
-        """What an entry inside this one stands for, where a class has short forms of its own (a ladder's rungs).
+        """Return what an inner entry stands for, where a class has its own short forms (a ladder's rungs).
 
         Arguments:
             field: The field that holds it.
@@ -133,7 +133,7 @@ class Spec(BaseModel):
 
     @classmethod
     def entry_class(cls, entry: Mapping[str, Any]) -> type[Spec]:
-        """The class of an entry.
+        """Return the class of an entry.
 
         Raises:
             InvalidInput: It names none, or none of this kind.
@@ -158,7 +158,7 @@ class Spec(BaseModel):
     def from_entry(
         cls, entry: Any, reading: Reading | None = None, *, handed: Mapping[str, Any] | None = None
     ) -> Self:
-        """The config of an entry.
+        """Return the config of an entry.
 
         Arguments:
             entry: A name, a mapping or a config.
@@ -173,8 +173,8 @@ class Spec(BaseModel):
             entry = cls.from_name(entry, reading)
         if isinstance(entry, dict):
             kind = cls.entry_class(entry)
-            own = {*entry, *(kind.spellings[name].field for name in entry if name in kind.spellings)}
-            taken = {k: v for k, v in (handed or {}).items() if k in kind.model_fields and k not in own}
+            stated = {*entry, *(kind.spellings[name].field for name in entry if name in kind.spellings)}
+            taken = {k: v for k, v in (handed or {}).items() if k in kind.model_fields and k not in stated}
             try:
                 entry = kind.from_fields({**taken, **entry}, reading)
             except InvalidInput as error:
@@ -224,7 +224,7 @@ class Spec(BaseModel):
 
     @classmethod
     def _called(cls, fields: Mapping[str, Any]) -> str:
-        """How messages call an entry of this class."""
+        """Return what messages call an entry of this class."""
         name = fields.get(cls.named_by or "", cls.model_fields[cls.named_by].default if cls.named_by else None)
         return repr(name if isinstance(name, str) else cls.__name__)
 
@@ -259,7 +259,7 @@ class Spec(BaseModel):
     def _explained(
         cls, error: ValidationError, data: Mapping[str, Any], written: Mapping[str, str], beside: tuple[str, ...]
     ) -> InvalidInput:
-        """The first mistake of pydantic's list, in our words."""
+        """Return the first mistake of pydantic's list, in our words."""
         mistakes = error.errors()
         first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
         message = first["msg"].removeprefix("Value error, ")
@@ -271,12 +271,12 @@ class Spec(BaseModel):
         description = cls.model_fields[name].description if name in cls.model_fields else None
         if first["type"] == "missing":
             return InvalidInput(f"field {name!r} is missing. {description or ''}".strip())
-        given = first["input"]
+        value = first["input"]
         if name in written:
-            name, given = written[name], data[written[name]]
+            name, value = written[name], data[written[name]]
             description = f"It is {cls.spellings[name].unit}."
         return InvalidInput(
-            f"{name} = {given!r} ({type(given).__name__}): {message}. {description or ''}".strip(), keys=(name,)
+            f"{name} = {value!r} ({type(value).__name__}): {message}. {description or ''}".strip(), keys=(name,)
         )
 
     @classmethod
@@ -311,7 +311,7 @@ class Spec(BaseModel):
 
     @classmethod
     def _handed_down(cls, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that specs inside ``name`` take over."""
+        """Return the fields that specs inside ``name`` take over."""
         names = cls.hands_down.get(name, ())
         for missing in names:
             if missing not in fields and cls.model_fields[missing].is_required():
@@ -353,7 +353,7 @@ class Spec(BaseModel):
         }
 
     def code(self) -> Code | None:
-        """The code of this spec where it is not puregrid's; None otherwise.
+        """Return the code of this spec where it is not puregrid's; None otherwise.
 
         Raises:
             InvalidInput: Its source cannot be read.
@@ -362,7 +362,7 @@ class Spec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _with_code(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All fields but what is not said, and the code of a spec that is not puregrid's."""
+        """Return all fields but those left unsaid, and the code of a spec that is not puregrid's."""
         fields: dict[str, Any] = handler(self)
         for name, values in self.unsaid.items():
             if name in fields and fields[name] in values:
@@ -371,7 +371,7 @@ class Spec(BaseModel):
         return fields if code is None else {**fields, CODE: code.identity()}
 
     def identity(self) -> dict[str, Any]:
-        """What the id is made of, as plain JSON values."""
+        """Return what the id is made of, as plain JSON values."""
         return self.model_dump(mode="json")
 
     def canonical(self) -> str:
@@ -379,7 +379,7 @@ class Spec(BaseModel):
         return json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     def parameter(self, name: str) -> Any:
-        """The value of a field, or None where this kind of spec has no such field."""
+        """Return the value of a field, or None where this kind of spec has no such field."""
         return getattr(self, name) if name in type(self).model_fields else None
 
     def parts(self) -> Iterator[tuple[str, Spec]]:

@@ -1,4 +1,4 @@
-"""What is in a file of weights: named sets of tensors, read without running any code from the file.
+"""Read the named sets of tensors in a file of weights, without running any code from the file.
 
 A ``.safetensors`` file is one set. A torch file is read with ``weights_only=True`` and a short list of further types
 that hold data and nothing else; its sets are the mappings of names to tensors in it, wherever they lie
@@ -68,7 +68,7 @@ def _plain() -> list[Any]:
 
 
 def _stand_in(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that torch takes for the one of that full name."""
+    """Return a function that torch takes for the one of that full name."""
 
     def stand_in(*arguments: Any) -> Any:
         return call(*arguments)
@@ -85,7 +85,7 @@ def _scalar(dtype: np.dtype[Any], data: bytes = b"") -> Any:
 
 
 def read_sets(path: str | Path, *, what: str = "weights") -> Sets:
-    """Every set of tensors in a file.
+    """Return every set of tensors in a file.
 
     Arguments:
         path: A safetensors or torch file; the content decides, whatever the name.
@@ -101,7 +101,7 @@ def read_sets(path: str | Path, *, what: str = "weights") -> Sets:
 
 
 def read_content(path: str | Path, *, what: str = "weights") -> Any:
-    """What is in a file of weights, as it was saved.
+    """Return the content of a file of weights, as it was saved.
 
     Arguments:
         path: See :func:`read_sets`.
@@ -121,7 +121,7 @@ def read_content(path: str | Path, *, what: str = "weights") -> Any:
 
 
 def _refuse_other_files(path: Path, head: bytes, what: str) -> None:
-    """What is often found under the name of a checkpoint and is none."""
+    """Refuse files that often have the name of a checkpoint and are none."""
     start = head.lstrip().lower()
     if not head:
         kind, advice = "are an empty file", "Fetch it again."
@@ -168,8 +168,8 @@ def _torch_content(path: Path, what: str) -> Any:
                 f"'{path.name}', map_location='cpu').state_dict(), '{path.stem}-weights.pth')\""
             ) from error
         # Torch's own words end with advice to switch the safety off: only the name of the type is taken from them.
-        if isinstance(error, UnpicklingError) and (found := _NEEDS_CODE.search(text)):
-            name = next(part for part in found.groups() if part)
+        if isinstance(error, UnpicklingError) and (needed := _NEEDS_CODE.search(text)):
+            name = next(part for part in needed.groups() if part)
             raise InvalidInput(
                 f"{what} {str(path)!r} hold {name}, which only code can rebuild, and code from a file is never run. "
                 f"Its owner can save the weights alone, where the file is trusted:\n  {resave_command(path)}"
@@ -182,7 +182,7 @@ def _torch_content(path: Path, what: str) -> Any:
 
 
 def resave_command(path: Path) -> str:
-    """A command with which the owner of a checkpoint saves its tensors without the objects beside them."""
+    """Return a command with which the owner of a checkpoint saves its tensors without the objects beside them."""
     return (
         f"python -c \"import torch; c = torch.load('{path.name}', map_location='cpu', weights_only=False); "
         "c = c if isinstance(c, dict) else {'net': c}; "
@@ -193,22 +193,22 @@ def resave_command(path: Path) -> str:
 
 
 def _sets(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The mappings of names to tensors in a value, each with its place."""
+    """Yield the mappings of names to tensors in a value, each with its place."""
     if isinstance(content, argparse.Namespace):
         content = vars(content)
     if not isinstance(content, Mapping) or len(place) > _DEEPEST:
         return
     named = {key: value for key, value in content.items() if isinstance(key, str)}
     tensors = {key: value if isinstance(value, Tensor) else _numbers(key, value) for key, value in named.items()}
-    found = {key: value for key, value in tensors.items() if value is not None}
-    if found:
-        yield ".".join(place), found
+    state = {key: value for key, value in tensors.items() if value is not None}
+    if state:
+        yield ".".join(place), state
     for key, value in named.items():
         yield from _sets(value, (*place, key))
 
 
 def _numbers(key: str, value: Any) -> Tensor | None:
-    """A list of numbers that is a normalisation by its name, as a tensor."""
+    """Return a list of numbers that is a normalisation by its name, as a tensor."""
     if key.rpartition(".")[2] not in NORMALISATION or not isinstance(value, list | tuple | np.ndarray):
         return None
     values = list(value)

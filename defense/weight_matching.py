@@ -1,4 +1,4 @@
-"""Which tensors of a file are those of a network: found by their names, whatever they are wrapped in.
+"""Match the tensors of a file with those of a network, by their names, whatever they are wrapped in.
 
 A network's weights lie at some place in the file (``state_dict``, ``model``, ``ema``), under some prefix of names
 (``module.``, ``_orig_mod.``, ``model.``, ``1.``, ...), in any order. Both are found by looking for the names of the
@@ -54,7 +54,7 @@ class WeightsFile(str):
     def __new__(
         cls, path: str | Path, *, key: str | None = None, normalisation: Normalisation | None = None
     ) -> WeightsFile:
-        """The path as a string that knows the rest."""
+        """Return the path as a string that knows the rest."""
         self = super().__new__(cls, path)
         self.key, self.normalisation, self.used = key, normalisation, False
         return self
@@ -62,7 +62,7 @@ class WeightsFile(str):
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a network's tensors are: the set, the prefix, and the name there of each of them."""
+    """The place of a network's tensors: the set, the prefix, and the name of each of them there."""
 
     where: str
     prefix: str
@@ -84,49 +84,52 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
         at = name.find(".", at + 1)
 
 
-def _places(own: Mapping[str, Tensor], sets: Sets, rename: Callable[[str], str]) -> list[_Place]:
-    """Every place and prefix with any of the network's names, those with most of them first."""
+def _places(expected: Mapping[str, Tensor], sets: Sets, rename: Callable[[str], str]) -> list[_Place]:
+    """Return every place and prefix with any of the network's names, those with most of them first."""
     names: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for where, tensors in sets.items():
         for name in tensors:
             for prefix, rest in _splits(name):
-                if (current := rename(rest)) in own:
+                if (current := rename(rest)) in expected:
                     names[where, prefix][current] = name
-    found = [_Place(where, prefix, hits) for (where, prefix), hits in names.items()]
-    return sorted(found, key=lambda place: -_shaped(own, sets, place))
+    places = [_Place(where, prefix, hits) for (where, prefix), hits in names.items()]
+    return sorted(places, key=lambda place: -_shaped(expected, sets, place))
 
 
-def _required(own: Mapping[str, Tensor]) -> list[str]:
+def _required(expected: Mapping[str, Tensor]) -> list[str]:
     # Buffers that older torch did not save say nothing about the architecture.
-    return [name for name in own if not name.endswith("num_batches_tracked")]
+    return [name for name in expected if not name.endswith("num_batches_tracked")]
 
 
-def _shaped(own: Mapping[str, Tensor], sets: Sets, place: _Place) -> int:
-    """Number of the network's tensors that are at a place, with their shapes."""
+def _shaped(expected: Mapping[str, Tensor], sets: Sets, place: _Place) -> int:
+    """Return the number of the network's tensors that are at a place, with their shapes."""
     tensors = sets[place.where]
-    return sum(tensors[name].shape == own[mine].shape for mine, name in place.names.items()) + len(place.names)
+    return sum(tensors[name].shape == expected[target].shape for target, name in place.names.items()) + len(
+        place.names
+    )
 
 
-def _complete(own: Mapping[str, Tensor], sets: Sets, rename: Callable[[str], str]) -> list[_Place]:
-    """The places that have all of the network's names and shapes."""
-    required = _required(own)
+def _complete(expected: Mapping[str, Tensor], sets: Sets, rename: Callable[[str], str]) -> list[_Place]:
+    """Return the places that have all of the network's names and shapes."""
+    required = _required(expected)
     return [
         place
-        for place in _places(own, sets, rename)
+        for place in _places(expected, sets, rename)
         if all(
-            mine in place.names and sets[place.where][place.names[mine]].shape == own[mine].shape for mine in required
+            target in place.names and sets[place.where][place.names[target]].shape == expected[target].shape
+            for target in required
         )
     ]
 
 
-def fits(own: Mapping[str, Tensor], sets: Sets, *, rename: Callable[[str], str] = lambda name: name) -> bool:
+def fits(expected: Mapping[str, Tensor], sets: Sets, *, rename: Callable[[str], str] = lambda name: name) -> bool:
     """Whether the tensors of a network, by name and shape, are in a file with nothing unexplained beside them."""
-    places = _complete(own, sets, rename)
+    places = _complete(expected, sets, rename)
     return any(not _unexplained(place, places, sets) for place in places)
 
 
 def match(
-    own: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
     sets: Sets,
     path: str | Path,
     what: str,
@@ -134,10 +137,10 @@ def match(
     rename: Callable[[str], str] = lambda name: name,
     advice: str = "Name the architecture that the file was made for.",
 ) -> dict[str, Tensor]:
-    """The tensors of a network in a file, by their names in the network.
+    """Return the tensors of a network in a file, by their names in the network.
 
     Arguments:
-        own: The network's tensors, for their names and shapes.
+        expected: The network's tensors, for their names and shapes.
         sets: What is in the file.
         path: The file; a :class:`WeightsFile` says more.
         what: The architecture in words.
@@ -152,12 +155,12 @@ def match(
     normalisation = path.normalisation if isinstance(path, WeightsFile) else None
     if isinstance(path, WeightsFile):
         path.used = True
-    places = _complete(own, sets, rename)
+    places = _complete(expected, sets, rename)
     if not places:
-        raise _wrong(own, sets, path, what, rename, advice)
+        raise _wrong(expected, sets, path, what, rename, advice)
     place = _chosen(places, sets, path, key)
     extra = _unexplained(place, places, sets)
-    if key is not None:  # the user has said which weights count: what lies elsewhere does not
+    if key is not None:  # the user has chosen the weights: what lies elsewhere does not
         extra = [name for name in extra if name.startswith(place.prefix)]
     if extra:
         shown = _some([f"{name} {list(sets[place.where][name].shape)}" for name in extra])
@@ -165,7 +168,7 @@ def match(
             f"weights {str(path)!r} are not of the architecture {what}: not in the network: {shown}. {advice}"
         )
     _compare_normalisation(place, places, sets, path, normalisation, named=key is not None)
-    return {mine: sets[place.where][name] for mine, name in place.names.items()}
+    return {target: sets[place.where][name] for target, name in place.names.items()}
 
 
 def _chosen(places: list[_Place], sets: Sets, path: str | Path, key: str | None) -> _Place:
@@ -182,8 +185,8 @@ def _chosen(places: list[_Place], sets: Sets, path: str | Path, key: str | None)
     first = places[0]
     for other in places[1:]:
         if any(
-            not torch.equal(sets[first.where][first.names[mine]], sets[other.where][other.names[mine]])
-            for mine in first.names.keys() & other.names.keys()
+            not torch.equal(sets[first.where][first.names[target]], sets[other.where][other.names[target]])
+            for target in first.names.keys() & other.names.keys()
         ):
             raise InvalidInput(
                 f"weights {str(path)!r} hold {len(places)} sets of weights that fit the network, and they differ: "
@@ -207,7 +210,7 @@ def _unexplained(place: _Place, places: list[_Place], sets: Sets) -> list[str]:
 
 
 def _within(name: str, place: _Place) -> bool:
-    """Whether a name lies inside the network itself, not in front of it."""
+    """Return whether a name lies inside the network itself, not in front of it."""
     rest = name.removeprefix(place.prefix)
     return bool(place.prefix) and name.startswith(place.prefix) and "." in rest
 
@@ -269,15 +272,15 @@ def _some(names: list[str]) -> str:
 
 
 def _wrong(
-    own: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
     sets: Sets,
     path: str | Path,
     what: str,
     rename: Callable[[str], str],
     advice: str,
 ) -> WrongArchitecture:
-    """What differs between the network and the place in the file that is most like it."""
-    places = _places(own, sets, rename)
+    """Return the error that lists how the network differs from the most similar place in the file."""
+    places = _places(expected, sets, rename)
     if places:
         place = places[0]
         tensors, names = sets[place.where], place.names
@@ -286,12 +289,12 @@ def _wrong(
         place, names = _Place("", "", {}), {}
         tensors = max(sets.values(), key=len)
         extra = list(tensors)
-    absent = [f"{name} {list(own[name].shape)}" for name in _required(own) if name not in names]
+    absent = [f"{name} {list(expected[name].shape)}" for name in _required(expected) if name not in names]
     unknown = [f"{name} {list(tensors[name].shape)}" for name in extra]
     shapes = [
-        f"{mine} is {list(tensors[name].shape)} in the file and {list(own[mine].shape)} in the network"
-        for mine, name in names.items()
-        if tensors[name].shape != own[mine].shape
+        f"{target} is {list(tensors[name].shape)} in the file and {list(expected[target].shape)} in the network"
+        for target, name in names.items()
+        if tensors[name].shape != expected[target].shape
     ]
     parts = [
         f"{title}: {_some(entries)}"
@@ -318,10 +321,10 @@ def load_tensors(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) 
     Raises:
         InvalidInput: A tensor holds NaN or infinite values, or whole numbers instead of real ones.
     """
-    own = net.state_dict()
+    expected = net.state_dict()
     cast = {}
     for name, tensor in state.items():
-        if not own[name].is_floating_point():
+        if not expected[name].is_floating_point():
             cast[name] = tensor
             continue
         if not tensor.is_floating_point() or tensor.is_meta or tensor.layout is not torch.strided:
@@ -329,7 +332,7 @@ def load_tensors(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) 
                 f"weights {str(path)!r} hold {name} as {str(tensor.dtype).removeprefix('torch.')}, and the network "
                 "calculates with real numbers: a quantised network gives other figures. Give the weights as float32."
             )
-        cast[name] = tensor.to(own[name].dtype)
+        cast[name] = tensor.to(expected[name].dtype)
         if not torch.isfinite(cast[name]).all():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise InvalidInput(

@@ -1,6 +1,6 @@
 """Distributed, honest evaluation of diffusion-based adversarial purification.
 
-Everything that a notebook needs is a name of this package; each is imported when it is asked for first::
+Everything that a notebook needs is a name of this package; each is imported on first use::
 
     import puregrid
 

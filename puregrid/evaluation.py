@@ -24,7 +24,7 @@ __all__ = ["PlannedSweep", "bundled_sweeps", "load_sweep", "open_results", "plan
 
 
 def bundled_sweeps() -> list[str]:
-    """Names of the sweeps that come with puregrid, which every function here takes in place of a file."""
+    """Return the names of the sweeps that come with puregrid, which every function here takes in place of a file."""
     with installed():
         from workflows.assets import bundled
 
@@ -65,7 +65,7 @@ def _settings(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, repr=False)
 class PlannedSweep:
-    """What a sweep asks for, and what of it is committed in a store.
+    """The units of a sweep, and those that are committed in a store.
 
     Arguments:
         sweep: The sweep.
@@ -102,7 +102,7 @@ class PlannedSweep:
 
     @property
     def stages(self) -> pd.DataFrame:
-        """One row a distinct stage: id, stage, what it computes, images, units, committed units."""
+        """One row per distinct stage: id, stage, what it computes, images, units, committed units."""
         import pandas as pd
 
         columns = ("id", "stage", "what", "images", "units", "committed")
@@ -117,7 +117,7 @@ class PlannedSweep:
 
 
 def plan(sweep: Sweep | str | Path, store: str | Path = "results", *, workers: int | None = None) -> PlannedSweep:
-    """Say what a sweep would compute; computes nothing and writes nothing.
+    """Plan a sweep; computes nothing and writes nothing.
 
     Arguments:
         sweep: A sweep, a sweep file, or the name of a bundled sweep.
@@ -183,12 +183,12 @@ def run(
             quiet=quiet,
             log=None if log is None else Path(log),
         )
-        outcome, results, _ = run_sweep(_sweep(sweep), _store(store), options, _silent if quiet else _say)
+        outcome, results, _ = run_sweep(_sweep(sweep), _store(store), options, _silent if quiet else _notify)
         return SweepRun(SweepResults(results), outcome)
 
 
 def open_results(store: str | Path, sweep: Sweep | str | Path) -> SweepResults:
-    """What the committed rows of a sweep say; computes nothing.
+    """Open the results of a sweep from its committed rows; computes nothing.
 
     Arguments:
         store: Folder or bucket of the rows.
@@ -235,7 +235,7 @@ def _at_least(smallest: int, **numbers: float | None) -> None:
             raise InvalidInput(f"{name} is a number of at least {smallest}, not {value!r}.", where=name)
 
 
-def _say(message: str) -> None:
+def _notify(message: str) -> None:
     print(message, file=sys.stderr)
 
 

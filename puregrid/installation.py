@@ -1,9 +1,9 @@
-"""Whether Python finds puregrid's own packages, or others of the same names in front of them.
+"""Check that Python finds puregrid's own packages, and not others of the same names.
 
 puregrid is four top-level packages. Other distributions install a ``workflows``, ``tasks`` or ``defense`` too: into
 the same folder, where the last one installed overwrites the other's files, or into one that comes earlier on Python's
-path, as does a ``tasks.py`` in the working directory. Without this check that ends in an import error about a module
-of ours that nobody has heard of, or in somebody else's code being run.
+path, as does a ``tasks.py`` in the working directory. Without this check that ends in an import error about an
+unknown module, or in running the code of another package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MARK = "# This package is part of puregrid."
 
 
 def check_installation() -> None:
-    """See that the three packages beside this one are the ones that Python imports.
+    """Check that Python imports the three packages beside this one.
 
     Raises:
         ImportError: One is not, with the distribution that is in the way and what to do. The command line prints the
@@ -40,7 +40,7 @@ def check_installation() -> None:
 
 
 def _is_command() -> bool:
-    """Whether the program is ``puregrid`` or ``python -m puregrid``."""
+    """Return whether the program is ``puregrid`` or ``python -m puregrid``."""
     if sys.argv and Path(sys.argv[0]).stem == "puregrid":
         return True
     words = sys.orig_argv
@@ -48,7 +48,7 @@ def _is_command() -> bool:
 
 
 def problem(root: Path) -> str | None:
-    """What is wrong with the packages that Python finds.
+    """Return what is wrong with the packages that Python finds.
 
     Arguments:
         root: The folder in which puregrid's packages lie.
@@ -57,22 +57,22 @@ def problem(root: Path) -> str | None:
         A message, None if all is well.
     """
     for name in _NAMES:
-        own, found = root / name / "__init__.py", _origin(name)
-        if found is None:
+        ours, origin = root / name / "__init__.py", _origin(name)
+        if origin is None:
             return (
                 f"puregrid's package `{name}` is missing from {root}: another distribution's uninstallation may have "
                 "removed it. Install puregrid again: pip install --force-reinstall --no-deps puregrid"
             )
-        if found == own.resolve():
-            if _MARK not in own.read_text(encoding="utf-8", errors="replace"):
-                return _overwritten(name, own)
+        if origin == ours.resolve():
+            if _MARK not in ours.read_text(encoding="utf-8", errors="replace"):
+                return _overwritten(name, ours)
         else:
-            return _hidden(name, found, own)
+            return _hidden(name, origin, ours)
     return None
 
 
 def _origin(name: str) -> Path | None:
-    """The file that is or would be imported."""
+    """Return the file that is or would be imported."""
     if name in sys.modules:
         file = getattr(sys.modules[name], "__file__", None)
     else:
@@ -92,19 +92,19 @@ def _overwritten(name: str, file: Path) -> str:
     )
 
 
-def _hidden(name: str, found: Path, own: Path) -> str:
-    culprit = _owner(name, found)
-    place = found.parent if found.name == "__init__.py" else found
+def _hidden(name: str, origin: Path, ours: Path) -> str:
+    culprit = _owner(name, origin)
+    place = origin.parent if origin.name == "__init__.py" else origin
     if culprit is not None:
         return (
             f"puregrid's package `{name}` is hidden by {_named(culprit)}, whose `{name}` in {place} comes before "
-            f"{own.parent} on Python's path. Install puregrid in an environment of its own (python -m venv), or "
+            f"{ours.parent} on Python's path. Install puregrid in an environment of its own (python -m venv), or "
             f"uninstall the other: pip uninstall {culprit.metadata['Name']}"
         )
     return (
         f"puregrid's package `{name}` is hidden by {place}, which belongs to no installed distribution and comes "
-        f"before {own.parent} on Python's path. Rename it, start Python in another folder, or take its folder out of "
-        "PYTHONPATH."
+        f"before {ours.parent} on Python's path. Rename it, start Python in another folder, or take its folder "
+        "out of PYTHONPATH."
     )
 
 
@@ -113,7 +113,7 @@ def _named(distribution: Distribution) -> str:
 
 
 def _owner(name: str, file: Path) -> Distribution | None:
-    """The distribution, other than puregrid, that installed a file of a top-level package."""
+    """Return the distribution, other than puregrid, that installed a file of a top-level package."""
     from importlib.metadata import distributions  # takes a third of the time of `import puregrid`, for nothing
 
     for distribution in distributions():

@@ -1,4 +1,4 @@
-"""What a sweep's committed rows say, for Python: data frames as attributes, and the report."""
+"""The results of a sweep in Python: data frames as attributes, and the report."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["SweepResults", "SweepRun"]
 
 
 class SweepResults(Analysis):
-    """What the committed rows of a sweep say; made by :func:`puregrid.open_results` and :func:`puregrid.run`.
+    """The results of a sweep, read from its rows; made by :func:`puregrid.open_results` and :func:`puregrid.run`.
 
-    Frames are attributes, each computed from the rows when it is asked for first: ``robustness`` (a row a cell: Avg,
-    worst of M, majority vote, intervals), ``combined`` (several attacks as one attacker), ``ladders``, ``certified``,
-    ``corruptions``, ``quality``, ``published``, ``cost``; and ``findings``, what the auditor says of them.
+    Frames are attributes, computed from the rows on first use: ``robustness`` (one row per cell: Avg, worst of M,
+    majority vote, intervals), ``combined`` (several attacks as one attacker), ``ladders``, ``certified``,
+    ``corruptions``, ``quality``, ``published``, ``cost``; and ``findings``, what the auditor reports on them.
     """
 
     def rows(self, cell: Cell) -> pd.DataFrame:
-        """The committed rows of one cell of ``sweep.cells``: an image a row, with a prediction a draw."""
+        """The committed rows of one cell of ``sweep.cells``: one row per image, with one prediction per draw."""
         return self.results.rows(cell)
 
     def report(
@@ -60,7 +60,7 @@ class SweepResults(Analysis):
 
 @dataclass(frozen=True, repr=False)
 class SweepRun:
-    """How a run ended, and what the rows say then.
+    """How a run ended, and its results.
 
     Arguments:
         results: The results, of all that is committed.

@@ -1,3 +1,3 @@
-"""What one worker does with one unit of work: specs, data sets, attacks, and the functions spec -> Arrow table."""
+"""The work of one worker on one unit: specs, data sets, attacks, and the functions spec -> Arrow table."""
 
 # This package is part of puregrid.

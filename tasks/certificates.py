@@ -1,12 +1,12 @@
-r"""What a sweep file says of a certificate: the noise, how many samples, with which error, by which rule.
+r"""The config of a certificate: the noise, the number of samples, the error, the rule.
 
 How the smoothed classifier is made of a defence is its *base*:
 
 * ``bare``: the classifier alone, of the noised image. So are the defences ``none`` and ``gaussian-noise``.
 * ``denoised``: the noise of the certificate *is* the forward noise of the defence's diffusion, from the smallest
-  level with enough of it. The defence's own depth is replaced by that of sigma. So are ``one-shot``, ``densepure``.
+  level with enough of it. The defence's own t* is replaced by that of sigma. So are ``one-shot``, ``densepure``.
 * ``purified``: the whole defence, its own forward noise included, behind the noise of the certificate. So are all
-  others; a diffusion defence may be ``denoised`` too, which is the better certificate where its depth is free.
+  others; a diffusion defence may be ``denoised`` too, which is the better certificate where its t* is free.
 
 A defence with ``aggregation: majority-vote`` votes with its draws inside every sample (DensePure's K); one with a
 single answer has one draw a sample.
@@ -69,7 +69,7 @@ class CertificateConfig(Spec):
         return self
 
     def plan(self) -> SequentialPlan:
-        """The sequential plan."""
+        """Return the sequential plan."""
         return SequentialPlan(self.n, self.alpha)
 
     def label(self) -> str:
@@ -85,13 +85,13 @@ class CertificateConfig(Spec):
         return ceiling(self.n, self.alpha, self.sigma)
 
     def base_of(self, purifier: PurifierConfig) -> tuple[Base, PurifierConfig]:
-        """What the smoothed classifier is made of.
+        """Return the base of the smoothed classifier.
 
         Arguments:
             purifier: The defence's.
 
         Returns:
-            The base, and the purifier in it, its depth that of sigma where the base is ``denoised``.
+            The base, and the purifier in it, at the t* of sigma where the base is ``denoised``.
 
         Raises:
             InvalidInput: The base does not fit the defence, or the schedule has no level with so much noise.
@@ -113,8 +113,8 @@ class CertificateConfig(Spec):
             raise InvalidInput(
                 f"base denoised takes a purifier that reverses its own forward noise; {purifier.label()!r} does not."
             )
-        # A chain that takes every step takes every step of the new depth too.
+        # A chain that takes every step takes every step of the new t* too.
         every = purifier.parameter("steps") == purifier.t_star
-        own = purifier.model_fields_set - {"t_star", "schedule", *(["steps"] if every else [])}
-        given = {name: getattr(purifier, name) for name in own}
-        return base, type(purifier).model_validate({**given, "sigma_eq": self.sigma})
+        explicit = purifier.model_fields_set - {"t_star", "schedule", *(["steps"] if every else [])}
+        fields = {name: getattr(purifier, name) for name in explicit}
+        return base, type(purifier).model_validate({**fields, "sigma_eq": self.sigma})

@@ -1,4 +1,4 @@
-"""What a unit computes with: loaded models, data sets, the device, and batches that fit its memory."""
+"""The context of a unit: loaded models, data sets, the device, and batches that fit its memory."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class Context:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=compute.precision == "bf16")
 
     def classifier(self, config: ClassifierConfig) -> nn.Module:
-        """The loaded classifier."""
+        """Return the loaded classifier."""
         return self.load(config)
 
     def purifier(self, config: PurifierConfig, protecting: ClassifierConfig | None) -> Purifier:
-        """The loaded purifier in front of a classifier; purifiers of one denoiser share it.
+        """Return the loaded purifier in front of a classifier; purifiers of one denoiser share it.
 
         Arguments:
             config: The purifier.
@@ -98,7 +98,7 @@ class Context:
         return self._purifiers[key]
 
     def load(self, config: Loadable[M]) -> M:
-        """The loaded network of a config."""
+        """Return the loaded network of a config."""
         key = f"{type(config).__name__}-{config.id}"
         if key not in self._models:
             with self._loading():
@@ -111,7 +111,7 @@ class Context:
         return self._models[key]  # type: ignore[return-value]
 
     def images(self, config: DatasetConfig) -> ImageSet:
-        """The loaded data set, its digest checked once per worker."""
+        """Return the loaded data set, its digest checked once per worker."""
         if config.id not in self._data:
             with self._loading():
                 self._data[config.id] = config.load()
@@ -127,7 +127,7 @@ class Context:
             self.loading_seconds = before + time.perf_counter() - started
 
     def tensor(self, array: Any) -> Tensor:
-        """An array on the device."""
+        """Return an array on the device."""
         return torch.as_tensor(array).to(self.device)
 
     def in_batches(self, key: str, count: int, batch: int, work: Callable[[int, int], T]) -> list[T]:

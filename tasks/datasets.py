@@ -69,7 +69,7 @@ class ImageSet:
 
 
 class DatasetConfig(Spec, ABC):
-    """What a sweep file says of a data set. Its digest is filled in from the content.
+    """The config of a data set. Its digest is filled in from the content.
 
     Arguments:
         dataset: Its name.
@@ -117,7 +117,7 @@ class DatasetConfig(Spec, ABC):
         return self.model_copy(update={"digest": self.checked().digest()})
 
     def notices(self) -> tuple[str, ...]:
-        """What a reader of the plan should know: files that are left out, say."""
+        """Notices for readers of the plan, such as files that are left out."""
         return ()
 
     def checked(self) -> ImageSet:
@@ -127,15 +127,15 @@ class DatasetConfig(Spec, ABC):
             InvalidInput: They are not where they should be; or type, shape, range or labels are not what a data set
                 promises (:func:`tasks.image_checks.checked_images`).
         """
-        found = self.read()
-        if not isinstance(found, ImageSet):
+        data = self.read()
+        if not isinstance(data, ImageSet):
             raise InvalidInput(
-                f"data set {self.label()!r} returns {type(found).__name__} where a tasks.datasets.ImageSet of images "
+                f"data set {self.label()!r} returns {type(data).__name__} where a tasks.datasets.ImageSet of images "
                 "and labels is needed."
             )
         images, labels = checked_images(
-            found.images,
-            found.labels,
+            data.images,
+            data.labels,
             name=self.label(),
             shape=self.image_shape,
             classes=len(self.class_names),
@@ -189,7 +189,7 @@ class DigitsConfig(DatasetConfig):
         return tuple("0123456789")
 
     def read(self) -> ImageSet:
-        """The split, in scikit-learn's order."""
+        """Return the split, in scikit-learn's order."""
         images, labels = _digits()
         test = np.arange(len(labels)) % 3 == 0
         chosen = test if self.split == "test" else ~test
@@ -218,7 +218,7 @@ def _digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
 
 
 class _CifarConfig(DatasetConfig):
-    """What CIFAR-10 and CIFAR-100 share: torchvision's layout under a data root, md5s checked by torchvision.
+    """The common part of CIFAR-10 and CIFAR-100: torchvision's layout under a data root, md5s checked by torchvision.
 
     Arguments:
         root: Data root; by default the environment variable ``PUREGRID_DATA``.
@@ -245,11 +245,11 @@ class _CifarConfig(DatasetConfig):
                 f"folder that holds {self.folder}. `puregrid data fetch {self.dataset} --root FOLDER` downloads it "
                 "there."
             )
-        here = self.model_copy(update={"root": str((base / root).resolve())})
-        return here.model_copy(update={"digest": here.checked().digest()})
+        located = self.model_copy(update={"root": str((base / root).resolve())})
+        return located.model_copy(update={"digest": located.checked().digest()})
 
     def read(self) -> ImageSet:
-        """The official split, in the official order."""
+        """Return the official split, in the official order."""
         allow_torchvision_import()
         with installed(f"data set {self.dataset}"):
             from torchvision import datasets
@@ -329,7 +329,7 @@ class FolderConfig(DatasetConfig):
             the split in alphabetical order, of which none may then be missing.
         resize: Shorter side, pixels, before the crop.
         crop: Side of the square that is cut out at the centre, pixels.
-        interpolation: Of the resize, always with Pillow's antialiasing.
+        interpolation: Interpolation of the resize, always with Pillow's antialiasing.
         per_class: Take the first so many images of each class.
     """
 
@@ -377,17 +377,17 @@ class FolderConfig(DatasetConfig):
         if self.classes is not None:
             shipped = _LISTS / f"{self.classes}.txt"
             fields["classes"] = str(shipped if shipped.is_file() else (base / self.classes).resolve())
-        here = self.model_copy(update=fields)
-        return here.model_copy(update={"digest": here.checked().digest()})
+        located = self.model_copy(update=fields)
+        return located.model_copy(update={"digest": located.checked().digest()})
 
     def read(self) -> ImageSet:
-        """The split, class by class."""
+        """Return the split, class by class."""
         files: list[tuple[str, int, int]] = []
         labels: list[int] = []
         folder = self._folder()
         for number, names in enumerate(self._classes()):
-            found = next((folder / name for name in names if (folder / name).is_dir()), None)
-            images = pictures(found).pictures if found else ()
+            class_folder = next((folder / name for name in names if (folder / name).is_dir()), None)
+            images = pictures(class_folder).pictures if class_folder else ()
             if not images:
                 raise InvalidInput(
                     f"class {names[0]!r} has no images: there are none in {str(folder / names[0])!r}"
@@ -406,29 +406,29 @@ class FolderConfig(DatasetConfig):
         loose = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
         unlisted = [path for path in class_folders(folder) if path.name not in listed]
         others = [path for path in class_folders(folder) if path.name in listed for path in pictures(path).others]
-        told = [
+        remarks = [
             (loose, "files beside the class folders"),
             (unlisted, "folders that the list of classes does not name"),
             (others, f"files that are no pictures ({', '.join(ACCEPTED)})"),
         ]
         return tuple(
             f"data set {self.label()!r} leaves out {len(paths)} {what}: {_some(paths, folder)}"
-            for paths, what in told
+            for paths, what in remarks
             if paths
         )
 
     def _folder(self) -> Path:
         root = Path(self.root or "")
-        found = next((root / name for name in _SPLITS[self.split] if (root / name).is_dir()), None)
-        if found is None:
+        split_folder = next((root / name for name in _SPLITS[self.split] if (root / name).is_dir()), None)
+        if split_folder is None:
             raise InvalidInput(
                 f"the {self.split} split is not under {str(root)!r}: there is no folder "
                 f"{' or '.join(map(repr, _SPLITS[self.split]))} in it, which holds a folder for each class."
             )
-        return found
+        return split_folder
 
     def _classes(self) -> list[list[str]]:
-        """The names of each class, the one that tables use first."""
+        """Return the names of each class, the one that tables use first."""
         if self.classes is None:
             return [[path.name] for path in class_folders(self._folder())]
         try:
@@ -448,13 +448,13 @@ _NAMED = 5
 
 
 def _some(paths: Sequence[Path], folder: Path) -> str:
-    """The first names of several files."""
+    """Return the first names of several files."""
     names = ", ".join(str(path.relative_to(folder)) for path in paths[:_NAMED])
     return names + (f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else "")
 
 
 def _listed(path: Path) -> list[list[str]]:
-    """The words of each line of a class list, without comments and empty lines."""
+    """Return the words of each line of a class list, without comments and empty lines."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [line.split() for line in lines if line.strip() and not line.startswith("#")]
 

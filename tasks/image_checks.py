@@ -1,4 +1,4 @@
-"""What a data set hands over, looked at once, where images enter and before anything is computed.
+"""Check the images of a data set once, where they enter and before anything is computed.
 
 A wrong range, a shifted label or a repeated image raises nothing later: it is a wrong number. So every data set,
 those of plugins too, passes through :func:`checked_images` whenever it is loaded, on the driver and on every worker,
@@ -33,7 +33,7 @@ ONE_CLASS = 10
 def checked_images(
     images: Any, labels: Any, *, name: str, shape: tuple[int, int, int], classes: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Images as float32 and labels as int64, if they are what a data set promises.
+    """Return images as float32 and labels as int64, if they are what a data set promises.
 
     Arguments:
         images: What the data set returned; wanted are floating-point values in [0, 1], shape (N, C, H, W).

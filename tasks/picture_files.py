@@ -1,6 +1,6 @@
 """Pictures in folders: which files are used, which are named as left out, and how one is decoded.
 
-Names that begin with a dot are hidden and ignored. Every other file is used, refused by name, or told of: nothing is
+Names that begin with a dot are hidden and ignored. Every other file is used, refused by name, or reported: nothing is
 left out without a word.
 """
 
@@ -58,7 +58,7 @@ _OTHER_PICTURES = frozenset(
 """Endings of pictures that are not read: a class that holds some would be judged on a part of it."""
 
 MOST_PIXELS = 50_000_000
-"""Of one picture, before it is decoded: a larger one is a mistake, or an attack on the machine's memory."""
+"""Largest picture that is decoded: a larger one is a mistake, or an attack on the machine's memory."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,17 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def pictures(folder: Path) -> Listing:
-    """All files below a class folder.
+    """Return all files below a class folder.
 
     Raises:
         InvalidInput: A link leads nowhere or round in a circle, or there is a picture of a kind that is not read.
     """
-    found: list[Path] = []
+    accepted: list[Path] = []
     others: list[Path] = []
     for path in _files(folder, ()):
         suffix = path.suffix.lower()
         if suffix in ACCEPTED:
-            found.append(path)
+            accepted.append(path)
         elif suffix in _OTHER_PICTURES:
             raise InvalidInput(
                 f"{str(path)!r} is a picture of a kind that is not read: {', '.join(ACCEPTED)} are. Convert it, or "
@@ -98,7 +98,7 @@ def pictures(folder: Path) -> Listing:
             )
         else:
             others.append(path)
-    return Listing(tuple(sorted(found)), tuple(sorted(others)))
+    return Listing(tuple(sorted(accepted)), tuple(sorted(others)))
 
 
 def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
@@ -123,7 +123,7 @@ def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
 
 
 def decoded(path: str) -> Image:
-    """A picture as 8-bit RGB.
+    """Return a picture as 8-bit RGB.
 
     Grey pictures of 16 bits are scaled by 255/65535 and rounded. Transparency is dropped, as is the orientation that
     a camera notes.

@@ -47,7 +47,7 @@ class Quality:
 
     Arguments:
         columns: psnr, ssim and lpips, shape (N,) each; NaN throughout where a measure could not be taken.
-        missing: Of each such measure, why.
+        missing: Why each missing measure could not be taken.
     """
 
     columns: dict[str, Values]
@@ -55,7 +55,7 @@ class Quality:
 
 
 def quality(a: Images, b: Images, network: LpipsDistance | None = None) -> Quality:
-    """All three measures of pairs of images.
+    """Return all three measures of pairs of images.
 
     Arguments:
         a: Images in [0, 1], shape (N, C, H, W).
@@ -131,8 +131,8 @@ def lpips(a: Images, b: Images, network: LpipsDistance | None) -> Values:
     parts = [np.empty(0)]
     with torch.no_grad():
         for start in range(0, len(first), _BATCH):
-            one, other = (2 * x[start : start + _BATCH].to(device, torch.float32) - 1 for x in (first, second))
-            parts.append(_values(network(one, other)))
+            a_batch, b_batch = (2 * x[start : start + _BATCH].to(device, torch.float32) - 1 for x in (first, second))
+            parts.append(_values(network(a_batch, b_batch)))
     return np.concatenate(parts)
 
 

@@ -133,13 +133,13 @@ def two_class_radius(p_a: npt.ArrayLike, p_b: npt.ArrayLike, sigma: float) -> Fl
 
 
 def ceiling(n: int, alpha: float, sigma: float) -> float:
-    """The largest radius that ``n`` samples can certify, that of n equal answers."""
+    """Return the largest radius that ``n`` samples can certify, that of n equal answers."""
     return float(radius(lower_bound(n, n, alpha), sigma))
 
 
 @lru_cache(maxsize=256)
 def smallest_k(n: int, alpha: float) -> int:
-    """The smallest number of answers in ``n`` that certifies a class.
+    """Return the smallest number of answers in ``n`` that certifies a class.
 
     Raises:
         InvalidInput: Not even ``n`` do; ``alpha`` outside (0, 1).

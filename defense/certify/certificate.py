@@ -135,13 +135,15 @@ class Counts:
         """
         if not isinstance(other, Counts):
             return NotImplemented
-        for name, mine, theirs in (
+        for name, own_value, other_value in (
             ("image", self.image_id, other.image_id),
             ("role", self.role, other.role),
             ("number of classes", len(self.per_class), len(other.per_class)),
         ):
-            if mine != theirs:
-                raise InvalidInput(f"counts of {name} {mine!r} and {theirs!r} do not add up to one certificate.")
+            if own_value != other_value:
+                raise InvalidInput(
+                    f"counts of {name} {own_value!r} and {other_value!r} do not add up to one certificate."
+                )
         return Counts(
             self.image_id,
             self.role,
@@ -167,7 +169,7 @@ def _joined(image_id: int, ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is certified of one image: ``prediction`` within ``radius``, wrong with probability at most ``alpha``.
+    """The certificate of one image: ``prediction`` within ``radius``, wrong with probability at most ``alpha``.
 
     Arguments:
         prediction: Class, or :data:`ABSTAIN`.
@@ -198,7 +200,7 @@ class Certificate:
 
 
 def selected_class(counts0: Counts, counts: Counts) -> int:
-    """The class that the selection samples name.
+    """Return the class that the selection samples name.
 
     Raises:
         InvalidInput: Counts of other roles, images or classes, or none.

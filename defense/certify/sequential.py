@@ -139,7 +139,7 @@ class SequentialPlan:
         return (*(s for s in sizes if s < self.n), self.n)
 
     def lower_bound(self, k: npt.ArrayLike, m: npt.ArrayLike) -> Floats:
-        """The bound after ``m`` samples, valid at any stopping time up to ``n``.
+        """Return the bound after ``m`` samples, valid at any stopping time up to ``n``.
 
         Arguments:
             k: Answers of the selected class, any shape.
@@ -156,7 +156,7 @@ class SequentialPlan:
         return np.where(m == self.n, np.maximum(sequence, last), sequence)
 
     def done(self, k: npt.ArrayLike, m: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Whether to stop after ``m`` samples. See :meth:`lower_bound`."""
+        """Return whether to stop after ``m`` samples. See :meth:`lower_bound`."""
         k, m = checked_counts(k, m)
         now = radius(self.lower_bound(k, m), 1.0)
         hoped = radius(lower_bound(self._predicted(k, m, self.optimism), self.n, self.alpha), 1.0)
@@ -166,12 +166,12 @@ class SequentialPlan:
         return stop
 
     def _predicted(self, k: Floats, m: Floats, z: float) -> Floats:
-        """The count at ``n`` that is exceeded with the chance of a normal above ``z``, roughly."""
+        """Return the count at ``n`` that is exceeded with the chance of a normal above ``z``, roughly."""
         r, p = self.n - m, (k + 0.5) / (m + 1)
         return np.floor(np.minimum(k + r, k + r * p + z * np.sqrt(r * p * (1 - p) * (1 + r / m))))
 
     def certify(self, counts0: Counts, counts: Counts, sigma: float) -> Certificate:
-        """The certificate after the samples so far, by the one-sided rule, wherever one stops.
+        """Return the certificate after the samples so far, by the one-sided rule, wherever one stops.
 
         Arguments:
             counts0: Selection samples.

@@ -1,4 +1,4 @@
-r"""What certificates of many images say together.
+r"""Summaries of the certificates of many images.
 
 * Certified accuracy at r: share of images whose class is right and whose radius is at least r. An abstention is wrong
   at every r. At r = 0 it is the accuracy of the smoothed classifier itself, where it does not abstain.
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def certified_accuracy(right: npt.ArrayLike, radii: npt.ArrayLike, at: npt.ArrayLike) -> Floats:
-    """Share of images that are right with a radius of at least each r.
+    """Return the share of images that are right with a radius of at least each r.
 
     Arguments:
         right: Whether the certified class is the label (false for an abstention), shape (N,).
@@ -104,7 +104,7 @@ class CertifiedSummary:
 
 
 def summarise(labels: Sequence[int], certificates: Sequence[Certificate], at: Sequence[float]) -> CertifiedSummary:
-    """The line of certificates that were made alike.
+    """Return the summary of certificates with the same settings.
 
     Arguments:
         labels: Label of each image.
@@ -116,7 +116,10 @@ def summarise(labels: Sequence[int], certificates: Sequence[Certificate], at: Se
     """
     if not certificates or len(labels) != len(certificates):
         raise InvalidInput(f"{len(labels)} labels of {len(certificates)} certificates; each image has both.")
-    ways = {(each.sigma, each.alpha, each.rule, each.guarantee) for each in certificates}
+    ways = {
+        (certificate.sigma, certificate.alpha, certificate.rule, certificate.guarantee)
+        for certificate in certificates
+    }
     if len(ways) > 1:
         raise InvalidInput(
             f"certificates made in {len(ways)} ways, (sigma, alpha, rule, guarantee) = {sorted(ways)}: summarise "
@@ -124,16 +127,16 @@ def summarise(labels: Sequence[int], certificates: Sequence[Certificate], at: Se
         )
     sigma, alpha, rule, guarantee = ways.pop()
     right = np.array([c.prediction == label for c, label in zip(certificates, labels, strict=True)])
-    right &= np.array([not each.abstains for each in certificates])
-    radii = np.array([each.radius for each in certificates])
+    right &= np.array([not certificate.abstains for certificate in certificates])
+    radii = np.array([certificate.radius for certificate in certificates])
     return CertifiedSummary(
         sigma=sigma,
         radii=tuple(map(float, at)),
         accuracy=tuple(certified_accuracy(right, radii, at).tolist()),
         natural=float(right.mean()),
         acr=average_certified_radius(right, radii),
-        abstained=sum(each.abstains for each in certificates) / len(certificates),
-        samples=sum(each.n for each in certificates) / len(certificates),
+        abstained=sum(certificate.abstains for certificate in certificates) / len(certificates),
+        samples=sum(certificate.n for certificate in certificates) / len(certificates),
         images=len(certificates),
         alpha=alpha,
         rule=rule,
@@ -157,17 +160,19 @@ class Envelope:
 
 
 def envelope(summaries: Sequence[CertifiedSummary]) -> Envelope:
-    """The upper envelope over sigma.
+    """Return the upper envelope over sigma.
 
     Raises:
         InvalidInput: No summaries, or ones with other radii, numbers of images, alpha, rule or guarantee.
     """
-    alike = {(each.radii, each.images, each.alpha, each.rule, each.guarantee) for each in summaries}
-    if len(alike) != 1:
+    settings = {
+        (summary.radii, summary.images, summary.alpha, summary.rule, summary.guarantee) for summary in summaries
+    }
+    if len(settings) != 1:
         raise InvalidInput(
-            f"an envelope takes summaries that differ in sigma alone; these are of {len(alike)} kinds."
+            f"an envelope takes summaries that differ in sigma alone; these are of {len(settings)} kinds."
         )
-    ordered = sorted(summaries, key=lambda each: each.sigma)
-    shares = np.array([each.accuracy for each in ordered])
+    ordered = sorted(summaries, key=lambda summary: summary.sigma)
+    shares = np.array([summary.accuracy for summary in ordered])
     best = shares.argmax(0)
     return Envelope(ordered[0].radii, tuple(shares.max(0).tolist()), tuple(ordered[i].sigma for i in best.tolist()))

@@ -1,4 +1,4 @@
-"""What every classifier is, and how a sweep file names one."""
+"""The base of every classifier, and its config."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Architecture:
     class_names: tuple[str, ...] = ()
 
     def loaded(self, path: str | Path) -> nn.Module:
-        """The network with the weights of a file.
+        """Return the network with the weights of a file.
 
         Raises:
             InvalidInput: The file cannot be read, or is not of this architecture.
@@ -144,7 +144,7 @@ class Classifiers(Registry[Architecture]):
         return iter(self._entries.items())
 
     def get(self, name: str) -> Architecture:
-        """The architecture of that name.
+        """Return the architecture of that name.
 
         Raises:
             InvalidInput: As :meth:`Registry.get`; or a family does not know it, or its package is not installed.
@@ -198,7 +198,7 @@ def register_cifar(
 
 
 class ClassifierConfig(Spec):
-    """What a sweep file says of a classifier.
+    """The config of a classifier.
 
     Arguments:
         classifier: Name of an architecture.
@@ -228,15 +228,15 @@ class ClassifierConfig(Spec):
         return CLASSIFIERS.get(self.classifier)
 
     def code(self) -> Code | None:
-        """The code of the architecture where it is not puregrid's; see :class:`Spec`."""
-        return CLASSIFIERS.code_of(self.classifier)
+        """Return the code of the architecture where it is not puregrid's; see :class:`Spec`."""
+        return super().code() or CLASSIFIERS.code_of(self.classifier)
 
     def label(self) -> str:
         """Name in tables."""
         return self.name or self.classifier
 
     def resolved(self, base: Path) -> Self:
-        """This config with its checkpoint found, hashed and checked, and the normalisation said.
+        """This config with its checkpoint found, hashed and checked, and its normalisation filled in.
 
         Raises:
             InvalidInput: Unknown architecture, no weights, a missing file or one with another hash.
@@ -288,7 +288,7 @@ class ClassifierConfig(Spec):
         if self.weights_key is not None and not file.used:
             raise InvalidInput(
                 f"weights_key {self.weights_key!r} has no effect on classifier {self.classifier!r}, which reads its "
-                "checkpoints by itself. Leave it out, and save the weights that are meant alone."
+                "checkpoints by itself. Leave it out, and save only the weights to load."
             )
         if any(value.is_floating_point() and value.dtype != torch.float32 for value in net.state_dict().values()):
             net = net.float()  # images are float32; half precision loses nothing by it
@@ -304,7 +304,7 @@ class ClassifierConfig(Spec):
 
 @cache
 def _tensors_of(architecture: Architecture) -> dict[str, Tensor]:
-    """Names and shapes of a network's tensors, without their memory."""
+    """Return the names and shapes of a network's tensors, without their memory."""
     with torch.device("meta"):
         return architecture.build().state_dict()
 
@@ -312,8 +312,8 @@ def _tensors_of(architecture: Architecture) -> dict[str, Tensor]:
 def _architectures_that_fit(path: str) -> list[str]:
     """Up to three built-in architectures whose tensors are those of a file."""
     sets = read_sets(path)
-    found: list[str] = []
+    names: list[str] = []
     for name, architecture in CLASSIFIERS.built_in():
         if fits(_tensors_of(architecture), sets, rename=architecture.rename):
-            found.append(name)
-    return found[:3]
+            names.append(name)
+    return names[:3]

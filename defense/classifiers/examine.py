@@ -23,7 +23,7 @@ _ROUNDING = 1e-2
 
 
 def logits_of(output: Any, classes: int | None = None) -> Tensor:
-    """The logits in what a network returns.
+    """Return the logits in what a network returns.
 
     A tensor is taken as it is; of a mapping or an object with ``logits`` that; of a tuple or list the only tensor of
     shape (B, classes).
@@ -50,7 +50,7 @@ def logits_of(output: Any, classes: int | None = None) -> Tensor:
             return wanted[0]
     parts = f" of {len(output)} parts" if isinstance(output, tuple | list | dict) else ""
     raise InvalidInput(
-        f"the classifier returns a {type(output).__name__}{parts}, and it is not plain which part are the logits. "
+        f"the classifier returns a {type(output).__name__}{parts}, and it is unclear which part holds the logits. "
         "Return a tensor of shape (B, classes), or a mapping or object with `logits`."
     )
 
@@ -85,18 +85,18 @@ def examine(classifier: nn.Module, *, name: str, image_shape: tuple[int, int, in
     state = torch.get_rng_state()
     try:
         with torch.no_grad():
-            first = _asked(classifier, x, who, classes)
-            second = _asked(classifier, x, who, classes)
-            alone = _asked(classifier, x[1:2], who, classes)
+            first = _logits_of(classifier, x, who, classes)
+            second = _logits_of(classifier, x, who, classes)
+            alone = _logits_of(classifier, x[1:2], who, classes)
         leaf = x.clone().requires_grad_()
-        recorded = _asked(classifier, leaf, who, classes)
+        recorded = _logits_of(classifier, leaf, who, classes)
     finally:
         torch.set_rng_state(state)
     if not torch.equal(first, second):
         raise InvalidInput(
-            f"{who} answers the same images otherwise when it is asked again (logits differ by up to "
-            f"{float((first - second).abs().max()):.3g}): something in it is random or remembers. A classifier is a "
-            "function of its image; put randomness into a purifier, where it is keyed and judged over draws."
+            f"{who} gives other logits for the same images when it is called again (they differ by up to "
+            f"{float((first - second).abs().max()):.3g}): something in it is random or keeps state. A classifier is "
+            "a function of its image; put randomness into a purifier, where it is keyed and judged over draws."
         )
     scale = max(1.0, float(first.abs().max()))
     for other, mine, how in (
@@ -106,15 +106,15 @@ def examine(classifier: nn.Module, *, name: str, image_shape: tuple[int, int, in
         apart = float((other - mine).abs().max())
         if apart > _ROUNDING * scale:
             raise InvalidInput(
-                f"{who} answers one image otherwise {how} (logits differ by {apart:.3g}): batch normalisation in "
-                "training mode, or a result that depends on the other images. Judged like that no figure is of the "
+                f"{who} gives different logits for one image {how} (they differ by {apart:.3g}): batch normalisation "
+                "is in training mode, or the result depends on the other images. Figures would not be those of the "
                 "classifier."
             )
     changed = [key for key, value in classifier.state_dict().items() if not _same(value, before.get(key))]
     if changed:
         raise InvalidInput(
-            f"{who} is changed by being asked ({', '.join(changed[:3])}): running statistics or a memory that is "
-            "still written. Freeze it: in evaluation mode an answer leaves nothing behind."
+            f"{who} changes when it is called ({', '.join(changed[:3])}): it still writes running statistics or a "
+            "memory. Freeze it: in evaluation mode a call leaves nothing behind."
         )
     if recorded.requires_grad:
         (gradient,) = torch.autograd.grad(recorded.sum(), leaf, allow_unused=True)
@@ -122,7 +122,7 @@ def examine(classifier: nn.Module, *, name: str, image_shape: tuple[int, int, in
             raise InvalidInput(f"{who} has a gradient of NaN or infinite values at ordinary images.")
 
 
-def _asked(classifier: nn.Module, x: Tensor, who: str, classes: int) -> Tensor:
+def _logits_of(classifier: nn.Module, x: Tensor, who: str, classes: int) -> Tensor:
     try:
         logits = classifier(x)
     except InvalidInput as error:
@@ -130,8 +130,8 @@ def _asked(classifier: nn.Module, x: Tensor, who: str, classes: int) -> Tensor:
     except Exception as error:  # a network raises whatever its code raises
         cause = str(error).strip().splitlines() or [""]
         raise InvalidInput(
-            f"{who} cannot be asked images of shape {tuple(x.shape)} ({type(error).__name__}: {cause[0][:200]}). Is "
-            "it made for images of another size or number of channels, or for weights of another type?"
+            f"{who} fails on images of shape {tuple(x.shape)} ({type(error).__name__}: {cause[0][:200]}). Is it "
+            "made for images of another size or number of channels, or for weights of another type?"
         ) from error
     if not isinstance(logits, Tensor) or logits.shape != (len(x), classes):
         have = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -89,7 +89,7 @@ class ResNetCIFAR(FeatureNet):
 
 
 def _last_layer(key: str) -> str:
-    """The name of a weight; those checkpoints call the last layer ``fc``."""
+    """Return the name of a weight; those checkpoints call the last layer ``fc``."""
     return key.replace("fc.", "linear.") if key.startswith("fc.") else key
 
 

@@ -32,9 +32,9 @@ _EXAMPLE = "robustbench:Carmon2019Unlabeled?dataset=cifar10&threat=Linf"
 
 @CLASSIFIERS.family("robustbench")
 def _robustbench(rest: str) -> Architecture:
-    name, given = options(rest, ("dataset", "threat"), example=_EXAMPLE)
+    name, stated = options(rest, ("dataset", "threat"), example=_EXAMPLE)
     zoo = _package(rest)
-    dataset, threat = given.get("dataset", "cifar10"), given.get("threat", "Linf")
+    dataset, threat = stated.get("dataset", "cifar10"), stated.get("threat", "Linf")
     tables = {data.value: {kind.value: nets for kind, nets in kinds.items()} for data, kinds in zoo.items()}
     for key, value, known in (("dataset", dataset, tables), ("threat", threat, tables.get(dataset, {}))):
         if value not in known:
@@ -63,7 +63,7 @@ def _robustbench(rest: str) -> Architecture:
 
 
 def _package(rest: str) -> Any:
-    """The table of networks of the package: data set and threat model to name to network."""
+    """Return the table of networks of the package: data set and threat model to name to network."""
     allow_torchvision_import()
     # The package imports AutoAttack at its top, which the package index has under another name only.
     alias = find_spec("autoattack") is None and find_spec("pyautoattack") is not None
@@ -84,7 +84,7 @@ def _package(rest: str) -> Any:
 
 
 def _loaded(name: str, dataset: str, threat: str, path: str | Path) -> nn.Module:
-    """The network as the package reads it from a file at the place where it would download it to."""
+    """Return the network as the package reads it from a file at the place where it would download it to."""
     path = Path(path).resolve()
     read_sets(path)  # refuses what is no checkpoint, or holds code
     load: Any = importlib.import_module("robustbench.utils").load_model

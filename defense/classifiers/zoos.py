@@ -57,23 +57,23 @@ def options(name: str, known: Iterable[str], *, example: str) -> tuple[str, dict
     """
     name, _, query = name.partition("?")
     try:
-        found = dict(parse_qsl(query, strict_parsing=True)) if query else {}
+        stated = dict(parse_qsl(query, strict_parsing=True)) if query else {}
     except ValueError as error:
         raise InvalidInput(f"options {query!r} are not KEY=VALUE&KEY=VALUE; an example: {example}") from error
-    for key in found.keys() - set(known):
+    for key in stated.keys() - set(known):
         raise InvalidInput(f"unknown option {key!r}; {nearest(key, known)} An example: {example}")
-    return name, found
+    return name, stated
 
 
-def _number(given: dict[str, str], key: str, default: int) -> int:
-    value = given.get(key, str(default))
+def _number(stated: dict[str, str], key: str, default: int) -> int:
+    value = stated.get(key, str(default))
     if not value.isdecimal() or int(value) < 1:
-        raise InvalidInput(f"option {key} = {value!r} is no whole number above 0.")
+        raise InvalidInput(f"option {key} = {value!r} is not a whole number above 0.")
     return int(value)
 
 
 def _headed(net: nn.Module, classes: int) -> nn.Module:
-    """The network cut before its last module if that is the linear layer to the classes, else as it is."""
+    """Return the network cut before its last module if that is the linear layer to the classes, else as it is."""
     name, last = next(reversed([(n, m) for n, m in net.named_modules() if not any(m.children())]))
     return Headed(net, name) if isinstance(last, nn.Linear) and last.out_features == classes else net
 
@@ -84,22 +84,22 @@ def _loaded(build: Callable[[], nn.Module], cut: Callable[[nn.Module], nn.Module
 
 @CLASSIFIERS.family("timm")
 def _timm(rest: str) -> Architecture:
-    name, given = options(rest, ("classes", "size"), example="timm:resnet18?classes=30&size=224")
+    name, chosen = options(rest, ("classes", "size"), example="timm:resnet18?classes=30&size=224")
     allow_torchvision_import()
     with installed(f"classifier 'timm:{rest}'"):
         import timm
     if not timm.is_model(name):
         raise InvalidInput(f"timm {timm.__version__} has no model {name!r}; {_near(name, timm.list_models())}")
     stated: Any = timm.get_pretrained_cfg(name)
-    classes, size = _number(given, "classes", 1000), _number(given, "size", stated.input_size[-1])
+    classes, size = _number(chosen, "classes", 1000), _number(chosen, "size", stated.input_size[-1])
     # Transformers are built for one size; other networks take any and know no such argument.
     sized = {"img_size": size} if stated.fixed_input_size else {}
     build = partial(timm.create_model, name, pretrained=False, num_classes=classes, **sized)
 
     def cut(net: nn.Module) -> nn.Module:
         last: Any = net.get_classifier()  # type: ignore[operator]
-        found = [key for key, module in net.named_modules() if module is last]
-        return Headed(net, found[0]) if isinstance(last, nn.Linear) and found else net
+        heads = [key for key, module in net.named_modules() if module is last]
+        return Headed(net, heads[0]) if isinstance(last, nn.Linear) and heads else net
 
     where = f"a file of the hub repository timm/{name}" + (f".{stated.tag}" if stated.tag else "")
     return Architecture(
@@ -115,7 +115,7 @@ def _timm(rest: str) -> Architecture:
 
 @CLASSIFIERS.family("torchvision")
 def _torchvision(rest: str) -> Architecture:
-    name, given = options(rest, ("classes", "size"), example="torchvision:shufflenet_v2_x1_0?classes=30")
+    name, chosen = options(rest, ("classes", "size"), example="torchvision:shufflenet_v2_x1_0?classes=30")
     allow_torchvision_import()
     with installed(f"classifier 'torchvision:{rest}'"):
         from torchvision import models
@@ -124,7 +124,7 @@ def _torchvision(rest: str) -> Architecture:
         raise InvalidInput(f"torchvision has no classifier {name!r}; {_near(name, known)}")
     stated: Any = models.get_model_weights(name).DEFAULT
     preset: Any = stated.transforms()
-    classes, size = _number(given, "classes", 1000), _number(given, "size", preset.crop_size[0])
+    classes, size = _number(chosen, "classes", 1000), _number(chosen, "size", preset.crop_size[0])
     build = partial(models.get_model, name, weights=None, num_classes=classes)
     cut = partial(_headed, classes=classes)
     return Architecture(

@@ -1,4 +1,4 @@
-"""What every denoiser is: a network with a schedule, called as ``eps = denoiser(z, t)``."""
+"""The base of every denoiser: a network with a schedule, called as ``eps = denoiser(z, t)``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Denoiser(nn.Module, ABC):
         """
 
     def with_variance(self, z: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
-        r"""Predicted noise, and the network's variance output if it has one.
+        r"""Return the predicted noise, and the network's variance output if it has one.
 
         Arguments:
             z: See :meth:`forward`.
@@ -58,7 +58,7 @@ class Denoiser(nn.Module, ABC):
 
 
 class DenoiserConfig(Spec, ABC):
-    """What a sweep file says of a denoiser. Weights are identified by hash, found by path."""
+    """The config of a denoiser. Weights are identified by hash, found by path."""
 
     named_by: ClassVar[str | None] = "format"
     format: str = "diffusers"
@@ -73,7 +73,7 @@ class DenoiserConfig(Spec, ABC):
 
     @classmethod
     def from_name(cls, name: str, reading: Reading) -> DenoiserConfig:
-        """A denoiser that the section ``denoisers`` has given a name; a bare format would be no network."""
+        """Return a denoiser that the section ``denoisers`` has given a name; a bare format would be no network."""
         named = reading.names.get("denoisers", {})
         if name not in named:
             nobody = "there is no section `denoisers`, which gives each denoiser a name."
@@ -103,7 +103,7 @@ class DenoiserConfig(Spec, ABC):
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
-        """(C, H, W) of its images, None where the files do not tell; needs a resolved config."""
+        """(C, H, W) of its images, None where the files do not state it; needs a resolved config."""
         return None
 
     @property

@@ -166,7 +166,7 @@ class DiffusersConfig(DenoiserConfig):
             ) from error
 
     def _schedule(self, network: Path, stated: list[StatedNoise]) -> Schedule:
-        """The schedule, after comparing what this config names with what the folder states."""
+        """Return the schedule, after comparing what this config names with what the folder states."""
         noises = [noise for noise in stated if noise.schedule is not None]
         for noise in noises[1:]:
             if noise.words != noises[0].words:
@@ -187,7 +187,7 @@ class DiffusersConfig(DenoiserConfig):
         named = None if "@" in self.schedule and folder is not None else get_schedule(self.schedule)
         if folder is None:
             return get_schedule(self.schedule)
-        if named is None or not _alike(named, folder):
+        if named is None or not _same_schedule(named, folder):
             raise InvalidInput(
                 f"denoiser {str(network)!r} was trained on {folder.name} ({noises[0].file.name}: {noises[0].words}), "
                 f"not on {self.schedule!r}. Leave `schedule` out to take the folder's."
@@ -195,7 +195,7 @@ class DiffusersConfig(DenoiserConfig):
         return named
 
     def _prediction(self, network: Path, stated: list[StatedNoise]) -> Prediction:
-        """What the network predicts, after comparing this config with what the folder says."""
+        """Return what the network predicts, after comparing this config with the folder."""
         prediction = self.prediction
         for noise in stated:
             if noise.prediction is None:
@@ -254,8 +254,8 @@ class DiffusersConfig(DenoiserConfig):
         ).eval()
 
 
-def _alike(one: Schedule, other: Schedule) -> bool:
-    return one.steps == other.steps and np.allclose(one.abar, other.abar, rtol=_SAME, atol=0)
+def _same_schedule(first: Schedule, second: Schedule) -> bool:
+    return first.steps == second.steps and np.allclose(first.abar, second.abar, rtol=_SAME, atol=0)
 
 
 def _check_consistent(config: NetworkConfig, stated: list[StatedNoise], schedule: Schedule) -> None:

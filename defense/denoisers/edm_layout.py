@@ -25,7 +25,7 @@ _BLOCK = {
 
 
 def is_edm(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of the EDM code."""
+    """Return whether the names are those of the EDM code."""
     return any(key.removeprefix("model.").startswith("enc.") for key in state)
 
 
@@ -70,7 +70,7 @@ def from_edm(
     attn_resolutions: Sequence[int],
     residual_input: bool,
 ) -> dict[str, Tensor]:
-    """The same weights under the names of :class:`~defense.denoisers.song_unet.SongUNet`.
+    """Return the same weights under the names of :class:`~defense.denoisers.song_unet.SongUNet`.
 
     Arguments:
         state: Tensors of the EDM network, with or without the prefix ``model.`` of its preconditioner.

@@ -28,7 +28,7 @@ _OF_A_PIPELINE = {"unet", "scheduler"}
 
 
 def find_network(folder: Path) -> Path:
-    """The folder with ``config.json``: the given one, or ``unet`` in a pipeline.
+    """Return the folder with ``config.json``: the given one, or ``unet`` in a pipeline.
 
     Raises:
         InvalidInput: There is none, or the pipeline has parts beside network and scheduler.
@@ -47,14 +47,14 @@ def find_network(folder: Path) -> Path:
         if not index.is_file() or (index.parent != network and network.name != "unet"):
             continue
         parts = read_object(index, "denoiser pipeline")
-        others = [
+        extra = [
             key
             for key, part in parts.items()
             if key[0] != "_" and key not in _OF_A_PIPELINE and isinstance(part, list) and any(part)
         ]
-        if others:
+        if extra:
             raise InvalidInput(
-                f"denoiser pipeline {str(index)!r} is a {parts.get('_class_name')} with {', '.join(others)} beside "
+                f"denoiser pipeline {str(index)!r} is a {parts.get('_class_name')} with {', '.join(extra)} beside "
                 "network and scheduler: its network does not see the pixels of the image alone. Give a pipeline of "
                 "an unconditional network on pixels (DDPMPipeline, DDIMPipeline)."
             )
@@ -62,7 +62,7 @@ def find_network(folder: Path) -> Path:
 
 
 def find_schedulers(network: Path) -> list[Path]:
-    """The ``scheduler_config.json`` that belong to a network, in its folder or in the pipeline's."""
+    """Return the ``scheduler_config.json`` that belong to a network, in its folder or in the pipeline's."""
     places = (network, network / "scheduler", network.parent / "scheduler")
     return [file for place in places if (file := place / "scheduler_config.json").is_file()]
 
@@ -135,7 +135,7 @@ def _candidates(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def find_weights(folder: Path, variant: str | None = None) -> WeightFiles:
-    """The weights in the folder of a network.
+    """Return the weights in the folder of a network.
 
     Arguments:
         folder: The folder.
@@ -144,9 +144,9 @@ def find_weights(folder: Path, variant: str | None = None) -> WeightFiles:
     Raises:
         InvalidInput: There are none, or it is not plain which are meant.
     """
-    found = list(_candidates(folder))
-    variants = list(dict.fromkeys(name for name, _ in found))
-    if not found:
+    candidates = list(_candidates(folder))
+    variants = list(dict.fromkeys(name for name, _ in candidates))
+    if not candidates:
         raise InvalidInput(
             f"denoiser folder {str(folder)!r} holds no weights: {_STEM}.safetensors, {_STEM}.bin, one of their "
             "variants (.fp16), or an index with shards. Fetch the folder again."
@@ -162,7 +162,7 @@ def find_weights(folder: Path, variant: str | None = None) -> WeightFiles:
             "with `variant`."
         )
     chosen = variants[0] if variant is None else variant
-    file = next(file for name, file in found if name == chosen)
+    file = next(file for name, file in candidates if name == chosen)
     if file.suffix != ".json":
         return WeightFiles((file,))
     return WeightFiles(tuple(folder / name for name in sorted(set(_weight_map(file).values()))), file)

@@ -1,7 +1,7 @@
 r"""Denoisers of improved-diffusion and guided-diffusion (Nichol and Dhariwal, arXiv 2102.09672; 2105.05233).
 
-Fields are the command-line flags of these programs. The network is told the index of the level, counted from 0, times
-1000/T with ``rescale_timesteps``, which improved-diffusion has on unless told otherwise: its 4000-step networks know
+Fields are the command-line flags of these programs. The network takes the index of the level, counted from 0, times
+1000/T with ``rescale_timesteps``, which improved-diffusion has on by default: its 4000-step networks know
 level t as (t - 1)/4. With ``learn_sigma`` the second half of the output channels is the variance output v of equation
 15 there.
 """

@@ -59,12 +59,12 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         h = self.in_layers[2](self._resized(self.in_layers[1](self.in_layers[0](x))))
-        told = self.emb_layers(temb)[:, :, None, None]
+        embedded = self.emb_layers(temb)[:, :, None, None]
         if self.scale_shift:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = embedded.chunk(2, dim=1)
             h = self.out_layers[0](h) * (1 + scale) + shift
         else:
-            h = self.out_layers[0](h + told)
+            h = self.out_layers[0](h + embedded)
         skip: Tensor = self.skip_connection(self._resized(x))
         change: Tensor = self.out_layers[3](self.out_layers[1](h))
         return skip + change
@@ -188,7 +188,7 @@ class GuidedUNet(nn.Module):
 
         width = widths[0]
         self.input_blocks = nn.ModuleList([nn.ModuleList([_First(channels, width, 3, padding=1)])])
-        kept = [width]
+        skips = [width]
         for level, outputs in enumerate(widths):
             for _ in range(num_res_blocks):
                 layers = [block(width, outputs)]
@@ -196,18 +196,18 @@ class GuidedUNet(nn.Module):
                 if 2**level in factors:
                     layers.append(attention(width, num_heads))
                 self.input_blocks.append(nn.ModuleList(layers))
-                kept.append(width)
+                skips.append(width)
             if level < len(widths) - 1:
                 shrink = block(width, width, "down") if resblock_updown else _Down(width)
                 self.input_blocks.append(nn.ModuleList([shrink]))
-                kept.append(width)
+                skips.append(width)
 
         self.middle_block = nn.ModuleList([block(width, width), attention(width, num_heads), block(width, width)])
 
         self.output_blocks = nn.ModuleList()
         for level, outputs in reversed(list(enumerate(widths))):
             for i in range(num_res_blocks + 1):
-                layers = [block(width + kept.pop(), outputs)]
+                layers = [block(width + skips.pop(), outputs)]
                 width = outputs
                 if 2**level in factors:
                     layers.append(attention(width, num_heads if num_heads_upsample == -1 else num_heads_upsample))
@@ -220,15 +220,15 @@ class GuidedUNet(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """Output for images (B, C, H, W) with labels (B,): (B, C, H, W), or (B, 2C, H, W) with ``learn_sigma``."""
         temb: Tensor = self.time_embed(_sinusoids(labels, self.num_channels).to(x.dtype))
-        kept = []
+        skips = []
         for layers in self.input_blocks:
             for layer in layers:  # type: ignore[attr-defined]
                 x = layer(x, temb)
-            kept.append(x)
+            skips.append(x)
         for layer in self.middle_block:
             x = layer(x, temb)
         for layers in self.output_blocks:
-            x = torch.cat([x, kept.pop()], dim=1)
+            x = torch.cat([x, skips.pop()], dim=1)
             for layer in layers:  # type: ignore[attr-defined]
                 x = layer(x, temb)
         output: Tensor = self.out(x)

@@ -65,7 +65,7 @@ class NetworkDenoiser(Denoiser):
         return self.call(network_input(self.prediction, z, abar), labels)
 
     def call(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The network's output; for networks with another calling convention to override."""
+        """Return the network's output; for networks with another calling convention to override."""
         output: Tensor = self.net(images, labels)
         return output
 
@@ -74,7 +74,7 @@ class NetworkDenoiser(Denoiser):
         return self.with_variance(z, t)[0]
 
     def with_variance(self, z: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
-        """Predicted noise and variance output, see :class:`Denoiser`."""
+        """Return the predicted noise and variance output, see :class:`Denoiser`."""
         output = self._output(z, t)
         v = None
         if self.learned_variance:
@@ -119,19 +119,19 @@ class WeightsFileConfig(DenoiserConfig):
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """The network with arbitrary weights."""
+        """Return the network with arbitrary weights."""
 
     @abstractmethod
     def denoiser(self, net: nn.Module) -> NetworkDenoiser:
-        """The denoiser around the loaded network."""
+        """Return the denoiser around the loaded network."""
 
     def architecture(self) -> str:
-        """The architecture in words, for messages."""
+        """Return the architecture in words, for messages."""
         shown = self.model_dump(exclude={"format", "schedule", "sha256", "prediction"})
         return f"{self.format} with " + ", ".join(f"{key}: {value}" for key, value in shown.items())
 
     def state(self, path: Path) -> Mapping[str, Tensor]:
-        """The network's tensors in the file, by their names in the network."""
+        """Return the network's tensors in the file, by their names in the network."""
         return load_state_dict(path)
 
     def build(self) -> NetworkDenoiser:
@@ -146,7 +146,7 @@ class WeightsFileConfig(DenoiserConfig):
 
 
 def as_tuple(value: Any) -> Any:
-    """A list from YAML, or the "16,8" of a command line, as the tuple that a strict field wants."""
+    """Return a list from YAML, or the "16,8" of a command line, as the tuple that a strict field wants."""
     if isinstance(value, str) and all(part.strip().isdigit() for part in value.split(",")):
         return tuple(int(part) for part in value.split(","))
     return tuple(value) if isinstance(value, list) else value

@@ -129,7 +129,7 @@ class NetworkConfig:
 
     @property
     def longest(self) -> int | None:
-        """Number of time steps that it can be told, None for any."""
+        """Number of time steps that it takes, None for any."""
         if self.fields.get("time_embedding_type") != "learned":
             return None
         steps: int | None = self.fields.get("num_train_timesteps")
@@ -142,19 +142,19 @@ def read_network_config(file: Path) -> NetworkConfig:
     Raises:
         InvalidInput: It cannot be read, is of another network, or has a field that is not understood.
     """
-    said = read_object(file, "denoiser config")
+    content = read_object(file, "denoiser config")
 
     def refused(key: str, why: str, advice: str) -> InvalidInput:
-        value = repr(said[key]) if key in said else "nothing"
+        value = repr(content[key]) if key in content else "nothing"
         return InvalidInput(f"denoiser config {str(file)!r} has {value:.200} for `{key}`: {why}. {advice}")
 
-    if said.get("_class_name", "UNet2DModel") != "UNet2DModel":
+    if content.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise refused(
             "_class_name",
             "what is read here is UNet2DModel, an unconditional network on pixels",
             "Give the folder of such a network.",
         )
-    fields = {key: value for key, value in said.items() if not key.startswith("_") and key not in AVERAGING}
+    fields = {key: value for key, value in content.items() if not key.startswith("_") and key not in AVERAGING}
     for key, value in fields.items():
         if key not in FIELDS:
             raise refused(

@@ -1,4 +1,4 @@
-r"""What a network predicts, and the noise that it implies.
+r"""The prediction of a network, and the noise that it implies.
 
 With :math:`z = \sqrt{\bar\alpha}\, z_0 + \sqrt{1-\bar\alpha}\,\epsilon`, a network output o gives the noise
 
@@ -37,12 +37,12 @@ def _sigma(abar: float) -> float:
 
 
 def edm_noise_label(abar: float) -> float:
-    """c_noise, what an ``edm`` network is told of the noise level, 0 < abar < 1."""
+    """c_noise, the noise level as an ``edm`` network takes it, 0 < abar < 1."""
     return math.log(_sigma(abar)) / 4
 
 
 def network_input(prediction: Prediction, z: Tensor, abar: float) -> Tensor:
-    """The image that the network sees: ``z``, or for ``edm`` c_in z / sqrt(abar).
+    """Return the image that the network sees: ``z``, or for ``edm`` c_in z / sqrt(abar).
 
     Arguments:
         prediction: What the network predicts.
@@ -55,7 +55,7 @@ def network_input(prediction: Prediction, z: Tensor, abar: float) -> Tensor:
 
 
 def implied_eps(prediction: Prediction, output: Tensor, z: Tensor, abar: float) -> Tensor:
-    """The noise that the network's output implies.
+    """Return the noise that the network's output implies.
 
     Arguments:
         prediction: What the network predicts.

@@ -1,4 +1,4 @@
-r"""What a diffusers ``scheduler_config.json`` says of a network's training: its noise schedule, and what it predicts.
+r"""Read noise schedule and prediction type of a network's training from a diffusers ``scheduler_config.json``.
 
 The variance of step i = 0..T-1, with a = ``beta_start``, b = ``beta_end`` and u = i/(T-1), is
 
@@ -110,7 +110,7 @@ _LONGEST = 100_000
 
 @dataclass(frozen=True)
 class StatedNoise:
-    """What a scheduler config says of the network.
+    """The noise schedule and prediction type in a scheduler config.
 
     Arguments:
         file: The file.
@@ -137,10 +137,10 @@ def read_scheduler_config(file: Path) -> StatedNoise:
 
 
 class _Reader:
-    def __init__(self, file: Path, said: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, content: Mapping[str, Any]) -> None:
         self.file = file
-        self.said = said
-        name = said.get("_class_name")
+        self.content = content
+        name = content.get("_class_name")
         if name is not None and (not isinstance(name, str) or name not in SCHEDULERS):
             reason = next((why for start, why in _OTHER_PROCESSES.items() if str(name).startswith(start)), None)
             raise self.refused(
@@ -156,14 +156,14 @@ class _Reader:
             "there and write `schedule` and `prediction`."
         )
         return InvalidInput(
-            f"denoiser scheduler {str(self.file)!r} has `{key}` = {self.said.get(key)!r:.200}: {why}. {advice}"
+            f"denoiser scheduler {str(self.file)!r} has `{key}` = {self.content.get(key)!r:.200}: {why}. {advice}"
         )
 
     def get(self, key: str) -> Any:
-        return self.said.get(key, self.defaults.get(key))
+        return self.content.get(key, self.defaults.get(key))
 
     def noise(self) -> StatedNoise:
-        for key in self.said:
+        for key in self.content:
             if not key.startswith("_") and key not in READ | SAMPLING:
                 raise self.refused(key, f"there is no such field; {nearest(key, READ | SAMPLING)}".rstrip("."))
         for key, harmless, why in (
@@ -171,19 +171,19 @@ class _Reader:
             ("use_flow_sigmas", False, "the network predicts the velocity of a straight path (flow matching)"),
             ("timestep_type", "discrete", "the network is told a continuous noise level"),
         ):
-            if self.said.get(key) not in (None, harmless):
+            if self.content.get(key) not in (None, harmless):
                 raise self.refused(key, why)
-        if self.said.get("clip_sample") not in (None, True, False):
+        if self.content.get("clip_sample") not in (None, True, False):
             raise self.refused("clip_sample", "it is true or false")
-        if self.said.get("clip_sample") and self.said.get("clip_sample_range", 1.0) != 1:
+        if self.content.get("clip_sample") and self.content.get("clip_sample_range", 1.0) != 1:
             raise self.refused("clip_sample_range", "images are in [-1, 1] here, and clamped to that")
         abar, form, words = self.table()
         schedule = None if abar is None else stated_schedule(form, abar)
         return StatedNoise(self.file, schedule, words, self.prediction(), self.learned_variance())
 
     def prediction(self) -> Prediction | None:
-        kind = self.said.get("prediction_type")
-        legacy = self.said.get("predict_epsilon")
+        kind = self.content.get("prediction_type")
+        legacy = self.content.get("predict_epsilon")
         if legacy not in (None, True, False):
             raise self.refused("predict_epsilon", "it is true or false")
         if kind is None:
@@ -241,8 +241,8 @@ class _Reader:
         if trained is not None:
             return self.listed(trained, steps)
         if kind is None:
-            partly = [key for key in ("num_train_timesteps", "beta_start", "beta_end") if key in self.said]
-            if partly or self.said.get("rescale_betas_zero_snr"):
+            partly = [key for key in ("num_train_timesteps", "beta_start", "beta_end") if key in self.content]
+            if partly or self.content.get("rescale_betas_zero_snr"):
                 raise self.refused("beta_schedule", f"it is missing beside {', '.join(partly)}")
             return None, "", ""
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= _LONGEST:
@@ -266,6 +266,6 @@ class _Reader:
         )
         if not numbers or not 1 <= len(trained) <= _LONGEST:
             raise self.refused("trained_betas", "it is a list of numbers between 0 and 1")
-        if "num_train_timesteps" in self.said and steps != len(trained):
+        if "num_train_timesteps" in self.content and steps != len(trained):
             raise self.refused("num_train_timesteps", f"`trained_betas` lists {len(trained)}")
         return np.array(trained, dtype=np.float64), "trained_betas", f"{len(trained)} trained betas"

@@ -1,8 +1,8 @@
 r"""Denoisers in the format of the public score-SDE code (Song et al., arXiv 2011.13456).
 
-A network trained on the continuous VP-SDE is told 999 t, t in [0, 1], and its output o is the score up to a factor,
+A network trained on the continuous VP-SDE takes 999 t, t in [0, 1], and its output o is the score up to a factor,
 :math:`\nabla\log p_t = -o/\sqrt{1-\bar\alpha(t)}`, which makes o the predicted noise. One trained on the 1000
-discrete levels is told the index of the level, counted from 0. ``prediction: edm`` takes the same networks as trained
+discrete levels takes the index of the level, counted from 0. ``prediction: edm`` takes the same networks as trained
 by Karras et al. (arXiv 2206.00364), under either naming of their weights, on any schedule.
 """
 
@@ -60,7 +60,7 @@ class ScoreSDEConfig(WeightsFileConfig):
         prediction: What the network predicts.
         weights: A training checkpoint with ``model`` and ``ema``, or a plain state dict, or one of EDM.
         sha256: sha256 of the file, at least its first 8 hex digits; filled in from the file.
-        ema: Of a training checkpoint, take the averaged weights.
+        ema: Take the averaged weights of a training checkpoint.
         image_size: Height and width of images.
         channels: Channels of images.
         nf: Width of the first level, a multiple of 4.

@@ -214,7 +214,7 @@ class SongUNet(nn.Module):
 
         self._add("plain", _conv3(channels, nf))
         self._add("keep")
-        kept, width, shrunken = [nf], nf, channels
+        skips, width, shrunken = [nf], nf, channels
         sizes = [image_size >> level for level in range(len(ch_mult))]
         for level, (size, factor) in enumerate(zip(sizes, ch_mult, strict=True)):
             for _ in range(num_res_blocks):
@@ -223,14 +223,14 @@ class SongUNet(nn.Module):
                 if size in attn_resolutions:
                     self._add("plain", _Attention(width))
                 self._add("keep")
-                kept.append(width)
+                skips.append(width)
             if level < len(ch_mult) - 1:
                 self._add("block", _Block(width, width, temb, resizer, "down"))
                 if residual_input:
                     self._add("shrink", _ShrunkenInput(shrunken, width, resizer))
                     shrunken = width
                 self._add("keep")
-                kept.append(width)
+                skips.append(width)
 
         self._add("block", _Block(width, width, temb, resizer))
         self._add("plain", _Attention(width))
@@ -239,7 +239,7 @@ class SongUNet(nn.Module):
         for level in reversed(range(len(ch_mult))):
             for _ in range(num_res_blocks + 1):
                 self._add("join")
-                self._add("block", _Block(width + kept.pop(), nf * ch_mult[level], temb, resizer))
+                self._add("block", _Block(width + skips.pop(), nf * ch_mult[level], temb, resizer))
                 width = nf * ch_mult[level]
             if sizes[level] in attn_resolutions:
                 self._add("plain", _Attention(width))
@@ -264,12 +264,12 @@ class SongUNet(nn.Module):
         """Output for images ``x`` of shape (B, C, H, W) with noise labels of shape (B,); shape of ``x``."""
         temb = self._temb(labels, x)
         image = x
-        kept: list[Tensor] = []
+        skips: list[Tensor] = []
         for step, index in self._steps:
             if step == "keep":
-                kept.append(x)
+                skips.append(x)
             elif step == "join":
-                x = torch.cat([x, kept.pop()], dim=1)
+                x = torch.cat([x, skips.pop()], dim=1)
             elif step == "block":
                 x = self.all_modules[index](x, temb)
             elif step == "shrink":

@@ -1,4 +1,4 @@
-r"""What every purifier is: a map from an image and its randomness to an image.
+r"""The base of every purifier: a map from an image and its randomness to an image.
 
 Purifiers that work in many steps are chains with one state,
 
@@ -57,11 +57,11 @@ class IterativePurifier(Purifier):
 
     @abstractmethod
     def start(self, x: Tensor, omega: Omega) -> Tensor:
-        """The state before step 0, shape (B, ...)."""
+        """Return the state before step 0, shape (B, ...)."""
 
     @abstractmethod
     def step(self, i: int, z: Tensor, x: Tensor, omega: Omega, *, guidance_path: bool = True) -> Tensor:
-        """The state after step ``i``.
+        """Return the state after step ``i``.
 
         Arguments:
             i: Step, 0 to ``length - 1``.
@@ -81,7 +81,7 @@ class IterativePurifier(Purifier):
         return None
 
     def diffused(self, i: int, origin: Tensor | None, x: Tensor, omega: Omega) -> Tensor:
-        """The state of the forward process at the level of state ``i``, shape (B, ...).
+        """Return the state of the forward process at the level of state ``i``, shape (B, ...).
 
         Arguments:
             i: State, 1 to ``length``.
@@ -93,7 +93,7 @@ class IterativePurifier(Purifier):
 
     @abstractmethod
     def finish(self, z: Tensor, x: Tensor, omega: Omega) -> Tensor:
-        """Images from the last state, shape (B, C, H, W)."""
+        """Return images from the last state, shape (B, C, H, W)."""
 
     def forward(self, x: Tensor, omega: Omega) -> Tensor:
         """Run the chain; plain autograd keeps the graph of all steps."""
@@ -104,7 +104,7 @@ class IterativePurifier(Purifier):
 
 
 class PurifierConfig(Spec, ABC):
-    """What a sweep file says of a purifier: its name under ``purifier`` and all its parameters."""
+    """The config of a purifier: its name under ``purifier`` and all its parameters."""
 
     named_by: ClassVar[str | None] = "purifier"
     purifier: str
@@ -141,7 +141,7 @@ class PurifierConfig(Spec, ABC):
 
     @property
     def knows_eps(self) -> bool:
-        """Whether the defence is told the attacker's budget, which real defences are not."""
+        """Whether the defence knows the attacker's budget, which real defences do not."""
         return False
 
     @property
@@ -165,12 +165,12 @@ class PurifierConfig(Spec, ABC):
         return None
 
     def model_key(self) -> str:
-        """Which large model the purifier holds: units with equal keys go preferably to one worker."""
+        """Return the key of the large model that the purifier holds: one worker preferably gets equal keys."""
         return ""
 
     @abstractmethod
     def label(self) -> str:
-        """Short name with the parameters that tell two configs of a sweep apart, for tables."""
+        """Return a short name with the parameters that distinguish two configs of a sweep, for tables."""
 
     @abstractmethod
     def build(self, models: Models | None = None) -> Purifier:

@@ -64,5 +64,5 @@ class BitDepthConfig(FilterConfig):
         return f"bit-depth {self.bits}"
 
     def build(self, models: Models | None = None) -> BitDepth:
-        """The rounding; it holds no network."""
+        """Return the rounding; it holds no network."""
         return BitDepth(self.bits).eval()

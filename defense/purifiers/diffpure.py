@@ -103,7 +103,7 @@ class LangevinPurifier(IterativePurifier):
         return self.steps
 
     def surrogate(self, steps: int) -> LangevinPurifier:
-        """The same time in at most ``steps`` steps, each at most four times as long: longer ones diverge."""
+        """Return the same time in at most ``steps`` steps, each at most four times as long: longer ones diverge."""
         fewer = max(min(steps, self.steps), math.ceil(self.steps / 4))
         return LangevinPurifier(
             self.denoiser,
@@ -116,7 +116,7 @@ class LangevinPurifier(IterativePurifier):
         )
 
     def start(self, x: Tensor, omega: Omega) -> Tensor:
-        """The input, in diffusion units."""
+        """Return the input, in diffusion units."""
         return 2 * x - 1
 
     def step(self, i: int, z: Tensor, x: Tensor, omega: Omega, *, guidance_path: bool = True) -> Tensor:
@@ -140,9 +140,9 @@ class DiffPureConfig(StandardReverseConfig):
     steps: int = Field(ge=1)
 
     @classmethod
-    def _fill_depth(cls, data: dict[str, Any], schedule: Schedule) -> None:
+    def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
         if data.get("form") != "ldsde":
-            return super()._fill_depth(data, schedule)
+            return super()._fill_t_star(data, schedule)
         if data.get("t_star") is None:
             raise InvalidInput("t_star is missing: form ldsde takes the score at one level, in the paper's code 10.")
         if data.get("sigma_eq") is not None:

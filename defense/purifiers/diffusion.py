@@ -33,7 +33,7 @@ class Diffusion(IterativePurifier):
 
     Arguments:
         denoiser: Noise predictor; an analytic one from :mod:`defense.oracles` will do.
-        rounds: The sampler of each round; its first level is the depth of that round.
+        rounds: The sampler of each round; its first level is the t* of that round.
         guidance: Guidance of the reverse steps.
         from_noise: Start the first round from N(0, I) instead of from the noised image, which then enters through
             guidance alone.
@@ -66,14 +66,14 @@ class Diffusion(IterativePurifier):
         return len(self._steps)
 
     def surrogate(self, steps: int) -> Diffusion:
-        """The same with at most ``steps`` reverse steps per round."""
+        """Return the same with at most ``steps`` reverse steps per round."""
         other = copy.copy(self)
         other.rounds = tuple(sampler.respaced(min(steps, len(sampler))) for sampler in self.rounds)
         other._steps = [(r, j) for r, sampler in enumerate(other.rounds) for j in range(len(sampler))]
         return other
 
     def start(self, x: Tensor, omega: Omega) -> Tensor:
-        """The noised image, or noise alone."""
+        """Return the noised image, or noise alone."""
         z = 2 * x - 1
         if self.from_noise:
             return self._forward_omega(omega).normal("forward", 0, z)
@@ -112,7 +112,7 @@ class Diffusion(IterativePurifier):
     def _guided(
         self, sampler: Sampler, j: int, z: Tensor, x: Tensor, omega: Omega, key: int, guidance_path: bool
     ) -> tuple[Transition, Tensor]:
-        """The unguided transition, and ``s_t grad G`` at the state."""
+        """Return the unguided transition, and ``s_t grad G`` at the state."""
         assert self.guidance is not None
         follow = torch.is_grad_enabled() and guidance_path and (z.requires_grad or x.requires_grad)
         point = z if follow and z.requires_grad else z.detach().requires_grad_()
@@ -144,7 +144,7 @@ class Diffusion(IterativePurifier):
         return step, self.guidance.scale(t, sampler.schedule) * slope
 
     def origin(self, i: int) -> int:
-        """The state with which the round of step ``i - 1`` began; see :class:`IterativePurifier`."""
+        """Return the state with which the round of step ``i - 1`` began; see :class:`IterativePurifier`."""
         r, j = self._steps[i - 1]
         return -1 if r == 0 else i - 1 - j
 

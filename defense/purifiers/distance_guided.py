@@ -1,4 +1,4 @@
-"""What guided purifiers have in common: a distance to the input, and networks of their own."""
+"""The common part of guided purifiers: a distance to the input, and its networks."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ class DistanceGuidedConfig(StandardReverseConfig):
         return True
 
     def build_distance(self, models: Models) -> tuple[Distance, nn.Module | None]:
-        """The distance, and the network in it."""
+        """Return the distance, and the network in it."""
         network = None if self.lpips is None else models.load(self.lpips)
         return distance(self.distance, network), network

@@ -19,7 +19,7 @@ of the second term. So the form is a choice, and results name it:
 
 A form that looks at the true label does not exist here: it would leak the answer.
 
-**Depth.** The paper says 470 forward iterations. On ``linear-1000`` that is abar = 0.105, pixel noise 1.456, the
+**t*.** The paper says 470 forward iterations. On ``linear-1000`` that is abar = 0.105, pixel noise 1.456, the
 image all but destroyed; on ``cosine-4000``, the schedule of the checkpoint of the works it compares with, the same
 index is abar = 0.962, noise 0.099. The default is that noise, ``sigma_eq = 0.099``, on whatever schedule;
 ``t_star: 470`` with ``schedule: linear-1000`` is the literal reading.
@@ -119,10 +119,10 @@ class DistributionTransferConfig(DistanceGuidedConfig):
     variance: Variance = "large"
 
     @classmethod
-    def _fill_depth(cls, data: dict[str, Any], schedule: Schedule) -> None:
+    def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
         if data.get("t_star") is None and data.get("sigma_eq") is None:
             data["sigma_eq"] = 0.099
-        super()._fill_depth(data, schedule)
+        super()._fill_t_star(data, schedule)
 
     @property
     def uses_classifier(self) -> bool:
@@ -136,7 +136,7 @@ class DistributionTransferConfig(DistanceGuidedConfig):
 
     def label(self) -> str:
         """``distribution-transfer soft-label t*=58``."""
-        return f"distribution-transfer {self.guidance} {self.depth_label()}"
+        return f"distribution-transfer {self.guidance} {self.t_star_label()}"
 
     def build(self, models: Models | None = None) -> Diffusion:
         """Load the denoiser; the classifier is the one of ``models``."""

@@ -89,7 +89,7 @@ class EBM(IterativePurifier):
         return images.clamp(0, 1) if self.clamp else images
 
     def surrogate(self, steps: int) -> EBM:
-        """The first ``steps`` steps of the same chain, with the same noise, step size and temperature.
+        """Return the first ``steps`` steps of the same chain, with the same noise, step size and temperature.
 
         Unlike a diffusion in fewer, longer steps it does not approximate the whole chain: longer Langevin steps would
         be unstable, so what stands for the long run is a short one.
@@ -120,7 +120,7 @@ class EBMConfig(PurifierConfig):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        """A name stands for the network that ships under it, and defaults are said, so that they are in the id."""
+        """Replace a name by the network that ships under it, and fill in defaults, so that they are in the id."""
         if not isinstance(data, dict) or not isinstance(data.get("energy"), EnergyConfig):
             return data
         usual = data["energy"].architecture
@@ -138,7 +138,7 @@ class EBMConfig(PurifierConfig):
         return self.energy.image_shape
 
     def model_key(self) -> str:
-        """The energy's id: all numbers of steps share one network."""
+        """Return the energy's id: all numbers of steps share one network."""
         return self.energy.id
 
     def label(self) -> str:

@@ -61,5 +61,5 @@ class GaussianNoiseConfig(PurifierConfig):
         return f"gaussian-noise s={self.sigma:g}{' clipped' if self.clip else ''}"
 
     def build(self, models: Models | None = None) -> GaussianNoise:
-        """The noise; it holds no network."""
+        """Return the noise; it holds no network."""
         return GaussianNoise(self.sigma, clip=self.clip).eval()

@@ -10,7 +10,7 @@ where x is the input of the first round in all rounds, n_t is fresh in every ste
 .. math:: S_t = \frac{3\, s\, \sqrt{1-\bar\alpha_t}}{(2\,\mathrm{ptb}/255)\,\sqrt{\bar\alpha_t}}
 
 (``scale_rule: budget``; ``constant`` is :math:`S_t = s`). ``ptb`` is the perturbation budget that the defence
-assumes, in 1/255: **this defence is told the attacker's eps**, and rows of it say so.
+assumes, in 1/255: **this defence knows the attacker's eps**, and its rows record that.
 
 **B_ref.** The authors' code averages Sim over the whole batch, so that the guidance of an image is divided by the
 batch size: with s = 60000, ptb = 8 and variance ``large`` the pull on an image, summed over 36 steps, is 0.026 in
@@ -110,7 +110,7 @@ class GDMPConfig(StandardReverseConfig):
 
     def label(self) -> str:
         """``gdmp t*=36 x4``."""
-        return f"gdmp {self.depth_label()} x{self.rounds}"
+        return f"gdmp {self.t_star_label()} x{self.rounds}"
 
     def build(self, models: Models | None = None) -> Diffusion:
         """Load the denoiser."""

@@ -2,7 +2,7 @@ r"""Gradual noise (Lee and Kim, "Robust evaluation of diffusion-based adversaria
 
 .. math:: y_0 = x, \qquad y_r = D_{t_r}(y_{r-1}), \qquad D(x) = y_m
 
-with :math:`D_t` DiffPure at depth t, shallow rounds first: for CIFAR-10 the depths 30, 30, 30, 30, 50, 50, 125, 125
+with :math:`D_t` DiffPure at t* = t, small t* first: for CIFAR-10 the values 30, 30, 30, 30, 50, 50, 125, 125
 (the last two 200 for ImageNet, 80 for SVHN), each reversed in full, and a vote of ten draws.
 """
 
@@ -24,11 +24,11 @@ __all__ = ["GradualNoiseConfig"]
 
 @PURIFIERS.register("gradual-noise")
 class GradualNoiseConfig(StandardReverseConfig):
-    """Rounds of DiffPure of growing depth.
+    """Rounds of DiffPure of growing t*.
 
     Arguments:
         depths: t_star of each round.
-        steps: Reverse steps of a round at most; by default each round takes as many steps as its depth.
+        steps: Reverse steps of a round at most; by default each round takes t* steps.
     """
 
     purifier: Literal["gradual-noise"] = "gradual-noise"
@@ -39,18 +39,19 @@ class GradualNoiseConfig(StandardReverseConfig):
     def _schedule(cls, data: dict[str, Any]) -> Schedule:
         depths, t_star = data.get("depths"), data.get("t_star")
         ints = isinstance(depths, tuple | list) and all(type(t) is int for t in depths)
-        own = ints and t_star == max(depths or (), default=None)
-        if (t_star is not None and not own) or data.get("sigma_eq") is not None:  # its own t_star is in its identity
-            raise InvalidInput("depths takes the place of t_star: gradual-noise has one depth per round.")
+        derived = ints and t_star == max(depths or (), default=None)
+        # Its identity holds the t_star that it derived itself.
+        if (t_star is not None and not derived) or data.get("sigma_eq") is not None:
+            raise InvalidInput("`depths` replaces t_star: gradual-noise has one t* per round. Remove t_star.")
         if data.get("schedule") is None:
             raise InvalidInput(
-                f"depths are given without `schedule`; write `schedule: {data['denoiser'].schedule}`, which this "
+                f"`depths` is given without `schedule`; write `schedule: {data['denoiser'].schedule}`, which this "
                 "denoiser was trained on."
             )
         return super()._schedule(data)
 
     @classmethod
-    def _fill_depth(cls, data: dict[str, Any], schedule: Schedule) -> None:
+    def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
         depths = data.get("depths", cls.model_fields["depths"].default)
         if not isinstance(depths, tuple | list) or not depths or not all(type(t) is int and t >= 1 for t in depths):
             raise InvalidInput(f"depths is a list of whole numbers of noising steps, at least 1, not {depths!r}.")
@@ -67,7 +68,7 @@ class GradualNoiseConfig(StandardReverseConfig):
         """Reverse steps of all rounds."""
         return sum(steps for _, steps in self._rounds())
 
-    def depth_label(self) -> str:
+    def t_star_label(self) -> str:
         """``t*=30,30,...``."""
         runs = ",".join(map(str, self.depths))
         return f"t*={runs}" if self.steps >= max(self.depths) else f"t*={runs} in {self.steps} steps"

@@ -45,7 +45,7 @@ class DistanceGuidance(Guidance):
         self.network = network
 
     def scale(self, t: int, schedule: Schedule) -> float:
-        """The scale s."""
+        """Return the scale s."""
         return self.s
 
     def forward(self, moment: Moment) -> Tensor:
@@ -62,10 +62,10 @@ class GuidedFromNoiseConfig(DistanceGuidedConfig):
     variance: Variance = "large"
 
     @classmethod
-    def _fill_depth(cls, data: dict[str, Any], schedule: Schedule) -> None:
+    def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
         if data.get("t_star") is None and data.get("sigma_eq") is None:
             data["t_star"] = schedule.steps
-        super()._fill_depth(data, schedule)
+        super()._fill_t_star(data, schedule)
 
     def build(self, models: Models | None = None) -> Diffusion:
         """Load the denoiser."""

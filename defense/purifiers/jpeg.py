@@ -103,5 +103,5 @@ class JPEGConfig(FilterConfig):
         return f"jpeg q={self.quality}"
 
     def build(self, models: Models | None = None) -> JPEG:
-        """The codec; it holds no network."""
+        """Return the codec; it holds no network."""
         return JPEG(self.quality).eval()

@@ -81,5 +81,5 @@ class MedianConfig(FilterConfig):
         return f"median {self.size}x{self.size}"
 
     def build(self, models: Models | None = None) -> Median:
-        """The filter; it holds no network."""
+        """Return the filter; it holds no network."""
         return Median(self.size).eval()

@@ -32,5 +32,5 @@ class NoPurifierConfig(FilterConfig):
         return "none"
 
     def build(self, models: Models | None = None) -> Identity:
-        """The identity."""
+        """Return the identity."""
         return Identity().eval()

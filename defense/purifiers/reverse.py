@@ -1,4 +1,4 @@
-"""What the sweep-file forms of all diffusion purifiers share: a denoiser, a depth, and how it is reversed."""
+"""The base config of all diffusion purifiers: a denoiser, t* on its schedule, and a reverse process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["ReverseConfig", "StandardReverseConfig"]
 
 
 class ReverseConfig(PurifierConfig):
-    """A denoiser and a depth on its schedule.
+    """A denoiser and t* on its schedule.
 
-    The depth is given as ``t_star`` **with** ``schedule``, or as ``sigma_eq`` (pixel units of [0, 1] images),
+    The noise level is given as ``t_star`` **with** ``schedule``, or as ``sigma_eq`` (pixel units of [0, 1] images),
     which is turned into the smallest t_star with at least that much noise, so that both spellings are one spec.
 
     Arguments:
@@ -43,14 +43,14 @@ class ReverseConfig(PurifierConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _depth(cls, data: Any) -> Any:
-        """One spelling of the depth: sigma_eq becomes t_star, and what has a default that depends on it is said."""
+    def _as_t_star(cls, data: Any) -> Any:
+        """Turn sigma_eq into t_star, and fill in the defaults that depend on it."""
         if not isinstance(data, dict) or not isinstance(data.get("denoiser"), DenoiserConfig):
             return data
         data = dict(data)
         schedule = cls._schedule(data)
         data["schedule"] = schedule.name
-        cls._fill_depth(data, schedule)
+        cls._fill_t_star(data, schedule)
         return data
 
     @classmethod
@@ -77,11 +77,11 @@ class ReverseConfig(PurifierConfig):
         return schedule
 
     @classmethod
-    def _fill_depth(cls, data: dict[str, Any], schedule: Schedule) -> None:
+    def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
         """Turn sigma_eq into t_star, check it, and fill in the number of steps."""
         if (data.get("t_star") is None) == (data.get("sigma_eq") is None):
             raise InvalidInput(
-                f"{cls.model_fields['purifier'].default} takes a depth: either `t_star` with `schedule`, or "
+                f"{cls.model_fields['purifier'].default} takes one noise level: either `t_star` with `schedule`, or "
                 "`sigma_eq`."
             )
         sigma = data.pop("sigma_eq", None)
@@ -116,7 +116,7 @@ class ReverseConfig(PurifierConfig):
         return self.denoiser.image_shape
 
     def model_key(self) -> str:
-        """The denoiser's id: all depths share one network."""
+        """Return the denoiser's id: all values of t* share one network."""
         return self.denoiser.id
 
 
@@ -164,9 +164,9 @@ class StandardReverseConfig(ReverseConfig):
 
     def label(self) -> str:
         """``diffpure t*=100``, with the number of steps where it is not t*, and the form where it is not DDPM."""
-        return f"{self.purifier} {self.depth_label()}"
+        return f"{self.purifier} {self.t_star_label()}"
 
-    def depth_label(self) -> str:
+    def t_star_label(self) -> str:
         """``t*=100 in 20 steps sde``."""
         short = f"t*={self.t_star}"
         if self.steps != self.t_star:
@@ -174,7 +174,7 @@ class StandardReverseConfig(ReverseConfig):
         return short if self.form == "ddpm" else f"{short} {self.form}"
 
     def sampler(self, t_star: int | None = None, steps: int | None = None) -> Sampler:
-        """The sampler, from ``t_star`` in ``steps``; by default this config's."""
+        """Return the sampler, from ``t_star`` in ``steps``; by default this config's."""
         t_star = self.t_star if t_star is None else t_star
         schedule, grid = self.denoiser.noise_schedule, time_grid(t_star, self.steps if steps is None else steps)
         if self.form == "ddpm":

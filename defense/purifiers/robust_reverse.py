@@ -77,7 +77,7 @@ class RobustGuidance(Guidance):
         self.needs_denoised = auxiliary_sees == "denoised"
 
     def scale(self, t: int, schedule: Schedule) -> float:
-        """The scale s."""
+        """Return the scale s."""
         return self.s
 
     def forward(self, moment: Moment) -> Tensor:
@@ -93,8 +93,8 @@ class RobustGuidance(Guidance):
                 term = -log_p.gather(1, wanted).squeeze(1)
             value = value + self.class_weight * term
         if self.latent_weight:
-            there = (moment.diffused_input() + 1) / 2 if self.target == "diffused" else moment.x
-            apart = logits(self.auxiliary.latent, seen) - logits(self.auxiliary.latent, there)
+            reference = (moment.diffused_input() + 1) / 2 if self.target == "diffused" else moment.x
+            apart = logits(self.auxiliary.latent, seen) - logits(self.auxiliary.latent, reference)
             value = value + self.latent_weight * apart.square().mean(1)
         return value
 

@@ -34,19 +34,19 @@ class Sequence(Purifier):
         self.stages = nn.ModuleList(stages)
 
     def stages_with(self, omega: Omega) -> Iterator[tuple[Purifier, Omega]]:
-        """Each stage with its own randomness."""
+        """Yield each stage with its own randomness."""
         for k, stage in enumerate(self.stages):
             assert isinstance(stage, Purifier)
             yield stage, omega.within(str(k))
 
     def forward(self, x: Tensor, omega: Omega) -> Tensor:
         """See :class:`Purifier`."""
-        for stage, own in self.stages_with(omega):
-            x = stage(x, own)
+        for stage, stage_omega in self.stages_with(omega):
+            x = stage(x, stage_omega)
         return x
 
     def surrogate(self, steps: int) -> Sequence:
-        """Each stage by its surrogate."""
+        """Return each stage by its surrogate."""
         return Sequence(stage.surrogate(steps) for stage in self.stages if isinstance(stage, Purifier))
 
 
@@ -117,7 +117,7 @@ class SequenceConfig(PurifierConfig):
         return next((stage.model_key() for stage in self.stages if stage.model_key()), "")
 
     def label(self) -> str:
-        """Labels of the stages, in order."""
+        """Return labels of the stages, in order."""
         return " + ".join(stage.label() for stage in self.stages)
 
     def build(self, models: Models | None = None) -> Sequence:

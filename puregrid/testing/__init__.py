@@ -52,7 +52,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a suite when it is asked for: the purifier's needs torch alone, the store's Arrow too."""
+    """Load a suite on first use: the purifier's needs torch alone, the store's Arrow too."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

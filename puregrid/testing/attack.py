@@ -39,7 +39,7 @@ class SmoothClassifier(nn.Module):
     """A small network without kinks, asked image by image: its rounding cannot depend on the batch.
 
     Arguments:
-        channels: Of the images.
+        channels: Channels of the images.
         classes: Number of classes.
     """
 
@@ -96,7 +96,7 @@ class AttackContract(LabelledSpecContract):
 
     @abstractmethod
     def config(self) -> AttackConfig:
-        """The config under test, resolved."""
+        """Return the config under test, resolved."""
 
     def images(self) -> Tensor:
         """At least three different images in [0, 1], shape (B, C, H, W), pixels of 0 and of 1 among them."""
@@ -104,7 +104,7 @@ class AttackContract(LabelledSpecContract):
         return (torch.rand(4, 1, 8, 8, generator=generator) * 1.4 - 0.2).clamp(0, 1)
 
     def classifier(self) -> nn.Module:
-        """The attacked classifier, frozen: images in [0, 1] to logits, without kinks, image by image."""
+        """Return the attacked classifier, frozen: images in [0, 1] to logits, without kinks, image by image."""
         return SmoothClassifier(self.images().shape[1], 4)
 
     def labels(self) -> Tensor:
@@ -119,13 +119,13 @@ class AttackContract(LabelledSpecContract):
         return DiffPureConfig(denoiser=denoiser, schedule="linear-1000", t_star=60, steps=2).build()
 
     def sources(self) -> Sequence[AttackConfig]:
-        """The attacks that one is made of which is made of others' images, in their order."""
+        """Return the attacks that one is made of which is made of others' images, in their order."""
         return ()
 
     def target(
         self, config: AttackConfig, classifier: nn.Module, labels: Tensor, omega: Omega, purifier: Purifier | None
     ) -> Target:
-        """The attacked function, as the attack stage makes it from the threat model of the config."""
+        """Return the attacked function, as the attack stage makes it from the threat model of the config."""
         if purifier is None:
             return Target(classifier, labels, omega)
         return Target(
@@ -147,7 +147,7 @@ class AttackContract(LabelledSpecContract):
         classifier: nn.Module | None = None,
         purifier: Purifier | None = None,
     ) -> tuple[Target, Tensor, Omega]:
-        """What ``run`` takes, for the images at some positions."""
+        """Return the arguments of ``run``, for the images at some positions."""
         x = self.images()
         chosen = list(range(len(x)) if positions is None else positions)
         omega = Omega.of(config.id, 0, "attack", [_FIRST_ID + position for position in chosen])
@@ -159,13 +159,13 @@ class AttackContract(LabelledSpecContract):
     def _attack(self, config: AttackConfig, target: Target, x: Tensor, omega: Omega) -> AttackResult:
         if not isinstance(config, DerivedAttackConfig):
             return config.run(target, x, omega)
-        given = []
+        from_sources = []
         for source in self.sources():
-            own = Omega.of(source.id, 0, "attack", omega.image_ids)
+            source_omega = Omega.of(source.id, 0, "attack", omega.image_ids)
             purifier = None if source.static else self.purifier()
-            asked = self.target(source, self.classifier(), target.labels, own, purifier)
-            given.append(Given(source.run(asked, x, own).images))
-        return config.combine(target, x, given)
+            source_target = self.target(source, self.classifier(), target.labels, source_omega, purifier)
+            from_sources.append(Given(source.run(source_target, x, source_omega).images))
+        return config.combine(target, x, from_sources)
 
     def _run(
         self, config: AttackConfig, positions: Sequence[int] | None = None, labels: Tensor | None = None
@@ -173,7 +173,7 @@ class AttackContract(LabelledSpecContract):
         return self._attack(config, *self._target(config, positions, labels))
 
     def test_images_lie_inside_ball_and_range_in_float64(self) -> None:
-        """Exactly: whoever checks stored images in float64 finds none outside."""
+        """Exactly: a check of stored images in float64 finds none outside."""
         config, x = self.config(), self.images()
         images = self._run(config).images
         outside = ((images < 0) | (images > 1)).any()
@@ -186,9 +186,9 @@ class AttackContract(LabelledSpecContract):
     def test_result_has_an_image_and_a_loss_for_every_image(self) -> None:
         """Float32 images as they are stored, values for the rows, and what was given is left as it was."""
         config, x, y = self.config(), self.images(), self.labels()
-        target, given, omega = self._target(config)
-        result = self._attack(config, target, given, omega)
-        assert torch.equal(given, x), "the attack changed the clean images in place"
+        target, clean, omega = self._target(config)
+        result = self._attack(config, target, clean, omega)
+        assert torch.equal(clean, x), "the attack changed the clean images in place"
         assert torch.equal(target.labels, y), "the attack changed the labels in place"
         assert result.images.shape == x.shape, f"images of shape {tuple(x.shape)} became {tuple(result.images.shape)}"
         assert result.images.dtype == torch.float32, f"images are stored as float32, these are {result.images.dtype}"
@@ -216,8 +216,8 @@ class AttackContract(LabelledSpecContract):
         alone = _per_image(self._run(config, [last]), 0)
         turned = _per_image(self._run(config, range(last, -1, -1)), 0)
         classes = self.classifier()(self.images()[:1]).shape[1]
-        others = torch.where(torch.arange(last + 1) < last, (y + 1) % classes, y)
-        beside = _per_image(self._run(config, labels=others), last)
+        other_labels = torch.where(torch.arange(last + 1) < last, (y + 1) % classes, y)
+        beside = _per_image(self._run(config, labels=other_labels), last)
         for result, how in ((alone, "alone"), (turned, "in another order"), (beside, "beside other labels")):
             worst = float((result["image"] - whole["image"]).abs().max())
             assert worst == 0, f"{how} an image ends {worst:.3g} from where it ends in a batch"
@@ -270,7 +270,7 @@ class AttackContract(LabelledSpecContract):
             )
 
     def test_classifier_is_asked_through_the_target_alone(self) -> None:
-        """What goes past it is counted nowhere, and sees no purifier."""
+        """Calls past the target are not counted, and see no purifier."""
         config, watched = self.config(), _Watched(self.classifier())
         target, x, omega = self._target(config, classifier=watched)
         self._attack(config, target, x, omega)
@@ -320,18 +320,18 @@ class AttackContract(LabelledSpecContract):
 
 
 def _per_image(result: AttackResult, position: int) -> dict[str, Tensor]:
-    """What an attack has left of one image."""
+    """Return the result of an attack for one image."""
     columns = {"image": result.images, "loss": result.loss, **result.columns}
     return {name: column[position].detach() for name, column in columns.items() if position < len(column)}
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
     """Copies of all that an attack could leave changed in a network."""
-    found = {f"buffer {name}": buffer.clone() for name, buffer in network.named_buffers()}
+    state = {f"buffer {name}": buffer.clone() for name, buffer in network.named_buffers()}
     for name, parameter in network.named_parameters():
-        found[f"parameter {name}"] = parameter.detach().clone()
-        found[f"requires_grad of {name}"] = torch.tensor(parameter.requires_grad)
-        found[f"grad of {name}"] = torch.zeros(0) if parameter.grad is None else parameter.grad.clone()
+        state[f"parameter {name}"] = parameter.detach().clone()
+        state[f"requires_grad of {name}"] = torch.tensor(parameter.requires_grad)
+        state[f"grad of {name}"] = torch.zeros(0) if parameter.grad is None else parameter.grad.clone()
     for name, module in network.named_modules():
-        found[f"training mode of {name or 'the whole'}"] = torch.tensor(module.training)
-    return found
+        state[f"training mode of {name or 'the whole'}"] = torch.tensor(module.training)
+    return state

@@ -34,7 +34,7 @@ class ClassifierContract(LabelledSpecContract):
 
     @abstractmethod
     def config(self) -> ClassifierConfig:
-        """The config under test, resolved."""
+        """Return the config under test, resolved."""
 
     def images(self) -> Tensor:
         """At least three different images in [0, 1], shape (B, C, H, W)."""

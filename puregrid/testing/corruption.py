@@ -1,7 +1,7 @@
 """The contract of corruptions.
 
 A corruption maps 8-bit images to 8-bit images: a function of the image, its id, the seed and the severity, so that an
-image is corrupted alike in any batch and on any worker.
+image is corrupted the same in any batch and on any worker.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ class CorruptionContract(LabelledSpecContract):
 
     @abstractmethod
     def config(self) -> CorruptionConfig:
-        """The config under test, at any severity."""
+        """Return the config under test, at any severity."""
 
     def dataset(self) -> DatasetConfig:
-        """The data set that the images are said to be of."""
+        """Return the data set that the images belong to."""
         return DigitsConfig()
 
     def images(self) -> npt.NDArray[np.float32]:
         """At least four different 8-bit images in [0, 1], with structure, shape (B, C, H, W)."""
         y, x = np.mgrid[:32, :32] / 32
-        made = []
+        pictures = []
         for number in range(4):
             wave = 0.5 + 0.3 * np.sin(2 * np.pi * (x * (1 + number % 3) + y * (1 + number // 3)))
             disk = ((x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.06 + 0.01 * number) * 0.3
-            made.append(np.stack([wave, 0.7 * wave + disk, 0.2 + disk + 0.3 * y]))
-        return np.asarray(np.rint(np.clip(made, 0, 1) * 255) / 255, dtype=np.float32)
+            pictures.append(np.stack([wave, 0.7 * wave + disk, 0.2 + disk + 0.3 * y]))
+        return np.asarray(np.rint(np.clip(pictures, 0, 1) * 255) / 255, dtype=np.float32)
 
     def _corrupt(
         self,
@@ -82,9 +82,9 @@ class CorruptionContract(LabelledSpecContract):
             result = self._corrupt(config)
             assert result.pixels.dtype == np.uint8, f"pixels are {result.pixels.dtype}; uint8 is wanted"
             assert result.pixels.shape == x.shape, f"images of shape {x.shape} became {result.pixels.shape}"
-            said = (result.corruption, result.severity, result.origin)
+            reported = (result.corruption, result.severity, result.origin)
             wanted = (config.corruption, severity, config.origin)
-            assert said == wanted, f"the result says that it is {said}; the config says {wanted}"
+            assert reported == wanted, f"the result says that it is {reported}; the config says {wanted}"
 
     def test_images_are_left_as_they_were(self) -> None:
         """All corruptions and severities share them."""
@@ -112,9 +112,9 @@ class CorruptionContract(LabelledSpecContract):
     def test_other_ids_and_seeds_differ_if_and_only_if_it_is_random(self) -> None:
         """Otherwise all images would share their noise, or a fixed map would be drawn anew."""
         config, x = self.config(), self.images()
-        alike = np.repeat(x[:1], len(x), 0)
-        ids = self._corrupt(config, images=alike).pixels
-        seeds = self._corrupt(config, images=alike, seed=1).pixels
+        same = np.repeat(x[:1], len(x), 0)
+        ids = self._corrupt(config, images=same).pixels
+        seeds = self._corrupt(config, images=same, seed=1).pixels
         by_id = any(not np.array_equal(image, ids[0]) for image in ids[1:])
         by_seed = not np.array_equal(ids, seeds)
         for differs, what in ((by_id, "id"), (by_seed, "seed")):

@@ -28,7 +28,7 @@ class DatasetContract(LabelledSpecContract):
 
     @abstractmethod
     def config(self) -> DatasetConfig:
-        """The config under test, resolved; few images are enough."""
+        """Return the config under test, resolved; few images are enough."""
 
     def test_images_are_float32_in_0_to_1_and_of_the_shape_that_is_said(self) -> None:
         """Shape (N, C, H, W); normalisation is the classifier's."""

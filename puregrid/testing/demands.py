@@ -1,4 +1,4 @@
-"""What several suites demand alike: of configs, of networks, of gradients, of global random generators."""
+"""Demands of several suites: on configs, networks, gradients and global random generators."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SpecContract(ABC):
 
     @abstractmethod
     def config(self) -> Any:
-        """The config under test, resolved."""
+        """Return the config under test, resolved."""
 
     def test_spec_survives_reading_its_own_identity(self) -> None:
         """What the id is made of says all that a sweep file needs to say; where files lie is apart."""

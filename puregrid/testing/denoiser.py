@@ -44,7 +44,7 @@ class DenoiserContract(SpecContract):
 
     @abstractmethod
     def config(self) -> DenoiserConfig:
-        """The config under test, resolved."""
+        """Return the config under test, resolved."""
 
     @abstractmethod
     def images(self) -> Tensor:
@@ -153,10 +153,12 @@ class DenoiserContract(SpecContract):
 
     def test_image_shape_is_the_declared_one(self) -> None:
         """Sweep files are checked by it before any compute."""
-        declared, own = self.config().image_shape, self._denoiser().image_shape
-        assert declared in (own, None), f"config.image_shape is {declared}, the denoiser's {own}"
-        given = tuple(self.images().shape[1:])
-        assert own in (given, None), f"the denoiser takes images of shape {own}, the suite has {given}"
+        declared, of_denoiser = self.config().image_shape, self._denoiser().image_shape
+        assert declared in (of_denoiser, None), f"config.image_shape is {declared}, the denoiser's {of_denoiser}"
+        in_suite = tuple(self.images().shape[1:])
+        assert of_denoiser in (in_suite, None), (
+            f"the denoiser takes images of shape {of_denoiser}, the suite has {in_suite}"
+        )
 
     def test_level_is_told_to_the_network(self) -> None:
         """The same image at another level holds another noise."""
@@ -211,10 +213,10 @@ class DenoiserContract(SpecContract):
         with torch.no_grad():
             out, variance = denoiser.with_variance(z, t)
             assert torch.equal(out, denoiser(z, t)), "with_variance() predicts another noise than forward()"
-        there = variance is not None
-        assert there == config.learned_variance, (
+        returned = variance is not None
+        assert returned == config.learned_variance, (
             f"config.learned_variance is {config.learned_variance}, but with_variance() returns "
-            f"{'one' if there else 'none'}"
+            f"{'one' if returned else 'none'}"
         )
         assert variance is None or variance.shape == z.shape, "the variance output has not the shape of the images"
 

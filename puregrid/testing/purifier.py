@@ -37,7 +37,7 @@ class PurifierContract(LabelledSpecContract):
 
     @abstractmethod
     def config(self) -> PurifierConfig:
-        """The config under test, resolved."""
+        """Return the config under test, resolved."""
 
     def images(self) -> Tensor:
         """At least three different images in [0, 1], shape (B, C, H, W)."""
@@ -45,11 +45,11 @@ class PurifierContract(LabelledSpecContract):
         return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
 
     def protected(self) -> nn.Module | None:
-        """The classifier that the defence protects, for purifiers that it guides."""
+        """Return the classifier that the defence protects, for purifiers that it guides."""
         return None
 
     def models(self) -> Models:
-        """What the purifier is built from."""
+        """Return the networks that the purifier is built from."""
         return Models(self.protected())
 
     def _purifier(self) -> Purifier:
@@ -95,8 +95,8 @@ class PurifierContract(LabelledSpecContract):
             whole = purifier(x, omega)
             alone = purifier(x[last:], omega.part(last, last + 1))
             reversed_ = purifier(x.flip(0), turned).flip(0)
-        for found, expected, how in ((alone, whole[last:], "alone"), (reversed_, whole, "in another order")):
-            worst = float((found - expected).abs().max())
+        for purified, expected, how in ((alone, whole[last:], "alone"), (reversed_, whole, "in another order")):
+            worst = float((purified - expected).abs().max())
             assert worst <= self.batch_tolerance, f"{how} an image differs by {worst:.3g} from itself in a batch"
 
     def test_global_random_states_have_no_influence_and_stay(self) -> None:
@@ -132,15 +132,15 @@ class PurifierContract(LabelledSpecContract):
 
         def gradient(out: Tensor, leaf: Tensor) -> Tensor:
             assert out.requires_grad, "the output does not depend on the images by plain autograd"
-            (found,) = torch.autograd.grad((out * weight).sum(), leaf)
-            return found
+            (actual,) = torch.autograd.grad((out * weight).sum(), leaf)
+            return actual
 
         leaf = x.clone().requires_grad_()
         expected = gradient(purifier(leaf, omega), leaf)
         assert expected.isfinite().all(), "the gradient holds NaN or infinite values"
         for segment in (None, 1, 2):
-            found = gradient(purify(purifier, leaf, omega, segment=segment), leaf)
-            apart = float((found - expected).norm())
+            actual = gradient(purify(purifier, leaf, omega, segment=segment), leaf)
+            apart = float((actual - expected).norm())
             assert apart <= self.gradient_tolerance * float(expected.norm()), (
                 f"with segments of {segment or 'default'} steps the exact gradient differs from plain autograd by "
                 f"{apart:.3g} of {float(expected.norm()):.3g}"
@@ -166,7 +166,7 @@ class PurifierContract(LabelledSpecContract):
 
 
 def _counting(config: PurifierConfig, models: Models, counts: list[int]) -> Purifier | None:
-    """The purifier with every call of its denoisers and energy networks counted; None if it loads none."""
+    """Return the purifier with every call of its denoisers and energy networks counted; None if it loads none."""
     from defense.denoisers import Denoiser
     from defense.energy import EnergyConfig
 

@@ -62,7 +62,7 @@ class StoreContract(ABC):
         """
 
     def store(self) -> Store:
-        """A store on the root, opened again."""
+        """Return a store on the root, opened again."""
         files = self.open()
         store = Store(files.uri)
         store.files = files
@@ -77,12 +77,12 @@ class StoreContract(ABC):
         assert again.read("rows/evaluate/abc/0.parquet") == data, "other bytes are read than were written"
 
     def test_write_replaces(self) -> None:
-        """By what is longer, shorter or empty."""
+        """A write replaces a file by longer, shorter or empty content."""
         files = self.open()
         for content in (b"some", b"a longer one", b"", b"x"):
             files.write("folder/file", content)
-            found = files.read("folder/file")
-            assert found == content, f"after writing {content!r} the file holds {found!r}"
+            stored = files.read("folder/file")
+            assert stored == content, f"after writing {content!r} the file holds {stored!r}"
 
     def test_create_writes_once(self) -> None:
         """And says whether it did; an empty file is a file."""
@@ -114,8 +114,8 @@ class StoreContract(ABC):
         files.write("commits/top.json", b"{}")
         expected = {"commits/evaluate": ["C.json", "a.json", "b.json"], "commits": ["top.json"], "none": []}
         for folder, names in expected.items():
-            found = files.names(folder)
-            assert found == names, f"names({folder!r}) is {found}, not {names}"
+            listed = files.names(folder)
+            assert listed == names, f"names({folder!r}) is {listed}, not {names}"
 
     def test_names_see_what_another_has_just_done(self) -> None:
         """No listing is remembered: what another worker has committed would be computed twice."""
@@ -123,11 +123,11 @@ class StoreContract(ABC):
         files.names("commits")
         for number in (1, 2):
             other.create(f"commits/{number}.json", b"{}")
-            found = files.names("commits")
-            assert len(found) == number, f"another created {number} files, names() shows {found}"
+            listed = files.names("commits")
+            assert len(listed) == number, f"another created {number} files, names() shows {listed}"
         other.delete("commits/1.json")
-        found = files.names("commits")
-        assert found == ["2.json"], f"another deleted 1.json, names() shows {found}"
+        listed = files.names("commits")
+        assert listed == ["2.json"], f"another deleted 1.json, names() shows {listed}"
 
     def test_delete_removes_one_file_and_then_does_nothing(self) -> None:
         """After it the file can be created again."""
@@ -167,7 +167,7 @@ class StoreContract(ABC):
         assert not torn, f"beside a writer {len(torn)} contents were read that nobody had written"
 
     def test_one_of_eight_that_create_one_file_wins(self) -> None:
-        """Where ``exclusive`` says so; its content stays. Elsewhere the content is of one that was told it won."""
+        """Exactly one if the store is ``exclusive``, else at least one; the content is that of a winner."""
         opened = [self.open() for _ in range(8)]
         exclusive = opened[0].exclusive and self.one_wins
         for turn in range(25):
@@ -242,7 +242,7 @@ class StoreContract(ABC):
 
 
 def _race(attempt: Callable[[int], bool], writers: int) -> list[int]:
-    """Let threads attempt something in the same instant; returns those that were told that it was they who did it."""
+    """Let threads attempt something in the same instant; returns those that succeeded."""
     barrier = threading.Barrier(writers)
     winners: list[int] = []
 

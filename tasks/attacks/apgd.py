@@ -150,9 +150,9 @@ class APGDConfig(AttackConfig):
             if len(left) == len(x):
                 self._run(target, x, omega, number, loss(left), best)
             elif len(left):
-                own = Best(x[left])
-                self._run(target.select(left), x[left], omega.select(left.tolist()), number, loss(left), own)
-                best.see_at(left, own)
+                best_of_run = Best(x[left])
+                self._run(target.select(left), x[left], omega.select(left.tolist()), number, loss(left), best_of_run)
+                best.see_at(left, best_of_run)
         return AttackResult(best.images, best.loss)
 
     def _run(self, target: Target, x: Tensor, omega: Omega, number: int, loss: PointLoss, best: Best) -> None:
@@ -171,7 +171,7 @@ class APGDConfig(AttackConfig):
             at = sparse_ascend(target, region, region.project(at), loss, steps, seen_by, goes_on=len(balls) > 1)
 
     def _losses(self, target: Target, x: Tensor) -> list[Callable[[Tensor], PointLoss]]:
-        """What is maximised of the images at some positions: one loss, or one for each rank of the target class."""
+        """Return the losses to maximise, of images at some positions: one, or one per rank of the target class."""
         if self.loss != "dlr-targeted":
             name = self.loss
             return [lambda left: point_loss(name)]
@@ -181,14 +181,14 @@ class APGDConfig(AttackConfig):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Numbers of steps after which the step size is reconsidered, up to ``steps``, ascending."""
+    """Return the numbers of steps after which the step size is reconsidered, up to ``steps``, ascending."""
     interval, shorter, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-    found, at = [], interval
+    stops, at = [], interval
     while at <= steps:
-        found.append(at)
+        stops.append(at)
         interval = max(interval - shorter, least)
         at += interval
-    return found
+    return stops
 
 
 def sphere_start(region: Region, omega: Omega, number: int) -> Tensor:
@@ -225,7 +225,7 @@ def ascend(
     at = target.differentiate(start, loss)
     assert at.gradient is not None
     best.see(start, at.loss)
-    own = BestIterate(start, at.gradient, at.loss)  # of this run alone: it is where the run goes back to
+    best_iterate = BestIterate(start, at.gradient, at.loss)  # of this run alone: it is where the run goes back to
     size = torch.full((len(start), 1, 1, 1), 2 * region.eps, dtype=start.dtype, device=start.device)
     current, before, gradient = start, start, at.gradient
     stops, last_stop = set(checkpoints(steps)), 0
@@ -243,13 +243,16 @@ def ascend(
         assert at.gradient is not None
         gradient = at.gradient
         best.see(current, at.loss)
-        own.see(current, gradient, at.loss)
+        best_iterate.see(current, gradient, at.loss)
         rises = rises + (at.loss > last_loss)
         last_loss = at.loss
         if step in stops:
             stalled = rises <= (step - last_stop) * rho
-            halved = stalled | (~halved & (best_at_stop >= own.loss))
-            best_at_stop, last_stop, rises = own.loss, step, torch.zeros_like(rises)
+            halved = stalled | (~halved & (best_at_stop >= best_iterate.loss))
+            best_at_stop, last_stop, rises = best_iterate.loss, step, torch.zeros_like(rises)
             back = halved.view(-1, 1, 1, 1)
             size = torch.where(back, size / 2, size)
-            current, gradient = torch.where(back, own.images, current), torch.where(back, own.gradient, gradient)
+            current, gradient = (
+                torch.where(back, best_iterate.images, current),
+                torch.where(back, best_iterate.gradient, gradient),
+            )

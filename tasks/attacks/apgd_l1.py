@@ -39,7 +39,7 @@ _LEAST_STEP = 10
 
 
 def budgets(steps: int) -> list[tuple[float, int]]:
-    """Radii of the larger budgets, in units of eps, and the steps in each."""
+    """Return the radii of the larger budgets, in units of eps, and the steps in each."""
     first = math.ceil(0.3 * steps)
     return [(3.0, first), (2.0, first), (1.0, steps - 2 * first)]
 
@@ -72,7 +72,7 @@ def sparse_ascend(
     assert at.gradient is not None
     if best is not None:
         best.see(start, at.loss)
-    own = BestIterate(start, at.gradient, at.loss)
+    best_iterate = BestIterate(start, at.gradient, at.loss)
     current, gradient = start, at.gradient
     if goes_on:
         changed = _changed(start, x)
@@ -89,18 +89,18 @@ def sparse_ascend(
         if best is not None:
             best.see(current, at.loss)
         if at.gradient is None:  # the last: nobody will follow its gradient
-            own.see(current, gradient, at.loss)
+            best_iterate.see(current, gradient, at.loss)
             break
         gradient = at.gradient
-        own.see(current, gradient, at.loss)
+        best_iterate.see(current, gradient, at.loss)
         if step % interval == 0:
-            now = _changed(own.images, x)
+            now = _changed(best_iterate.images, x)
             sparser = (now / changed < 0.95).view(-1, 1, 1, 1)
             changed, share = now, now / size_of_image / _SHRINK
             size = torch.where(sparser, region.eps, (size / _SHRINK).clamp_min(region.eps / _LEAST_STEP))
-            current = torch.where(sparser, own.images, current)
-            gradient = torch.where(sparser, own.gradient, gradient)
-    return own.images
+            current = torch.where(sparser, best_iterate.images, current)
+            gradient = torch.where(sparser, best_iterate.gradient, gradient)
+    return best_iterate.images
 
 
 def _changed(images: Tensor, x: Tensor) -> Tensor:

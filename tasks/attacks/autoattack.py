@@ -137,12 +137,12 @@ class AutoAttackConfig(AttackConfig):
 
     @property
     def evaluations(self) -> int:
-        """What an image costs that nothing breaks, in a batch of such, with 10 classes: no image costs more."""
+        """Return the cost of an unbroken image in a batch of such, with 10 classes: no image costs more."""
         sparse = self.norm == "l1" and self.version == "standard"
         restarts = 5 if sparse else {"standard": 1, "rand": 1}.get(self.version, 5)
-        each = 20 if self.version == "rand" else 1
+        eot = 20 if self.version == "rand" else 1
         run, targets = (103, 5) if sparse else (101, 9)  # three balls have three starts
-        apgd = 1 + restarts * run * each
+        apgd = 1 + restarts * run * eot
         costs: dict[str, int] = {
             "apgd-ce": apgd,
             "apgd-dlr": apgd,
@@ -194,7 +194,7 @@ class AutoAttackConfig(AttackConfig):
 
 
 def reference_seed(omega: Omega) -> int:
-    """The package's seed, 32 bits of a hash of spec id, seed, role and the image ids in order."""
+    """Return the package's seed, 32 bits of a hash of spec id, seed, role and the image ids in order."""
     text = repr((omega.spec_id, omega.seed, omega.role, omega.image_ids, omega.draws))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 

@@ -1,12 +1,12 @@
-"""What every attack is, and the exact geometry of its budget.
+"""The base of every attack, and the exact geometry of its budget.
 
 The budget is a ball around the image, ``||x_adv - x||_p <= eps`` in units of [0, 1] pixels, cut with the image
 range [0, 1]. Both hold exactly for the stored float32 images: bounds are formed in float64 and rounded inwards,
 so that a check of stored images in float64 never finds one outside.
 
 The threat model is part of an attack's spec: what the attacker knows, through which gradient, with how many draws per
-step (EOT), and what is made of them. An attack whose attacker knows the bare classifier alone is static: it does not
-depend on the defence, and all defences share its images.
+step (EOT), and how their losses are combined. An attack whose attacker knows the bare classifier alone is static: it
+does not depend on the defence, and all defences share its images.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ EPS_255 = MappingProxyType(
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack leaves.
+    """The result of an attack.
 
     Arguments:
         images: Adversarial images, shape (B, C, H, W), float32, inside ball and range.
         loss: The loss that the attack maximised, at those images, shape (B,).
-        notes: What the attack has to say of the batch: counts, which add up over batches, or texts.
+        notes: Notes of the attack on the batch: counts, which add up over batches, or texts.
         columns: What else it knows of each image, by name, numbers of shape (B,) or (B, ...). In the rows these are
             in ``attack_extra``, as lists of float64; puregrid's own attacks have columns (``docs/store.md``).
     """
@@ -67,7 +67,7 @@ class AttackResult:
 
 
 class AttackConfig(Spec, ABC):
-    """What a sweep file says of an attack: its name under ``attack``, its budget, its threat model, its parameters.
+    """The config of an attack: its name under ``attack``, its budget, its threat model, its parameters.
 
     Arguments:
         norm: ``linf``, ``l2`` or, where the attack has it, ``l1``.
@@ -178,7 +178,7 @@ class AttackConfig(Spec, ABC):
         return self.knows == "classifier"
 
     def on_bare_classifier(self) -> Self:
-        """The attack on a defence that is no defence: knowing the purifier then means nothing."""
+        """Return the attack on a defence that is no defence: knowing the purifier then means nothing."""
         return self.model_copy(update={"knows": "classifier", "gradient": None, "eot": 1, "attacked": "mean-loss"})
 
     def label(self) -> str:
@@ -193,7 +193,7 @@ class AttackConfig(Spec, ABC):
         return " ".join(words)
 
     def method(self) -> str:
-        """Name of the method and its norm, with what tells two settings of it apart."""
+        """Name of the method and its norm, with the parameters that distinguish two settings."""
         return f"{self.attack} {self.norm}"
 
     @property
@@ -270,15 +270,15 @@ class Region:
         return torch.where(size > self.eps, moved, x).clamp(0, 1)
 
     def _inwards(self, delta: Tensor) -> Tensor:
-        """The image of a float64 perturbation, every pixel rounded to float32 towards the centre.
+        """Return the image of a float64 perturbation, every pixel rounded to float32 towards the centre.
 
-        Where all pixels are alike their roundings would not cancel.
+        Where all pixels are equal, their roundings would not cancel.
         """
         moved = (self._centre + delta).float()
         return _nearer(moved, self.x, (moved.double() - self._centre).abs() > delta.abs())
 
     def random_start(self, omega: Omega, restart: int = 0) -> Tensor:
-        """A uniform point of the ball (keys ``("start", 2 r)`` and ``("start", 2 r + 1)``), projected."""
+        """Return a uniform point of the ball (keys ``("start", 2 r)`` and ``("start", 2 r + 1)``), projected."""
         if self.norm == "linf":
             return self.project(self.x + self.eps * (2 * omega.uniform("start", 2 * restart, self.x) - 1))
         if self.norm == "l2":
@@ -310,7 +310,7 @@ class Region:
 
 
 def _nearer(x: Tensor, goal: Tensor, where: Tensor) -> Tensor:
-    """The next float towards ``goal`` where told, else ``x`` itself.
+    """Return the next float towards ``goal`` where asked, else ``x`` itself.
 
     By arithmetic, which is exact between neighbouring floats: where each pixel is chosen as if by chance,
     ``torch.where`` spends most of its time on branches that the processor guessed wrong.
@@ -319,7 +319,7 @@ def _nearer(x: Tensor, goal: Tensor, where: Tensor) -> Tensor:
 
 
 def largest_signs(gradient: Tensor, count: Tensor) -> Tensor:
-    """Signs of the largest components of each image's gradient and zero elsewhere, scaled to unit l_1 norm.
+    """Return signs of the largest components of each image's gradient and zero elsewhere, scaled to unit l_1 norm.
 
     Arguments:
         gradient: Shape (B, C, H, W).
@@ -364,7 +364,7 @@ def _onto_l1_ball(delta: Tensor, x: Tensor, eps: float) -> Tensor:
     start, stop = bends.gather(1, lower), bends.gather(1, upper)
     shrinking = ((sizes >= stop) & (sizes - room <= start)).sum(1, keepdim=True).clamp_min(1)
     excess = (shrunk(start).sum(1, keepdim=True) - eps).clamp_min(0)
-    found = shrunk(torch.minimum(start + excess / shrinking, stop))
+    magnitudes = shrunk(torch.minimum(start + excess / shrinking, stop))
     # For what a float64 sum may err; and for components so large that their last digit is larger than the room.
-    found = found * (eps * (1 - 1e-9) / found.sum(1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
-    return (delta.flatten(1).sign() * found).view_as(delta)
+    magnitudes = magnitudes * (eps * (1 - 1e-9) / magnitudes.sum(1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
+    return (delta.flatten(1).sign() * magnitudes).view_as(delta)

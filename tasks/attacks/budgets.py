@@ -1,4 +1,4 @@
-"""How a budget is written: the same in tables, messages, names of cells and MLflow."""
+"""Budgets as text: the same in tables, messages, names of cells and MLflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def format_eps(eps: float) -> str:
 
 
 def read_eps(text: str) -> float:
-    """The budget that a text stands for: ``8/255``, or a decimal of six digits as earlier versions wrote it.
+    """Return the budget that a text stands for: ``8/255``, or a decimal of six digits as earlier versions wrote it.
 
     Raises:
         ValueError: It is neither.

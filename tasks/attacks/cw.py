@@ -112,9 +112,9 @@ class CarliniWagnerConfig(AttackConfig):
             value, slope = _differentiate(target, images, active)
             size = perturbation_norms(images, x)["l2"]
             best.see(images, torch.where(active & (size <= self.eps), value, -torch.inf))
-            found = active & (value > self.kappa)
-            least.see(images, torch.where(found, size, torch.inf))
-            met |= found
+            success = active & (value > self.kappa)
+            least.see(images, torch.where(success, size, torch.inf))
+            met |= success
             if self.abort_early and step % math.ceil(self.steps / 10) == 0:
                 hinge = (self.kappa - value.double()).clamp_min(0)
                 objective = (images.double() - anchor.double()).flatten(1).square().sum(1) + c * hinge

@@ -1,4 +1,4 @@
-"""Attacks that are made of the images of others: what they are given, and what they are not.
+"""Attacks that are made of the images of other attacks.
 
 A stage reads the images of its sources from the store, so that an attack that is also a cell of its own, or a source
 of two, is computed once.
@@ -22,7 +22,7 @@ __all__ = ["DerivedAttackConfig", "Given"]
 
 @dataclass(frozen=True)
 class Given:
-    """What a source left for one batch.
+    """The result of a source for one batch.
 
     Arguments:
         images: Adversarial images, shape (B, C, H, W).
@@ -38,16 +38,16 @@ class DerivedAttackConfig(AttackConfig):
 
     @abstractmethod
     def combine(self, target: Target, x: Tensor, given: Sequence[Given]) -> AttackResult:
-        """One batch.
+        """Make the images of one batch from those of the sources.
 
         Arguments:
             target: The attacked function, with the true labels.
             x: Clean images in [0, 1], shape (B, C, H, W).
-            given: What the sources left, in their order.
+            given: Results of the sources, in their order.
         """
 
     def run(self, target: Target, x: Tensor, omega: Omega) -> AttackResult:
-        """Not without its sources.
+        """Refuse to run without sources.
 
         Raises:
             InvalidInput: Always.

@@ -13,7 +13,7 @@ perturbation fools is a hidden variable, found by EM. With :math:`L_i`, :math:`g
                          \bar g_t = t^{-a} g + (1 - t^{-a})\, \bar g_{t-1}
 
 (equations 9 and 10 and algorithm 1 there; stepwise EM, a = 0.5), and an off-the-shelf ascent follows
-:math:`\bar g_t`: Auto-PGD, as in the paper, or PGD. Where all draws are fooled together the q are alike, and this is
+:math:`\bar g_t`: Auto-PGD, as in the paper, or PGD. Where all draws are fooled together the q are equal, and this is
 EOT.
 
 **Grafting** (section 3.1.2). The gradient of one draw through the purifier is the cost. With ``graft`` both steps see
@@ -232,7 +232,7 @@ class _Selective:
 
 
 def _steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """Direction of steepest ascent, of unit norm."""
+    """Return the direction of steepest ascent, of unit norm."""
     if norm == "linf":
         return gradient.sign()
     length = gradient.double().flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)

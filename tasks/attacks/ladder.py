@@ -15,7 +15,7 @@ nobody has chosen by: the minimum over rungs of judged accuracies would be too l
 ``skip`` leaves images alone that an earlier rung has broken, i.e. none of whose S draws was right. Where the defence
 is deterministic that changes no figure. Where it is not, an image that is right with probability p is passed over
 with probability :math:`(1-p)^S`, and a stronger rung might have taken the p that is left: for S = 10 no more than
-0.26 of an image at 95 % confidence. Rows say which images were skipped.
+0.26 of an image at 95 % confidence. Rows mark the images that were skipped.
 """
 
 from __future__ import annotations
@@ -72,15 +72,17 @@ class LadderConfig(DerivedAttackConfig):
 
     @classmethod
     def inner_entry(cls, field: str, entry: Any, fields: Mapping[str, Any]) -> Any:
-        """A rung that is named by its gradient, written out; the others as they are."""
+        """Return a rung that is named by its gradient, written out; the others as they are."""
         if isinstance(entry, AttackConfig | dict):
             name = entry.attack if isinstance(entry, AttackConfig) else entry.get("attack")
             if name in ATTACKS.names() and issubclass(ATTACKS.get(str(name)), DerivedAttackConfig):
                 raise InvalidInput(f"{name!r} is itself made of other attacks; name those.")
             return entry
-        own = {key: fields.get(key, cls.model_fields[key].default) for key in ("steps", "loss", "eot", "queries")}
+        settings = {
+            key: fields.get(key, cls.model_fields[key].default) for key in ("steps", "loss", "eot", "queries")
+        }
         if entry == "black-box":
-            return {"attack": "square", "knows": "purifier", "eot": own["eot"], "queries": own["queries"]}
+            return {"attack": "square", "knows": "purifier", "eot": settings["eot"], "queries": settings["queries"]}
         if not isinstance(entry, str):
             raise InvalidInput(f"{entry!r} is neither a gradient mode nor a mapping with the key `attack`.")
         try:
@@ -88,8 +90,8 @@ class LadderConfig(DerivedAttackConfig):
         except InvalidInput as error:
             known = ", ".join((*GRADIENT_MODES, "black-box"))
             raise InvalidInput(f"{entry!r} is none of {known}, nor a mapping with the key `attack`.") from error
-        pgd = {"attack": "pgd", "gradient": entry, "steps": own["steps"], "loss": own["loss"]}
-        return pgd if blind else {**pgd, "eot": own["eot"]}
+        pgd = {"attack": "pgd", "gradient": entry, "steps": settings["steps"], "loss": settings["loss"]}
+        return pgd if blind else {**pgd, "eot": settings["eot"]}
 
     @model_validator(mode="before")
     @classmethod
@@ -145,35 +147,35 @@ class LadderConfig(DerivedAttackConfig):
             right draws; ``rights``, those of all rungs, NaN where a rung skipped the image.
         """
         shares, losses, rung = [], [], torch.zeros(len(x), dtype=torch.long, device=x.device)
-        for each in given:
-            share, loss = self._judged(target, each)
+        for result in given:
+            share, loss = self._judged(target, result)
             shares.append(share)
             losses.append(loss)
         best, best_share, best_loss = given[0].images, shares[0], losses[0]
         if "rung" in given[0].columns:
             rung = given[0].columns["rung"]
         first = len(self.rungs) - len(given)
-        for position, each in enumerate(given[1:], start=1):
+        for position, result in enumerate(given[1:], start=1):
             share, loss = shares[position], losses[position]
             worse = (share < best_share) | ((share == best_share) & (loss > best_loss))  # false where skipped: NaN
-            best = torch.where(worse.view(-1, 1, 1, 1), each.images, best)
+            best = torch.where(worse.view(-1, 1, 1, 1), result.images, best)
             best_share, best_loss = torch.where(worse, share, best_share), torch.where(worse, loss, best_loss)
             rung = torch.where(worse, first + position, rung)
         earlier = given[0].columns.get("rights", shares[0].unsqueeze(1))
         rights = torch.cat([earlier, torch.stack(shares[1:], 1)] if len(shares) > 1 else [earlier], 1)
         return AttackResult(best, best_loss, columns={"rung": rung, "right": best_share, "rights": rights})
 
-    def _judged(self, target: Target, each: Given) -> tuple[Tensor, Tensor]:
-        """Share of right draws and mean margin loss; NaN for images that the rung skipped."""
-        size = len(each.images)
-        share = torch.full((size,), torch.nan, dtype=torch.float64, device=each.images.device)
+    def _judged(self, target: Target, result: Given) -> tuple[Tensor, Tensor]:
+        """Return the share of right draws and mean margin loss; NaN for images that the rung skipped."""
+        size = len(result.images)
+        share = torch.full((size,), torch.nan, dtype=torch.float64, device=result.images.device)
         loss = share.clone()
-        if "right" in each.columns:
-            return each.columns["right"].double(), each.columns["loss"].double()
-        skipped = each.columns.get("skipped", torch.zeros(size, dtype=torch.bool, device=each.images.device))
-        kept = (~skipped).nonzero().flatten()
-        if len(kept):
-            found = target.select(kept).evaluate(each.images[kept], margin)
-            right = found.logits.argmax(2) == target.labels[kept].unsqueeze(1)
-            share[kept], loss[kept] = right.double().mean(1), found.loss.double()
+        if "right" in result.columns:
+            return result.columns["right"].double(), result.columns["loss"].double()
+        skipped = result.columns.get("skipped", torch.zeros(size, dtype=torch.bool, device=result.images.device))
+        attacked = (~skipped).nonzero().flatten()
+        if len(attacked):
+            evaluation = target.select(attacked).evaluate(result.images[attacked], margin)
+            right = evaluation.logits.argmax(2) == target.labels[attacked].unsqueeze(1)
+            share[attacked], loss[attacked] = right.double().mean(1), evaluation.loss.double()
         return share, loss

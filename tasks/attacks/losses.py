@@ -35,7 +35,7 @@ _TINY = 1e-12
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest wrong logit minus the right one."""
+    """Return the largest wrong logit minus the right one."""
     right = logits.gather(1, y.unsqueeze(1)).squeeze(1)
     wrong = logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(1)
     return wrong - right
@@ -49,7 +49,7 @@ def _dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """The targeted DLR loss towards class ``target``, shape (N,)."""
+    """Return the targeted DLR loss towards class ``target``, shape (N,)."""
     if logits.shape[1] < 4:
         raise InvalidInput(f"loss dlr-targeted needs at least 4 classes, not {logits.shape[1]}; use ce or margin.")
     top = logits.topk(4, 1).values
@@ -65,5 +65,5 @@ _LOSSES: dict[str, PointLoss] = {"ce": _cross_entropy, "margin": margin, "dlr": 
 
 
 def point_loss(name: LossName) -> PointLoss:
-    """The loss of that name."""
+    """Return the loss of that name."""
     return _LOSSES[name]

@@ -67,7 +67,7 @@ class LowFrequencyConfig(AttackConfig):
         lpips: The network of LPIPS. The authors take ``net: vgg``.
         steps: Adam steps.
         kernels: Sides of the filters in pixels, odd, the first applied first.
-        sigma: Of the guidance, units of [0, 1] pixels summed over channels.
+        sigma: Width of the guidance kernel, units of [0, 1] pixels summed over channels.
         learning_rate: Adam's, of delta.
         filter_learning_rate: Adam's, of the filters' logits.
         penalty: c.
@@ -139,7 +139,7 @@ class LowFrequencyConfig(AttackConfig):
         filters = [GuidedFilter(x, side, self.sigma) for side in self.kernels]
         inside = ((2 * x - 1) * _INSIDE).atanh()
         delta = torch.zeros_like(x, requires_grad=True)
-        parameters = [delta, *(own.logits for own in filters)]
+        parameters = [delta, *(guided_filter.logits for guided_filter in filters)]
         # Adam works element by element, so that no image's steps depend on its batch.
         adam = torch.optim.Adam(
             [
@@ -151,10 +151,10 @@ class LowFrequencyConfig(AttackConfig):
         best = Best(x)
         best.see(x, target.evaluate(x, loss).loss)
         for step in range(self.steps + 1):
-            found = (torch.tanh(inside + delta) + 1) / 2
-            for own in filters:
-                found = own(found)
-            images = found.clamp(0, 1)
+            adversarial = (torch.tanh(inside + delta) + 1) / 2
+            for guided_filter in filters:
+                adversarial = guided_filter(adversarial)
+            images = adversarial.clamp(0, 1)
             if step == self.steps:
                 with torch.no_grad():
                     far, value = distance(images, x), target.evaluate(images.detach(), loss).loss
@@ -179,7 +179,7 @@ class GuidedFilter(nn.Module):
     Arguments:
         guide: Clean images, shape (B, C, H, W).
         side: k, odd.
-        sigma: Of the guidance.
+        sigma: Width of the guidance kernel.
 
     Attributes:
         logits: w of one quadrant and the axes, shape (B, r + 1, r + 1, H, W) with r = (k - 1) / 2; the last place of
@@ -205,11 +205,11 @@ class GuidedFilter(nn.Module):
         """Filtered images, shape (B, C, H, W)."""
         # The softmax's own sum cancels in the ratio; it is here for the range of the exponential alone.
         share = self.logits.flatten(1, 2)[:, self.quadrant].softmax(1) * self.likeness
-        found: Tensor = (self._patches(z) * (share / share.sum(1, keepdim=True)).unsqueeze(1)).sum(2)
-        return found
+        filtered: Tensor = (self._patches(z) * (share / share.sum(1, keepdim=True)).unsqueeze(1)).sum(2)
+        return filtered
 
     def _patches(self, z: Tensor) -> Tensor:
-        """Neighbours of every pixel, shape (B, C, k^2, H, W)."""
+        """Return the neighbours of every pixel, shape (B, C, k^2, H, W)."""
         radius = self.side // 2
         padded = F.pad(z, (radius,) * 4, mode="reflect")
         return F.unfold(padded, self.side).view(*z.shape[:2], self.side**2, *z.shape[2:])

@@ -24,7 +24,7 @@ class Adam:
         self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
 
     def step(self, gradient: Tensor) -> Tensor:
-        """The step along a gradient: to be added where it is to rise, subtracted where it is to fall."""
+        """Return the step along a gradient: to be added where it is to rise, subtracted where it is to fall."""
         self.count += 1
         self.mean = 0.9 * self.mean + 0.1 * gradient
         self.square = 0.999 * self.square + 0.001 * gradient.square()

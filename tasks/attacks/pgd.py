@@ -108,8 +108,8 @@ class PGDConfig(AttackConfig):
             losses = [point_loss(self.loss)] * self.restarts
         for restart, loss in enumerate(losses):
             start = region.random_start(omega, restart) if self.random_start else x
-            kept = best if self.keep == "best" else None
-            last = _ascend(target, region, start, self.steps, size, loss, self.momentum, kept)
+            best_seen = best if self.keep == "best" else None
+            last = _ascend(target, region, start, self.steps, size, loss, self.momentum, best_seen)
         if self.keep == "last":
             return AttackResult(last.detach(), torch.full_like(best.loss, torch.nan))
         return AttackResult(best.images, best.loss)
@@ -181,7 +181,7 @@ def _ascend(
     momentum: float,
     best: Best | None,
 ) -> Tensor:
-    """The last iterate; every iterate is shown to ``best``, if there is one."""
+    """Return the last iterate; every iterate is shown to ``best``, if there is one."""
     current, direction = start, torch.zeros_like(start)
     for _ in range(steps):
         at = target.differentiate(current, loss)

@@ -3,7 +3,7 @@
 * ``bpda-eot`` (Athalye et al., arXiv 1802.00420; settings of DiffPure's code): 50 steps of 2/255, backward through
   the identity, 15 draws a step, loss of the mean logits;
 * ``pgd-eot`` (Lee and Kim, ICCV 2023, settings of their code): 200 steps of 0.007 from the image itself, 20 draws a
-  step. They differentiate a surrogate; here the gradient is exact unless ``gradient: surrogate(K)`` is asked for, and
+  step. They differentiate a surrogate; here the gradient is exact unless ``gradient: surrogate(K)`` is set, and
   the image of highest loss is kept instead of the last.
 
 Everything can be set otherwise; an l_2 budget wants a step size of its own.

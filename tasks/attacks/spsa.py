@@ -157,12 +157,12 @@ def estimate_gradient(
 
 def _scores(target: Target, queries: Tensor, loss: PointLoss, call: int, fresh: int | None) -> Tensor:
     """Losses of queries, shape (B, m, C, H, W) to (B, m); if ``fresh``, query q on draws of call + fresh + q."""
-    count, each = queries.shape[:2]
-    part = target.select(torch.arange(count).repeat_interleave(each))
+    count, per_image = queries.shape[:2]
+    part = target.select(torch.arange(count).repeat_interleave(per_image))
     part.calls = call
     if fresh is not None and not part.fixed:
-        draws = [draw + (fresh + i % each) * part.draws for i, draw in enumerate(part.omega.draws)]
+        draws = [draw + (fresh + i % per_image) * part.draws for i, draw in enumerate(part.omega.draws)]
         part.omega = replace(part.omega, draws=tuple(draws))
-    found = part.evaluate(queries.flatten(0, 1), loss).loss
+    losses = part.evaluate(queries.flatten(0, 1), loss).loss
     target.evaluations += part.evaluations
-    return found.view(count, each)
+    return losses.view(count, per_image)

@@ -125,15 +125,15 @@ class SquareConfig(AttackConfig):
         for query, uniform in zip(range(first, min(first + _BLOCK, self.queries)), numbers, strict=False):
             side = window_side(window_share(query, self.p_init), height, width, self.norm)
             proposal = propose(region, best, side, uniform)
-            found = scores.evaluate(proposal, loss).loss
-            better = found > best_loss
+            value = scores.evaluate(proposal, loss).loss
+            better = value > best_loss
             best = torch.where(better.view(-1, 1, 1, 1), proposal, best)
-            best_loss = torch.where(better, found, best_loss)
+            best_loss = torch.where(better, value, best_loss)
         return best, best_loss
 
 
 def window_share(query: int, p_init: float) -> float:
-    """Share of the image that the windows of this query cover."""
+    """Return the share of the image that the windows of this query cover."""
     return float(p_init / 2 ** sum(query > limit for limit in _HALVINGS))
 
 
@@ -213,8 +213,8 @@ def _move(region: Region, best: Tensor, side: int, uniform: Tensor) -> Tensor:
     power = _POWERS[region.norm]
     in_windows = _mass(delta * union, power)
     missing = (region.eps**power - _mass(delta, power).sum(1, keepdim=True)).clamp_min(0) / channels
-    there = delta[first]
-    shape = _profiles(side, uniform[:, _TWO_WINDOWS - 1 :], region.norm) + there / (_norm(there, power) + 1e-12)
+    window = delta[first]
+    shape = _profiles(side, uniform[:, _TWO_WINDOWS - 1 :], region.norm) + window / (_norm(window, power) + 1e-12)
     size = (missing + in_windows) ** (1 / power)
     if region.norm == "l1":
         size = size * channels  # more than the ball holds: the projection is to make it sparse
@@ -233,12 +233,12 @@ def _mass(window: Tensor, power: int) -> Tensor:
 
 
 def _norm(window: Tensor, power: int) -> Tensor:
-    """Norm of each channel, shape (B, C, 1, 1)."""
+    """Return the norm of each channel, shape (B, C, 1, 1)."""
     return _mass(window, power) ** (1 / power)
 
 
 def _fitted(region: Region, delta: Tensor) -> Tensor:
-    """The image of a perturbation: scaled to the sphere for l_2, projected for l_1."""
+    """Return the image of a perturbation: scaled to the sphere for l_2, projected for l_1."""
     if region.norm == "l2":
         size = delta.square().sum((1, 2, 3), keepdim=True).sqrt()
         delta = region.eps * delta / (size + 1e-12)

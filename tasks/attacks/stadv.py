@@ -107,7 +107,7 @@ class StAdvConfig(AttackConfig):
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:
-    """Images sampled bilinearly where a flow points to; beyond the border lies its nearest pixel.
+    """Return images sampled bilinearly where a flow points to; beyond the border lies its nearest pixel.
 
     Where the flow is 0 the pixel is unchanged to the last bit, which a sampler in [-1, 1] coordinates does not do.
 
@@ -136,7 +136,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
 
 def roughness(flow: Tensor) -> Tensor:
-    """The sum over neighbours in the module, of flows of shape (B, 2, H, W), shape (B,)."""
+    """Return the sum over neighbours in the module, of flows of shape (B, 2, H, W), shape (B,)."""
 
     def of(difference: Tensor) -> Tensor:
         return (difference.square().sum(1) + _DELTA).sqrt().flatten(1).sum(1)
@@ -145,7 +145,7 @@ def roughness(flow: Tensor) -> Tensor:
 
 
 def _at_most(eps: float) -> float:
-    """The largest float32 up to eps."""
+    """Return the largest float32 up to eps."""
     nearest = np.float32(eps)
     return float(nearest if float(nearest) <= eps else np.nextafter(nearest, np.float32(0)))
 

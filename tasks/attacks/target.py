@@ -1,4 +1,4 @@
-r"""What an attack sees: a function from images to logits of several draws, with the gradient of its loss.
+r"""The attacked function: from images to logits of several draws, with the gradient of its loss.
 
 .. math:: L(x) = \tfrac1K\sum_{k=1}^K \ell(f(D(x;\omega_k)), y) \qquad\text{or}\qquad
           \ell\Big(\tfrac1K\sum_k f(D(x;\omega_k)), y\Big), \dots
@@ -45,7 +45,7 @@ class Evaluation:
     Arguments:
         loss: Loss over the draws, shape (B,).
         logits: Logits of each draw, shape (B, K, classes).
-        gradient: Gradient of the loss, shape of the images; None if it was not asked for.
+        gradient: Gradient of the loss, shape of the images; None if it was not requested.
     """
 
     loss: Tensor
@@ -55,7 +55,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class PerDraw:
-    """What each of K draws says for itself.
+    """The values of each of K draws.
 
     Arguments:
         losses: Loss of each draw, shape (B, K).
@@ -71,10 +71,10 @@ class PerDraw:
 
 
 class Oracle(Protocol):
-    """What a gradient ascent asks: a :class:`Target`, or what an attack has made of one."""
+    """The interface of gradient ascents: a :class:`Target`, or what an attack has made of one."""
 
     def evaluate(self, x: Tensor, loss: PointLoss) -> Evaluation:
-        """Loss and logits without a gradient."""
+        """Return the loss and logits without a gradient."""
         ...
 
     def differentiate(self, x: Tensor, loss: PointLoss) -> Evaluation:
@@ -84,7 +84,7 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True)
 class Tally:
-    """What an attack has asked of each image, by image id.
+    """Counts of the evaluations and gradients of each image, by image id.
 
     Arguments:
         evaluations: Purifications (or, without a purifier, classifications), each draw counted.
@@ -116,7 +116,7 @@ class Target:
     Arguments:
         classifier: Images in [0, 1] to logits.
         labels: True labels, shape (B,).
-        omega: Randomness of the images, with draw 0 for each; draws are numbered from there.
+        omega: Randomness of the images, with the first draw of each; draws are numbered from there.
         purifier: The purifier, None for the bare classifier.
         mode: Gradient mode.
         draws: K.
@@ -148,11 +148,11 @@ class Target:
         return len(self.labels)
 
     def select(self, index: Tensor) -> Target:
-        """The target of the images at some positions, shape (N,); it goes on with the draws of this one."""
+        """Return the target of the images at some positions, shape (N,); it goes on with the draws of this one."""
         return replace(self, labels=self.labels[index], omega=self.omega.select(index.tolist()), evaluations=0)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits of the next K draws, shape (B, K, classes), in the graph of ``x`` if it has one."""
+        """Return logits of the next K draws, shape (B, K, classes), in the graph of ``x`` if it has one."""
         _, parts = self._next(x)
         return self._by_image(x, [self._classify(self._purify(*part)) for part in parts])
 
@@ -173,7 +173,7 @@ class Target:
         return self._by_image(x, logits), torch.cat(deviations).reshape(len(x), -1)
 
     def evaluate(self, x: Tensor, loss: PointLoss) -> Evaluation:
-        """Loss and logits without a gradient."""
+        """Return the loss and logits without a gradient."""
         with torch.no_grad():
             logits = self.logits(x)
             return Evaluation(self.over_draws(logits, loss), logits)
@@ -193,7 +193,7 @@ class Target:
             return (self.together(self.logits(x)).argmax(1) == self.labels).nonzero().flatten()
 
     def per_draw(self, x: Tensor, loss: PointLoss, *, through: bool = True) -> PerDraw:
-        """Loss and gradient of each of the next K draws, in the batches of :meth:`differentiate`.
+        """Return the loss and gradient of each of the next K draws, in the batches of :meth:`differentiate`.
 
         Arguments:
             x: Images, shape (B, C, H, W).
@@ -218,12 +218,12 @@ class Target:
             losses.append(value.detach())
             logits.append(z.detach())
             done += len(part)
-        found = PerDraw(self._by_image(x, losses), self._by_image(x, gradients), self._by_image(x, logits), first)
-        self.tally.see(self.omega.image_ids, found.gradients)
-        return found
+        result = PerDraw(self._by_image(x, losses), self._by_image(x, gradients), self._by_image(x, logits), first)
+        self.tally.see(self.omega.image_ids, result.gradients)
+        return result
 
     def pull_back(self, x: Tensor, draws: Tensor, cotangent: Tensor) -> Tensor:
-        """A gradient at the purified images, taken back to the images through one draw of each.
+        """Return a gradient at the purified images, taken back to the images through one draw of each.
 
         Arguments:
             x: Images, shape (B, C, H, W).
@@ -237,12 +237,12 @@ class Target:
             self.omega, draws=tuple(base + k for base, k in zip(self.omega.draws, draws.tolist(), strict=True))
         )
         size = self.batch or len(x)
-        found = []
+        products = []
         for i in range(0, len(x), size):
             at = x[i : i + size].detach().requires_grad_()
             purified = self._purify(at, omega.part(i, i + len(at)))
-            found.append(torch.autograd.grad(purified, at, cotangent[i : i + size].to(purified.dtype))[0])
-        return torch.cat(found)
+            products.append(torch.autograd.grad(purified, at, cotangent[i : i + size].to(purified.dtype))[0])
+        return torch.cat(products)
 
     def _next(self, x: Tensor) -> tuple[int, Iterator[tuple[Tensor, Omega | None]]]:
         """Number of the first of the next K draws; the images with the randomness of each, batch by batch."""
@@ -273,7 +273,7 @@ class Target:
         return self.classifier(purified.float() if purified.dtype == torch.bfloat16 else purified)
 
     def _by_image(self, x: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        """Values of all draws, shape (B, K, ...)."""
+        """Return values of all draws, shape (B, K, ...)."""
         values = parts[0] if len(parts) == 1 else torch.cat(list(parts))
         return values.reshape(len(x), -1, *values.shape[1:])
 
@@ -282,21 +282,21 @@ class Target:
         if self.attacked in ("mean-logits", "mean-loss"):
             return logits.mean(1)
         sharp = SHARPNESS * logits if self.attacked == "vote" else logits
-        return torch.log_softmax(sharp, 2).logsumexp(1)  # log K shifts all logits alike
+        return torch.log_softmax(sharp, 2).logsumexp(1)  # log K shifts all logits equally
 
     def over_draws(self, logits: Tensor, loss: PointLoss) -> Tensor:
-        """What ``attacked`` makes of the draws' logits, shape (B, K, classes) to (B,)."""
+        """Return the loss that ``attacked`` makes of the draws' logits, shape (B, K, classes) to (B,)."""
         if self.attacked != "mean-loss":
             return loss(self.together(logits), self.labels)
         draws = logits.shape[1]
         if draws == 1:
             return loss(logits.squeeze(1), self.labels)
-        each = loss(logits.flatten(0, 1), self.labels.repeat_interleave(draws))
-        return each.reshape(len(logits), draws).mean(1)
+        losses = loss(logits.flatten(0, 1), self.labels.repeat_interleave(draws))
+        return losses.reshape(len(logits), draws).mean(1)
 
 
 def strongest(oracle: Oracle, candidates: Sequence[tuple[Tensor, Tensor]], loss: PointLoss) -> tuple[Tensor, Tensor]:
-    """Of the images of several runs, each image's best.
+    """Return the best image of several runs, for each image.
 
     Runs that maximised different losses cannot be compared by what they reached: each image is evaluated once more,
     by one loss. A single run needs no comparison.

@@ -13,7 +13,7 @@ __all__ = ["towards", "wrong_classes"]
 
 
 def wrong_classes(target: Target, x: Tensor, count: int) -> Tensor:
-    """The wrong classes of highest clean logits (means over the next draws), best first, shape (B, count).
+    """Return the wrong classes of highest clean logits (means over the next draws), best first, shape (B, count).
 
     Where the clean answer is right those are the classes ranked 2nd, 3rd, ...
 
@@ -30,7 +30,7 @@ def wrong_classes(target: Target, x: Tensor, count: int) -> Tensor:
 
 
 def towards(classes: Tensor) -> PointLoss:
-    """The targeted DLR loss towards one class of each image, shape (B,)."""
+    """Return the targeted DLR loss towards one class of each image, shape (B,)."""
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         # The draws of an image are neighbours, each with its target.

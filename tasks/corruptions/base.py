@@ -1,4 +1,4 @@
-"""What a corruption is, and how its result becomes an 8-bit image.
+"""The base of every corruption, whose result becomes an 8-bit image.
 
 A corruption maps an 8-bit image, given as ``x / 255`` in float64 and of shape (H, W, C), to values that are cut to
 [0, 1], times 255, and **truncated** to whole numbers, not rounded: so does the script that made CIFAR-10-C, and its
@@ -81,5 +81,5 @@ def truncated(x: Pixels) -> npt.NDArray[np.uint8]:
 
 
 def bytes_of(x: Image) -> npt.NDArray[np.uint8]:
-    """The 8-bit image that a corruption was given."""
+    """Return the 8-bit image that a corruption was given."""
     return np.rint(x * 255).astype(np.uint8)

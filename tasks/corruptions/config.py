@@ -1,4 +1,4 @@
-"""What a sweep file says of a corruption: which one, how severe, and whose images."""
+"""The config of a corruption: its name, its severity, and whose images."""
 
 from __future__ import annotations
 

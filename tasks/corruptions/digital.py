@@ -35,7 +35,7 @@ def contrast(x: Image, share: float, rng: np.random.Generator) -> Pixels:
 def elastic_transform(x: Image, c: tuple[float, float, float], rng: np.random.Generator) -> Pixels:
     """Stretched; c is scale, sigma and affine step. Bilinear, at exact places where OpenCV rounds to 1/32 pixel."""
     height, width = x.shape[:2]
-    scale, sigma, step = (each * max(height, width) for each in c)
+    scale, sigma, step = (parameter * max(height, width) for parameter in c)
     warped = _affine(x.astype(np.float32), rng.uniform(-step, step, (3, 2)))
     right, down = (
         (gaussian(rng.uniform(-1, 1, (height, width)), sigma, mode="reflect", truncate=3) * scale).astype(np.float32)
@@ -50,7 +50,7 @@ def elastic_transform(x: Image, c: tuple[float, float, float], rng: np.random.Ge
 
 
 def _affine(x: npt.NDArray[np.float32], steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """The image under the affine map that moves three corners of its middle third by ``steps`` (x, y)."""
+    """Return the image under the affine map that moves three corners of its middle third by ``steps`` (x, y)."""
     height, width = x.shape[:2]
     middle, side = np.array([width // 2, height // 2]), min(height, width) // 3
     before = middle + side * np.array([[1, 1], [1, -1], [-1, -1]])
@@ -90,11 +90,11 @@ def _from_pillow(image: Pillow.Image) -> npt.NDArray[np.uint8]:
 def saturate(x: Image, c: tuple[float, float], rng: np.random.Generator) -> Pixels:
     r"""More or less colour: with V and hue kept, :math:`x' = V - (V - x)\,S'/S`; grey has hue 0, which is red."""
     value = x.max(2, keepdims=True)
-    depth = value - x
-    old = np.divide(depth.max(2, keepdims=True), value, out=np.zeros_like(value), where=value > 0)
+    gap = value - x
+    old = np.divide(gap.max(2, keepdims=True), value, out=np.zeros_like(value), where=value > 0)
     new = np.clip(old * c[0] + c[1], 0, 1)
     red = value * np.array([0.0, 1.0, 1.0])
-    full = np.where(old > 0, np.divide(depth, old, out=np.zeros_like(x), where=old > 0), red)
+    full = np.where(old > 0, np.divide(gap, old, out=np.zeros_like(x), where=old > 0), red)
     return np.asarray(value - full * new)
 
 

@@ -48,11 +48,11 @@ def motion(x: npt.NDArray[np.uint8], radius: int, sigma: float, degrees: float) 
 
 
 def clipped_zoom(x: Array, factor: float) -> Array:
-    """The middle of an image (H, W, C), magnified by ``factor`` of at least 1, at the old size."""
+    """Return the middle of an image (H, W, C), magnified by ``factor`` of at least 1, at the old size."""
     middle = x
     for axis in (0, 1):
-        kept = math.ceil(x.shape[axis] / factor)
-        middle = _part(middle, axis, (x.shape[axis] - kept) // 2, kept)
+        crop = math.ceil(x.shape[axis] / factor)
+        middle = _part(middle, axis, (x.shape[axis] - crop) // 2, crop)
     zoomed = np.asarray(ndimage.zoom(middle, (factor, factor, 1), order=1))
     for axis in (0, 1):
         zoomed = _part(zoomed, axis, (zoomed.shape[axis] - x.shape[axis]) // 2, x.shape[axis])

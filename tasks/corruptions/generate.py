@@ -1,8 +1,8 @@
 """Corrupting the images of any data set, each with random numbers of its own.
 
 A random number is a function of (spec id, seed, role, corruption; image id, draw, severity), so that an image is
-corrupted alike in any batch and on any worker. The published arrays were drawn without a seed: what is generated here
-follows their definition and never equals them, and says so by its origin.
+corrupted the same in any batch and on any worker. The published arrays were drawn without a seed: generated images
+follow their definition and never equal them, which their origin records.
 
 Constants are for 32 x 32 pixels: lengths stay what they are in pixels, except those of the elastic transform, which
 are shares of the side. On 8 x 8 digits noise is the same, a blur wide, snow coarse, the zoom of severity 1 smaller
@@ -60,7 +60,7 @@ _SMALLEST = 8
 
 
 def find(name: str, severity: int) -> Corruption:
-    """The corruption of that name.
+    """Return the corruption of that name.
 
     Raises:
         InvalidInput: Unknown name, or no such severity.
@@ -108,11 +108,11 @@ def corrupt(
             f"{name} blends in photographs that come with the official script and are not part of this program: give "
             "the folder that holds them (see Photographs), use the official arrays, or leave it out and say so."
         )
-    given = np.rint(np.moveaxis(images.astype(np.float64), 1, 3) * 255).astype(np.uint8)
+    pixels_in = np.rint(np.moveaxis(images.astype(np.float64), 1, 3) * 255).astype(np.uint8)
     extra = (photographs,) if corruption.photographs else ()
     constant = corruption.constants[severity - 1]
     out = np.empty_like(images, dtype=np.uint8)
-    for row, (pixels, rng) in enumerate(zip(given, omega.generators(f"corrupt {name}", severity), strict=True)):
+    for row, (pixels, rng) in enumerate(zip(pixels_in, omega.generators(f"corrupt {name}", severity), strict=True)):
         grey = corruption.coloured and pixels.shape[2] == 1
         x = (np.repeat(pixels, 3, 2) if grey else pixels) / 255.0
         done = truncated(corruption.function(x, constant, rng, *extra))

@@ -28,8 +28,8 @@ _LIGHT = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
 
 def relief(drops: Bytes) -> npt.NDArray[np.float32]:
     """Brightness on the drops, 0 to 255, shape (H, W)."""
-    depth = np.minimum(distance(canny(drops)), 20).astype(np.float32)
-    smooth = _box(depth).astype(np.float32).astype(np.uint8)
+    height = np.minimum(distance(canny(drops)), 20).astype(np.float32)
+    smooth = _box(height).astype(np.float32).astype(np.uint8)
     lit = np.clip(mirrored(equalised(smooth), _LIGHT), 0, 255).astype(np.uint8)
     return np.rint(_box(lit)).astype(np.float32)
 
@@ -43,20 +43,24 @@ def canny(x: Bytes) -> npt.NDArray[np.bool_]:
     def beside(dy: int, dx: int) -> npt.NDArray[Any]:
         return size[1 + dy : size.shape[0] - 1 + dy, 1 + dx : size.shape[1] - 1 + dx]
 
-    here = beside(0, 0)
+    magnitude = beside(0, 0)
     across, up = np.abs(gx) * _TAN_22, np.abs(gy) << 15
     horizontal = up < across
     vertical = up > across + (np.abs(gx) << 16)
     falling = (gx ^ gy) < 0
     diagonal = np.where(
-        falling, (here > beside(-1, 1)) & (here > beside(1, -1)), (here > beside(-1, -1)) & (here > beside(1, 1))
+        falling,
+        (magnitude > beside(-1, 1)) & (magnitude > beside(1, -1)),
+        (magnitude > beside(-1, -1)) & (magnitude > beside(1, 1)),
     )
     straight = np.where(
-        horizontal, (here > beside(0, -1)) & (here >= beside(0, 1)), (here > beside(-1, 0)) & (here >= beside(1, 0))
+        horizontal,
+        (magnitude > beside(0, -1)) & (magnitude >= beside(0, 1)),
+        (magnitude > beside(-1, 0)) & (magnitude >= beside(1, 0)),
     )
-    thin = (here > _LOW) & np.where(horizontal | vertical, straight, diagonal)
+    thin = (magnitude > _LOW) & np.where(horizontal | vertical, straight, diagonal)
     part, _ = ndimage.label(thin, np.ones((3, 3)))
-    return thin & np.isin(part, np.unique(part[thin & (here > _HIGH)]))
+    return thin & np.isin(part, np.unique(part[thin & (magnitude > _HIGH)]))
 
 
 def distance(edges: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Stages: what a cell is made of, each with a content id, each a pure function of its spec and a chunk.
+"""Stages: the steps of a cell, each with a content id, each a pure function of its spec and a chunk.
 
 *attack* turns clean images into adversarial ones, *corrupt* into corrupted ones; *evaluate* judges a defence on fresh
 draws of its randomness, *quality* measures what it does to images. *sample* and *sample-sequence* count the answers

@@ -48,9 +48,9 @@ class AttackStage(StageSpec):
     compute: Compute
 
     def inputs(self) -> dict[str, StageSpec]:
-        """The sources in order, and the ladder so far."""
-        found: dict[str, StageSpec] = {f"source {i}": source for i, source in enumerate(self.sources)}
-        return found if self.after is None else {**found, "after": self.after}
+        """Return the sources in order, and the ladder so far."""
+        stages: dict[str, StageSpec] = {f"source {i}": source for i, source in enumerate(self.sources)}
+        return stages if self.after is None else {**stages, "after": self.after}
 
     @property
     def reads(self) -> Literal["images", "images and rows"]:
@@ -70,7 +70,7 @@ class AttackStage(StageSpec):
         return f"{self.dataset.label()}, {self.classifier.label()}{behind}, {attack}{rest}"
 
     def model_key(self) -> str:
-        """The purifier's network, or the classifier."""
+        """Return the purifier's network, or the classifier."""
         return (self.purifier.model_key() if self.purifier is not None else "") or self.classifier.id
 
     def settings(self) -> Compute:
@@ -78,7 +78,7 @@ class AttackStage(StageSpec):
         return self.compute
 
     def work_per_image(self) -> float:
-        """Evaluations of the classifier, or of the purifier's network: a gradient counts as three."""
+        """Return the evaluations of the classifier, or of the purifier's network: a gradient counts as three."""
         if self.purifier is None:
             return float(self.attack.evaluations)
         if isinstance(self.attack, LadderConfig):
@@ -97,39 +97,42 @@ class AttackStage(StageSpec):
         ids = np.array(chunk.ids)
         classifier = context.classifier(self.classifier)
         omega = Omega.of(self.attack.id, self.seed, "attack", chunk.ids)
-        given = [_given(inputs[f"source {i}"], chunk.ids) for i in range(len(self.sources))]
+        from_sources = [_given(inputs[f"source {i}"], chunk.ids) for i in range(len(self.sources))]
         before = None if self.after is None else _given(inputs["after"], chunk.ids)
         notes: dict[str, int | float | str] = {}
 
         def attack(start: int, stop: int) -> dict[str, Tensor]:
             x = context.tensor(data.images[ids[start:stop]])
             y = context.tensor(data.labels[ids[start:stop]])
-            own = omega.part(start, stop)
-            target = self._target(context, y, own)
+            omega_part = omega.part(start, stop)
+            target = self._target(context, y, omega_part)
             if isinstance(self.attack, DerivedAttackConfig):
-                found = self.attack.combine(target, x, [_part(each, start, stop, context) for each in given])
+                result = self.attack.combine(
+                    target, x, [_part(source, start, stop, context) for source in from_sources]
+                )
             elif before is not None:
-                found = self._rest(target, x, own, _part(before, start, stop, context))
+                result = self._rest(target, x, omega_part, _part(before, start, stop, context))
             else:
-                found = self.attack.run(target, x, own)
-            _add(notes, found.notes)
-            told = {name: getattr(target.tally, name) for name in ("evaluations", "gradients", "zero", "nan")}
-            asked = {
-                name: torch.tensor([counter[image] for image in own.image_ids]) for name, counter in told.items()
+                result = self.attack.run(target, x, omega_part)
+            _add(notes, result.notes)
+            counters = {name: getattr(target.tally, name) for name in ("evaluations", "gradients", "zero", "nan")}
+            counts = {
+                name: torch.tensor([counter[image] for image in omega_part.image_ids])
+                for name, counter in counters.items()
             }
             with torch.no_grad():
-                right, wrong = classifier(x).argmax(1), classifier(found.images).argmax(1)
+                right, wrong = classifier(x).argmax(1), classifier(result.images).argmax(1)
             return {
-                "images": found.images,
+                "images": result.images,
                 "clean_prediction": right,
                 "adversarial_prediction": wrong,
-                "loss": found.loss,
-                **perturbation_norms(found.images, x),
-                "evaluations": asked["evaluations"],
-                "attack_gradients": asked["gradients"],
-                "attack_gradient_zero": asked["zero"],
-                "attack_gradient_nan": asked["nan"],
-                **{f"attack_{name}": values for name, values in found.columns.items()},
+                "loss": result.loss,
+                **perturbation_norms(result.images, x),
+                "evaluations": counts["evaluations"],
+                "attack_gradients": counts["gradients"],
+                "attack_gradient_zero": counts["zero"],
+                "attack_gradient_nan": counts["nan"],
+                **{f"attack_{name}": values for name, values in result.columns.items()},
             }
 
         parts = context.in_batches(f"{self.stage}-{self.model_key()}", len(ids), self.compute.batch, attack)
@@ -139,14 +142,14 @@ class AttackStage(StageSpec):
         return Output(rows, images_to_table(chunk.ids, images), notes)
 
     def _rest(self, target: Target, x: Tensor, omega: Omega, before: Given) -> AttackResult:
-        """The attack on the images that the rungs before have left, and the others as they are."""
+        """Return the attack on the images that the rungs before have left, and the others as they are."""
         skipped = before.columns["right"] == 0
         images, loss = before.images.clone(), before.columns["loss"].clone()
         index = (~skipped).nonzero().flatten()
         notes: dict[str, int | float | str] = {}
         if len(index):
-            found = self.attack.run(target.select(index), x[index], omega.select(index.tolist()))
-            images[index], loss[index], notes = found.images, found.loss.to(loss), found.notes
+            result = self.attack.run(target.select(index), x[index], omega.select(index.tolist()))
+            images[index], loss[index], notes = result.images, result.loss.to(loss), result.notes
         return AttackResult(images, loss, notes, {"skipped": skipped})
 
     def _share_of_steps(self, context: Context) -> float:
@@ -181,12 +184,12 @@ class AttackStage(StageSpec):
         )
 
     def _target(self, context: Context, labels: Tensor, omega: Omega) -> Target:
-        """The attacked function for one batch."""
+        """Return the attacked function for one batch."""
         classifier = context.classifier(self.classifier)
         if self.purifier is None:
             return Target(classifier, labels, omega)
         if isinstance(self.attack, LadderConfig):
-            # Of the purifier and not of the attack: all ladders of a defence compare their rungs on the same draws.
+            # Drawn by the id of the purifier: all ladders of a defence compare their rungs on the same draws.
             return Target(
                 classifier,
                 labels,
@@ -222,7 +225,7 @@ def _steps(purifier: Purifier) -> int:
 
 
 def _given(table: pa.Table, ids: tuple[int, ...]) -> Given:
-    """Images and columns of a source; those of other attacks, which it lacks, are null throughout."""
+    """Return images and columns of a source; columns of other attacks are null throughout and left out."""
     columns: dict[str, Tensor] = {}
     for name in table.column_names:
         if (name != "loss" and not name.startswith(PREFIX)) or table[name].null_count == table.num_rows:
@@ -259,7 +262,7 @@ def _add(notes: dict[str, int | float | str], more: Mapping[str, int | float | s
 
 
 def _column(values: Tensor) -> pa.Array:
-    """One value an image, or a list of them."""
+    """Return one value per image, or a list of them."""
     if values.is_floating_point():
         values = values.double()
     return pa.array(values.numpy() if values.dim() == 1 else values.tolist())

@@ -1,4 +1,4 @@
-"""What a stage is, the chunk of images that a unit of it works on, and images as Arrow tables."""
+"""The base of every stage, the chunk of images that a unit works on, and images as Arrow tables."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Output:
-    """What a unit leaves.
+    """The result of a unit.
 
     Arguments:
-        rows: One row an image.
+        rows: One row per image.
         images: Images, if the stage makes any.
-        notes: What else there is to say of the unit: counts, or texts.
+        notes: Further notes on the unit: counts, or texts.
         missing: Why a measure could not be taken, by the measure's name.
     """
 
@@ -54,7 +54,7 @@ class Output:
 
 
 class Components(NamedTuple):
-    """What a stage's own computation is made of; None where it has no such part.
+    """The parts of a stage's own computation; None where it has no such part.
 
     Arguments:
         classifier: The classifier that is asked.
@@ -81,12 +81,12 @@ class StageSpec(Spec):
 
     @property
     def reads(self) -> Literal["images", "rows", "images and rows"]:
-        """What it wants of its inputs; with ``images and rows`` the other columns of the rows are joined."""
+        """What it reads of its inputs; with ``images and rows`` the other columns of the rows are joined."""
         return "images"
 
     @property
     def components(self) -> Components:
-        """What its computation is made of: nothing that tables and plans know by name, unless a subclass says so."""
+        """The parts of its computation; by default none that tables and plans know by name."""
         return Components()
 
     @property
@@ -96,7 +96,7 @@ class StageSpec(Spec):
 
     @property
     def kind(self) -> Kind:
-        """What its units have in common in their cost."""
+        """The kind of its units, which have one cost."""
         classifier, purifier, attack, corruption = self.components
         key = self.model_key()
         threat = "" if corruption is None else corruption.corruption
@@ -112,15 +112,15 @@ class StageSpec(Spec):
         return ""
 
     def label(self) -> str:
-        """What it is, in words, for plans."""
+        """Return its description for plans."""
         return self.stage
 
     def threat_label(self) -> str:
-        """What stands in the attack column of the cost table."""
+        """Return the attack column of the cost table."""
         return "clean" if self.threat is None else self.threat.label()
 
     def settings(self) -> Compute:
-        """How the unit computes."""
+        """Return the settings under which the unit computes."""
         return Compute()
 
     def work_per_image(self) -> float:
@@ -139,7 +139,7 @@ class StageSpec(Spec):
 
 
 def images_to_table(ids: tuple[int, ...], images: Tensor) -> pa.Table:
-    """Images as float32 bytes, with their shape in the schema."""
+    """Return images as float32 bytes, with their shape in the schema."""
     array = np.ascontiguousarray(images.cpu().numpy(), dtype="<f4")
     width = int(np.prod(array.shape[1:]))
     flat = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), width)
@@ -149,7 +149,7 @@ def images_to_table(ids: tuple[int, ...], images: Tensor) -> pa.Table:
 
 
 def images_from_table(table: pa.Table, ids: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """The images of :func:`images_to_table`, shape (N, C, H, W), checked to be those of ``ids``."""
+    """Return the images of :func:`images_to_table`, shape (N, C, H, W), checked to be those of ``ids``."""
     if tuple(table["image_id"].to_pylist()) != ids:
         raise ValueError("the stored images are not those of this chunk")
     shape = tuple(map(int, table.schema.metadata[b"shape"].decode().split(",")))

@@ -1,6 +1,6 @@
 """*sample*, *sample-sequence*, *certify*: from noised images to counts of answers to certificates.
 
-Samples of one image are several units, each a range of them, and their counts add up. A range does not say how many
+Samples of one image are several units, each a range of them, and their counts add up. A range does not state how many
 samples the certificate will have in all: one of 100,000 begins with those of one of 10,000. A sequential certificate
 takes its ranges in order, each unit going on where the one before has not stopped.
 """
@@ -64,7 +64,7 @@ class Smoothed(Spec):
     Arguments:
         dataset: The data set.
         classifier: The classifier.
-        purifier: What is in front of it, at the depth of ``sigma`` where the base is ``denoised``.
+        purifier: The purifier in front of it, at the t* of ``sigma`` where the base is ``denoised``.
         base: How both are one base classifier; see :mod:`tasks.certificates`.
         votes: Draws of the purifier that vote for the answer to one sample.
         sigma: Standard deviation of the noise.
@@ -83,7 +83,7 @@ class Smoothed(Spec):
 
     @property
     def components(self) -> Components:
-        """What its answers are made of."""
+        """See :class:`StageSpec`."""
         return Components(self.classifier, self.purifier)
 
     @property
@@ -108,11 +108,11 @@ class Smoothed(Spec):
         return f"{self.dataset.label()}, {self.classifier.label()}{behind}{votes}, noise {self.sigma:g}"
 
     def model_key(self) -> str:
-        """The purifier's network, or the classifier."""
+        """Return the purifier's network, or the classifier."""
         return self.purifier.model_key() or self.classifier.id
 
     def load(self, context: Context) -> BaseClassifier:
-        """The base classifier."""
+        """Return the base classifier."""
         classifier = context.classifier(self.classifier)
         if self.base == "bare":
             return Bare(classifier)
@@ -186,7 +186,7 @@ class SampleStage(StageSpec):
         return f"noise {self.smoothed.sigma:g}, {'selection' if self.role == SELECT else 'estimation'}"
 
     def work_per_image(self) -> float:
-        """Evaluations of the purifier's network, or of the classifier where it has none."""
+        """Return the evaluations of the purifier's network, or of the classifier where it has none."""
         return float(self.count * max(self.smoothed.evaluations, 1))
 
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
@@ -252,7 +252,7 @@ class SequenceStage(StageSpec):
         return f"noise {self.smoothed.sigma:g}, sequential"
 
     def work_per_image(self) -> float:
-        """An upper bound: images that have stopped cost nothing."""
+        """Return an upper bound: images that have stopped cost nothing."""
         return float((self.stop - self.first) * max(self.smoothed.evaluations, 1))
 
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
@@ -335,7 +335,7 @@ class CertifyStage(StageSpec):
         return last
 
     def label(self) -> str:
-        """What is certified."""
+        """Return what is certified."""
         return f"{self.smoothed.label()}, {self.certificate.label()}"
 
     def model_key(self) -> str:
@@ -352,7 +352,7 @@ class CertifyStage(StageSpec):
         return self.smoothed.components
 
     def threat_label(self) -> str:
-        """The certificate."""
+        """Return the certificate."""
         return self.certificate.label()
 
     def work_per_image(self) -> float:
@@ -368,24 +368,26 @@ class CertifyStage(StageSpec):
             counts = self._total(
                 chunk, ESTIMATE, {first: inputs[f"samples from {first}"] for first in self._firsts()}
             )
-        found = [self._certificate(each0, each) for each0, each in zip(counts0, counts, strict=True)]
-        base = _rows(self.smoothed, chunk, context, np.zeros(len(found), dtype=np.int64))
+        certificates = [
+            self._certificate(selection, estimation) for selection, estimation in zip(counts0, counts, strict=True)
+        ]
+        base = _rows(self.smoothed, chunk, context, np.zeros(len(certificates), dtype=np.int64))
         certificate = self.certificate
         return Output(
             ROW_SCHEMAS[self.stage].table(
                 {
                     **base,
-                    "prediction": pa.array([each.prediction for each in found], pa.int16()),
-                    "radius": pa.array([each.radius for each in found], pa.float64()),
-                    "p_lower": pa.array([each.p_lower for each in found], pa.float64()),
-                    "p_other": pa.array([each.p_other for each in found], pa.float64()),
-                    "selection_counts": pa.array([each.per_class for each in counts0], pa.list_(pa.int32())),
-                    "counts": pa.array([each.per_class for each in counts], pa.list_(pa.int32())),
-                    "samples": pa.array([each.n for each in found], pa.int32()),
-                    "sigma": pa.array([self.smoothed.sigma] * len(found), pa.float64()),
-                    "alpha": pa.array([certificate.alpha] * len(found), pa.float64()),
-                    "rule": pa.array([each.rule for each in found], pa.string()),
-                    "guarantee": pa.array([each.guarantee for each in found], pa.string()),
+                    "prediction": pa.array([image.prediction for image in certificates], pa.int16()),
+                    "radius": pa.array([image.radius for image in certificates], pa.float64()),
+                    "p_lower": pa.array([image.p_lower for image in certificates], pa.float64()),
+                    "p_other": pa.array([image.p_other for image in certificates], pa.float64()),
+                    "selection_counts": pa.array([image.per_class for image in counts0], pa.list_(pa.int32())),
+                    "counts": pa.array([image.per_class for image in counts], pa.list_(pa.int32())),
+                    "samples": pa.array([image.n for image in certificates], pa.int32()),
+                    "sigma": pa.array([self.smoothed.sigma] * len(certificates), pa.float64()),
+                    "alpha": pa.array([certificate.alpha] * len(certificates), pa.float64()),
+                    "rule": pa.array([image.rule for image in certificates], pa.string()),
+                    "guarantee": pa.array([image.guarantee for image in certificates], pa.string()),
                 }
             )
         )
@@ -399,10 +401,10 @@ class CertifyStage(StageSpec):
     @staticmethod
     def _total(chunk: Chunk, role: Role, tables: Mapping[int, pa.Table]) -> list[Counts]:
         """Counts of every image over all ranges, by the first sample of each."""
-        found: list[Counts] = []
+        total: list[Counts] = []
         for first, table in tables.items():
             if tuple(table["image_id"].to_pylist()) != chunk.ids:
                 raise ValueError("the counted images are not those of this chunk")
             many = [Counts.of(i, role, row, first) for i, row in zip(chunk.ids, _counts(table), strict=True)]
-            found = [a + b for a, b in zip(found, many, strict=True)] if found else many
-        return found
+            total = [a + b for a, b in zip(total, many, strict=True)] if total else many
+        return total

@@ -41,7 +41,7 @@ class EvaluateStage(StageSpec):
     compute: Compute
 
     def inputs(self) -> dict[str, StageSpec]:
-        """The attack or corruption, if any."""
+        """Return the attack or corruption, if any."""
         return {} if self.source is None else {"source": self.source}
 
     @property
@@ -55,7 +55,7 @@ class EvaluateStage(StageSpec):
         return None if self.source is None else self.source.threat
 
     def label(self) -> str:
-        """What is judged, on which images."""
+        """Return what is judged, on which images."""
         images = (
             f"{self.dataset.label()}, {self.classifier.label()}, clean"
             if self.source is None
@@ -64,7 +64,7 @@ class EvaluateStage(StageSpec):
         return f"{images}, behind {self.purifier.label()}, {self.draws} draws"
 
     def model_key(self) -> str:
-        """The purifier's network, or the classifier where there is none."""
+        """Return the purifier's network, or the classifier where there is none."""
         return self.purifier.model_key() or self.classifier.id
 
     def settings(self) -> Compute:
@@ -72,7 +72,7 @@ class EvaluateStage(StageSpec):
         return self.compute
 
     def work_per_image(self) -> float:
-        """Evaluations of the purifier's network, or of the classifier where it has none."""
+        """Return the evaluations of the purifier's network, or of the classifier where it has none."""
         return float(self.draws * max(self.purifier.evaluations, 1))
 
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:

@@ -1,4 +1,4 @@
-"""*quality*: how far a defence's images are from the clean ones and from those that it was given, on draw 0.
+"""*quality*: how far a defence's images are from the clean ones and from its inputs, on the first draw (fixed noise).
 
 Three pairs are compared, each by the measures of :mod:`tasks.quality`:
 
@@ -6,7 +6,8 @@ Three pairs are compared, each by the measures of :mod:`tasks.quality`:
 * ``output``: the clean image with what the defence made of it: what is left of the perturbation and what is lost;
 * ``change``: what the defence was given with what it made of that.
 
-Outputs are cut to [0, 1] first, as saving them would. The purified images are kept: those that are judged as draw 0.
+Outputs are cut to [0, 1] first, as saving them would. The purified images of the first draw are stored: that draw is
+judged too.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ class QualityStage(StageSpec):
     dataset: SerializeAsAny[DatasetConfig]
     source: AttackStage | CorruptStage | None
     classifier: ClassifierConfig | None
-    """Of a purifier that it guides; None for others, so that classifiers share what does not depend on them."""
+    """Set for a purifier that it guides; None for others, so that classifiers share what does not depend on them."""
     purifier: SerializeAsAny[PurifierConfig]
     quality: QualityConfig
     seed: int
     compute: Compute
 
     def inputs(self) -> dict[str, StageSpec]:
-        """The attack or corruption, if any."""
+        """Return the attack or corruption, if any."""
         return {} if self.source is None else {"source": self.source}
 
     @property
@@ -80,12 +81,12 @@ class QualityStage(StageSpec):
         return None if self.source is None else self.source.threat
 
     def label(self) -> str:
-        """What is measured, on which images."""
+        """Return what is measured, on which images."""
         images = f"{self.dataset.label()}, clean" if self.source is None else self.source.label()
         return f"image quality of {images}, behind {self.purifier.label()}"
 
     def model_key(self) -> str:
-        """The purifier's network."""
+        """Return the purifier's network."""
         return self.purifier.model_key() or self.purifier.id
 
     def settings(self) -> Compute:
@@ -93,35 +94,37 @@ class QualityStage(StageSpec):
         return self.compute
 
     def work_per_image(self) -> float:
-        """Evaluations of the purifier's network for one draw."""
+        """Return the evaluations of the purifier's network for one draw."""
         return float(max(self.purifier.evaluations, 1))
 
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
         """Rows: label, and of each pair PSNR in dB (infinite for equal images), SSIM, LPIPS; null where missing."""
         data, ids = context.images(self.dataset), np.array(chunk.ids)
         clean = data.images[ids]
-        given = clean if self.source is None else images_from_table(inputs["source"], chunk.ids)
+        presented = clean if self.source is None else images_from_table(inputs["source"], chunk.ids)
         purifier = context.purifier(self.purifier, self.classifier)
 
         def purify(start: int, stop: int) -> Tensor:
             omega = Omega.of(self.purifier.id, self.seed, "judge", chunk.ids[start:stop], 0)
             with torch.no_grad(), context.autocast(self.compute):
-                made: Tensor = purifier(context.tensor(given[start:stop]), omega)
-            return made.float().cpu()
+                output: Tensor = purifier(context.tensor(presented[start:stop]), omega)
+            return output.float().cpu()
 
         key = f"{self.stage}-{self.model_key()}"
         purified = torch.cat(context.in_batches(key, len(ids), self.compute.batch, purify))
         if not bool(torch.isfinite(purified).all()):
             raise FloatingPointError("the purifier gave NaN or infinite pixels")
-        made = purified.clamp(0, 1).numpy()
+        output = purified.clamp(0, 1).numpy()
         network = None if self.quality.lpips is None else context.load(self.quality.lpips)
         columns: dict[str, pa.Array] = {}
         missing: dict[str, str] = {}
-        for pair, (first, second) in zip(PAIRS, ((clean, given), (clean, made), (given, made)), strict=True):
-            found = quality(np.clip(first, 0, 1), np.clip(second, 0, 1), network)
-            for measure, values in found.columns.items():
+        for pair, (first, second) in zip(
+            PAIRS, ((clean, presented), (clean, output), (presented, output)), strict=True
+        ):
+            measured = quality(np.clip(first, 0, 1), np.clip(second, 0, 1), network)
+            for measure, values in measured.columns.items():
                 columns[f"{measure}_{pair}"] = _column(values)
-            missing |= found.missing
+            missing |= measured.missing
         rows = ROW_SCHEMAS[self.stage].table(
             {
                 "image_id": pa.array(chunk.ids, pa.int32()),
@@ -131,7 +134,7 @@ class QualityStage(StageSpec):
                 "classifier_evaluations": pa.array([self.purifier.classifier_evaluations] * len(ids), pa.int32()),
             }
         )
-        return Output(rows, images_to_table(chunk.ids, torch.from_numpy(made)), missing=missing)
+        return Output(rows, images_to_table(chunk.ids, torch.from_numpy(output)), missing=missing)
 
 
 def _column(values: npt.NDArray[np.float64]) -> pa.Array:

@@ -266,7 +266,7 @@ class TestZoos:
             ("timm:resnet1", r"timm .* has no model 'resnet1'; did you mean 'resnet18'\?$"),
             ("torchvision:resnt50", r"torchvision has no classifier 'resnt50'; did you mean 'resnet50'\?$"),
             ("timm:resnet18?clases=3", r"unknown option 'clases'; did you mean 'classes'\?"),
-            ("timm:resnet18?classes=0", r"option classes = '0' is no whole number above 0"),
+            ("timm:resnet18?classes=0", r"option classes = '0' is not a whole number above 0"),
             ("torchvision:resnet18?30", r"options '30' are not KEY=VALUE"),
             ("robustbench:Standrad", r"has no network 'Standrad' for cifar10, Linf; did you mean 'Standard'\?"),
             (
@@ -280,7 +280,7 @@ class TestZoos:
             ("robustbench:Carmon2019Unlabeled", r"needs `weights`.* https://drive\.google\.com/uc\?id=15tUx-gkZMYx"),
         ],
     )
-    def test_what_cannot_be_had_is_said_with_the_way_to_it(self, name: str, message: str) -> None:
+    def test_what_is_missing_is_reported_with_the_way_to_it(self, name: str, message: str) -> None:
         with pytest.raises(InvalidInput, match=message):
             ClassifierConfig(classifier=name).resolved(Path())
 

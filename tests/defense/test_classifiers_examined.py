@@ -106,12 +106,12 @@ def asked(net: nn.Module) -> None:
     [
         (StaysInTraining(nn.Dropout(0.5)), ["training mode", "between"]),
         (StaysInTraining(nn.BatchNorm1d(16)), ["training mode"]),
-        (AlwaysDrops(), ["asked again"]),
-        (Noisy(), ["asked again", "purifier"]),
-        (Remembers(), ["asked again"]),
+        (AlwaysDrops(), ["called again"]),
+        (Noisy(), ["called again", "purifier"]),
+        (Remembers(), ["called again"]),
         (BatchStatistics(), ["alone and in a batch"]),
         (GradientDependent(), ["with and without gradients"]),
-        (RunningMean(), ["changed by being asked", "between.seen"]),
+        (RunningMean(), ["changes when it is called", "between.seen"]),
         (ExplodingGradient(), ["gradient of NaN"]),
     ],
 )
@@ -140,8 +140,8 @@ def test_what_are_no_logits_is_refused(out: Callable[[Tensor], Any], words: list
         assert word in str(error.value)
 
 
-def test_images_of_another_size_are_told_of() -> None:
-    with pytest.raises(InvalidInput, match=r"cannot be asked images of shape \(3, 3, 32, 32\)"):
+def test_images_of_another_size_are_reported() -> None:
+    with pytest.raises(InvalidInput, match=r"fails on images of shape \(3, 3, 32, 32\)"):
         examine(Net().eval(), name="mine", image_shape=(3, 32, 32), classes=CLASSES)
 
 
@@ -178,7 +178,7 @@ def test_logits_are_taken_where_it_is_plain_which_they_are(output: Any) -> None:
     "output", [(LOGITS, LOGITS), {"a": LOGITS}, None, (1, 2), SimpleNamespace(scores=LOGITS), ()]
 )
 def test_logits_are_not_guessed(output: Any) -> None:
-    with pytest.raises(InvalidInput, match="not plain which part are the logits"):
+    with pytest.raises(InvalidInput, match="unclear which part holds the logits"):
         logits_of(output, 10)
 
 

@@ -77,7 +77,7 @@ def test_a_hash_of_other_weights_is_refused_with_both(unet_folder: Path) -> None
 
 @pytest.mark.parametrize("field", ["sha256", "config_sha256"])
 @pytest.mark.parametrize("value", ["", "abc1234", "not-hexadecimal"])
-def test_a_hash_too_short_to_tell_files_apart_is_refused(field: str, value: str) -> None:
+def test_a_hash_too_short_to_distinguish_files_is_refused(field: str, value: str) -> None:
     with pytest.raises(InvalidInput, match=field):
         DiffusersConfig.model_validate({"schedule": "linear-1000", "path": "unet", field: value})
 

@@ -185,7 +185,7 @@ class TestScoreSDE:
         torch.save(content, tmp_path / "checkpoint_8.pth")
         return tmp_path / "checkpoint_8.pth"
 
-    def test_the_average_is_taken_and_level_t_is_told_as_999_t(self, checkpoint: Path) -> None:
+    def test_the_average_is_taken_and_level_t_is_passed_as_999_t(self, checkpoint: Path) -> None:
         resolved = song(Path("checkpoint_8.pth")).resolved(checkpoint.parent)
         assert resolved.sha256 == sha256_file(checkpoint) and resolved.image_shape == (3, 16, 16)
         denoiser = resolved.build()
@@ -203,7 +203,7 @@ class TestScoreSDE:
         assert all(torch.equal(tensor, theirs[key] / 2) for key, tensor in ours.items()) and len(ours) == 288
         assert raw.id != average.id
 
-    def test_a_discrete_network_is_told_its_index(self, checkpoint: Path) -> None:
+    def test_a_discrete_network_gets_its_index(self, checkpoint: Path) -> None:
         denoiser = song(checkpoint, schedule="linear-1000").resolved(Path()).build()
         expected = fill(SongUNet(**SONG))(images(16), torch.full((2,), 69))
         torch.testing.assert_close(denoiser(images(16), 70), expected)
@@ -283,7 +283,7 @@ class TestGuidedDiffusion:
         ("schedule", "rescale", "t"),
         [("cosine-4000", True, 277), ("cosine-4000", False, 70), ("linear-1000", True, 70)],
     )
-    def test_level_t_is_told_as_its_index_rescaled_to_1000(
+    def test_level_t_is_passed_as_its_index_rescaled_to_1000(
         self, checkpoint: Path, schedule: str, rescale: bool, t: int
     ) -> None:
         resolved = openai(checkpoint, schedule=schedule, rescale_timesteps=rescale).resolved(Path())

@@ -49,7 +49,9 @@ class TestPurification:
         out = DiffPure(mixture, 100, steps=2, variance=variance)(x, keys)
         torch.testing.assert_close(out, (z0 + 1) / 2, rtol=0, atol=1e-12)
 
-    def test_an_image_is_purified_alike_whatever_else_is_in_the_batch(self, mixture: GaussianMixtureDenoiser) -> None:
+    def test_an_image_is_purified_the_same_whatever_else_is_in_the_batch(
+        self, mixture: GaussianMixtureDenoiser
+    ) -> None:
         purify, x = DiffPure(mixture, 100, steps=10), images(4)
         whole = purify(x, omega(7, 3, 11, 0))
         torch.testing.assert_close(purify(x[[2, 0]], omega(11, 7)), whole[[2, 0]], rtol=0, atol=1e-12)
@@ -98,7 +100,7 @@ class TestDepth:
         assert by_sigma.noise_level == get_schedule(denoiser.schedule).level(t_star)
         assert DiffPureConfig(denoiser=denoiser, sigma_eq=by_t.noise_level.sigma_eq).id == by_t.id
 
-    def test_all_steps_are_said_even_where_the_default_is_meant(self) -> None:
+    def test_all_steps_are_written_out_even_where_the_default_is_meant(self) -> None:
         config = DiffPureConfig(denoiser=LINEAR, schedule="linear-1000", t_star=100)
         assert config.steps == config.evaluations == 100
         assert config.id == DiffPureConfig(denoiser=LINEAR, schedule="linear-1000", t_star=100, steps=100).id
@@ -115,9 +117,9 @@ class TestDepth:
         ("fields", "message"),
         [
             ({"t_star": 100}, "t_star is given without `schedule`.*Write `schedule: linear-1000`"),
-            ({}, "takes a depth: either `t_star` with `schedule`, or `sigma_eq`"),
-            ({"schedule": "linear-1000"}, "takes a depth"),
-            ({"schedule": "linear-1000", "t_star": 100, "sigma_eq": 0.1}, "takes a depth"),
+            ({}, "takes one noise level: either `t_star` with `schedule`, or `sigma_eq`"),
+            ({"schedule": "linear-1000"}, "takes one noise level"),
+            ({"schedule": "linear-1000", "t_star": 100, "sigma_eq": 0.1}, "takes one noise level"),
             ({"schedule": "cosine-4000", "t_star": 100}, "'cosine-4000' is not the one that.*'linear-1000'"),
             ({"schedule": "linear-100", "t_star": 100}, "did you mean 'linear-1000'"),
             ({"schedule": 1000, "t_star": 100}, "the name of a noise schedule, not 1000"),
@@ -128,7 +130,7 @@ class TestDepth:
             ({"sigma_eq": True}, "sigma_eq is a number"),
         ],
     )
-    def test_a_depth_that_cannot_be_run_is_refused(self, fields: dict[str, Any], message: str) -> None:
+    def test_a_t_star_that_cannot_be_run_is_refused(self, fields: dict[str, Any], message: str) -> None:
         with pytest.raises(InvalidInput, match=message):
             DiffPureConfig(denoiser=LINEAR, **fields)
 

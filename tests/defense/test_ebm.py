@@ -125,7 +125,7 @@ class TestChain:
         assert torch.equal(plain, followed.detach())
         assert torch.equal(plain, purify(x, omega(1, 2, 3)))  # gradients enabled, but none asked for
 
-    def test_an_image_is_purified_alike_whatever_else_is_in_the_batch(self, smooth_energy: DigitsEnergy) -> None:
+    def test_an_image_is_purified_the_same_whatever_else_is_in_the_batch(self, smooth_energy: DigitsEnergy) -> None:
         purify, x = EBM(smooth_energy, 10, 0.1), images(4, 1, 8, 8)
         whole = purify(x, omega(7, 3, 11, 0))
         torch.testing.assert_close(purify(x[[2, 0]], omega(11, 7)), whole[[2, 0]], rtol=0, atol=1e-12)
@@ -230,7 +230,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("energy", "usual"), [("digits-energy", (200, 0.05, 0.3)), ("cifar10-energy", (1500, 0.01, 1.0))]
     )
-    def test_steps_size_and_temperature_are_those_of_the_architecture_unless_said(
+    def test_steps_size_and_temperature_are_those_of_the_architecture_by_default(
         self, energy: str, usual: tuple[int, float, float]
     ) -> None:
         said = dict(zip(("steps", "step_size", "temperature"), usual, strict=True))
@@ -238,7 +238,7 @@ class TestConfig:
         assert config == EBMConfig.model_validate({"energy": energy, **said})
         assert said.items() <= config.identity().items()
 
-    def test_what_it_says_of_itself(self) -> None:
+    def test_its_label_and_properties(self) -> None:
         config = EBMConfig.model_validate({"energy": "digits-energy", "steps": 20, "step_size": 0.05})
         assert config.label() == "ebm 20 x 0.05 T=0.3" and config.evaluations == 20
         assert config.image_shape == (1, 8, 8) and config.stochastic and config.differentiable

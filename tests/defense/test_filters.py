@@ -59,7 +59,7 @@ class TestEvery:
             out = purify(x, omega(4, 9))
             assert out.shape == x.shape and out.dtype == dtype and not out.requires_grad
 
-    def test_an_image_is_purified_alike_whatever_else_is_in_the_batch(self, config: PurifierConfig) -> None:
+    def test_an_image_is_purified_the_same_whatever_else_is_in_the_batch(self, config: PurifierConfig) -> None:
         purify, x = config.build(), images(4)
         whole = purify(x, omega(7, 3, 11, 0))
         assert torch.equal(purify(x[[2, 0]], omega(11, 7)), whole[[2, 0]])
@@ -94,7 +94,7 @@ def test_the_configs_say_where_the_gradient_is_straight_through() -> None:
     assert [config.differentiable for config in CONFIGS] == [False, False, True, True]
 
 
-def test_labels_tell_the_parameters() -> None:
+def test_labels_show_the_parameters() -> None:
     assert [config.label() for config in CONFIGS] == [
         "jpeg q=60",
         "bit-depth 3",

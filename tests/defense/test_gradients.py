@@ -186,7 +186,7 @@ class TestOtherModes:
 
 class TestModeNames:
     @pytest.mark.parametrize("text", ["blind", "bpda", "exact", "exact-no-guidance-path", "surrogate(5)"])
-    def test_a_name_is_read_and_written_alike(self, text: str) -> None:
+    def test_a_name_is_read_and_written_the_same(self, text: str) -> None:
         assert str(GradientMode.parse(text)) == text
         assert GradientMode.parse(text).steps == (5 if "surrogate" in text else 0)
 

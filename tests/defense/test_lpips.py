@@ -109,7 +109,7 @@ def test_the_weights_are_in_the_id_and_where_they_lie_is_not(weights: Path, tmp_
     assert LpipsConfig(weights=str(moved)).resolved(Path()).id != here.id
 
 
-def test_no_weights_a_missing_file_and_another_hash_are_said(weights: Path, tmp_path: Path) -> None:
+def test_no_weights_a_missing_file_and_another_hash_are_reported(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"alexnet-owt-7be5be79.pth of torchvision.*never fetched silently"):
         LpipsConfig().resolved(tmp_path)
     with pytest.raises(InvalidInput, match=r"nothing\.pth"):

@@ -118,7 +118,7 @@ class TestCosts:
         assert (spies.denoiser.calls, spies.classifier.calls) == (evaluations, classifier_evaluations)
         assert isinstance(built, IterativePurifier) and built.length == evaluations
 
-    def test_gradual_noise_costs_the_sum_of_its_depths(self) -> None:
+    def test_gradual_noise_costs_the_sum_of_its_t_stars(self) -> None:
         fields: dict[str, Any] = {"denoiser": TOY, "schedule": "linear-1000"}
         assert GradualNoiseConfig(**fields).evaluations == 4 * 30 + 2 * 50 + 2 * 125 == 470
         short, spies = GradualNoiseConfig(**fields, depths=(3, 8), steps=5), Spies()
@@ -157,9 +157,9 @@ class TestDepth:
         assert GuidedFromNoiseConfig(denoiser=TOY).t_star == 1000  # type: ignore[call-arg]
         assert GuidedFromNoiseConfig(denoiser=COSINE).t_star == 4000  # type: ignore[call-arg]
 
-    def test_others_need_a_depth(self) -> None:
+    def test_others_need_a_t_star(self) -> None:
         for kind in (DiffPureConfig, GDMPConfig, OneShotConfig, DensePureConfig):
-            with pytest.raises(InvalidInput, match=f"{kind.model_fields['purifier'].default} takes a depth"):
+            with pytest.raises(InvalidInput, match=f"{kind.model_fields['purifier'].default} takes one noise level"):
                 kind.model_validate({"denoiser": TOY})
 
     def test_langevin_dynamics_take_a_level_for_the_score_and_add_no_forward_noise(self) -> None:
@@ -186,13 +186,13 @@ class TestDepth:
         assert found.depths == (10, 30) and found.t_star == found.steps == 30
         assert found.noise_level == get_schedule("linear-1000").level(30)
         for wrong in ({"t_star": 20}, {"sigma_eq": 0.1}, {"t_star": 30, "sigma_eq": 0.1}):
-            with pytest.raises(InvalidInput, match="depths takes the place of t_star"):
+            with pytest.raises(InvalidInput, match="`depths` replaces t_star"):
                 GradualNoiseConfig.model_validate({**fields, **wrong})
-        with pytest.raises(InvalidInput, match="depths takes the place of t_star"):
+        with pytest.raises(InvalidInput, match="`depths` replaces t_star"):
             GradualNoiseConfig.model_validate({"denoiser": TOY, "schedule": "linear-1000", "t_star": 125})
         # Its identity, which says the t_star that was filled in, is read back.
         assert GradualNoiseConfig.model_validate({**fields, "t_star": 30, "steps": 30}).id == found.id
-        with pytest.raises(InvalidInput, match="depths are given without `schedule`; write `schedule: linear-1000`"):
+        with pytest.raises(InvalidInput, match="`depths` is given without `schedule`; write `schedule: linear-1000`"):
             GradualNoiseConfig.model_validate({"denoiser": TOY, "depths": [10]})
         with pytest.raises(InvalidInput, match="t_star = 1001 is not on schedule"):
             GradualNoiseConfig.model_validate({**fields, "depths": [10, 1001]})
@@ -302,10 +302,10 @@ class TestLabels:
             ("densepure", {}, "densepure t*=50 in 10 steps"),
         ],
     )
-    def test_tables_show_depth_steps_and_form(self, purifier: str, fields: dict[str, Any], label: str) -> None:
+    def test_tables_show_t_star_steps_and_form(self, purifier: str, fields: dict[str, Any], label: str) -> None:
         assert config(purifier, **fields).label() == label
 
-    def test_the_depths_of_gradual_noise(self) -> None:
+    def test_the_t_stars_of_gradual_noise(self) -> None:
         fields: dict[str, Any] = {"denoiser": TOY, "schedule": "linear-1000", "depths": (30, 125)}
         assert GradualNoiseConfig(**fields).label() == "gradual-noise t*=30,125"
         assert GradualNoiseConfig(**fields, steps=5).label() == "gradual-noise t*=30,125 in 5 steps"

@@ -292,7 +292,7 @@ def test_digits_trained_on_noise_are_certified_bare_and_denoised(digits_test: Im
         assert np.isin(answers[answers != labels], ABSTAIN).all()
 
 
-def test_wrong_depths_roles_and_answers_are_refused() -> None:
+def test_wrong_t_stars_roles_and_answers_are_refused() -> None:
     x, base = grey(0.5), Bare(Linear(4.0))
     gaussian = GaussianMixtureDenoiser.gaussian(LINEAR, 0.3)
     with pytest.raises(InvalidInput, match=r"sigma = 0.5 is level t_star = 260 .* begins at 146"):

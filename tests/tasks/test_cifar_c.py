@@ -141,7 +141,7 @@ def test_images_that_are_not_there_are_refused(tmp_path: Path, release: Release,
         data.labels(ids)
 
 
-def test_missing_places_files_and_names_are_said(tmp_path: Path, release: Release) -> None:
+def test_missing_places_files_and_names_are_reported(tmp_path: Path, release: Release) -> None:
     with pytest.raises(InvalidInput, match=r"`puregrid data fetch cifar10-c.*RECORD.*never does so by itself"):
         CifarC(tmp_path / "nowhere", release)
     data = CifarC(tmp_path, release)

@@ -61,7 +61,7 @@ def test_shot_noise_is_a_count_over_its_rate_with_variance_x_over_rate(severity:
 
 
 @pytest.mark.parametrize(("severity", "share"), zip(SEVERITIES, (0.01, 0.02, 0.03, 0.05, 0.07), strict=True))
-def test_impulses_replace_a_share_of_values_by_black_or_white_alike_each_channel_alone(
+def test_impulses_replace_a_share_of_values_by_black_or_white_equally_in_each_channel(
     severity: int, share: float
 ) -> None:
     found = done(flat(100, count=16), "impulse_noise", severity).pixels

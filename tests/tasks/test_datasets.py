@@ -292,7 +292,7 @@ class TestFolder:
             ({"classes": "imagenet30"}, r"class 'acorn' has no images: .*nor in a folder 'n12267677'"),
         ],
     )
-    def test_what_is_missing_is_said(self, root: Path, fields: dict[str, object], message: str) -> None:
+    def test_what_is_missing_is_reported(self, root: Path, fields: dict[str, object], message: str) -> None:
         with pytest.raises(InvalidInput, match=message):
             self.config(root, **fields).resolved(Path())
 

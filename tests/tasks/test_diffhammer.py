@@ -164,7 +164,7 @@ class TestSelect:
             used = apart[image] < 1e-5
             assert used.any() and q[image][used].sum(1).max() >= single[image].max() - 1e-5
 
-    def test_draws_far_from_being_fooled_are_told_apart_and_hopeless_ones_do_not_divide_by_zero(self) -> None:
+    def test_draws_far_from_being_fooled_are_distinguished_and_hopeless_ones_do_not_divide_by_zero(self) -> None:
         losses = torch.tensor([[-900.0, -901.0, -2000.0]])
         weights, _ = select(losses, torch.zeros(1, 3, 2), torch.sign)
         np.testing.assert_allclose(weights, [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1)), 0]], rtol=1e-9)

@@ -181,7 +181,7 @@ def test_images_too_small_are_refused_before_the_defence_is_called(lpips: LpipsC
         run(wide, Untouched(), smooth_images(4))
 
 
-def test_missing_weights_are_said_before_any_compute(lpips: LpipsConfig, tmp_path: Path) -> None:
+def test_missing_weights_are_reported_before_any_compute(lpips: LpipsConfig, tmp_path: Path) -> None:
     for fields in ({}, {"lpips": {}}, {"lpips": {"net": "vgg"}}):
         with pytest.raises(InvalidInput, match=r"lpips: {net: vgg, weights: PATH}.*vgg16-397923af.*never fetched"):
             LowFrequencyConfig.model_validate(fields)

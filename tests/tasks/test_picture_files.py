@@ -94,7 +94,7 @@ def test_pictures_of_other_kinds_are_refused_by_name(root: Path, name: str) -> N
     assert name in message and all(suffix in message for suffix in ACCEPTED)
 
 
-def test_everything_else_is_told_of(root: Path) -> None:
+def test_everything_else_is_reported(root: Path) -> None:
     (root / "test" / "dog" / "Thumbs.db").write_bytes(b"x")
     (root / "test" / "cat" / "notes.txt").write_bytes(b"x")
     (root / "test" / "README.md").write_bytes(b"x")
@@ -103,7 +103,7 @@ def test_everything_else_is_told_of(root: Path) -> None:
     assert len(notices) == 2 and all(name in text for name in ("Thumbs.db", "notes.txt", "README.md"))
 
 
-def test_folders_that_the_list_of_classes_does_not_name_are_told_of(root: Path) -> None:
+def test_folders_that_the_list_of_classes_does_not_name_are_reported(root: Path) -> None:
     (root / "classes.txt").write_text("cat\nowl\n")
     (notice,) = config(root, classes="classes.txt").resolved(root).notices()
     assert "dog" in notice and "cat" not in notice

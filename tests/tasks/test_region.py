@@ -272,7 +272,7 @@ def test_random_start_belongs_to_the_image_not_to_its_place_in_the_batch(norm: N
 
 
 @given(data=st.data())
-def test_nearer_is_the_neighbouring_float_where_told_and_the_same_elsewhere(data: st.DataObject) -> None:
+def test_nearer_is_the_neighbouring_float_where_asked_and_the_same_elsewhere(data: st.DataObject) -> None:
     floats = hnp.arrays(np.float32, (1, 8), elements=st.floats(-2, 2, width=32))
     x, goal = data.draw(floats), data.draw(floats)
     where = data.draw(hnp.arrays(np.bool_, (1, 8)))

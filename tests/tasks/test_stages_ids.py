@@ -144,7 +144,7 @@ def test_all_defences_are_judged_on_one_static_attack(evaluate: EvaluateStage) -
     assert changed(evaluate, source=None).inputs() == {}
 
 
-def test_depths_of_one_denoiser_go_to_one_worker(evaluate: EvaluateStage, cnn: ClassifierConfig) -> None:
+def test_t_stars_of_one_denoiser_go_to_one_worker(evaluate: EvaluateStage, cnn: ClassifierConfig) -> None:
     deeper = changed(evaluate, **EVALUATE_CHANGES["depth"](evaluate))
     assert deeper.model_key() == evaluate.model_key() != ""
     assert changed(evaluate, **EVALUATE_CHANGES["denoiser weights"](evaluate)).model_key() != evaluate.model_key()

@@ -264,7 +264,7 @@ def test_every_demand_can_fail() -> None:
     assert {f"test_{demand}" for _, demand, _ in BROKEN} == set(demands(AttackContract))
 
 
-def test_the_smooth_classifier_tells_its_images_apart() -> None:
+def test_the_smooth_classifier_distinguishes_its_images() -> None:
     """Else the demands on labels and losses would say nothing."""
     labels = Broken("right").labels()
     assert len(set(labels.tolist())) >= 2

@@ -44,7 +44,7 @@ class BuiltIn(CorruptionContract):
 
     def config(self) -> CorruptionConfig:
         more = {"photographs": str(self.photographs)} if self.name == "frost" else {}
-        return CorruptionConfig(corruption=self.name, severity=3, **more).resolved(Path(), DigitsConfig())
+        return CorruptionConfig(corruption=self.name, severity=3, **more).resolved(Path()).of(DigitsConfig())
 
 
 class OnDigits(BuiltIn):

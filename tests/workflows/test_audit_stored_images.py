@@ -123,7 +123,7 @@ def test_rows_that_lie_about_their_norms(tmp_path: Path) -> None:
     assert worse_than_notes(audited.found) == ["error norms-disagree"]
 
 
-def test_images_that_cannot_be_read_are_said_not_to_be_checked(tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_reported_as_unchecked(tmp_path: Path) -> None:
     audited = Audited(tmp_path, by_threat({"clean": 0.95}, 0.5), attacks=f"none, {PGD}")
     attack = audited.sweep.cells[1].evaluate.source
     assert attack is not None and audited.found == []

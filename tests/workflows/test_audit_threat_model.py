@@ -124,7 +124,7 @@ def test_no_clean_counterpart(tmp_path: Path) -> None:
     assert [(f.severity, f.rule) for f in audited.found] == [("note", "clean-missing")]
 
 
-def test_a_depth_without_its_schedule(tmp_path: Path) -> None:
+def test_a_t_star_without_its_schedule(tmp_path: Path) -> None:
     audited = Audited(tmp_path, by_threat({"clean": 0.9}), defences=GDMP, images=20)
     (view,) = views(audited.results)
     assert list(depth_without_schedule([view])) == []
@@ -132,7 +132,7 @@ def test_a_depth_without_its_schedule(tmp_path: Path) -> None:
     assert finding.evidence == {"t_star": 36.0, "rows": 20}
 
 
-def test_a_depth_that_is_one_step_off_its_schedule(tmp_path: Path) -> None:
+def test_a_t_star_that_is_one_step_off_its_schedule(tmp_path: Path) -> None:
     audited = Audited(tmp_path, by_threat({"clean": 0.9}), defences=GDMP, images=20)
     (view,) = views(audited.results)
     assert list(t_star_inconsistent([view])) == []

@@ -205,7 +205,7 @@ class OneOff(DiffPureConfig):
         return NoiseLevel(self.t_star, before.abar, before.sigma_eq)
 
 
-def test_a_depth_that_is_one_step_off(tmp_path: Path) -> None:
+def test_a_t_star_that_is_one_step_off(tmp_path: Path) -> None:
     diffpure = "denoiser: ddpm, schedule: linear-1000, t_star: 40, steps: 2, draws: 2"
     defences = f'{{purifier: diffpure, {diffpure}}}, {{purifier: "test_broken_zoo:OneOff", {diffpure}}}'
     results = audited(tmp_path, defences=defences, attacks="none", images=20)

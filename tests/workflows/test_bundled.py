@@ -56,7 +56,7 @@ def test_paths_are_left_to_the_reader() -> None:
     assert find_sweep("not/there.yaml") == Path("not/there.yaml")
 
 
-def test_a_bundled_name_with_the_suffix_is_told_apart() -> None:
+def test_a_bundled_name_with_the_suffix_is_distinguished() -> None:
     with pytest.raises(InvalidInput) as caught:
         find_sweep("papers/agdm-cifar10.yaml")
     assert str(caught.value) == (

@@ -93,7 +93,7 @@ def test_a_file_needs_no_style_sheet_and_holds_its_legend() -> None:
     assert LIGHT.keys() == DARK.keys() and not set(LIGHT.values()) & set(DARK.values())
 
 
-def test_the_ninth_line_is_told_from_the_first() -> None:
+def test_the_ninth_line_differs_from_the_first() -> None:
     lines = [Series(str(i), exact((0.0, 1.0), (1.0, 0.0))) for i in range(9)]
     drawing = line_chart(lines, "x", "y")
     first, ninth = drawing.keys[0].mark, drawing.keys[8].mark

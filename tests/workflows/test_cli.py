@@ -131,7 +131,7 @@ class TestPlan:
         assert (result.exit_code, result.stderr) == (0, "")
         first, *stages, last = result.stdout.splitlines()
         assert re.fullmatch(
-            r"quickstart \([0-9a-f]{16}\): 12 cells ask for 126 units, 90 of them distinct; "
+            r"quickstart \([0-9a-f]{16}\): 12 cells need 126 units, 90 of them distinct; "
             r"0 committed, 90 to compute",
             first,
         )
@@ -227,7 +227,11 @@ class TestStatusAndTables:
             result = _call("tables", file, "--store", store.uri, "--format", form)
             assert result.exit_code == 0
             # What CSV has no place for is said beside it.
-            said = "other tables: cost; --table NAME has one, --out FOLDER all of them\n" if form == "csv" else ""
+            said = (
+                "other tables: cost; --table NAME prints one, --out FOLDER writes all of them\n"
+                if form == "csv"
+                else ""
+            )
             assert result.stderr.endswith(said) and ("Wilson's 95 % interval" in result.stderr) == (form == "csv")
             texts[form] = result.stdout
         rows = json.loads(texts["json"])["robustness"]
@@ -271,7 +275,7 @@ class TestStatusAndTables:
         ("options", "said"),
         [
             (("--table", "costs"), "this sweep has no table 'costs'; did you mean 'cost'?"),
-            (("--format", "md", "--out", "there"), "--out: a folder is for --format csv"),
+            (("--format", "md", "--out", "there"), "--out: only --format csv writes a folder"),
             (("--table", "no_module_of_mine:table"), "cannot be imported"),
         ],
     )

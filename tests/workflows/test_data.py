@@ -130,11 +130,13 @@ class TestDownload:
             download(remote, tmp_path / "file.bin")
         assert list(tmp_path.iterdir()) == []  # else every further run would continue the damaged file
 
-    def test_an_answer_of_the_server_is_told(self, site: Site, tmp_path: Path) -> None:
+    def test_an_answer_of_the_server_is_reported(self, site: Site, tmp_path: Path) -> None:
         with pytest.raises(PuregridError, match=r"answered 404 .*put it at .*file\.bin \(md5 "):
             download(RemoteFile(f"{site.url}/gone", "md5", MD5), tmp_path / "file.bin")
 
-    def test_without_a_network_the_way_by_hand_is_told(self, site: Site, remote: RemoteFile, tmp_path: Path) -> None:
+    def test_without_a_network_the_way_by_hand_is_reported(
+        self, site: Site, remote: RemoteFile, tmp_path: Path
+    ) -> None:
         site.server.shutdown()
         site.server.server_close()
         with pytest.raises(PuregridError) as error:
@@ -143,7 +145,7 @@ class TestDownload:
             assert part in str(error.value)
         assert "bytes are kept" not in str(error.value)
 
-    def test_too_little_space_is_said_before_anything_is_written(
+    def test_too_little_space_is_reported_before_anything_is_written(
         self, remote: RemoteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         usage = workflows.assets.download.shutil.disk_usage(tmp_path)._replace(free=10)

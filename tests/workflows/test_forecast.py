@@ -164,10 +164,10 @@ class TestMeasuring:
         source = Heavy(number=1)
         plan = plan_of([source, Heavy(number=2, source=source), Heavy(number=3)], 30)
         nothing = Committed(plan)
-        chosen = to_measure(nothing, set(), each=5)
+        chosen = to_measure(nothing, set(), per_kind=5)
         assert Counter(unit.stage for unit in chosen) == {0: 5, 1: 5, 2: 5}
         assert {Unit(0, unit.chunk) for unit in chosen if unit.stage == 1} <= chosen
-        assert Counter(unit.stage for unit in to_measure(nothing, set(), each=50)) == {0: 10, 1: 10, 2: 10}
+        assert Counter(unit.stage for unit in to_measure(nothing, set(), per_kind=50)) == {0: 10, 1: 10, 2: 10}
         kinds = [stage.spec.kind for stage in plan.stages]
         # A kind that is known is computed only as far as others read it.
         some = Committed(plan, [{3, 4}, set(), set()])
@@ -179,7 +179,7 @@ class TestMeasuring:
 
     def test_a_small_sweep_is_measured_whole(self) -> None:
         plan = plan_of([Nap(number=0)], 2)
-        assert to_measure(Committed(plan), set(), each=7) == {Unit(0, 0), Unit(0, 1)}
+        assert to_measure(Committed(plan), set(), per_kind=7) == {Unit(0, 0), Unit(0, 1)}
 
 
 def _run(*, workers: int, units: int, wall_seconds: float) -> RunRecord:

@@ -199,7 +199,7 @@ def test_json_has_the_frame_the_findings_and_the_declarations() -> None:
     assert [column["name"] for column in declared["columns"]] == [column.name for column in COLUMNS]
 
 
-def test_a_column_that_only_tells_lines_apart_is_there_where_it_does() -> None:
+def test_a_column_that_only_distinguishes_lines_is_shown_where_it_does() -> None:
     two = replace(TABLE, frame=FRAME.assign(seed=[0, 1, 1]))
     assert [column.name for column in two.visible][:2] == ["net", "seed"]
     assert "| a\\|b | 1 | 8/255 |" in rendered("md", [two])

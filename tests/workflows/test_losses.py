@@ -129,7 +129,7 @@ def test_workers_that_cannot_start_end_the_run_with_the_cause_or_leave_it_to_the
             go(plan, Pool(store.uri, 1), store)
         assert not any(plan.committed(store))
         monkeypatch.setattr("workflows.engine.pool.UnitWorker", Lame)
-        pool = Pool(store.uri, 2, say=told.append)
+        pool = Pool(store.uri, 2, notify=told.append)
         wait_for(lambda: not pool.wait(0.1) and bool(told))
         outcome = go(plan, pool, store)
     assert len(told) == 1 and "could not be started" in told[0] and "goes on with 1" in told[0]

@@ -22,7 +22,7 @@ from defense.errors import InvalidInput
 from tasks.stages.kind import Kind
 from workflows.analysis import Analysis
 from workflows.grid.load import load_sweep
-from workflows.monitoring.events import LOGGER, listened, log_to, tell
+from workflows.monitoring.events import LOGGER, enabled, log_event, log_to
 from workflows.monitoring.ledger import KindAccount, Ledger, Place, utilisation_table
 from workflows.monitoring.run_record import RunRecord, RunRecorder, duration, read_runs, run_line
 from workflows.results.reader import Results
@@ -39,10 +39,10 @@ class TestLog:
         path = tmp_path / "log"
         before = datetime.now(UTC)
         with log_to(path, run="r1"):
-            tell("committed", unit="a/b", seconds=1.5, error=None)
+            log_event("committed", unit="a/b", seconds=1.5, error=None)
         with log_to(path, run="r2"):
-            tell("retried", error='line\nbreak "quoted"')
-        tell("retried", error="nobody listens")
+            log_event("retried", error='line\nbreak "quoted"')
+        log_event("retried", error="nobody listens")
         first, second = events_of(path)  # appended, and a line break in an error breaks no line
         assert before - timedelta(seconds=1) < datetime.fromisoformat(first.pop("time")) < datetime.now(UTC)
         assert first == {"event": "committed", "run": "r1", "unit": "a/b", "seconds": 1.5}
@@ -50,16 +50,16 @@ class TestLog:
         assert second["time"].endswith("+00:00")
 
     def test_nobody_listens_without_a_log(self, tmp_path: Path) -> None:
-        assert not listened()
+        assert not enabled()
         with log_to(tmp_path / "log"):
-            assert listened()
+            assert enabled()
         with log_to(None):
-            assert not listened()
+            assert not enabled()
         assert LOGGER.handlers == [] and LOGGER.propagate
 
     def test_a_library_user_may_listen_too(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.INFO, logger="puregrid.run"):
-            tell("planned", units=3)
+            log_event("planned", units=3)
         (record,) = caplog.records
         assert (record.getMessage(), record.__dict__["fields"]) == ("planned", {"units": 3})
 

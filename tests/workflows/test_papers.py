@@ -44,7 +44,7 @@ class TestRequirements:
         path.write_text(f"requires:\n{requires}{SMALL}")
         return path
 
-    def test_all_that_is_missing_is_told_at_once_with_lines_and_sources(self, tmp_path: Path) -> None:
+    def test_all_that_is_missing_is_reported_at_once_with_lines_and_sources(self, tmp_path: Path) -> None:
         (tmp_path / "other.pt").write_bytes(b"other")
         path = self.write(
             tmp_path,
@@ -65,7 +65,9 @@ class TestRequirements:
             f"  line 5: {tmp_path}/a.tar or {tmp_path}/a is not there (puregrid data fetch a)",
         ]
 
-    def test_nothing_is_said_where_everything_is_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_nothing_is_reported_where_nothing_is_missing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("PUREGRID_WEIGHTS", str(tmp_path))
         (tmp_path / "two.pt").write_bytes(b"two")
         (tmp_path / "a").mkdir()

@@ -193,7 +193,7 @@ class TestCompare:
                 shares.append((np.stack(list(rows["prediction"])) == rows["label"].to_numpy()[:, None]).mean())
         assert len(shares) == 2 and frame["measured"][5] == pytest.approx(100 * np.mean(shares))
 
-    def test_what_differs_is_said_and_what_is_the_same_is_not(self, frame: pd.DataFrame) -> None:
+    def test_what_differs_is_reported_and_what_is_the_same_is_not(self, frame: pd.DataFrame) -> None:
         first, adaptive, corrupted = frame["differs"][0], frame["differs"][4], frame["differs"][5]
         assert "t_star: published 470, measured 10" in first
         assert "schedule: published not stated, measured linear-1000" in first

@@ -158,7 +158,7 @@ class TestComputed:
         assert (
             found is not None
             and undeclared(found) == set()
-            and "smoke sweep" in found.title
+            and "smoke test" in found.title
             and "says nothing" in found.warning
         )
         names, lines = grid(found)

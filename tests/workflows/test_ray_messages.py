@@ -58,7 +58,7 @@ def error_of(reference: object) -> RayActorError:
 
 
 @pytest.mark.slow
-def test_each_end_of_an_actor_is_told_from_the_others() -> None:
+def test_each_end_of_an_actor_is_distinguished_from_the_others() -> None:
     frail = ray.remote(Frail)
     with machines(1) as found:
         node = add_machine(found, 1, 40)
@@ -88,7 +88,7 @@ def test_each_end_of_an_actor_is_told_from_the_others() -> None:
 
 
 @pytest.mark.slow
-def test_the_memory_monitor_is_told_from_an_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_monitor_is_distinguished_from_an_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     # It ends workers above a share of memory that every machine is above.
     monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "500")

@@ -27,7 +27,7 @@ def test_page_is_self_contained_and_says_what_the_rows_say(tmp_path: Path) -> No
     assert "not complete" not in page
 
 
-def test_partial_results_are_said_to_be_partial(tmp_path: Path) -> None:
+def test_partial_results_are_marked_as_partial(tmp_path: Path) -> None:
     sweep, store, _ = filled(tmp_path)
     stage = make_plan(sweep).stages[0]
     store.revoke(stage.spec.stage, stage.id, stage.chunks[1].name)

@@ -35,7 +35,7 @@ from workflows.audit import findings
 from workflows.cli import app
 from workflows.grid.cells import Defence
 from workflows.report import report
-from workflows.report.figures import depth_families
+from workflows.report.figures import t_star_families
 from workflows.report.gallery import amplified, png
 from workflows.report.page import _Content
 from workflows.report.size import Piece, data_uri, fitted
@@ -196,7 +196,7 @@ def test_certificates_envelope_corruptions_gains_quality_and_cost_are_those_of_j
     assert combined == [interval(row, "lowest") for row in full.json["combined"]] and len(combined) == 3
 
 
-def test_a_curve_over_the_depth_joins_what_differs_in_depth_alone() -> None:
+def test_a_curve_over_t_star_joins_what_differs_in_t_star_alone() -> None:
     denoiser = DiffusersConfig(schedule="linear-1000", path=str(ASSETS / "digits-ddpm")).resolved(Path())
 
     def family(*settings: tuple[int, int | None, int]) -> list[int]:
@@ -206,7 +206,7 @@ def test_a_curve_over_the_depth_joins_what_differs_in_depth_alone() -> None:
             purifier = DiffPureConfig(denoiser=denoiser, schedule="linear-1000", t_star=t, steps=steps)
             found.append(Defence(purifier.resolved(Path()), draws, "single"))
         cells = {str(i): defence for i, defence in enumerate(found)}
-        families = depth_families(cells, {str(i): t for i, (t, *_) in enumerate(settings)})
+        families = t_star_families(cells, {str(i): t for i, (t, *_) in enumerate(settings)})
         return [list(dict.fromkeys(families.values())).index(families[cell]) for cell in cells]
 
     assert family((5, 5, 2), (10, 5, 2), (100, 5, 2)) == [0, 0, 0], "five steps each, though one is no deeper"

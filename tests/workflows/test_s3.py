@@ -129,7 +129,7 @@ def test_a_write_costs_one_put_and_no_look(s3: S3Server) -> None:
     assert s3.requests == {"PUT": 2}
 
 
-def test_an_outage_is_waited_out_told_and_remembered(
+def test_an_outage_is_waited_out_reported_and_recorded(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from test_store import CHUNK, ID, SPEC, UNIT, output, record
@@ -204,7 +204,7 @@ def test_a_refusal_is_not_waited_out(s3: S3Server) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_bucket_that_is_not_there_is_told_and_never_made(s3: S3Server) -> None:
+def test_a_missing_bucket_is_reported_and_never_made(s3: S3Server) -> None:
     FsspecFiles(s3.new_bucket()).check()
     files = FsspecFiles("s3://no-such-bucket/store")
     for operation in (files.check, lambda: files.write("f", b"1"), lambda: files.create("f", b"1")):

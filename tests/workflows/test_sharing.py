@@ -21,7 +21,7 @@ class TestSharing:
         "t_star: [25, 50, 75, 100, 125, 150, 175, 200, 225, 250, 275, 300]}]"
     )
 
-    def test_twelve_depths_share_one_static_attack(self, tmp_path: Path) -> None:
+    def test_twelve_t_stars_share_one_static_attack(self, tmp_path: Path) -> None:
         sweep = swept(tmp_path, self.TWELVE, self.DEPTHS, "datasets.0.images.first=70", "chunk=10")
         plan = make_plan(sweep)
         assert len(sweep.cells) == 12

@@ -237,7 +237,9 @@ def damage(files: Files, path: str, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "one bit"])
 @pytest.mark.parametrize("path", [ROWS_PATH, IMAGES_PATH])
-def test_damaged_data_is_told_never_read_and_computed_again_after_revoking(store: Store, path: str, how: str) -> None:
+def test_damaged_data_is_reported_never_read_and_computed_again_after_revoking(
+    store: Store, path: str, how: str
+) -> None:
     committed(store)
     good = {name: store.files.read(name) for name in (ROWS_PATH, IMAGES_PATH)}
     damage(store.files, path, how)

@@ -43,7 +43,7 @@ def assert_zero(status: int) -> None:
     assert status == 0
 
 
-def test_a_full_disk_is_told_with_its_room_and_leaves_the_old_content_and_nothing_else(
+def test_a_full_disk_is_reported_with_its_room_and_leaves_the_old_content_and_nothing_else(
     disk: tuple[Path, Resize], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("a full disk does not pass by itself"))
@@ -184,7 +184,7 @@ def test_answers_and_mistakes_pass_through_at_once(
     assert found.value is error
 
 
-def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*arguments: Any, **options: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -193,7 +193,7 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path, monkeypatch: p
         LocalFiles(tmp_path).write("f", b"1")
 
 
-def test_a_file_system_without_hard_links_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_hard_links_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(source: str, target: Path) -> None:
         raise PermissionError(1, "Operation not permitted")
 

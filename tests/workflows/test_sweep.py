@@ -305,7 +305,7 @@ class TestId:
 
 
 class TestLabels:
-    def test_attacks_of_one_short_name_are_told_apart(self, tmp_path: Path) -> None:
+    def test_attacks_of_one_short_name_are_distinguished(self, tmp_path: Path) -> None:
         sweep = swept(
             tmp_path, SMALL + "attacks: [{attack: pgd, norm: linf, eps: [0.1, 0.2], step_size: [0.01, 0.02]}]\n"
         )

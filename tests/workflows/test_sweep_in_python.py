@@ -232,7 +232,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_mistake_is_told_at_its_place_without_a_file(name: str) -> None:
+def test_a_mistake_is_reported_at_its_place_without_a_file(name: str) -> None:
     sections, says = WRONG[name]
     with pytest.raises(InvalidInput) as caught:
         Sweep("wrong", **{**SMALL, **sections})

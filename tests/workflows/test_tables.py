@@ -254,7 +254,7 @@ def test_text_shows_any_name_in_full(name: str) -> None:
     assert "…" not in text
 
 
-def test_seed_data_set_and_answer_are_columns_only_where_they_tell_cells_apart() -> None:
+def test_seed_data_set_and_answer_are_columns_only_where_they_differ() -> None:
     def names(*lines: dict[str, Any]) -> list[str]:
         return list(markdown_tables(rendered("md", *lines))[0][0])
 

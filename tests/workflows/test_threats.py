@@ -93,7 +93,7 @@ def test_grid_is_the_product_with_every_threat(computed: Results) -> None:
     assert kinds.count("sample") == 2 * 2 * 3 and kinds.count("sample-sequence") == 2 * 3
 
 
-def test_a_certificate_sets_the_depth_of_the_defence_that_it_denoises_with(computed: Results) -> None:
+def test_a_certificate_sets_the_t_star_of_the_defence_that_it_denoises_with(computed: Results) -> None:
     depths = {
         cell.certificate.sigma: cell.defence.label()
         for cell in computed.sweep.certified
@@ -200,7 +200,7 @@ def test_mean_corruption_error_is_the_mean_ratio_of_errors(
     ]
 
 
-def test_lines_of_several_seeds_can_be_told_apart(computed: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_several_seeds_can_be_distinguished(computed: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pd.DataFrame(
         [
             {"defence": d, "corruption": "fog", "severity": 1, "image_id": i, "correct": float(d == "other")}

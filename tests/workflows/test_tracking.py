@@ -466,7 +466,7 @@ class TestFindings:
         path = client.download_artifacts(run.info.run_id, "findings.json", str(tmp_path))
         assert json.loads(Path(path).read_text()) == []
 
-    def test_without_an_audit_nothing_is_said_of_any(self, story: Story) -> None:
+    def test_without_an_audit_no_finding_is_mentioned(self, story: Story) -> None:
         for run in story.moments[-1].runs.values():
             assert "puregrid.findings" not in run.data.tags
             assert not any(key.startswith("findings/") for key in run.data.metrics)

@@ -116,10 +116,10 @@ def test_a_death_at_any_step_and_a_resume_give_the_same_bits(
     for step, continues_at in ((3, None), (7, None), (6, 5)):  # the second leaves a checkpoint at 5, the third at 10
         with monkeypatch.context() as patch, pytest.raises(Killed):
             _die_at(patch, step)
-            train(load_config(path), command="test", say=said.append)
+            train(load_config(path), command="test", notify=said.append)
         assert (f"continuing at step {continues_at} of 12" in said) == (continues_at is not None)
         torch.manual_seed(step)  # another process has another state
-    resumed = train(load_config(path), command="test", say=said.append)
+    resumed = train(load_config(path), command="test", notify=said.append)
     assert said[-1] == "continuing at step 10 of 12"
     assert _bytes(tmp_path / "broken") == _bytes(tmp_path / "straight")
     assert resumed["sha256"] == straight["sha256"]

@@ -1,4 +1,4 @@
-"""One value for everything that a sweep's committed rows say, computed once and only when it is asked for."""
+"""Everything that a sweep's committed rows show, as one value, computed once on first use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["TABLES", "Analysis", "Builder"]
 
 
 class Analysis:
-    """What the rows of a sweep say.
+    """Everything that the rows of a sweep show.
 
     Arguments:
         results: Its committed results.
@@ -53,7 +53,7 @@ class Analysis:
 
     @cached_property
     def robustness(self) -> pd.DataFrame:
-        """One row a clean or attacked cell, see :meth:`workflows.results.reader.Results.robustness`."""
+        """One row per clean or attacked cell, see :meth:`workflows.results.reader.Results.robustness`."""
         return self.results.robustness()
 
     @cached_property
@@ -68,12 +68,12 @@ class Analysis:
 
     @cached_property
     def certified(self) -> pd.DataFrame:
-        """One row a certificate, see :func:`workflows.results.certificates.certified_frame`."""
+        """One row per certificate, see :func:`workflows.results.certificates.certified_frame`."""
         return certified_frame(self.results)
 
     @cached_property
     def certified_curves(self) -> pd.DataFrame:
-        """One row a certificate and radius, see :func:`workflows.results.certificates.certified_curves`."""
+        """One row per certificate and radius, see :func:`workflows.results.certificates.certified_curves`."""
         return certified_curves(self.results)
 
     @cached_property
@@ -87,7 +87,7 @@ class Analysis:
 
     @cached_property
     def corruptions(self) -> pd.DataFrame:
-        """One row a defence, corruption and severity, see :func:`workflows.results.corruptions.accuracy_table`."""
+        """One row per defence, corruption and severity, see :func:`workflows.results.corruptions.accuracy_table`."""
         return accuracy_frame(self._corrupted)
 
     @cached_property
@@ -97,7 +97,7 @@ class Analysis:
 
     @cached_property
     def mce(self) -> pd.DataFrame:
-        """Mean corruption errors relative to the baseline that was asked for; empty without one.
+        """Mean corruption errors relative to the requested baseline; empty without one.
 
         Raises:
             InvalidInput: There is no such classifier, or the benchmark is not complete.
@@ -116,7 +116,7 @@ class Analysis:
 
     @cached_property
     def cost(self) -> pd.DataFrame:
-        """One row a distinct stage: images, network evaluations, seconds."""
+        """One row per distinct stage: images, network evaluations, seconds."""
         return self.results.cost()
 
     @property
@@ -128,7 +128,7 @@ class Analysis:
     def _published(self) -> Table | None:
         return published_table(self.results)
 
-    # What is said of them
+    # Findings and sentences
 
     @cached_property
     def findings(self) -> list[Finding]:
@@ -149,12 +149,12 @@ class Analysis:
 
     @cached_property
     def summary(self) -> list[str]:
-        """What its best defences are worth, in a few sentences."""
+        """The results of the best defences, in a few sentences."""
         return summary(self.robustness, self.certified, self.corruptions, self.audited or ())
 
     @property
     def warnings(self) -> list[str]:
-        """What has to be read before any number."""
+        """Warnings to read before any number."""
         return [*(table.warning for table in self.tables if table.warning), *self.missing]
 
     def provenance(self, command: str) -> Provenance:
@@ -174,8 +174,8 @@ class Analysis:
         Raises:
             InvalidInput: A registered table is no table, or has the name of another.
         """
-        tables = [*self._built_in(), *_there(*(self._built(name) for name in TABLES.names()))]
-        tables += _there(cost_table(self.cost))
+        tables = [*self._built_in(), *_present(*(self._built(name) for name in TABLES.names()))]
+        tables += _present(cost_table(self.cost))
         names = Counter([*(table.name for table in tables), "findings", "tables"])
         name, count = names.most_common(1)[0]
         if count > 1:
@@ -183,18 +183,18 @@ class Analysis:
         return tables
 
     def table(self, name: str) -> Table:
-        """The table of that name, or one that is built by ``module:attribute``.
+        """Return the table of that name, or one that is built by ``module:attribute``.
 
         Raises:
             InvalidInput: There is none.
         """
-        found = next((table for table in self.tables if table.name == name), None)
-        if found is None and ":" in name:
-            found = self._built(name)
-        if found is None:
+        result = next((table for table in self.tables if table.name == name), None)
+        if result is None and ":" in name:
+            result = self._built(name)
+        if result is None:
             names = [table.name for table in self.tables]
             raise InvalidInput(f"this sweep has no table {name!r}; {nearest(name, names)}")
-        return found
+        return result
 
     def _built_in(self) -> list[Table]:
         labels = self.sweep.labels
@@ -204,7 +204,7 @@ class Analysis:
             row = {**labels[cell.id], "seed": cell.seed, "origin": cell.corruption.origin}
             cells.setdefault(tuple(row[name] for name in LINE), []).append(cell.id)
         not_taken = sorted(set(self._quality_rows["missing"]) - {""}) if len(self._quality_rows) else ()
-        return _there(
+        return _present(
             robustness_table(self.robustness),
             ladders_table(self.ladders, ladder_cells(self.results)),
             combined_table(self.combined),
@@ -219,12 +219,12 @@ class Analysis:
         )
 
     def _built(self, name: str) -> Table | None:
-        found = TABLES.get(name)(self)
-        if found is not None and not isinstance(found, Table):
+        table = TABLES.get(name)(self)
+        if table is not None and not isinstance(table, Table):
             raise InvalidInput(
-                f"table {name!r} was built as {found!r}; a builder returns a Table, or None without rows."
+                f"table {name!r} was built as {table!r}; a builder returns a Table, or None without rows."
             )
-        return found
+        return table
 
 
 Builder = Callable[[Analysis], Table | None]
@@ -234,5 +234,5 @@ TABLES: Registry[Builder] = Registry("table", "puregrid.tables")
 """Tables from elsewhere, which every rendering has between the built-in ones and that of cost."""
 
 
-def _there(*tables: Table | None) -> list[Table]:
+def _present(*tables: Table | None) -> list[Table]:
     return [table for table in tables if table is not None]

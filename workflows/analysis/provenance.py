@@ -1,4 +1,4 @@
-"""Where numbers come from: what was computed, on what, by which versions, and the command that does it again."""
+"""Where numbers come from: what was computed, on what, by which versions, and the command that repeats it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNKNOWN = "commit not recorded"
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a reader needs to believe a page, or to make it again.
+    """What a reader needs to verify a page, or to make it again.
 
     Arguments:
         facts: Names and values.
@@ -38,7 +38,7 @@ class Provenance:
 
 
 def provenance(results: Results, command: str) -> Provenance:
-    """The provenance of a sweep's results.
+    """Return the provenance of a sweep's results.
 
     Arguments:
         results: The results.
@@ -67,10 +67,10 @@ def _versions(results: Results, stages: Iterable[PlannedStage]) -> list[tuple[st
                 sources[recorded.pop("puregrid_commit", _UNKNOWN)] += 1
                 for name, version in recorded.items():
                     versions.setdefault(name, set()).add(version)
-    found = [("source", "; ".join(f"{name}: {n} unit{'s' * (n > 1)}" for name, n in sources.most_common()) or "-")]
-    found.append(("hosts", ", ".join(sorted(hosts)) or "-"))
+    lines = [("source", "; ".join(f"{name}: {n} unit{'s' * (n > 1)}" for name, n in sources.most_common()) or "-")]
+    lines.append(("hosts", ", ".join(sorted(hosts)) or "-"))
     # The device is the name of a GPU; rows that were computed without one have none.
-    return found + [(name, ", ".join(sorted(values))) for name, values in sorted(versions.items())]
+    return lines + [(name, ", ".join(sorted(values))) for name, values in sorted(versions.items())]
 
 
 def _weights(results: Results) -> list[tuple[str, str]]:
@@ -90,8 +90,8 @@ def _weights(results: Results) -> list[tuple[str, str]]:
 
 
 def _specs(results: Results) -> Iterable[tuple[str, str, str]]:
-    """Each part of a cell once, by the names that tables have for it."""
-    found: dict[tuple[str, str], tuple[str, str, str]] = {}
+    """Yield each part of a cell once, by its name in tables."""
+    specs: dict[tuple[str, str], tuple[str, str, str]] = {}
     for cell in results.sweep.cells:
         labels = results.sweep.labels[cell.id]
         parts: list[tuple[str, Spec | None]] = [
@@ -106,8 +106,8 @@ def _specs(results: Results) -> Iterable[tuple[str, str, str]]:
         for kind, spec in parts:
             if spec is not None:
                 text = json.dumps(spec.identity(), indent=1, sort_keys=True)
-                found.setdefault((kind, spec.id), (kind, labels.get(kind, kind), text))
-    return sorted(found.values(), key=lambda spec: [kind for kind, _ in parts].index(spec[0]))
+                specs.setdefault((kind, spec.id), (kind, labels.get(kind, kind), text))
+    return sorted(specs.values(), key=lambda spec: [kind for kind, _ in parts].index(spec[0]))
 
 
 def _line(results: Results, stage: PlannedStage) -> tuple[str, str, str, str]:

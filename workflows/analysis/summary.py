@@ -1,4 +1,4 @@
-"""What a sweep says in a few sentences: what its best defence is worth on each count."""
+"""Summarise a sweep in a few sentences: its best defence against each kind of threat."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["summary"]
 def summary(
     robustness: pd.DataFrame, certified: pd.DataFrame, corruptions: pd.DataFrame, findings: Sequence[Finding]
 ) -> list[str]:
-    """What was found.
+    """Summarise the results.
 
     Arguments:
         robustness: The frame of robustness.
@@ -34,7 +34,7 @@ def summary(
 
 
 def _attacked(judged: pd.DataFrame, findings: Sequence[Finding]) -> Iterator[str]:
-    """Of each norm at its largest budget: a defence is worth what its strongest attack leaves of it."""
+    """Compare defences under each norm at its largest budget, by what the strongest attack leaves of them."""
     doubted = {cell for finding in findings if finding.severity != "note" for cell in finding.cells}
     for (dataset, classifier, seed), members in judged.groupby(["dataset", "classifier", "seed"], sort=False):
         clean = members[members["attack"] == "clean"].set_index("defence")
@@ -42,28 +42,28 @@ def _attacked(judged: pd.DataFrame, findings: Sequence[Finding]) -> Iterator[str
         attacked = members[members["attack"] != "clean"]
         for row in records(clean.reset_index()) if attacked.empty else ():
             yield f"{where}, clean: {_percent(row)} with {row['defence']}."
-        for norm, own in attacked.groupby("norm", sort=False):
-            top = own[own["eps"] == own["eps"].max()]
+        for norm, group in attacked.groupby("norm", sort=False):
+            top = group[group["eps"] == group["eps"].max()]
             weakest = records(top.sort_values("avg", kind="stable").drop_duplicates("defence"))
             best = max(weakest, key=lambda row: float(row["avg"]))
             bare = next((row for row in weakest if row["defence"] == "none"), None)
-            said = [] if bare is None else [f"{_percent(bare)} bare"]
+            values = [] if bare is None else [f"{_percent(bare)} bare"]
             if best is not bare:
                 text = f"{_percent(best)} at best, with {best['defence']} under {best['attack']}"
                 if best["defence"] in clean.index:
                     text += f" (clean {_percent(clean.loc[best['defence']])})"
-                said.append(text)
+                values.append(text)
             # The defence's other cells count too: an attack that it was never given is a finding on those it was.
             doubts = doubted & set(top.loc[top["defence"] == best["defence"], "cell"])
             yield (
-                f"{where}, {norm} attacks at eps {format_eps(top['eps'].iloc[0])}: {', '.join(said)}."
+                f"{where}, {norm} attacks at eps {format_eps(top['eps'].iloc[0])}: {', '.join(values)}."
                 + (" The auditor doubts this figure." if doubts else "")
             )
 
 
 def _certified(table: pd.DataFrame) -> Iterator[str]:
-    for (dataset, classifier), own in table.groupby(["dataset", "classifier"], sort=False):
-        best = records(own.sort_values("acr", ascending=False, kind="stable"))[0]
+    for (dataset, classifier), group in table.groupby(["dataset", "classifier"], sort=False):
+        best = records(group.sort_values("acr", ascending=False, kind="stable"))[0]
         yield (
             f"{classifier} on {dataset}, certified in l_2: the largest average radius is {best['acr']:.3f}, with "
             f"{best['defence']} at sigma {best['sigma']:g} and n {best['n']}; its certified class is right on "
@@ -73,20 +73,20 @@ def _certified(table: pd.DataFrame) -> Iterator[str]:
 
 def _corrupted(table: pd.DataFrame) -> Iterator[str]:
     overall = table[(table["corruption"] == "all") & (table["severity"] == "all")]
-    for (dataset, classifier, origin, seed), own in overall.groupby(
+    for (dataset, classifier, origin, seed), group in overall.groupby(
         ["dataset", "classifier", "origin", "seed"], sort=False
     ):
-        rows = records(own)
+        rows = records(group)
         best = max(rows, key=lambda row: float(row["accuracy"]))
         bare = next((row for row in rows if row["defence"] == "none"), None)
-        said = [] if bare is None else [f"{_share(bare)} bare"]
+        values = [] if bare is None else [f"{_share(bare)} bare"]
         if best is not bare:
-            said.append(f"{_share(best)} at best, with {best['defence']}")
+            values.append(f"{_share(best)} at best, with {best['defence']}")
         several = f", seed {seed}" if overall["seed"].nunique() > 1 else ""
         count = best["corruptions"]
         yield (
             f"{classifier} on {dataset}{several}, mean over {count} {origin} corruption{'s' * (count > 1)}: "
-            f"{', '.join(said)}."
+            f"{', '.join(values)}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Data and weights that a user fetches or verifies, and what comes along: sweeps by name.
+"""Data and weights that a user fetches or verifies, and bundled sweeps by name.
 
-The only room that downloads, and only when asked; beside it the catalogue of what a sweep file can name.
+The only package that downloads, and only on demand. The catalogue lists what a sweep file can name.
 """

@@ -12,13 +12,13 @@ _FOLDER = Path(__file__).parents[1] / "sweeps"
 
 
 def bundled_sweeps() -> dict[str, Path]:
-    """The file of each bundled sweep by its name, the path below the folder of sweeps without ``.yaml``."""
+    """Return the file of each bundled sweep by its name, the path below the folder of sweeps without ``.yaml``."""
     files = sorted(_FOLDER.rglob("*.yaml"))
     return {path.relative_to(_FOLDER).with_suffix("").as_posix(): path for path in files}
 
 
 def find_sweep(name: str | Path) -> Path:
-    """The file that somebody means who names a sweep.
+    """Return the file of a sweep that is named by path or by bare name.
 
     Arguments:
         name: A path; or a name without ``.yaml``: of a file in the working directory, else of a bundled sweep.

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "catalogue", "kinds"]
 
-# What each kind is made of is imported where it is asked for: a list of sweeps needs no torch.
+# Each kind imports what it needs on first use: a list of sweeps needs no torch.
 
 
 def catalogue(kind: str) -> list[dict[str, Any]]:
-    """Name, summary and fields of every entry of a kind.
+    """Return name, summary and fields of every entry of a kind.
 
     Raises:
         InvalidInput: Unknown kind.
@@ -29,7 +29,7 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
 
 
 def kinds() -> list[dict[str, Any]]:
-    """The kinds themselves, as entries."""
+    """Return the kinds themselves as entries."""
     return [{"name": name, "summary": summary, "fields": []} for name, (summary, _) in KINDS.items()]
 
 
@@ -86,7 +86,7 @@ def _schedules() -> list[dict[str, Any]]:
 
 def _sweeps() -> list[dict[str, Any]]:
     def summary(text: str) -> str:
-        """The first sentence of the comment at the head."""
+        """Return the first sentence of the comment at the head."""
         head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
         return " ".join(line.lstrip("# ") for line in head).partition(". ")[0].rstrip(".")
 
@@ -141,7 +141,7 @@ def _energy(name: str, architecture: Any) -> dict[str, Any]:
 
 
 def _config(name: str, model: type[Spec], *tags: str) -> dict[str, Any]:
-    """An entry from a config: its docstring, and its fields but ``tags``, which name it, and digests."""
+    """Return an entry from a config: its docstring, and its fields but ``tags``, which name it, and digests."""
     summary = (model.__doc__ or "").strip().partition("\n")[0]
     hidden = {*tags, "digest", "config_sha256"}
     fields = [

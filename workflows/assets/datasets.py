@@ -1,4 +1,4 @@
-"""``puregrid data``: the only place that downloads data, and only when asked."""
+"""``puregrid data``: the only place that downloads data, and only on demand."""
 
 from __future__ import annotations
 

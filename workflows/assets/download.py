@@ -46,13 +46,13 @@ class RemoteFile:
     size: int | None = None
 
     def matches(self, path: Path) -> bool:
-        """Whether a file is this one."""
+        """Return whether a file is this one."""
         if self.size is not None and path.stat().st_size != self.size:
             return False
         with path.open("rb") as file:
-            # md5 is what the archives publish; it tells damage, which is what is asked here.
-            found = hashlib.file_digest(file, lambda: hashlib.new(self.algorithm, usedforsecurity=False))
-        return found.hexdigest().startswith(self.digest)
+            # The archives publish md5; it detects damage, which suffices here.
+            digest = hashlib.file_digest(file, lambda: hashlib.new(self.algorithm, usedforsecurity=False))
+        return digest.hexdigest().startswith(self.digest)
 
 
 def download(remote: RemoteFile, target: Path) -> None:
@@ -77,8 +77,8 @@ def download(remote: RemoteFile, target: Path) -> None:
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         size = part.stat().st_size if part.is_file() else 0
-        kept = f"{size:,} bytes are kept; run the same command again to continue. " if size else ""
-        raise PuregridError(f"{remote.url} could not be downloaded ({reason}). {kept}{by_hand}") from error
+        resume = f"{size:,} bytes are kept; run the same command again to continue. " if size else ""
+        raise PuregridError(f"{remote.url} could not be downloaded ({reason}). {resume}{by_hand}") from error
     if not remote.matches(part):
         size = part.stat().st_size
         part.unlink()
@@ -104,7 +104,7 @@ def _receive(remote: RemoteFile, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - the scheme was checked
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is left to send: the hash will tell whether it is whole
+        if error.code == 416 and have:  # nothing is left to send: the hash decides whether it is whole
             return
         raise
     with response:

@@ -17,7 +17,7 @@ __all__ = ["data", "list_", "train"]
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The training config.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Start again, whatever the out folder holds of this or another training.")
+        bool, typer.Option("--force", help="Start again, even if the out folder holds this or another training.")
     ] = False,
     mlflow: Annotated[
         str | None,
@@ -42,7 +42,7 @@ def train(
                 command=f"puregrid train {config}",
                 force=force,
                 mlflow=tracking_uri(mlflow, loaded.out),
-                say=say,
+                notify=say,
             )
         except InvalidInput as error:
             raise InvalidInput(error.message, where=error.where or str(config)) from error
@@ -51,11 +51,12 @@ def train(
 
 def list_(
     what: Annotated[
-        str | None, typer.Argument(metavar="KIND", help="purifiers, attacks, datasets, ...; the kinds if left out.")
+        str | None,
+        typer.Argument(metavar="KIND", help="purifiers, attacks, datasets, ...; without it, list the kinds."),
     ] = None,
     json_: AsJson = False,
 ) -> None:
-    """List what a sweep file can name, and the sweeps that come with puregrid."""
+    """List the names that a sweep file can use, and the bundled sweeps."""
     with errors():
         from workflows.assets.catalogue import catalogue, kinds
 
@@ -73,7 +74,7 @@ def list_(
 data = typer.Typer(help="Fetch or verify data sets.", no_args_is_help=True, rich_markup_mode=None)
 Root = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Where it lies [$PUREGRID_DATA; of lpips $PUREGRID_WEIGHTS]."),
+    typer.Option(metavar="FOLDER", help="Folder of the files [$PUREGRID_DATA; for lpips $PUREGRID_WEIGHTS]."),
 ]
 
 

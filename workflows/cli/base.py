@@ -67,7 +67,7 @@ def errors() -> Iterator[None]:
         say(f"error: {error}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        say("stopped; what was committed is kept. Run the same command again to continue.")
+        say("stopped; all committed units are kept. Run the same command again to continue.")
         raise typer.Exit(130) from error
 
 

@@ -30,7 +30,9 @@ __all__ = ["check", "compare", "promote"]
 def compare(
     first: Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)],
     second: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The run to compare with.")] = None,
-    with_: Annotated[str | None, typer.Option("--with", metavar="RUN", help="The same, as an option.")] = None,
+    with_: Annotated[
+        str | None, typer.Option("--with", metavar="RUN", help="The run to compare with, as an option.")
+    ] = None,
     store: StoreUri = "results",
     mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI.")] = None,
     json_: AsJson = False,
@@ -64,21 +66,23 @@ def check(
     store: StoreUri = "results",
     margin: Annotated[float, typer.Option(metavar="D", help="Tolerated drop in accuracy: 0.01 is one point.")] = 0.01,
     alpha: Annotated[float, typer.Option(metavar="A", help="Chance of a false alarm in the whole sweep.")] = 0.05,
-    detect: Annotated[float, typer.Option(metavar="D", help="A drop that 80 % of the runs must find.")] = 0.2,
+    detect: Annotated[
+        float, typer.Option(metavar="D", help="A cell holds only if 80 % of the runs would find this drop.")
+    ] = 0.2,
     cost_margin: Annotated[
         float, typer.Option(metavar="S", help="Tolerated growth of network evaluations: 0.1 is 10 %.")
     ] = 0.0,
     seconds_margin: Annotated[
         float | None, typer.Option(metavar="S", help="Judge seconds too, with this tolerated growth.")
     ] = None,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, a test case a cell.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, a test case per cell.")] = None,
     mlflow: Annotated[
         str | None, typer.Option(metavar="URI|off", help="MLflow tracking URI; the sweep's run is tagged there.")
     ] = None,
     set_: Overrides = None,
     json_: AsJson = False,
 ) -> None:
-    """Compare with a baseline: exit 0 if accuracy and cost hold, 1 if one regressed, 2 if that could not be told."""
+    """Compare with a baseline: exit 0 if accuracy and cost hold, 1 if one regressed, 2 if the verdict is unknown."""
     with errors():
         from workflows.regression.check import Gate
 
@@ -96,7 +100,7 @@ def check(
         uri = mlflow or default_uri(opened.uri)
         before = load(baseline, sweep=loaded.name, tracking_uri=uri, where="--baseline")
         if before.source == opened.uri:
-            say(f"note: the baseline is this run's own store, {opened.uri}: compared with itself a run holds.")
+            say(f"note: the baseline is this run's own store, {opened.uri}: a run compared with itself always holds.")
         verdicts = checked(before, of_results(Results(opened, loaded)), gate)
         verdict = verdict_of(verdicts)
         if junit is not None:

@@ -24,16 +24,17 @@ def tables(
     store: StoreUri = "results",
     format_: Annotated[str, typer.Option("--format", metavar="text|md|csv|latex|json")] = "text",
     table: Annotated[
-        str | None, typer.Option(metavar="NAME|module:attribute", help="One table, built in or of your own [all].")
+        str | None, typer.Option(metavar="NAME|module:attribute", help="Only this table, built in or your own [all].")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write one CSV file a table, and what their columns mean.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write one CSV file per table, and a README about their columns."),
     ] = None,
     audit: Annotated[
-        bool, typer.Option("--audit/--no-audit", help="Audit rows and stored images, which reads all of them.")
+        bool, typer.Option("--audit/--no-audit", help="Audit rows and stored images; this reads all of them.")
     ] = True,
     mce: Annotated[
-        str | None, typer.Option(metavar="CLASSIFIER", help="Mean corruption errors relative to this one's.")
+        str | None, typer.Option(metavar="CLASSIFIER", help="Mean corruption errors relative to this classifier's.")
     ] = None,
     set_: Overrides = None,
 ) -> None:
@@ -44,7 +45,7 @@ def tables(
         if format_ not in FORMATS:
             raise InvalidInput(f"unknown format {format_!r}; {nearest(format_, FORMATS)}", where="--format")
         if out is not None and format_ != "csv":
-            raise InvalidInput("a folder is for --format csv, which has a file a table.", where="--out")
+            raise InvalidInput("only --format csv writes a folder, with a file per table.", where="--out")
         if out is not None and out.exists() and not out.is_dir():
             raise InvalidInput(f"{out} is a file: with --format csv give a folder.", where="--out")
         loaded, opened = open_sweep(sweep, set_, store)
@@ -73,7 +74,7 @@ def _say_beside(analysis: Analysis, name: str | None) -> None:
             say(f"note: {note}")
     others = [other for other in names if chosen is None or other != chosen.name]
     if others:
-        say(f"other tables: {', '.join(others)}; --table NAME has one, --out FOLDER all of them")
+        say(f"other tables: {', '.join(others)}; --table NAME prints one, --out FOLDER writes all of them")
 
 
 def report(
@@ -86,7 +87,8 @@ def report(
         str, typer.Option("--format", metavar="html|md|latex", help="A page, or a folder of tables and SVG figures.")
     ] = "html",
     gallery: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Cells to show images of on the page [8, if they fit].")
+        int | None,
+        typer.Option(min=0, metavar="N", help="Number of cells whose images the page shows [8, if they fit]."),
     ] = None,
     set_: Overrides = None,
 ) -> None:
@@ -107,7 +109,7 @@ def report(
 
 
 def compact(sweep: SweepFile, store: StoreUri = "results", set_: Overrides = None, json_: AsJson = False) -> None:
-    """Copy a sweep's committed rows into one Parquet file a stage, for pandas, DuckDB and the like."""
+    """Copy a sweep's committed rows into one Parquet file per stage, for pandas, DuckDB and other tools."""
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.results.compact import compact as compacted

@@ -43,7 +43,7 @@ def plan(
     set_: Overrides = None,
     json_: AsJson = False,
 ) -> None:
-    """Show cells, units and cost of a sweep; computes nothing, or with --calibrate what it takes to predict."""
+    """Show cells, units and cost of a sweep without running it; with --calibrate, run a few units to predict it."""
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.planning.plan import make_plan
@@ -63,7 +63,7 @@ def plan(
             typer.echo(json.dumps(summary.to_json(), indent=1))
             return
         typer.echo(
-            f"{loaded.name} ({loaded.id}): {summary.cells} cells ask for {summary.units} units, "
+            f"{loaded.name} ({loaded.id}): {summary.cells} cells need {summary.units} units, "
             f"{summary.distinct} of them distinct; {summary.committed} committed, {summary.missing} to compute"
         )
         width = max(len(stage.stage) for stage in summary.stages)
@@ -101,7 +101,7 @@ def _forecast_lines(forecast: Forecast | None) -> list[str]:
     gpus = f", {forecast.gpu_hours:.2f} GPU-hours" if forecast.gpus_per_worker else ""
     end = datetime.now(UTC) + timedelta(seconds=forecast.wall_seconds)
     started = (
-        "the start of Ray and workers is not in it, no run here has measured it"
+        "without the start of Ray and workers, which no run here has measured"
         if forecast.startup_seconds is None
         else f"{forecast.startup_seconds:.1f} s of them until the workers are ready"
     )
@@ -114,7 +114,7 @@ def _forecast_lines(forecast: Forecast | None) -> list[str]:
     ]
     for kind, cost in forecast.costs:
         spread = "" if cost.spread is None else f", spread {cost.spread / cost.rate:.0%}"
-        first = ", first of their process only, so with warming up" if cost.first else ""
+        first = ", each the first of its process, so warm-up is included" if cost.first else ""
         loading = f", loading {cost.loading:.2g} s" if cost.loading else ""
         lines.append(f"    {cost.units} x {kind.name}{spread}{loading}{first}")
     return lines
@@ -145,12 +145,12 @@ def run(
         typer.Option("--strict-tracking", help="End with status 1 if MLflow fails, before any compute if it can."),
     ] = False,
     log: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append what happens to this file, one JSON object a line.")
+        Path | None, typer.Option(metavar="FILE", help="Append events to this file, one JSON object per line.")
     ] = None,
     set_: Overrides = None,
     json_: AsJson = False,
 ) -> None:
-    """Compute what is missing of a sweep and print its tables; run again to continue."""
+    """Compute the missing units of a sweep and print its tables; run again to continue."""
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
         wanted = "--strict-tracking" if strict_tracking else ""
@@ -203,12 +203,12 @@ def status(
     sweep: SweepFile,
     store: StoreUri = "results",
     workers: Annotated[
-        bool, typer.Option("--workers", help="Show what each worker of the last run did with its time.")
+        bool, typer.Option("--workers", help="Show how each worker of the last run spent its time.")
     ] = False,
     set_: Overrides = None,
     json_: AsJson = False,
 ) -> None:
-    """Show what of a sweep is committed, failed (and why) and missing, and how a run that is going on is doing."""
+    """Show which units of a sweep are committed, failed (and why) or missing, and the progress of a live run."""
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.engine.failures import failures

@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """The safe dumper, which puts strings like 1e-3 in quotes, and writes what comes twice twice."""
+    """The safe dumper; it quotes strings like 1e-3, and writes repeated values in full."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -45,7 +45,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 @dataclass
 class Document:
-    """Plain YAML values, and where each came from.
+    """Plain YAML values with their places.
 
     Arguments:
         path: The file; None for values that come from Python.
@@ -81,7 +81,7 @@ class Document:
         return None if self.path is None else f"{self.path}:{place}"
 
     def error(self, keys: Iterable[str | int], message: str) -> InvalidInput:
-        """An error about one value: file, line, field, message."""
+        """Return an error about one value: file, line, field, message."""
         keys = tuple(keys)
         name = ".".join(map(str, keys))
         return InvalidInput(f"{name}: {message}" if name else message, where=self.where(keys))
@@ -102,12 +102,12 @@ class Document:
         except yaml.YAMLError as error:
             raise InvalidInput(f"the value is not YAML: {error}", where=place) from error
         target: Any = self.data
-        made: list[Keys] = [keys]
+        created: list[Keys] = [keys]
         try:
             for depth, key in enumerate(keys[:-1], 1):
                 if isinstance(target, dict) and key not in target:
                     target[key] = {}
-                    made.append(keys[:depth])
+                    created.append(keys[:depth])
                 target = target[key]
             target[keys[-1]] = parsed
         except (TypeError, IndexError, KeyError) as error:
@@ -118,12 +118,12 @@ class Document:
             ) from error
         for old in [old for old in self.lines if old[: len(keys)] == keys]:
             del self.lines[old]
-        self.lines.update(dict.fromkeys(made, place))
+        self.lines.update(dict.fromkeys(created, place))
         # What is put on record must give this sweep again.
         self.text = f"{self.text.rstrip()}\n# overridden by: {place}\n"
 
     def unset_variables(self) -> dict[str, Keys]:
-        """Environment variables that the values name and that are not set, each with a place that names it."""
+        """Return the unset environment variables that the values name, each with a place that names it."""
         unset: dict[str, Keys] = {}
         for keys, text in strings(self.data):
             for name in _VARIABLE.findall(text):
@@ -132,7 +132,7 @@ class Document:
         return unset
 
     def expand_variables(self) -> None:
-        """Put the values of environment variables where the strings name them.
+        """Replace the names of environment variables in strings by their values.
 
         Raises:
             InvalidInput: One is not set.
@@ -160,7 +160,7 @@ def read_document(
         overrides: ``KEY=VALUE`` settings applied on top.
         expand: Put in environment variables at once; else the caller does, with :meth:`Document.expand_variables`.
         what: What messages call the file.
-        keys: The keys that messages tell of.
+        keys: The keys that messages name.
 
     Raises:
         InvalidInput: No such file, not YAML, a key given twice, no mapping, or an unset environment variable.
@@ -203,7 +203,7 @@ def read_document(
 
 
 def document_of(data: Mapping[str, Any], takes: type | tuple[type, ...] = ()) -> Document:
-    """The document of values that come from Python, as if a file had them.
+    """Return a document of values that come from Python.
 
     Arguments:
         data: Mappings, sequences, paths and scalars.
@@ -233,7 +233,7 @@ def _from_python(value: Any, keys: Keys, document: Document, takes: type | tuple
 
 
 def written(data: Mapping[str, Any]) -> str:
-    """The YAML text of plain values, from which :func:`read_document` reads the same values."""
+    """Return the YAML text from which :func:`read_document` reads the same plain values."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -270,7 +270,7 @@ def _plain(loader: _Loader, node: yaml.Node, keys: Keys, document: Document) -> 
 
 
 def strings(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
-    """Every string in a value, in order, with its keys."""
+    """Yield every string in a value, in order, with its keys."""
     if isinstance(value, str):
         yield keys, value
     elif isinstance(value, dict):
@@ -282,7 +282,7 @@ def strings(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
 
 
 def expanded(value: Any) -> Any:
-    """A value with environment variables put in; unset ones stay as they are written."""
+    """Return a value with environment variables replaced; unset ones stay as written."""
     if isinstance(value, dict):
         return {key: expanded(item) for key, item in value.items()}
     if isinstance(value, list):

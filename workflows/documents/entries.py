@@ -1,7 +1,7 @@
 """From the entries of a document to typed configs: lists become axes, mistakes get their file and line.
 
-What an entry may say, each config class knows itself (:class:`defense.spec.Spec`); here its mistakes are given their
-place in the document.
+Each config class knows its fields (:class:`defense.spec.Spec`); here its mistakes are given their place in the
+document.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Combination:
     places: Mapping[str, int] = field(default_factory=dict)
 
     def without(self, names: frozenset[str]) -> Combination:
-        """The same without some fields."""
+        """Return the same combination without some fields."""
         return Combination({k: v for k, v in self.fields.items() if k not in names}, self.places)
 
 
 def items(document: Document, keys: Keys, base: type[Spec], *, optional: bool = False) -> list[tuple[Keys, Any]]:
-    """The entries of a list section with their places: mappings; a bare name ``pgd`` stands for ``{attack: pgd}``.
+    """Return the entries of a list section as mappings with places; a bare name ``pgd`` stands for ``{attack: pgd}``.
 
     Where the document was built in Python, a config stands for ``{attack: CONFIG}``.
     """
@@ -76,7 +76,7 @@ def items(document: Document, keys: Keys, base: type[Spec], *, optional: bool = 
 
 
 def known_keys(document: Document, keys: Keys, value: Any, known: set[str]) -> dict[str, Any]:
-    """``value`` as a mapping that has no other keys.
+    """Return ``value`` as a mapping that has no other keys.
 
     Raises:
         InvalidInput: It is no mapping, or has an unknown key, with the nearest valid one.
@@ -90,7 +90,7 @@ def known_keys(document: Document, keys: Keys, value: Any, known: set[str]) -> d
 
 
 def expand(document: Document, keys: Keys, entry: dict[str, Any], model: type[BaseModel]) -> Iterator[Combination]:
-    """The product of an entry's list-valued fields, except those that are lists by nature."""
+    """Yield the product of an entry's list-valued fields, except those whose values are lists."""
     axes: list[list[tuple[str, Any, int | None]]] = []
     for name, value in entry.items():
         if isinstance(value, list) and not _is_sequence(model, name):
@@ -121,7 +121,7 @@ def validate(
     reading: Reading | None = None,
     places: Mapping[str, int] | None = None,
 ) -> S:
-    """A config of the fields at ``keys``; a mistake, however deep inside, is reported at its own path and line.
+    """Return a config of the fields at ``keys``; a mistake inside is reported at its own path and line.
 
     Arguments:
         document: Where the fields are from.
@@ -138,7 +138,7 @@ def validate(
 
 
 def located(document: Document, keys: Keys, action: Callable[[], T], places: Mapping[str, int] | None = None) -> T:
-    """Run ``action`` and give an :class:`InvalidInput` from inside it its place: its own path behind ``keys``."""
+    """Run ``action`` and give its :class:`InvalidInput` the path behind ``keys`` and the line."""
     try:
         return action()
     except InvalidInput as error:

@@ -1,4 +1,4 @@
-"""What happened to a unit, and why a worker died, in words."""
+"""Describe what happened to a unit, and why a worker died."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Event:
 
 
 def event_of(unit: Unit, result: Receipt | Trouble, seconds: float, copy: bool, place: Place | None) -> Event:
-    """The event of what a worker said of a unit."""
+    """Turn what a worker returned for a unit into an event."""
     if isinstance(result, Receipt):
         return Event(unit, result, seconds=seconds, copy=copy, place=place)
     return Event(
@@ -59,11 +59,11 @@ def event_of(unit: Unit, result: Receipt | Trouble, seconds: float, copy: bool, 
 
 
 def cause(error: BaseException) -> str:
-    """Say in one line why an actor died."""
+    """Return in one line why an actor died."""
     if ray_messages.out_of_memory(error):
         return (
             "Ray killed it because its machine ran out of memory; give fewer --workers, or a smaller chunk or "
             "compute.batch in the sweep file"
         )
-    said = ray_messages.error_at_start(error) or ray_messages.death_of_actor(error)
-    return one_line(error) if said is None else said[:300]
+    ray_cause = ray_messages.error_at_start(error) or ray_messages.death_of_actor(error)
+    return one_line(error) if ray_cause is None else ray_cause[:300]

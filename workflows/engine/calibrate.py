@@ -1,10 +1,10 @@
 """Measure what a sweep will cost: run a few of its own units, the ordinary way, and predict the rest.
 
-Of each kind of unit whose cost the store does not tell, one unit runs first, so that files are in the machine's
-memory as they will be for the run. Then new workers measure: their start, the loading of models, one unit a worker
-for that and three more, no more than a third of those that are missing; and whatever those read. They are as many
-workers as the sweep will have, since workers of one machine slow each other down. All units are committed: nothing is
-computed twice.
+For each kind of unit whose cost is not in the store, one unit runs first, so that its files are in the machine's
+memory as they will be for the run. New workers then measure their own start, the loading of models (one unit per
+worker) and three more units, together at most a third of the missing ones, and also run whatever these units read.
+There are as many workers as the sweep will have, because workers on one machine slow each other down. Every unit is
+committed, so nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MEASURED = 3
 """Units of a kind that are measured beside those that load its models: the least that have a spread."""
 
 
-def to_measure(committed: Committed, known: AbstractSet[Kind], each: int) -> set[Unit]:
+def to_measure(committed: Committed, known: AbstractSet[Kind], per_kind: int) -> set[Unit]:
     """Choose the units to run.
 
     Arguments:
         committed: The units of the plan that are committed.
         known: Kinds that need no measuring.
-        each: Units of each kind, if a third of the missing ones is as many.
+        per_kind: Units of each kind, if a third of the missing ones is as many.
     """
     plan = committed.plan
     kinds = kinds_of(plan)
@@ -45,7 +45,7 @@ def to_measure(committed: Committed, known: AbstractSet[Kind], each: int) -> set
         missing = sum(committed.missing_of(i) for i in stages)
         if kind in known or not missing:
             continue
-        want = min(missing, each, max(1 + MEASURED, missing // 3))
+        want = min(missing, per_kind, max(1 + MEASURED, missing // 3))
         want -= sum(kinds[unit.stage] == kind for unit in chosen)  # other kinds need those
         # Round by round over the stages, so that all budgets and depths are among the units; what needs no other
         # unit to be computed before goes first.
@@ -64,7 +64,7 @@ def to_measure(committed: Committed, known: AbstractSet[Kind], each: int) -> set
 
 
 def _needs(committed: Committed, chosen: set[Unit], unit: Unit) -> list[Unit]:
-    """The unit and all units that must be computed before it."""
+    """Return the unit and all units that must be computed before it."""
     if unit in committed or unit in chosen:
         return []
     sources = set(committed.plan.stages[unit.stage].inputs.values())
@@ -73,7 +73,7 @@ def _needs(committed: Committed, chosen: set[Unit], unit: Unit) -> list[Unit]:
 
 
 def calibrate(
-    sweep: Sweep, plan: Plan, store: Store, options: Options, say: Callable[[str], None]
+    sweep: Sweep, plan: Plan, store: Store, options: Options, notify: Callable[[str], None]
 ) -> tuple[Forecast, list[StageCost | None]]:
     """Run the units that are needed to predict the others, predict, and record the prediction.
 
@@ -81,7 +81,7 @@ def calibrate(
         PuregridError: A kind of unit could not be measured.
         KeyboardInterrupt: Ctrl-C ended it.
     """
-    committed = verified(plan, store, say)
+    committed = verified(plan, store, notify)
     record_sweep(sweep, plan, store)
     gpu = options.gpus_per_worker > 0
     known = {kind for kind, cost in costs_of(committed, store, gpu=gpu).items() if not cost.first}
@@ -96,7 +96,7 @@ def calibrate(
 
         if not to_measure(done, known, 1):
             break
-        outcome, record = Execution(sweep, plan, store, options, say, purpose="calibration").run(rest)
+        outcome, record = Execution(sweep, plan, store, options, notify, purpose="calibration").run(rest)
         workers = max(workers, record.workers_at_most or 0) if options.workers is None else options.workers
         if outcome.interrupted:
             raise KeyboardInterrupt
@@ -105,7 +105,7 @@ def calibrate(
                 f"{len(outcome.failures)} of the units to measure failed, last: {outcome.failures[-1].error}; "
                 "`puregrid status` shows why. What was measured is committed."
             )
-    found, stages = predict(
+    prediction, stages = predict(
         plan.committed(store),
         store,
         sweep.id,
@@ -113,8 +113,8 @@ def calibrate(
         gpus_per_worker=options.gpus_per_worker,
         gpu=gpu,
     )
-    if found is None:
+    if prediction is None:
         raise PuregridError("a kind of unit could not be measured; run the same command again.")
-    if found.units:
-        write_forecast(store, sweep.id, found)
-    return found, stages
+    if prediction.units:
+        write_forecast(store, sweep.id, prediction)
+    return prediction, stages

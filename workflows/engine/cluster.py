@@ -50,7 +50,7 @@ def cluster(workers: int, address: str | None) -> Iterator[None]:
     lost = False
     try:
         yield
-    except _HeadLost:  # Ray would wait for it, and end this process before the error is told
+    except _HeadLost:  # Ray would wait for it, and end this process before the error is reported
         lost = True
         raise
     finally:
@@ -76,8 +76,8 @@ def _start_ray(workers: int) -> None:
 
 
 def room(threads: int, gpus_per_worker: float) -> int:
-    """How many workers the nodes have room for. A worker lies on one node, and a share of a GPU on one GPU."""
-    found = 0
+    """Count the workers that the nodes have room for. A worker lies on one node, and a share of a GPU on one GPU."""
+    workers = 0
     for node in ray.nodes():
         if node["Alive"]:
             have = node["Resources"]
@@ -86,18 +86,18 @@ def room(threads: int, gpus_per_worker: float) -> int:
                 fits = min(fits, int(have.get("GPU", 0)) * math.floor(1 / gpus_per_worker + 1e-9))
             elif gpus_per_worker:
                 fits = min(fits, int(have.get("GPU", 0) / gpus_per_worker + 1e-9))
-            found += fits
-    return found
+            workers += fits
+    return workers
 
 
 def slots(threads: int, gpus_per_worker: float) -> int:
-    """How many workers the connected cluster has room for.
+    """Count the workers that the connected cluster has room for.
 
     Raises:
         InvalidInput: None at all.
     """
-    found = room(threads, gpus_per_worker)
-    if not found:
+    workers = room(threads, gpus_per_worker)
+    if not workers:
         have = ray.cluster_resources()
         raise InvalidInput(
             f"there is no room for a worker that takes {threads} CPUs and {gpus_per_worker:g} GPUs: the cluster has "
@@ -105,7 +105,7 @@ def slots(threads: int, gpus_per_worker: float) -> int:
             "nodes will join.",
             where="--gpus-per-worker" if gpus_per_worker else "compute.threads",
         )
-    return found
+    return workers
 
 
 class Head:
@@ -140,7 +140,7 @@ class Head:
 
 
 def _answers(address: str) -> bool:
-    """Whether anything accepts connections at ``host:port``."""
+    """Return whether anything accepts connections at ``host:port``."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

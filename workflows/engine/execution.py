@@ -14,7 +14,7 @@ from workflows.engine.failures import describe, failure_path, record_failure
 from workflows.engine.loop import RunOutcome, run_plan
 from workflows.engine.pool import Pool
 from workflows.grid.load import Sweep
-from workflows.monitoring.events import log_to, tell
+from workflows.monitoring.events import log_event, log_to
 from workflows.monitoring.progress import SweepProgress
 from workflows.monitoring.run_record import RunRecord, RunRecorder
 from workflows.planning.costs import Cost, Pace, missing_work
@@ -23,9 +23,9 @@ from workflows.planning.plan import Committed, Plan
 from workflows.planning.scheduler import Failure
 from workflows.store import Store
 
-__all__ = ["Execution", "Options", "Say"]
+__all__ = ["Execution", "Notify", "Options"]
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 _START_SECONDS, _ORDER_SECONDS = 300.0, 1800.0
 """How long to wait for a first worker: here, and on a cluster whose machines may have to be ordered first."""
@@ -56,14 +56,14 @@ class Options:
 
 
 class Execution:
-    """One run of the units that are missing of a plan.
+    """One run of the missing units of a plan.
 
     Arguments:
         sweep: The sweep.
         plan: Its plan.
         store: Where to commit.
         options: How to run.
-        say: Where notes go, one line each.
+        notify: Where notes go, one line each.
         purpose: ``run`` or ``calibration``.
         costs: What units are known to cost, for the time left.
     """
@@ -74,7 +74,7 @@ class Execution:
         plan: Plan,
         store: Store,
         options: Options,
-        say: Say,
+        notify: Notify,
         *,
         purpose: str = "run",
         costs: Mapping[Kind, Cost] | None = None,
@@ -83,7 +83,7 @@ class Execution:
         self._plan = plan
         self._store = store
         self._options = options
-        self._say = say
+        self._notify = notify
         self._purpose = purpose
         self._costs = costs
         self._threads = max(stage.spec.settings().threads for stage in plan.stages)
@@ -105,13 +105,13 @@ class Execution:
         recorder = RunRecorder(
             self._store, self._sweep.id, self._purpose, self._options.gpus_per_worker, to_compute=units
         )
-        here = min(wanted, units) * self._threads
-        with log_to(self._options.log, run=recorder.id), cluster(here, self._options.address):
+        threads = min(wanted, units) * self._threads
+        with log_to(self._options.log, run=recorder.id), cluster(threads, self._options.address):
             room = self._options.workers or slots(self._threads, self._options.gpus_per_worker)
             committed = committed_for(room)
             recorder.to_compute = committed.missing
             workers = min(room, committed.missing)
-            tell(
+            log_event(
                 "planned",
                 sweep=self._sweep.name,
                 sweep_id=self._sweep.id,
@@ -132,7 +132,7 @@ class Execution:
         return outcome, record
 
     def _pool(self, workers: int, units: int, recorder: RunRecorder) -> Pool:
-        """Start the workers; on a cluster that may grow, as many as it ever has room and work for."""
+        """Start the workers; a growing cluster gets as many as it has room and work for."""
         elastic = self._options.workers is None and self._options.address is not None
         return Pool(
             self._store.uri,
@@ -142,7 +142,7 @@ class Execution:
             unit_timeout=self._options.unit_timeout,
             start_timeout=_START_SECONDS if self._options.address is None else _ORDER_SECONDS,
             elastic=elastic,
-            say=self._say,
+            notify=self._notify,
             ledger=recorder.ledger,
         )
 
@@ -167,7 +167,7 @@ class Execution:
         """Record how the run ended, end the workers, and log it."""
         record = recorder.finish(state, outcome.elsewhere, workers_at_most=pool.most)
         pool.close()
-        tell(
+        log_event(
             "drained" if state == "stopped" else state,
             units=outcome.computed,
             elsewhere=outcome.elsewhere or None,
@@ -181,13 +181,13 @@ class Execution:
         if event.receipt is not None:
             self._on_receipt(event)
         if failure is not None:
-            self._say(f"{describe(self._plan, event.unit)} failed {failure.attempts} times, last: {failure.error}")
+            self._notify(f"{describe(self._plan, event.unit)} failed {failure.attempts} times, last: {failure.error}")
             record_failure(self._sweep, self._plan, self._store, failure)
         elif event.receipt is None and event.started:
-            self._say(f"{describe(self._plan, event.unit)} is tried again: {event.error}")
+            self._notify(f"{describe(self._plan, event.unit)} is tried again: {event.error}")
 
     def _on_receipt(self, event: Event) -> None:
-        """A unit is committed: whatever an earlier run recorded of its failure is past."""
+        """Delete the record of a failure when its unit is committed."""
         if not self._same_store_seen:
             self._see_same_store(event)
         path = failure_path(self._sweep, self._plan, event.unit)

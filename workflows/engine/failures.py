@@ -15,7 +15,7 @@ __all__ = ["FailureRecord", "describe", "failure_path", "failures", "record_fail
 
 @dataclass(frozen=True)
 class FailureRecord(Record):
-    """A quarantined unit, for whoever reads the store.
+    """The record of a quarantined unit in the store.
 
     Arguments:
         unit: The unit, in words.
@@ -31,14 +31,14 @@ class FailureRecord(Record):
 
 
 def describe(plan: Plan, unit: Unit) -> str:
-    """A unit in words, for messages."""
+    """Describe a unit for messages."""
     stage = plan.stages[unit.stage]
     chunk = stage.chunks[unit.chunk]
     return f"{stage.spec.stage} {stage.id} chunk {chunk.name}"
 
 
 def failure_path(sweep: Sweep, plan: Plan, unit: Unit) -> str:
-    """Where the failure of a unit is recorded in the store."""
+    """Return where the store records the failure of a unit."""
     stage = plan.stages[unit.stage]
     return f"sweeps/{sweep.id}/failures/{stage.id}-{stage.chunks[unit.chunk].name}.json"
 

@@ -1,4 +1,4 @@
-"""Run a plan: hand units to workers, watch them commit, survive what dies, and what is merely slow.
+"""Run a plan: hand units to workers, watch them commit, and survive dead and slow workers.
 
 The driver schedules; workers compute and commit. A unit that raises, or whose worker dies or gets stuck, is tried
 again and quarantined after a few attempts, and the sweep goes on. When nothing is left to start and workers are idle,
@@ -25,7 +25,7 @@ from defense.errors import StoreError
 from workflows.engine.attempts import Event
 from workflows.engine.pool import BATCH_SECONDS, Flight, Pool
 from workflows.engine.worker import OtherCode, Receipt
-from workflows.monitoring.events import Field, listened, tell
+from workflows.monitoring.events import Field, enabled, log_event
 from workflows.monitoring.ledger import Place, fields_of
 from workflows.monitoring.progress import SweepProgress
 from workflows.planning.costs import Pace
@@ -45,7 +45,7 @@ _OVERDUE_TIMES, _OVERDUE_SECONDS, _OVERDUE_UNKNOWN = 2.0, 2.0, 60.0
 """A unit is overdue after so many times the usual time plus so many seconds; of an unknown kind, after a minute."""
 
 _SILENT_SECONDS = 10.0
-"""How often the commits of overdue units are looked at. Found there twice, their worker will not answer any more."""
+"""Seconds between looks at the commits of overdue units; a worker whose units are there twice is taken as silent."""
 
 _LISTING_SECONDS = 5.0
 """Age up to which a listing of a stage's commits is believed while another driver works on the same store."""
@@ -84,7 +84,7 @@ class RunOutcome:
     interrupted: bool = False
 
     def to_json(self) -> dict[str, object]:
-        """Return what ``puregrid run --json`` says of a run."""
+        """Return what ``puregrid run --json`` prints."""
         return {
             "computed_units": self.computed,
             "images": self.images,
@@ -147,7 +147,7 @@ def run_plan(
         store: Where commits of other drivers are looked for; without it they are found when a worker gets there.
         on_event: Called for each finished or failed attempt, with the failure if the unit is quarantined.
         on_tick: Called twice a second with the units that need no work any more and the seconds that are left, None
-            as long as they cannot be told.
+            as long as they are unknown.
         pace: What is known of how long units take.
 
     Raises:
@@ -161,15 +161,15 @@ def run_plan(
     with _Interrupts().installed() as interrupts:
         while True:
             if not interrupts.count:
-                found = run.feed()
-                if found:
-                    progress.committed(len(found), 0, sum(plan.work(unit) for unit in found))
+                known = run.feed()
+                if known:
+                    progress.committed(len(known), 0, sum(plan.work(unit) for unit in known))
                 run.copy_overdue()
             else:
                 progress.phase("stopping after the running units")
                 if not draining:
                     draining = True
-                    tell("draining", units=len(run.attempts))
+                    log_event("draining", units=len(run.attempts))
             run.give_up_silent()
             if not run.attempts and (interrupts.count or not scheduler.has_ready()):
                 break
@@ -208,7 +208,7 @@ def run_plan(
 
 @dataclass
 class _Run:
-    """The state of a run: which units are in the air, how often, and what came of the others."""
+    """The state of a run: which units are running, in how many copies, and how the others ended."""
 
     plan: Plan
     scheduler: Scheduler
@@ -232,18 +232,18 @@ class _Run:
 
     def feed(self) -> list[Unit]:
         """Give units to workers until all are busy or nothing is ready; returns units that others have committed."""
-        found: list[Unit] = []
+        committed: list[Unit] = []
         if self.scheduler.has_ready() and self.copies:
             self.pool.release(self.attempts)
         while True:
             worker = next(self.pool.idle(), None)
             if worker is None:
-                return found
+                return committed
             if self.scheduler.shared:
-                found += self._committed_elsewhere(worker.loaded)
+                committed += self._committed_elsewhere(worker.loaded)
             unit = self.scheduler.take(worker.loaded, alone=not worker.queue)
             if unit is None:
-                return found
+                return committed
             suspect = self.scheduler.suspect(unit)
             units = [unit] if suspect else [unit, *self.scheduler.more(unit, self._batch(unit) - 1)]
             self._submit(worker, units, reserved=suspect)
@@ -255,7 +255,7 @@ class _Run:
         self.pool.submit(worker, units, stage, inputs, reserved=reserved, copy=copy)
 
     def _batch(self, unit: Unit) -> int:
-        """How many units of a stage travel together: as many as are short, and no more than leave some for others."""
+        """Return how many short units of a stage form one batch; every worker must still get some."""
         expected = self.pace.expected(unit)
         if expected is None:
             return 1
@@ -263,8 +263,8 @@ class _Run:
         return max(1, min(_BATCH_UNITS, share, int(BATCH_SECONDS / max(expected, 1e-6))))
 
     def _committed_elsewhere(self, loaded: str | None) -> list[Unit]:
-        """Look for another driver's commits in the stage that comes next, unless that was done a moment ago."""
-        found: list[Unit] = []
+        """Look for another driver's commits in the next stage, unless that was done a moment ago."""
+        units: list[Unit] = []
         now = time.monotonic()
         while self.store is not None:
             position = self.scheduler.next_stage(loaded)
@@ -272,15 +272,15 @@ class _Run:
                 break
             self._listed[position] = now
             stage = self.plan.stages[position]
-            found += self.scheduler.committed_elsewhere(position, stage.committed(self.store))
-        for unit in found:
+            units += self.scheduler.committed_elsewhere(position, stage.committed(self.store))
+        for unit in units:
             self.pace.done(unit)
-            self._tell("committed_elsewhere", unit)
-        self.elsewhere += len(found)
-        return found
+            self._log_event("committed_elsewhere", unit)
+        self.elsewhere += len(units)
+        return units
 
     def copy_overdue(self) -> None:
-        """When nothing is ready, let idle workers run copies of what is overdue, or waits behind it."""
+        """Let idle workers run copies of overdue units, and of those that wait behind them, when nothing is ready."""
         if self.scheduler.has_ready():
             return
         idle = [worker for worker in self.pool.idle() if not worker.queue]
@@ -301,11 +301,11 @@ class _Run:
             else:
                 self.copies += len(units)
                 for unit in units:
-                    self._tell("copy_started", unit, place=worker.place)
+                    self._log_event("copy_started", unit, place=worker.place)
             self._submit(worker, units, reserved=self.scheduler.suspect(units[0]), copy=not flight.waits)
 
     def give_up_silent(self) -> None:
-        """Replace workers whose units are committed but who never say so: a cut of the link has taken the answer.
+        """Replace workers whose units are committed but whose answer was lost with the link.
 
         Where the link comes back before the node counts as dead, Ray notices after five minutes only.
         """
@@ -321,7 +321,7 @@ class _Run:
         self._silent = {flight.reference for flight in silent}
 
     def _settled(self, flight: Flight) -> bool:
-        """Whether all units of a flight are committed."""
+        """Return whether all units of a flight are committed."""
         if self.store is None:
             return False
         stage = self.plan.stages[flight.units[0].stage]
@@ -361,14 +361,14 @@ class _Run:
         if not event.started:
             self.scheduler.put_back(unit)
             if event.error:  # else its batch was over before its turn came
-                self._tell("put_back", unit, place=event.place, error=event.error)
+                self._log_event("put_back", unit, place=event.place, error=event.error)
             return True, None
         if event.node_lost:
             failure = self.scheduler.node_lost(unit, event.error)
         else:
             failure = self.scheduler.failed(unit, event.error, event.traceback)
         again = "put_back" if event.node_lost else "retried"
-        self._tell("quarantined" if failure else again, unit, place=event.place, error=event.error)
+        self._log_event("quarantined" if failure else again, unit, place=event.place, error=event.error)
         return True, failure
 
     def _committed(self, event: Event, receipt: Receipt) -> None:
@@ -382,7 +382,7 @@ class _Run:
             self.copies_first += event.copy
             if event.seconds:
                 self.pace.took(event.unit, event.seconds)
-            self._tell(
+            self._log_event(
                 "committed",
                 event.unit,
                 place=event.place,
@@ -394,12 +394,14 @@ class _Run:
         else:
             self.elsewhere += 1
             self.scheduler.shared = True
-            self._tell("committed_elsewhere", event.unit)
+            self._log_event("committed_elsewhere", event.unit)
 
-    def _tell(self, event: str, unit: Unit, place: Place | None = None, **fields: Field) -> None:
+    def _log_event(self, event: str, unit: Unit, place: Place | None = None, **fields: Field) -> None:
         """Log what happened to a unit."""
-        if not listened():
+        if not enabled():
             return
         stage = self.plan.stages[unit.stage]
         chunk = stage.chunks[unit.chunk].name
-        tell(event, unit=f"{stage.id}/{chunk}", stage=stage.spec.stage, chunk=chunk, **fields_of(place), **fields)
+        log_event(
+            event, unit=f"{stage.id}/{chunk}", stage=stage.spec.stage, chunk=chunk, **fields_of(place), **fields
+        )

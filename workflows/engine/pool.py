@@ -24,7 +24,7 @@ from workflows.engine.attempts import Event, cause, event_of
 from workflows.engine.cluster import Head, room
 from workflows.engine.ray_messages import node_has_died
 from workflows.engine.worker import Receipt, Trouble, UnitWorker, one_line
-from workflows.monitoring.events import tell
+from workflows.monitoring.events import log_event
 from workflows.monitoring.ledger import Ledger, Place, fields_of
 from workflows.planning.plan import PlannedStage, Unit
 from workflows.store import Store
@@ -36,7 +36,7 @@ BATCH_SECONDS = 0.5
 
 _START_ATTEMPTS = 3
 _LOOK_SECONDS = 2.0
-"""How often the pool looks which nodes there are."""
+"""Seconds between two looks at the nodes."""
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Pool:
         unit_timeout: Seconds after which a running unit counts as stuck.
         start_timeout: Seconds without any worker after which the pool gives up.
         elastic: Have as many workers as the cluster has room for, at any time.
-        say: Where notes go, one line each.
+        notify: Where notes go, one line each.
         ledger: Where the time of workers is booked.
 
     Attributes:
@@ -114,7 +114,7 @@ class Pool:
         unit_timeout: float = 3600.0,
         start_timeout: float = 300.0,
         elastic: bool = False,
-        say: Callable[[str], None] = lambda message: None,
+        notify: Callable[[str], None] = lambda message: None,
         ledger: Ledger | None = None,
     ) -> None:
         self._store = Store(store_uri)
@@ -131,7 +131,7 @@ class Pool:
         self._unit_timeout = unit_timeout
         self._start_timeout = start_timeout
         self._elastic = elastic
-        self._say = say
+        self._notify = notify
         self._broken_starts = 0
         self._given_up = 0
         self._head = Head()
@@ -153,7 +153,7 @@ class Pool:
         return sum(worker.node is not None for worker in self._workers)
 
     def running(self) -> int:
-        """Number of units that workers hold."""
+        """Return the number of units that workers hold."""
         return sum(len(batch.units) for worker in self._workers for batch in worker.queue)
 
     def idle(self) -> Iterator[_Worker]:
@@ -166,7 +166,7 @@ class Pool:
         yield from sorted(free, key=lambda worker: len(worker.queue))
 
     def flights(self) -> list[Flight]:
-        """What workers hold, batch by batch."""
+        """Return the batches that workers hold."""
         now = time.monotonic()
         return [
             Flight(batch.units, place > 0, now - worker.since, worker.node, batch.reference)
@@ -204,7 +204,7 @@ class Pool:
                 self._replace(worker, "held only units that are committed by now")
 
     def give_up(self, flight: Flight, error: str) -> None:
-        """Replace the worker that runs these units; what is committed counts, the rest was not to blame."""
+        """Replace the worker that runs these units; committed ones count, the others are not blamed."""
         for worker in list(self._workers):
             if worker.queue and worker.queue[0].reference == flight.reference:
                 self._late += self._lost(worker, error, event="worker_silent", blames=False)
@@ -254,7 +254,7 @@ class Pool:
                     "packages as the driver; see the logs that Ray keeps on the worker's machine."
                 ) from error
             # One machine of many is broken: the others finish the sweep.
-            self._say(f"a worker could not be started ({cause(error)}); the sweep goes on with {self.workers}")
+            self._notify(f"a worker could not be started ({cause(error)}); the sweep goes on with {self.workers}")
             self._given_up += 1
             self._broken_starts = 0
             self._drop(worker)
@@ -263,7 +263,7 @@ class Pool:
             self._broken_starts = 0
             self.most = max(self.most, self.workers)
             self.ledger.ready(place, first=worker.first)
-            tell("worker_started", **fields_of(place))
+            log_event("worker_started", **fields_of(place))
 
     def _on_finish(self, worker: _Worker) -> list[Event]:
         batch = worker.queue[0]
@@ -291,7 +291,7 @@ class Pool:
         return events
 
     def _book(self, worker: _Worker, batch: _Batch, events: Sequence[Event], now: float) -> None:
-        """What the worker did since the batch came up."""
+        """Book the time that the worker spent since the batch was its first."""
         if worker.place is None:
             return
         self.ledger.busy(worker.place, now - worker.since)
@@ -304,12 +304,14 @@ class Pool:
     def _lost(
         self, worker: _Worker, error: str, node_lost: bool = False, event: str = "worker_died", blames: bool = True
     ) -> list[Event]:
-        """A worker is gone: what is committed counts, the first other unit was running, the rest had not begun."""
+        """Replace a dead worker: committed units count, the first other unit was running, the rest had not begun."""
         self._head.need()
         if node_lost and worker.node is not None and worker.node not in self._lost_nodes:
             self._lost_nodes.add(worker.node)
-            tell("node_lost", node=worker.node, error=error)
-        tell(event, **fields_of(worker.place), error=error, units=sum(len(batch.units) for batch in worker.queue))
+            log_event("node_lost", node=worker.node, error=error)
+        log_event(
+            event, **fields_of(worker.place), error=error, units=sum(len(batch.units) for batch in worker.queue)
+        )
         events: list[Event] = []
         blamed = not blames
         for batch in worker.queue:
@@ -321,10 +323,10 @@ class Pool:
                 place = worker.place
                 if commit is not None:
                     receipt = Receipt(len(chunk.ids), commit.seconds, computed=True)
-                    found = [Event(unit, receipt, copy=batch.copy, place=place)]
-                    self._book(worker, batch, found, time.monotonic())
+                    booked = [Event(unit, receipt, copy=batch.copy, place=place)]
+                    self._book(worker, batch, booked, time.monotonic())
                     worker.since = time.monotonic()
-                    events += found
+                    events += booked
                 else:
                     started, blamed = not blamed, True
                     events.append(Event(unit, None, error, "", started, node_lost, copy=batch.copy, place=place))
@@ -343,7 +345,7 @@ class Pool:
         self._workers.remove(worker)
 
     def _replace(self, worker: _Worker, error: str) -> None:
-        tell("worker_replaced", **fields_of(worker.place), error=error)
+        log_event("worker_replaced", **fields_of(worker.place), error=error)
         self._drop(worker)
         self._fill()
         self.replaced += 1

@@ -1,10 +1,10 @@
-"""``puregrid run``: check what is committed, compute the rest, and say what that took and was predicted to take."""
+"""``puregrid run``: check what is committed, compute the rest, and compare its time with the prediction."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from workflows.engine.execution import Execution, Options, Say
+from workflows.engine.execution import Execution, Notify, Options
 from workflows.engine.failures import describe
 from workflows.engine.loop import RunOutcome
 from workflows.grid.load import Sweep
@@ -19,8 +19,8 @@ from workflows.store import Store
 __all__ = ["Options", "run_sweep", "verified"]
 
 
-def verified(plan: Plan, store: Store, say: Say) -> Committed:
-    """Return the units that are committed, after comparing all data with its commit.
+def verified(plan: Plan, store: Store, notify: Notify) -> Committed:
+    """Return the committed units after comparing all data with its commit.
 
     A commit whose data is missing or damaged is reported and revoked, so that the unit is computed again.
     """
@@ -36,55 +36,57 @@ def verified(plan: Plan, store: Store, say: Say) -> Committed:
             if trouble is not None:
                 stage = plan.stages[unit.stage]
                 name = stage.chunks[unit.chunk].name
-                say(f"{describe(plan, unit)} was committed but {trouble}; it is computed again")
+                notify(f"{describe(plan, unit)} was committed but {trouble}; it is computed again")
                 store.revoke(stage.spec.stage, stage.id, name)
                 committed.discard(unit)
     return committed
 
 
-def run_sweep(sweep: Sweep, store: Store, options: Options, say: Say) -> tuple[RunOutcome, Results, RunRecord | None]:
-    """Compute everything of a sweep that is not committed.
+def run_sweep(
+    sweep: Sweep, store: Store, options: Options, notify: Notify
+) -> tuple[RunOutcome, Results, RunRecord | None]:
+    """Compute every unit of a sweep that is not committed.
 
     Arguments:
         sweep: The sweep.
         store: Where to commit.
         options: How to run.
-        say: Where notes go, one line each.
+        notify: Where notes go, one line each.
 
     Returns:
         How it ended, the results, and the record of the run (:mod:`workflows.monitoring.run_record`), None if nothing
         was missing.
     """
     plan = make_plan(sweep)
-    committed = verified(plan, store, say)
+    committed = verified(plan, store, notify)
     record_sweep(sweep, plan, store)
-    say(
+    notify(
         f"{len(sweep.cells)} cells, {plan.units} distinct units, {len(committed)} committed, "
         f"{committed.missing} to compute"
     )
     for notice in notices(sweep, plan, store):
-        say(f"note: {notice}")
+        notify(f"note: {notice}")
     if not committed.missing:
         return RunOutcome(), Results(store, sweep), None
     predicted = read_forecast(store, sweep.id)
     costs = {} if predicted is None else dict(predicted.costs)
-    outcome, record = Execution(sweep, plan, store, options, say, costs=costs).run(lambda workers: committed)
+    outcome, record = Execution(sweep, plan, store, options, notify, costs=costs).run(lambda workers: committed)
     accounts = record.accounts
     if outcome.computed:
-        say(
+        notify(
             f"run: {outcome.computed} units in {duration(accounts.wall_seconds)} on {record.workers_at_most} "
             f"workers: {accounts.units_per_second:.2f} units/s, {accounts.images_per_second:.1f} images/s, "
             f"workers busy {accounts.utilisation or 0:.0%} of their time"
         )
     if predicted is not None and not (outcome.failures or outcome.interrupted or outcome.elsewhere):
-        said = _held_against(predicted, committed, record)
-        if said:
-            say(said)
+        comparison = _held_against(predicted, committed, record)
+        if comparison:
+            notify(comparison)
     return outcome, Results(store, sweep), record
 
 
 def _held_against(predicted: Forecast, committed: Committed, record: RunRecord) -> str | None:
-    """The prediction and what came of it; None where the run was not what was predicted.
+    """Compare the prediction with the run; None where the run was not the predicted one.
 
     Of units that were committed since, the prediction is made again from the costs that it recorded.
     """

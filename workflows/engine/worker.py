@@ -1,4 +1,4 @@
-"""What a worker process does: read a unit's inputs, compute, commit, and return a receipt.
+"""The worker process: read a unit's inputs, compute, commit, and return a receipt.
 
 Data never travels through Ray: a worker reads its inputs from the store and writes its rows there.
 """
@@ -35,7 +35,7 @@ class OtherCode(PuregridError):
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the driver learns of a finished unit.
+    """The report on a finished unit.
 
     Arguments:
         images: Images of the chunk.
@@ -54,7 +54,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What the driver learns of a unit that raised.
+    """The report on a unit that raised.
 
     Arguments:
         error: The cause, one line.
@@ -70,7 +70,7 @@ class Trouble:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and first line of an error."""
+    """Return type and first line of an error."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
 
@@ -94,7 +94,7 @@ class UnitWorker:
             self._versions["device"] = torch.cuda.get_device_name()
 
     def _input(self, spec: StageSpec, kind: str, source: str, chunk: str) -> pa.Table:
-        """What a stage wants of one of its inputs: images, rows, or images with the other columns of their rows."""
+        """Read the images, the rows, or both, that a stage needs from one of its inputs."""
         if spec.reads == "rows":
             return self.store.read_rows(kind, source, chunk)
         table = self.store.read_images(kind, source, chunk)
@@ -105,7 +105,7 @@ class UnitWorker:
         return table
 
     def ready(self) -> Place:
-        """Where this worker is, once the constructor is through."""
+        """Return where this worker runs, once its constructor has ended."""
         import ray
 
         return Place(ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid())
@@ -118,7 +118,7 @@ class UnitWorker:
         inputs: dict[str, tuple[str, str]],
         seconds: float,
     ) -> list[Receipt | Trouble]:
-        """Run units of one stage in order, until one fails or so many seconds have passed.
+        """Run units of one stage in order until one fails or the time is up.
 
         Short units travel together, since a message costs as much as they do. As a batch ends at its first failure,
         the unit that was running when a process died is the first one without a commit.
@@ -131,7 +131,7 @@ class UnitWorker:
             seconds: When to stop; the first unit always runs.
 
         Returns:
-            One receipt a unit that was run; the last entry may be a trouble. Units that were not begun have none.
+            One receipt per unit that was run; the last entry may be a trouble. Units that were not begun have none.
         """
         results: list[Receipt | Trouble] = []
         end = time.perf_counter() + seconds
@@ -140,8 +140,8 @@ class UnitWorker:
                 results.append(self.run(spec, stage_id, chunk, inputs))
             except Exception as error:  # whatever a unit raises is the driver's to judge
                 unavailable, other_code = isinstance(error, StoreUnavailable), isinstance(error, OtherCode)
-                told = str(error) if unavailable or other_code else one_line(error)
-                results.append(Trouble(told, traceback.format_exc(), unavailable, other_code))
+                message = str(error) if unavailable or other_code else one_line(error)
+                results.append(Trouble(message, traceback.format_exc(), unavailable, other_code))
                 break
             if time.perf_counter() > end:
                 break

@@ -1,7 +1,7 @@
-"""The renderers: any table, or all that an analysis says, for a terminal, a wiki, a paper, a page, or a program.
+"""The renderers: any table, or a whole analysis, for a terminal, a wiki, a paper, a page, or a program.
 
-No renderer knows a table by its columns: what is shown, how it is written and what has to be known with it is
-declared with the table (:mod:`workflows.tables.table`).
+No renderer knows the columns of a table: what is shown, how it is written and which notes belong to it is declared
+with the table (:mod:`workflows.tables.table`).
 """
 
 from __future__ import annotations

@@ -28,12 +28,12 @@ class Line:
 
 
 def lines_of(table: Table, findings: Sequence[Finding]) -> list[Line]:
-    """The lines of a table with the findings on each."""
+    """Return the lines of a table with the findings on each."""
     return [Line(line, marks) for line, marks in zip(table.lines(), table.marks(findings), strict=True)]
 
 
 def table_html(table: Table, lines: Sequence[Line], findings: Sequence[Mapping[str, Any]]) -> Markup:
-    """The table alone, with some of its lines.
+    """Render the table alone, with some of its lines.
 
     Arguments:
         table: The table.

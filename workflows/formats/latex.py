@@ -1,6 +1,6 @@
 r"""Tables for a paper: ``booktabs`` and ``threeparttable``, each with its notes and findings below it.
 
-Whoever copies a table out of the file copies what has to be known with it: notes are ``tablenotes``, and a line with
+A table that is copied out of the file keeps its notes and findings: notes are ``tablenotes``, and a line with
 a finding has its number as ``\tnote``. A table that is wider than the text is made smaller, a longer one than a page
 is several.
 """
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from workflows.audit import Finding
-from workflows.formats.findings import SHOWN, Said, on_lines, said
+from workflows.formats.findings import SHOWN, NumberedFinding, numbered_findings, on_lines
 from workflows.tables.table import Table
 
 __all__ = ["PACKAGES", "document", "escaped", "table_latex"]
@@ -40,55 +40,63 @@ _ESCAPES = str.maketrans(
 
 
 def escaped(text: str) -> str:
-    """Text without anything that LaTeX takes for a command; t* and words in back quotes are set as such."""
+    """Escape text for LaTeX; t* is set in mathematics and words in back quotes in typewriter."""
     plain = text.translate(_ESCAPES).replace("t*", "$t^*$")
     return re.sub(r"`([^`]+)`", r"\\texttt{\1}", plain)
 
 
 def document(tables: Sequence[Table], title: str, findings: Sequence[Finding]) -> str:
-    """All tables. A finding that no line of them carries stands below the first one."""
-    words = said(findings, tables)
+    """Render all tables; findings that no line carries stand below the first one."""
+    words = numbered_findings(findings, tables)
     carried = on_lines(tables, findings)
-    others = [finding for finding in words if finding.number not in carried]
+    unplaced = [finding for finding in words if finding.number not in carried]
     parts = []
     for place, table in enumerate(tables):
-        parts.append(_parts(table, title, findings, words, others if place == 0 else []))
+        parts.append(_parts(table, title, findings, words, unplaced if place == 0 else []))
     return "\n".join(parts)
 
 
 def table_latex(table: Table, title: str = "", findings: Sequence[Finding] = ()) -> str:
-    """A table, or its parts."""
+    """Render a table, or its parts."""
     return document([table], title, findings)
 
 
 def _parts(
-    table: Table, title: str, findings: Sequence[Finding], words: Sequence[Said], others: Sequence[Said]
+    table: Table,
+    title: str,
+    findings: Sequence[Finding],
+    words: Sequence[NumberedFinding],
+    unplaced: Sequence[NumberedFinding],
 ) -> str:
     marks = table.marks(findings)
     notes = [f"\\item {escaped(note)}" for note in (table.warning, table.note, *table.remarks) if note]
     lines = list(zip(table.lines(), marks, strict=True))
-    numbers = sorted({number for own in marks for number in own})
-    height = sum(1 + len(note) // _NOTE_WIDTH for note in [*notes, *map(_item, _named(words, numbers, others))])
+    numbers = sorted({number for on_page in marks for number in on_page})
+    height = sum(1 + len(note) // _NOTE_WIDTH for note in [*notes, *map(_item, _named(words, numbers, unplaced))])
     most = max(_LEAST, _PAGE - height)
     pages = [lines[i : i + most] for i in range(0, len(lines), most)] or [[]]
     caption = escaped(": ".join(filter(None, (title, table.title))))
-    found = []
+    floats = []
     for place, page in enumerate(pages):
         last = place + 1 == len(pages)
-        own = sorted({number for _, numbers in page for number in numbers})
-        items = [*(notes if last else []), *map(_item, _named(words, own, others if last else ()))]
-        if len(own) > SHOWN:
-            items.append(f"\\item and {len(own) - SHOWN} more findings; \\texttt{{--format json}} has them all.")
+        on_page = sorted({number for _, numbers in page for number in numbers})
+        items = [*(notes if last else []), *map(_item, _named(words, on_page, unplaced if last else ()))]
+        if len(on_page) > SHOWN:
+            items.append(f"\\item and {len(on_page) - SHOWN} more findings; \\texttt{{--format json}} has them all.")
         heading = caption if len(pages) == 1 else f"{caption} ({place + 1} of {len(pages)})"
-        found.append(_float(table, heading, page, items))
-    return "\n".join(found)
+        floats.append(_float(table, heading, page, items))
+    return "\n".join(floats)
 
 
-def _named(words: Sequence[Said], numbers: Sequence[int], others: Sequence[Said]) -> list[Said]:
-    return [*(words[number - 1] for number in numbers[:SHOWN]), *others[:SHOWN]]
+def _named(
+    words: Sequence[NumberedFinding],
+    numbers: Sequence[int],
+    unplaced: Sequence[NumberedFinding],
+) -> list[NumberedFinding]:
+    return [*(words[number - 1] for number in numbers[:SHOWN]), *unplaced[:SHOWN]]
 
 
-def _item(finding: Said) -> str:
+def _item(finding: NumberedFinding) -> str:
     parts = "; ".join(f"{name}: {text}" for name, text in finding.parts.items() if name != "cells")
     text = f"{finding.severity}: {finding.rule}: {finding.text} ({parts})"
     return f"\\item[{finding.number}] {escaped(text)}"

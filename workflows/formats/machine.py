@@ -20,7 +20,7 @@ _ALWAYS = ("robustness", "cost", "combined", "ladders")
 
 
 def csv(table: Table, findings: Sequence[Finding] | None = None) -> str:
-    """The frame of a table; after an audit with a column of the rules that fired on the cells of each row."""
+    """Render the frame of a table, after an audit with a column of the rules that fired on each row."""
     frame = table.frame
     name = next((name for name in ("cell", "cells") if name in frame), None)
     if findings is not None and name is not None:
@@ -76,7 +76,7 @@ def _unit(declared: dict[str, Any]) -> str:
 
 
 def json_text(tables: Sequence[Table], findings: Sequence[Finding] | None = None, *, whole: bool = True) -> str:
-    """All rows by the names of their tables, the findings, and under ``tables`` titles, notes and columns."""
+    """Render all rows by the names of their tables, the findings, and under ``tables`` titles, notes and columns."""
     content: dict[str, Any] = {name: [] for name in _ALWAYS} if whole else {}
     content |= {table.name: table.records() for table in tables}
     if findings is not None:

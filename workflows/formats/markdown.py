@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workflows.audit import Finding
-from workflows.formats.findings import SHOWN, heading, said
+from workflows.formats.findings import SHOWN, heading, numbered_findings
 from workflows.tables.table import Table
 
 __all__ = ["document", "table_markdown"]
 
 
 def document(tables: Sequence[Table], title: str, findings: Sequence[Finding]) -> str:
-    """All tables, the findings before what the sweep cost."""
+    """Render all tables, with the findings before the cost of the sweep."""
     parts = [(table.name, table_markdown(table, title, findings)) for table in tables]
     before = [part for name, part in parts if name != "cost"]
     after = [part for name, part in parts if name == "cost"]
@@ -20,7 +20,7 @@ def document(tables: Sequence[Table], title: str, findings: Sequence[Finding]) -
 
 
 def table_markdown(table: Table, title: str = "", findings: Sequence[Finding] = ()) -> str:
-    """A table with its notes; a last column has the numbers of the findings on each line, if there are any."""
+    """Render a table with its notes; a last column has the numbers of the findings on each line."""
     marks = table.marks(findings)
     marked = any(marks)
     head = [column.title for column in table.visible]
@@ -43,9 +43,9 @@ def _escaped(text: str) -> str:
 
 
 def _findings(findings: Sequence[Finding], tables: Sequence[Table]) -> str:
-    """The first findings as a numbered list, each with its cells, numbers and what to do."""
+    """Render the first findings as a numbered list, each with its cells, numbers and what to do."""
     blocks = [f"**{heading(findings)}**\n"]
-    for finding in said(findings, tables)[:SHOWN]:
+    for finding in numbered_findings(findings, tables)[:SHOWN]:
         parts = "; ".join(f"{name}: {text}" for name, text in finding.parts.items())
         line = f"{finding.number}. **{finding.severity}** `{finding.rule}`: {finding.text} ({parts})"
         blocks.append(_escaped(line))

@@ -1,4 +1,4 @@
-"""All tables of an analysis as one text, or one of them."""
+"""Render all tables of an analysis as one text, or one of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def render(analysis: Analysis, how: Format, *, only: str | None = None, findings: bool = True) -> str:
-    """What a sweep says.
+    """Render the tables and findings of a sweep.
 
     Arguments:
         analysis: The sweep's analysis.
@@ -26,8 +26,8 @@ def render(analysis: Analysis, how: Format, *, only: str | None = None, findings
         findings: Whether the auditor's findings are in it, if the analysis has an audit.
     """
     tables = analysis.tables if only is None else [analysis.table(only)]
-    found = analysis.audited if findings else None
-    return render_tables(tables, how, title=analysis.sweep.name, findings=found, whole=only is None)
+    audited = analysis.audited if findings else None
+    return render_tables(tables, how, title=analysis.sweep.name, findings=audited, whole=only is None)
 
 
 def render_tables(
@@ -38,15 +38,15 @@ def render_tables(
     findings: Sequence[Finding] | None = None,
     whole: bool = True,
 ) -> str:
-    """Tables as one text.
+    """Render tables as one text.
 
     Arguments:
         tables: The tables, in the order in which they are read.
         how: The format. ``csv`` is the first table alone, unrounded; if they are a whole analysis, that of
             robustness.
         title: What the tables are of, before their headings.
-        findings: The auditor's findings; None if there was no audit, which ``json`` and ``csv`` tell from an audit
-            that found nothing.
+        findings: The auditor's findings; None if there was no audit, which ``json`` and ``csv`` distinguish from an
+            audit without findings.
         whole: Whether these are all tables of an analysis. The findings are then listed, and ``json`` has an empty
             list for the tables that every sweep could have.
     """

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from workflows.audit import Finding
-from workflows.formats.findings import SHOWN, heading, said
+from workflows.formats.findings import SHOWN, heading, numbered_findings
 from workflows.tables.table import Table
 
 __all__ = ["document", "table_text"]
@@ -19,7 +19,7 @@ _WIDTH = 110
 
 
 def document(tables: Sequence[Table], title: str, findings: Sequence[Finding]) -> str:
-    """All tables, the findings before what the sweep cost."""
+    """Render all tables, with the findings before the cost of the sweep."""
     parts = [(table.name, table_text(table, title, findings)) for table in tables]
     before = [part for name, part in parts if name != "cost"]
     after = [part for name, part in parts if name == "cost"]
@@ -27,7 +27,7 @@ def document(tables: Sequence[Table], title: str, findings: Sequence[Finding]) -
 
 
 def table_text(table: Table, title: str = "", findings: Sequence[Finding] = ()) -> str:
-    """A table with its notes; a last column has the numbers of the findings on each line, if there are any."""
+    """Render a table with its notes; a last column has the numbers of the findings on each line."""
     marks = table.marks(findings)
     marked = any(marks)
     grid = RichTable(
@@ -59,9 +59,9 @@ def _filled(text: str, indent: int = 0) -> str:
 
 
 def _findings(findings: Sequence[Finding], tables: Sequence[Table]) -> str:
-    """The first findings, each with its cells, numbers and what to do."""
+    """Render the first findings, each with its cells, numbers and what to do."""
     blocks = [heading(findings)]
-    for finding in said(findings, tables)[:SHOWN]:
+    for finding in numbered_findings(findings, tables)[:SHOWN]:
         blocks.append(_filled(f"{finding.number:>2} {finding.severity:<8} {finding.rule}: {finding.text}", 14))
         blocks += [_filled(f"{'':<12}{name}: {text}", 14) for name, text in finding.parts.items()]
     if len(findings) > SHOWN:

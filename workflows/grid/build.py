@@ -93,7 +93,7 @@ class Builder:
         self.denoisers = self._denoisers()
 
     def grid(self) -> Grid:
-        """The cells.
+        """Return the cells.
 
         Raises:
             InvalidInput: Anything that would make the sweep fail or mean something else than was meant.
@@ -111,9 +111,9 @@ class Builder:
         for position, entry in enumerate(self._list("include")):
             keys = ("include", position)
             known_keys(document, keys, entry, set(_AXES))
-            own = {axis: self._axis(axis, (*keys, axis)) for axis in _AXES if axis in entry}
-            included.append(own)
-            grid = axes | own
+            axes_of_entry = {axis: self._axis(axis, (*keys, axis)) for axis in _AXES if axis in entry}
+            included.append(axes_of_entry)
+            grid = axes | axes_of_entry
             if any(axis in entry for axis in _THREATS):  # it names its threats: the file's others are not meant
                 grid |= {axis: [] for axis in _THREATS if axis not in entry}
             cells += self._product(grid)
@@ -146,7 +146,7 @@ class Builder:
             )
 
     def _on(self, images: Images, threat: Threat) -> Threat:
-        """A corruption of the images of a data set, whose official arrays it may name; other threats as they are."""
+        """Give a corruption the official arrays that its data set names; return other threats unchanged."""
         if not isinstance(threat, CorruptionConfig):
             return threat
         key = (threat, images.dataset.id)
@@ -237,7 +237,7 @@ class Builder:
     def _combinations(
         self, base: type[Spec], keys: Keys, entry: dict[str, Any], beside: frozenset[str] = frozenset()
     ) -> Iterator[tuple[Any, Combination]]:
-        """The configs of an entry, resolved, each with the combination that it is of.
+        """Yield the resolved configs of an entry, each with its combination.
 
         Arguments:
             base: What the configs are.
@@ -245,15 +245,15 @@ class Builder:
             entry: A mapping, see :func:`items`.
             beside: Fields of the entry that are not the config's.
         """
-        document, given = self.document, entry[base.named_by or ""]
-        if isinstance(given, base):
+        document, value = self.document, entry[base.named_by or ""]
+        if isinstance(value, base):
             known_keys(document, keys, entry, {base.named_by or "", *beside})
-            kind = type(given)
+            kind = type(value)
         else:
             kind = located(document, keys, partial(base.entry_class, entry))
         reading = Reading(self.base, {"denoisers": self.denoisers}, tuple(beside))
         for combination in expand(document, keys, entry, kind):
-            config = given
+            config = value
             if not isinstance(config, base):
                 fields = combination.without(beside).fields
                 config = validate(document, keys, kind, fields, reading=reading, places=combination.places)
@@ -273,8 +273,8 @@ class Builder:
 
     def _defences(self, keys: Keys, entry: dict[str, Any]) -> Iterator[Defence]:
         for config, combination in self._combinations(PurifierConfig, keys, entry, _OF_DEFENCES):
-            own = {name: value for name, value in combination.fields.items() if name in _OF_DEFENCES}
-            shared = validate(self.document, keys, _DefenceFields, own, places=combination.places)
+            written = {name: value for name, value in combination.fields.items() if name in _OF_DEFENCES}
+            shared = validate(self.document, keys, _DefenceFields, written, places=combination.places)
             if shared.draws > 1 and not config.stochastic:
                 raise self.document.error(
                     (*keys, "draws"),
@@ -318,11 +318,11 @@ class Builder:
         return cells
 
     def _wanted(self, keys: Keys, base: type[Spec] | None, value: Any) -> Any:
-        """What ``exclude`` says of a part, its fields in their proper spelling."""
+        """Return the fields that ``exclude`` names of a part, in their proper spelling."""
         if base is None or not isinstance(value, dict):
             return value
         try:
             kind = base.entry_class(value)
-        except InvalidInput:  # it need not say which class
+        except InvalidInput:  # it need not name a class
             kind = base
         return located(self.document, keys, partial(kind.spelled, value))

@@ -71,7 +71,7 @@ class Defence:
         return self.purifier.label()
 
     def smoothed(self, certificate: CertificateConfig) -> Defence:
-        """What a certificate is of: the purifier at the depth of its noise, and the draws that vote on a sample.
+        """The base classifier of a certificate: purifier at the t* of its noise, and the draws that vote on a sample.
 
         Raises:
             InvalidInput: The certificate does not fit the purifier, or draws are aggregated in another way.
@@ -128,12 +128,12 @@ class Cell:
 
     @property
     def adversarial(self) -> bool:
-        """Whether its line is in the robustness table: clean, or under attack."""
+        """Whether the cell is in the robustness table: clean or attacked."""
         return self.threat is None or self.attack is not None
 
     @cached_property
     def stages(self) -> tuple[StageSpec, ...]:
-        """The last stages of the cell; they hold the others."""
+        """The last stages of the cell; all others are their inputs."""
         if self.certificate is not None:
             return (self.certify,)
         measured = self.measure
@@ -141,7 +141,7 @@ class Cell:
 
     @cached_property
     def evaluate(self) -> EvaluateStage:
-        """The judgement of the defence, of a cell that is no certificate."""
+        """The stage that judges the defence, of a cell that is no certificate."""
         return EvaluateStage(
             dataset=self.images.dataset,
             source=self.source,
@@ -170,7 +170,7 @@ class Cell:
 
     @cached_property
     def certify(self) -> CertifyStage:
-        """The certificates, of a cell whose threat they are."""
+        """The stage that certifies, of a cell whose threat is a certificate."""
         if self.certificate is None:
             raise ValueError("this cell is no certificate")
         base, purifier = self.certificate.base_of(self.defence.purifier)
@@ -188,7 +188,7 @@ class Cell:
 
     @cached_property
     def source(self) -> AttackStage | CorruptStage | None:
-        """The stage that makes the images which are judged; None for clean ones."""
+        """The stage that makes the judged images; None for clean ones."""
         if self.corruption is not None:
             return CorruptStage(dataset=self.images.dataset, corruption=self.corruption, seed=self.seed)
         return self.attack_stage
@@ -199,17 +199,17 @@ class Cell:
         return None if self.attack is None else self._source(self.attack)
 
     def _source(self, attack: AttackConfig) -> AttackStage:
-        """The stage that makes the images which are judged."""
+        """Return the stage that makes the judged images."""
         if isinstance(attack, LadderConfig):
             return self._ladder(attack)
         if isinstance(attack, TransferConfig):
             origin = attack.classifier or self.classifier
-            made = self._stage(attack.source, classifier=origin, purifier=attack.purifier)
-            return self._stage(attack, sources=(made,), purifier=None)
+            source = self._stage(attack.source, classifier=origin, purifier=attack.purifier)
+            return self._stage(attack, sources=(source,), purifier=None)
         return self._stage(attack)
 
     def _ladder(self, attack: LadderConfig) -> AttackStage:
-        """All rungs side by side; or, where broken images are skipped, each after a ladder of those before it."""
+        """Return all rungs side by side; with skipping, each after a ladder of the rungs before it."""
         if not self.defence.purifier.stochastic:
             attack = attack.model_copy(update={"select": 1})
         if not attack.skip:
@@ -225,9 +225,9 @@ class Cell:
         return ladder
 
     def _stage(self, attack: AttackConfig, **fields: Any) -> AttackStage:
-        own = {"classifier": self.classifier, "purifier": None if attack.static else self.defence.purifier}
+        parts = {"classifier": self.classifier, "purifier": None if attack.static else self.defence.purifier}
         shared = {"dataset": self.images.dataset, "seed": self.seed, "compute": self.compute}
-        return AttackStage(attack=attack, **{**own, **shared, **fields})
+        return AttackStage(attack=attack, **{**parts, **shared, **fields})
 
     @cached_property
     def id(self) -> str:
@@ -239,7 +239,7 @@ class Cell:
         return digest(json.dumps([self.evaluate.id, self.defence.aggregation, self.resubmissions, chunks, *measured]))
 
     def part(self, name: str) -> tuple[str, dict[str, Any]] | None:
-        """Label and identifying fields of one of :data:`PARTS`; None of a threat that is another one.
+        """Return label and identifying fields of one of :data:`PARTS`; None if the threat is of another kind.
 
         The budget is not a part of an attack's fields here: tables have a column of its own for it.
         """
@@ -249,8 +249,8 @@ class Cell:
         if name == "classifier":
             return self.classifier.label(), self.classifier.identity()
         if name == "defence":
-            own = {"draws": self.defence.draws, "aggregation": self.defence.aggregation}
-            return self.defence.label(), {**self.defence.purifier.identity(), **own}
+            answers = {"draws": self.defence.draws, "aggregation": self.defence.aggregation}
+            return self.defence.label(), {**self.defence.purifier.identity(), **answers}
         if name == "attack" and self.threat is None:
             return "clean", {"attack": "none"}
         if name == "attack" and self.attack is not None:
@@ -259,7 +259,7 @@ class Cell:
         return None if other is None else (other.label(), other.identity())
 
     def matches(self, wanted: dict[str, Any]) -> bool:
-        """Whether an ``exclude`` entry means this cell."""
+        """Return whether an ``exclude`` entry means this cell."""
         for key, value in wanted.items():
             if key == "seed":
                 if self.seed != value:
@@ -281,7 +281,7 @@ class Cell:
 
 def _equal(have: Any, want: Any) -> bool:
     if isinstance(want, list):
-        return any(_equal(have, one) for one in want)
+        return any(_equal(have, value) for value in want)
     if isinstance(have, float) and isinstance(want, int | float):
         return abs(have - want) <= 1e-9
     return bool(have == want)

@@ -1,4 +1,4 @@
-"""Whether the parts of a cell go together, before anything is computed."""
+"""Check that the parts of a cell fit together, before anything is computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["check_fit", "check_one_choice_of_images"]
 
 
 def check_one_choice_of_images(document: Document, cells: Iterable[Cell]) -> None:
-    """A data set has the same chunks in every cell, so that cells are paired and no unit is planned twice.
+    """Refuse a data set with other chunks in some cells: cells are paired, and no unit is planned twice.
 
     Raises:
         InvalidInput: It is listed with two choices.
@@ -34,7 +34,7 @@ def check_one_choice_of_images(document: Document, cells: Iterable[Cell]) -> Non
 
 
 def check_fit(document: Document, cell: Cell) -> None:
-    """A cell's parts take the same images, its attack has a meaning for its defence, its draws suffice.
+    """Refuse a cell whose parts take other images, whose attack cannot meet its defence, or with too few draws.
 
     Raises:
         InvalidInput: They do not; at the entry of the sweep file that has to change.
@@ -67,19 +67,19 @@ def check_fit(document: Document, cell: Cell) -> None:
 
 
 def _check_classes(document: Document, cell: Cell) -> None:
-    """Data set and classifier mean the same by a class number; else every figure is that of another question."""
+    """Refuse a data set and a classifier that number their classes differently."""
     dataset, classifier = cell.images.dataset, cell.classifier
     names, known = dataset.class_names, classifier.architecture.class_names
     hint = "Correct the entry, or `exclude` the combination."
     if len(names) != classifier.architecture.classes:
         raise document.error(
             ("classifiers",),
-            f"classifier {classifier.label()!r} tells {classifier.architecture.classes} classes apart, data set "
+            f"classifier {classifier.label()!r} has {classifier.architecture.classes} classes, data set "
             f"{dataset.label()!r} has {len(names)} ({', '.join(names[:4])}{', ...' * (len(names) > 4)}). {hint}",
         )
     if not known or known == names:
         return
-    place = next(i for i, (one, other) in enumerate(zip(names, known, strict=True)) if one != other)
+    place = next(i for i, (name, known_name) in enumerate(zip(names, known, strict=True)) if name != known_name)
     order = " The names are the same in another order." if sorted(known) == sorted(names) else ""
     raise document.error(
         ("classifiers",),
@@ -89,13 +89,13 @@ def _check_classes(document: Document, cell: Cell) -> None:
 
 
 def _check_certain(document: Document, cell: Cell, attack: AttackConfig) -> None:
-    """An attack that stops on success sees the very answers that will be judged."""
+    """Refuse an attack that stops on success where it does not see the very answers that are judged."""
     inside = [part for _, part in attack.parts() if isinstance(part, AttackConfig)]
-    if not any(one.stops for one in (attack, *inside)):
+    if not any(config.stops for config in (attack, *inside)):
         return
     purifier = cell.defence.purifier
     bare = isinstance(purifier, NoPurifierConfig)
-    if not bare and (purifier.stochastic or any(one.static for one in (attack, *inside) if one.stops)):
+    if not bare and (purifier.stochastic or any(config.static for config in (attack, *inside) if config.stops)):
         why = (
             "answers are random and one wrong one is luck"
             if purifier.stochastic

@@ -1,4 +1,4 @@
-"""A grid as plain values, for the record of a sweep that no file was written for.
+"""Write a grid as plain values, for the record of a sweep without a file.
 
 Every config is written in full and resolved, every axis spelled out, so that the text gives the same ids wherever it
 is read.
@@ -18,7 +18,7 @@ __all__ = ["record"]
 def record(
     name: str, axes: Mapping[str, list[Any]], included: Sequence[Mapping[str, list[Any]]], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The values of a sweep file.
+    """Return the values of a sweep file.
 
     Arguments:
         name: The sweep's name.
@@ -29,7 +29,7 @@ def record(
     values = {"sweep": name, **_written(axes)}
     values |= {section: _value(value) for section, value in settings.items() if value not in (None, [])}
     if included:
-        values["include"] = [_written(own) for own in included]
+        values["include"] = [_written(axes_of_entry) for axes_of_entry in included]
     return values
 
 
@@ -43,13 +43,13 @@ def _value(value: Any) -> Any:
     if isinstance(value, Images):
         return {**value.dataset.as_entry(), "images": _selection([i for chunk in value.chunks for i in chunk.ids])}
     if isinstance(value, Defence):
-        own = {"draws": value.draws, "aggregation": value.aggregation}
-        return {**value.purifier.as_entry(), **own}
+        answers = {"draws": value.draws, "aggregation": value.aggregation}
+        return {**value.purifier.as_entry(), **answers}
     return "none" if value is None else value
 
 
 def _selection(ids: list[int]) -> dict[str, Any]:
-    """Image ids, evenly spaced ones by their ends."""
+    """Return image ids; evenly spaced ones by their ends."""
     every = ids[1] - ids[0] if len(ids) > 1 else 1
     if every > 0 and ids == list(range(ids[0], ids[-1] + 1, every)):
         return {"start": ids[0], "stop": ids[-1] + 1, "every": every}

@@ -1,4 +1,4 @@
-"""What a sweep needs that is not part of puregrid, looked for before anything else and reported all at once.
+"""Check the files that a sweep needs from elsewhere, before anything else, and report all problems at once.
 
 The section ``requires`` of a sweep file lists files and folders with the place that each can be had from::
 
@@ -10,7 +10,7 @@ The section ``requires`` of a sweep file lists files and folders with the place 
         source: puregrid data fetch cifar10-c
 
 Without it the first missing file ends the sweep; with it one message has every unset variable, missing file and wrong
-hash. A path that the file no longer names, because of ``--set``, is not asked for.
+hash. A path that ``--set`` has removed from the file is not required.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Requirement(Spec):
 
 
 def check_requirements(document: Document) -> None:
-    """Look for everything that a sweep file says it requires, unset environment variables among it.
+    """Check everything that a sweep file requires, including environment variables.
 
     Arguments:
         document: The file, its variables not yet put in; without that section nothing is looked for.
@@ -88,7 +88,7 @@ def _requirements(document: Document) -> Iterator[Requirement]:
 
 
 def _texts(data: dict[str, object]) -> set[str]:
-    """Every string of a file outside of the section."""
+    """Yield every string of a file outside the section."""
     return {text for keys, text in strings(data) if keys[0] != _SECTION}
 
 
@@ -97,17 +97,17 @@ def _named(path: str, texts: set[str]) -> bool:
 
 
 def _problem(requirement: Requirement, base: Path) -> str | None:
-    """What is wrong with a requirement; None if nothing is."""
+    """Return what is wrong with a requirement, or None."""
     known = f", sha256 {requirement.sha256}" if requirement.sha256 else ""
     paths = [expanded(path) for path in requirement.paths]
     if any("${" in path for path in paths):
         return f"{' or '.join(requirement.paths)} is needed ({requirement.source}{known})"
     places = [base / path for path in paths]
-    there = next((place for place in places if place.exists()), None)
-    if there is None:
+    present = next((place for place in places if place.exists()), None)
+    if present is None:
         return f"{' or '.join(map(str, places))} is not there ({requirement.source}{known})"
-    if requirement.sha256 is not None and there.is_file():
-        have = sha256_file(there)
+    if requirement.sha256 is not None and present.is_file():
+        have = sha256_file(present)
         if not have.startswith(requirement.sha256.lower()):
-            return f"{there} has sha256 {have}, not {requirement.sha256} ({requirement.source})"
+            return f"{present} has sha256 {have}, not {requirement.sha256} ({requirement.source})"
     return None

@@ -10,7 +10,7 @@
         attacks=["none", PGDConfig(norm="linf", eps_255=8)],
     )
 
-is the same sweep, with the same ids, as the file that says so, and is refused for the same mistakes.
+is the same sweep, with the same ids and the same errors, as the file with these values.
 """
 
 from __future__ import annotations
@@ -108,13 +108,13 @@ class Sweep:
             "quality": quality,
             "resubmissions": resubmissions,
         }
-        given = {section: value for section, value in sections.items() if value is not None}
-        grid = Builder(document_of(given, Spec)).grid()
+        stated = {section: value for section, value in sections.items() if value is not None}
+        grid = Builder(document_of(stated, Spec)).grid()
         self._set(grid.name, written(grid.record), grid.cells)
 
     @classmethod
     def of_cells(cls, name: str, text: str, cells: Sequence[Cell]) -> Self:
-        """A sweep of cells that are made already.
+        """Return a sweep of given cells.
 
         Arguments:
             name: Its name.
@@ -146,7 +146,7 @@ class Sweep:
 
     @cached_property
     def labels(self) -> dict[str, dict[str, str]]:
-        """What tables call the parts of each cell, by cell id; two different parts never have one name.
+        """The names of the parts of each cell in tables, by cell id; two different parts never have one name.
 
         Where short labels coincide, the fields in which the parts differ are added.
         """
@@ -157,19 +157,19 @@ class Sweep:
             for _, label, fields in named:
                 names.setdefault(label, {})[json.dumps(fields, sort_keys=True)] = fields
             for cell, label, fields in named:
-                others = names[label].values()
-                differs = [k for k in fields if any(other.get(k) != fields[k] for other in others)]
+                other_fields = names[label].values()
+                differs = [k for k in fields if any(other.get(k) != fields[k] for other in other_fields)]
                 extra = ", ".join(f"{key}={_short(fields[key])}" for key in differs)
                 labels[cell.id][part] = f"{label} ({extra})" if extra else label
         return labels
 
     @cached_property
     def id(self) -> str:
-        """Content id of name and cells: the same grid, written otherwise, is the same sweep."""
+        """Content id of name and cells, whatever way the grid was written."""
         return digest(json.dumps([self.name, sorted(cell.id for cell in self.cells)]))
 
 
 def _short(value: Any) -> str:
-    """A field's value in a few characters: long ones (hashes, nested configs) by their first digits."""
+    """Shorten a field's value; hashes and nested configs to their first digits."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return text if len(text) <= 16 else digest(text)[:8] if isinstance(value, dict) else text[:8]

@@ -1,4 +1,4 @@
-"""What a person or a machine sees of a run while it goes on.
+"""What people and programs see of a run while it goes on.
 
-Progress, events, the record of the run, the accounts of workers, the versions that computed. No row depends on it.
+Progress, events, the record of the run, the accounts of workers, the versions of the code. No row depends on it.
 """

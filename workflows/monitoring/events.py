@@ -1,6 +1,6 @@
-"""What happens in a run, one JSON object a line, for log collectors and scripts.
+"""Log what happens in a run, one JSON object per line, for log collectors and scripts.
 
-The engine tells events to the standard library's logger ``puregrid.run``; :func:`log_to` writes them to a file. The
+The engine writes events to the standard library's logger ``puregrid.run``; :func:`log_to` writes them to a file. The
 fields are in ``docs/running.md``. Without a handler nothing is formatted, so a run without a log pays nothing.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from defense.errors import InvalidInput
 
-__all__ = ["LOGGER", "Field", "JsonLines", "listened", "log_to", "tell"]
+__all__ = ["LOGGER", "Field", "JsonLines", "enabled", "log_event", "log_to"]
 
 LOGGER = logging.getLogger("puregrid.run")
 
@@ -24,7 +24,7 @@ Field = str | int | float | bool | None
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a record: time in UTC, event, and the fields that it was told with.
+    """One JSON object per record: time in UTC, event, and its fields.
 
     Arguments:
         constant: Fields that every line has.
@@ -41,14 +41,14 @@ class JsonLines(logging.Formatter):
         return json.dumps({"time": time, "event": record.getMessage(), **self._constant, **fields}, default=str)
 
 
-def listened() -> bool:
-    """Whether anybody wants events."""
+def enabled() -> bool:
+    """Return whether a handler takes events."""
     return LOGGER.isEnabledFor(logging.INFO)
 
 
-def tell(event: str, **fields: Field) -> None:
+def log_event(event: str, **fields: Field) -> None:
     """Log an event; fields that are None are left out."""
-    if listened():
+    if enabled():
         LOGGER.info(event, extra={"fields": {name: value for name, value in fields.items() if value is not None}})
 
 

@@ -1,7 +1,7 @@
-"""What each worker of a run did with its time, as the driver sees it.
+"""Account for the time of each worker of a run, as the driver sees it.
 
-A worker's life is from when it was ready to its end, or the run's. It is *busy* while it holds a unit: computing,
-loading models, or reading and committing, which is the rest of what it was busy with. Otherwise it waits.
+A worker's life lasts from when it was ready to its end, or to the end of the run. It is *busy* while it holds a unit:
+computing, loading models, or reading and committing, which is the rest of its busy time. Otherwise it waits.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Place(NamedTuple):
 
 
 def fields_of(place: Place | None) -> dict[str, str | int]:
-    """A place in the words of the log."""
+    """Return the fields of the log for a place."""
     return {} if place is None else {"node": place.node, "host": place.host, "worker": place.pid}
 
 
 @dataclass(frozen=True)
 class WorkerAccount(Record):
-    """What a worker did with its time.
+    """The time of one worker.
 
     Arguments:
         node: Ray's id of its node.
@@ -70,7 +70,7 @@ class WorkerAccount(Record):
 
 @dataclass(frozen=True)
 class KindAccount(Record):
-    """What units of a kind came to.
+    """The totals of units of one kind.
 
     Arguments:
         kind: Its name.
@@ -89,14 +89,14 @@ class KindAccount(Record):
 
 @dataclass(frozen=True)
 class Accounts(Record):
-    """What all workers of a run did.
+    """The totals of all workers of a run.
 
     Arguments:
         wall_seconds: Since the run began.
         units: Units that workers computed and committed.
         images: Images of those.
         computing_seconds: Compute time, summed over workers.
-        startup_seconds: Until the first workers were ready, their mean; None of none.
+        startup_seconds: Until the first workers were ready, their mean; None without workers.
         overhead_seconds: Per unit, beside computing and loading; None without units.
         utilisation: Share of the workers' lives, 0 to 1, for which they were busy; None without workers.
         units_per_second: Units by wall time.
@@ -151,23 +151,27 @@ class Ledger:
     _kinds: dict[Kind, _Throughput] = field(default_factory=dict)
 
     def ready(self, place: Place, *, first: bool) -> None:
-        """A worker has started, one of the first ones or one that came later or replaces another."""
+        """Book that a worker has started, at first or later."""
         self._accounts[place] = _Account(place, time.monotonic(), first)
 
     def gone(self, place: Place) -> None:
-        """A worker has died, or was ended."""
+        """Book that a worker has died, or was ended."""
         if place in self._accounts and self._accounts[place].ended is None:
             self._accounts[place].ended = time.monotonic()
 
     def busy(self, place: Place, seconds: float) -> None:
-        """A worker has held units for so long."""
+        """Book the time for which a worker has held units."""
         if place in self._accounts:
             self._accounts[place].busy += seconds
 
     def computed(self, place: Place, kind: Kind, images: int, seconds: float, loading: float) -> None:
-        """A worker has computed and committed a unit."""
-        account, kept = self._accounts.get(place), self._kinds.setdefault(kind, _Throughput())
-        kept.units, kept.images, kept.computing = kept.units + 1, kept.images + images, kept.computing + seconds
+        """Book that a worker has computed and committed a unit."""
+        account, throughput = self._accounts.get(place), self._kinds.setdefault(kind, _Throughput())
+        throughput.units, throughput.images, throughput.computing = (
+            throughput.units + 1,
+            throughput.images + images,
+            throughput.computing + seconds,
+        )
         if account is not None:
             account.units += 1
             account.images += images
@@ -177,10 +181,10 @@ class Ledger:
     @property
     def units(self) -> int:
         """Units that workers computed and committed."""
-        return sum(kept.units for kept in self._kinds.values())
+        return sum(throughput.units for throughput in self._kinds.values())
 
     def accounts(self) -> Accounts:
-        """Return what a run's record says of its workers, so far."""
+        """Return the accounts so far, for the record of the run."""
         now = time.monotonic()
         wall = max(now - self.began, 1e-9)
         workers = [_worker(account, now, wall) for account in self._accounts.values()]

@@ -1,6 +1,6 @@
 """Progress on stderr: done, rate, time left, failures. A bar on a terminal, a line that is rewritten in a notebook.
 
-Silent elsewhere: a file or a pipe has no use for it.
+Files and pipes get nothing.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class SweepProgress:
             print(file=sys.stderr)
 
     def committed(self, units: int, images: int, work: float) -> None:
-        """So many more units are committed."""
+        """Show that more units are committed."""
         self._images += images
         self._units += units
         seconds = max(self._bars.get_time() - self._started, 1e-9)
@@ -92,7 +92,7 @@ class SweepProgress:
         self._update(trouble=" · ".join(parts))
 
     def phase(self, text: str) -> None:
-        """Say what is going on, e.g. that the sweep is being drained."""
+        """Show the phase of the run, e.g. that the sweep is being drained."""
         self._update(phase=text)
 
     def _update(self, **fields: Any) -> None:

@@ -31,7 +31,7 @@ _SILENT = 90.0
 
 @dataclass(frozen=True)
 class RunRecord(Record):
-    """What is known of a run.
+    """The record of a run.
 
     Arguments:
         run: Its id.
@@ -44,7 +44,7 @@ class RunRecord(Record):
         state: ``running``, ``finished``, ``failed`` or ``stopped``; ``silent`` of one whose driver is gone.
         alive: Workers that are there.
         done: Units that are no longer missing.
-        left_seconds: Seconds until the end, if that can be told.
+        left_seconds: Seconds until the end, if known.
         ended: When, in UTC; None as long as it goes on.
         workers_at_most: The largest number of workers that were there at once; None as long as it goes on.
         accounts: What its workers did.
@@ -66,11 +66,11 @@ class RunRecord(Record):
     accounts: Accounts
 
     def to_json(self) -> dict[str, object]:
-        """See :class:`Record`; the accounts lie beside the rest, and what the end alone tells is left out."""
+        """See :class:`Record`; the accounts lie beside the rest, and fields known only at the end are left out."""
         content = super().to_json()
         del content["accounts"]
-        kept = {name: value for name, value in content.items() if value is not None or name not in _AT_THE_END}
-        return {**kept, **self.accounts.to_json()}
+        known = {name: value for name, value in content.items() if value is not None or name not in _AT_THE_END}
+        return {**known, **self.accounts.to_json()}
 
     @classmethod
     def from_json(cls, content: object) -> Self:
@@ -88,7 +88,7 @@ class RunRecorder:
 
     Arguments:
         store: Where.
-        sweep_id: Of which sweep.
+        sweep_id: Id of the sweep.
         purpose: ``run`` or ``calibration``.
         gpus_per_worker: GPUs of each worker; 0 runs on CPUs.
         to_compute: Units that are missing.
@@ -111,18 +111,18 @@ class RunRecorder:
         self._gpus_per_worker = gpus_per_worker
 
     def progress(self, workers: int, done: int, left_seconds: float | None) -> None:
-        """Say how far it is, unless that was done a moment ago.
+        """Write the progress, unless that was done a moment ago.
 
         Arguments:
             workers: Workers that are there.
             done: Units that are no longer missing.
-            left_seconds: Seconds until the end, if that can be told.
+            left_seconds: Seconds until the end, if known.
         """
         if time.monotonic() - self._written > _SECONDS:
             self._write("running", alive=workers, done=done, left_seconds=left_seconds)
 
     def finish(self, state: str, elsewhere: int, *, workers_at_most: int) -> RunRecord:
-        """Say how it ended: ``finished``, ``failed`` or ``stopped``; returns the record."""
+        """Write how the run ended: ``finished``, ``failed`` or ``stopped``; returns the record."""
         return self._write(
             state,
             done=self.ledger.units + elsewhere,
@@ -175,7 +175,7 @@ def read_runs(store: Store, sweep_id: str, last: int = 8) -> list[RunRecord]:
 
 
 def run_line(record: RunRecord) -> str:
-    """Say in one line what a record says; "" if the run has ended."""
+    """Summarise a record in one line; "" if the run has ended."""
     began, updated = record.started[11:19], record.updated[11:19]
     who = f"{record.purpose} of {began} UTC by {record.driver}"
     if record.state == "silent":
@@ -193,7 +193,7 @@ def run_line(record: RunRecord) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``48 s``, ``12.3 min``, ``4.6 h``."""
+    """Write a duration as ``48 s``, ``12.3 min`` or ``4.6 h``."""
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -29,7 +29,7 @@ def source_commit() -> str | None:
 
 
 def git_commit(root: Path) -> str | None:
-    """The commit of a checkout.
+    """Return the commit of a checkout.
 
     Arguments:
         root: The folder that holds the packages, and ``.git``: one that lies somewhere inside another project's
@@ -45,7 +45,7 @@ def git_commit(root: Path) -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git says; None if it is not there, or refuses."""
+    """Return the output of git; None if it is absent or fails."""
     # Containers mount checkouts of other users. No lock is taken, so that nobody else's git has to wait.
     command = ["git", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
     try:
@@ -63,15 +63,15 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def installed_commit(root: Path) -> str | None:
-    """The commit that a package was installed from, if it was from a repository and is what ``root`` holds."""
+    """Return the commit that a package was installed from, if it was from a repository and is what ``root`` holds."""
     try:
-        found = distribution("puregrid")
+        installed = distribution("puregrid")
     except PackageNotFoundError:
         return None
-    if Path(str(found.locate_file(""))).resolve() != root.resolve():
+    if Path(str(installed.locate_file(""))).resolve() != root.resolve():
         return None  # another copy than the one that is imported
     try:
-        recorded = json.loads(found.read_text("direct_url.json") or "{}")
+        recorded = json.loads(installed.read_text("direct_url.json") or "{}")
     except ValueError:
         return None
     commit = recorded.get("vcs_info", {}).get("commit_id")
@@ -79,20 +79,20 @@ def installed_commit(root: Path) -> str | None:
 
 
 def driver_versions() -> dict[str, str]:
-    """Versions of what matters for a result."""
-    found = {"python": platform.python_version()}
+    """Return the versions of everything that matters for a result."""
+    versions = {"python": platform.python_version()}
     for name in ("puregrid", "torch", "torchvision", "diffusers", "ray", "numpy", "pyarrow"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
     commit = source_commit()
-    return found if commit is None else {**found, "puregrid_commit": commit}
+    return versions if commit is None else {**versions, "puregrid_commit": commit}
 
 
 def worker_versions() -> dict[str, str]:
-    """Versions that the commit of every unit records."""
+    """Return the versions that the commit of every unit records."""
     names = ("puregrid", "torch", "numpy", "pyarrow")
-    found = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
     commit = source_commit()
-    return found if commit is None else {**found, "puregrid_commit": commit}
+    return versions if commit is None else {**versions, "puregrid_commit": commit}

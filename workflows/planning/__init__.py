@@ -1,4 +1,4 @@
-"""From cells to stages, units and what they cost.
+"""From cells to stages, units and their cost.
 
-Which work there is, in which order it is handed out, and how long it will take. No Ray.
+The work, the order in which it is handed out, and how long it will take. No Ray.
 """

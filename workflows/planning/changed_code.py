@@ -1,8 +1,8 @@
-"""Which units of a store were computed by other code of parts that are not puregrid's.
+"""Find units of a store that another version of third-party code has computed.
 
-The code of such a part is in the ids of its stages (:mod:`defense.code`). When it changes, the sweep asks for other
-stages, and what is committed stays where it was, under the old ids: without a word that looks like a store that has
-forgotten. So a plan says which stages of the store differ from its own in their code alone.
+The code of such a part is in the ids of its stages (:mod:`defense.code`). When it changes, the sweep needs other
+stages, and what is committed stays under the old ids, which looks as if the store had lost its rows. A plan therefore
+reports which stages of the store differ from its own in their code alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["changed_code"]
 
 
 def changed_code(plan: Plan, store: Store) -> list[str]:
-    """A sentence for each part whose code has changed since units of this plan's stages were computed.
+    """Return a sentence for each part whose code has changed since units of these stages were computed.
 
     Arguments:
         plan: The plan.
@@ -32,12 +32,12 @@ def changed_code(plan: Plan, store: Store) -> list[str]:
             wanted.setdefault(_without_code(identity), []).append(stage)
     if not wanted:
         return []
-    own = {stage.id for stages in wanted.values() for stage in stages}
+    planned = {stage.id for stages in wanted.values() for stage in stages}
     units: dict[str, int] = {}
     ids: dict[str, list[str]] = {}
     for name in store.files.names("specs"):
         old_id = name.removesuffix(".json")
-        if old_id in own:
+        if old_id in planned:
             continue
         old = json.loads(store.files.read(f"specs/{name}"))
         for stage in wanted.get(_without_code(old), []):
@@ -57,7 +57,7 @@ def changed_code(plan: Plan, store: Store) -> list[str]:
 
 
 def _codes(value: Any) -> Iterator[tuple[str, str]]:
-    """Name and code of every part of an identity that is not puregrid's."""
+    """Yield name and code of every third-party part of an identity."""
     if isinstance(value, Mapping):
         if CODE in value:
             names = (value.get(key) for key in ("purifier", "attack", "classifier", "dataset", "format", "energy"))
@@ -73,7 +73,7 @@ def _codes(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _without_code(value: Any) -> str:
-    """An identity as text, as it would be if no part had code, nor data sets the content that their code makes."""
+    """Return an identity as text, as if no part had code, nor data sets the content that their code makes."""
 
     def stripped(value: Any) -> Any:
         if isinstance(value, Mapping):

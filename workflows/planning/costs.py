@@ -1,4 +1,4 @@
-r"""What units cost: measured by the commits of a store, and for the next unit by this run.
+r"""The cost of units: measured by the commits of a store, and for the next unit by this run.
 
 The cost of a unit is taken as proportional to images x network evaluations, with one rate :math:`r` per kind (stage,
 attack and its gradient, purifier, model), the mean over measured units. The sum of units with evaluations
@@ -7,7 +7,7 @@ attack and its gradient, purifier, model), the mean over measured units. The sum
 .. math:: r \sum_j w_j \pm t_{n-1, 0.975}\, s \sqrt{\sum_j w_j^2 + (\sum_j w_j)^2 / n}
 
 where :math:`s` is the standard deviation of the :math:`n` measured rates: the prediction interval of a sum of
-independent units. Attacks that stop early differ from chunk to chunk, which is what it is for. The first unit of a
+independent units. It is needed because attacks that stop early differ from chunk to chunk. The first unit of a
 process loads models and warms up; it is measured apart.
 """
 
@@ -34,18 +34,18 @@ _FIRST = 0.05
 
 
 def kinds_of(plan: Plan) -> list[Kind]:
-    """The kind of each stage of a plan."""
+    """Return the kind of each stage of a plan."""
     return [stage.spec.kind for stage in plan.stages]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What units of a kind cost.
+    """The cost of units of one kind.
 
     Arguments:
         units: How many were measured.
         rate: Seconds per image and network evaluation, without loading.
-        spread: Standard deviation of the rates of those units; None of one unit.
+        spread: Standard deviation of the rates of those units; None for one unit.
         loading: Seconds that the first unit of a process takes longer: loading the models, and warming up.
         first: Whether nothing but first units of processes was measured, so that the rate holds their warming up.
     """
@@ -58,7 +58,7 @@ class Cost:
 
 
 def costs_of(committed: Committed, store: Store, *, gpu: bool | None = None) -> dict[Kind, Cost]:
-    """What the commits in the store say about each kind of unit.
+    """Measure the cost of each kind of unit from the commits in a store.
 
     Arguments:
         committed: The units that were committed.
@@ -74,18 +74,18 @@ def costs_of(committed: Committed, store: Store, *, gpu: bool | None = None) -> 
         stage = plan.stages[unit.stage]
         return store.committed(stage.spec.stage, stage.id, stage.chunks[unit.chunk].name)
 
-    found: dict[Kind, list[tuple[float, float, float]]] = {}
+    samples_of: dict[Kind, list[tuple[float, float, float]]] = {}
     with ThreadPoolExecutor(8) as threads:
         for unit, commit in zip(units, threads.map(read, units), strict=True):
             if commit is not None and gpu in (None, "device" in commit.versions):
                 work = commit.rows * _per_image(plan.stages[unit.stage])
                 loading = float(commit.notes.get("loading_seconds", 0.0))
-                found.setdefault(kinds[unit.stage], []).append((commit.seconds, work, loading))
-    return {kind: _cost(samples) for kind, samples in found.items()}
+                samples_of.setdefault(kinds[unit.stage], []).append((commit.seconds, work, loading))
+    return {kind: _cost(samples) for kind, samples in samples_of.items()}
 
 
 def _sample(done: list[int]) -> list[int]:
-    """The first two, which loaded models, and others spread over the rest."""
+    """Return the first two, which loaded models, and others spread over the rest."""
     if len(done) <= _SAMPLE:
         return done
     step = (len(done) - 3) / (_SAMPLE - 3)
@@ -93,7 +93,7 @@ def _sample(done: list[int]) -> list[int]:
 
 
 def _cost(samples: list[tuple[float, float, float]]) -> Cost:
-    """From seconds, evaluations and loading seconds of units."""
+    """Return the cost from seconds, evaluations and loading seconds of units."""
     later = [seconds / work for seconds, work, loading in samples if loading <= _FIRST * seconds]
     rates = later or [seconds / work for seconds, work, _ in samples]
     rate = fmean(rates)
@@ -119,15 +119,15 @@ def interval(cost: Cost, works: float, squares: float) -> float | None:
 
 
 def missing_work(committed: Committed) -> float:
-    """Network evaluations of all units that are missing."""
+    """Return the network evaluations of all missing units."""
     # Stage by stage: a plan may have a million units.
     return sum(_missing_images(stage, done) * stage.spec.work_per_image() for stage, done in committed.by_stage())
 
 
 def unit_work(stage: PlannedStage, done: AbstractSet[int]) -> Iterator[float]:
-    """Evaluations of each missing unit of a stage."""
-    each = _per_image(stage)
-    return (each * len(chunk.ids) for position, chunk in enumerate(stage.chunks) if position not in done)
+    """Yield the evaluations of each missing unit of a stage."""
+    per_image = _per_image(stage)
+    return (per_image * len(chunk.ids) for position, chunk in enumerate(stage.chunks) if position not in done)
 
 
 def _missing_images(stage: PlannedStage, done: AbstractSet[int]) -> int:
@@ -140,7 +140,7 @@ def _per_image(stage: PlannedStage) -> float:
 
 
 class Pace:
-    """What units have taken in this run, with reading, writing and loading, as the driver saw it.
+    """The time of units in this run, with reading, writing and loading, as the driver saw it.
 
     Arguments:
         committed: The units of the plan that need no work.
@@ -158,23 +158,23 @@ class Pace:
             self._left[kind] = self._left.get(kind, 0.0) + _per_image(stage) * _missing_images(stage, done)
 
     def took(self, unit: Unit, seconds: float) -> None:
-        """A unit has finished. Recent ones count most: the first of a worker loads models."""
+        """Count a finished unit. Recent ones weigh most: the first unit of a worker loads models."""
         rate = seconds / self._cost(unit)
         kind = self._kinds[unit.stage]
         self._rates[kind] = 0.8 * self._rates.get(kind, rate) + 0.2 * rate
 
     def done(self, unit: Unit) -> None:
-        """A unit needs no work any more."""
+        """Count a unit that needs no more work."""
         kind = self._kinds[unit.stage]
         self._left[kind] = self._left.get(kind, 0.0) - self._cost(unit)
 
     def expected(self, unit: Unit) -> float | None:
-        """Seconds that a unit should take, or None if none of its kind has finished."""
+        """Return the expected seconds of a unit, or None if none of its kind has finished."""
         rate = self._rates.get(self._kinds[unit.stage])
         return None if rate is None else rate * self._cost(unit)
 
     def left(self) -> float | None:
-        """Seconds of all units that are left, or None as long as a kind of them is unknown."""
+        """Return the seconds of all units that are left, or None while the cost of one of their kinds is unknown."""
         total = 0.0
         for kind, work in self._left.items():
             rate = self._rates.get(kind, self._known.get(kind))

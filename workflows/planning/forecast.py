@@ -1,8 +1,8 @@
 """How long a sweep will take: measured costs, played through the scheduler that will hand out the units.
 
 Virtual workers take units as real ones do, with the same dependencies and the same preference for loaded models, each
-unit for as long as :mod:`workflows.planning.costs` expects. So the end is in it, when the last long units leave
-workers idle, and so is the loading of models, once a worker. What Ray and the workers take to start, and what a unit
+unit for as long as :mod:`workflows.planning.costs` expects. This includes the end, when the last long units leave
+workers idle, and the loading of models, once per worker. What Ray and the workers take to start, and what a unit
 takes beside its compute (reading, committing, messages), are those of the last run in this store.
 """
 
@@ -31,7 +31,7 @@ _PLAYED = 200_000
 
 @dataclass(frozen=True)
 class StageCost:
-    """What is left of one stage.
+    """The remaining work of one stage.
 
     Arguments:
         units: Missing units.
@@ -46,7 +46,7 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Forecast(Record):
-    """A prediction, and all that it was made from.
+    """A prediction, and everything that it was made from.
 
     Arguments:
         workers: Number of workers.
@@ -82,7 +82,7 @@ class Forecast(Record):
         return self.workers * self.gpus_per_worker * self.wall_seconds / 3600
 
     def shown(self) -> dict[str, object]:
-        """Return for people and scripts what is predicted, and the measured cost of each kind of unit."""
+        """Return the prediction and the measured cost of each kind of unit, for people and scripts."""
         content = self.to_json()
         del content["costs"]
         kinds = [{"kind": kind.name, **asdict(cost)} for kind, cost in self.costs]
@@ -90,7 +90,7 @@ class Forecast(Record):
 
 
 def default_workers(threads: int, gpus_per_worker: float = 0.0) -> int:
-    """As many workers as this machine has processors for, ``threads`` each, or GPUs."""
+    """Return as many workers as this machine has GPUs, or processors for ``threads`` each."""
     if gpus_per_worker:
         import torch
 
@@ -146,13 +146,13 @@ def forecast(
     stages: list[StageCost | None] = []
     works: dict[Kind, tuple[float, float]] = {}
     for kind, (stage, done) in zip(kinds, committed.by_stage(), strict=True):
-        each = list(unit_work(stage, done))
-        total, squares = sum(each), sum(work * work for work in each)
+        missing = list(unit_work(stage, done))
+        total, squares = sum(missing), sum(work * work for work in missing)
         cost = costs.get(kind)
         stages.append(
-            None if cost is None else StageCost(len(each), cost.rate * total, interval(cost, total, squares))
+            None if cost is None else StageCost(len(missing), cost.rate * total, interval(cost, total, squares))
         )
-        if each:
+        if missing:
             before = works.get(kind, (0.0, 0.0))
             works[kind] = before[0] + total, before[1] + squares
     if not works.keys() <= costs.keys():
@@ -189,7 +189,7 @@ def _played(
     workers: int,
     overhead: float,
 ) -> float:
-    """Seconds from the first unit to the last."""
+    """Return the seconds from the first unit to the last."""
     plan, units = committed.plan, committed.missing
     kinds = kinds_of(plan)
     if units > _PLAYED:
@@ -201,7 +201,7 @@ def _played(
         loading = {kind.model: costs[kind].loading for kind in kinds if kind in costs}
         return (total + units * overhead) / workers + sum(loading.values())
     scheduler = Scheduler(committed)
-    each = [stage.spec.work_per_image() or 1.0 for stage in plan.stages]
+    work_per_image = [stage.spec.work_per_image() or 1.0 for stage in plan.stages]
     loaded: list[str | None] = [None] * workers
     held: list[set[str]] = [set() for _ in range(workers)]
     idle, now = list(range(workers)), 0.0
@@ -210,7 +210,10 @@ def _played(
         while idle and (unit := scheduler.take(loaded[idle[0]])) is not None:
             worker, kind = idle.pop(0), kinds[unit.stage]
             cost = costs[kind]
-            seconds = cost.rate * each[unit.stage] * len(plan.stages[unit.stage].chunks[unit.chunk].ids) + overhead
+            seconds = (
+                cost.rate * work_per_image[unit.stage] * len(plan.stages[unit.stage].chunks[unit.chunk].ids)
+                + overhead
+            )
             if kind.model not in held[worker]:
                 held[worker].add(kind.model)
                 seconds += cost.loading
@@ -227,13 +230,13 @@ def _path(sweep_id: str) -> str:
     return f"sweeps/{sweep_id}/forecast.json"
 
 
-def write_forecast(store: Store, sweep_id: str, found: Forecast) -> None:
-    """Record what was predicted, for the run to be held against."""
-    store.files.write(_path(sweep_id), (json.dumps(found.to_json(), indent=1) + "\n").encode())
+def write_forecast(store: Store, sweep_id: str, prediction: Forecast) -> None:
+    """Record the prediction, which the run is compared with."""
+    store.files.write(_path(sweep_id), (json.dumps(prediction.to_json(), indent=1) + "\n").encode())
 
 
 def read_forecast(store: Store, sweep_id: str) -> Forecast | None:
-    """The last recorded prediction of a sweep, or None if there is none that this version can read."""
+    """Return the last recorded prediction of a sweep, or None without one that this version can read."""
     try:
         return Forecast.from_json(json.loads(store.files.read(_path(sweep_id))))
     except FileNotFoundError:

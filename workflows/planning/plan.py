@@ -1,4 +1,4 @@
-"""From cells to units: which stages there are, which chunks each has, and what is committed already.
+"""From cells to units: the stages, their chunks, and the committed ones.
 
 Cells share stages by content id: a static attack on the bare classifier appears once, however many defences are
 judged under it. A unit is one stage of one chunk.
@@ -94,7 +94,7 @@ class Plan:
 
 
 class Committed:
-    """Which units of a plan need no work, since they are committed.
+    """The committed units of a plan, which need no work.
 
     Arguments:
         plan: The plan.
@@ -109,11 +109,11 @@ class Committed:
 
     @classmethod
     def all_but(cls, plan: Plan, units: Iterable[Unit]) -> Committed:
-        """Return one to which these units alone are missing."""
-        found = cls(plan, [set(range(len(stage.chunks))) for stage in plan.stages])
+        """Return a value in which these units alone are missing."""
+        committed = cls(plan, [set(range(len(stage.chunks))) for stage in plan.stages])
         for unit in units:
-            found.discard(unit)
-        return found
+            committed.discard(unit)
+        return committed
 
     def __contains__(self, unit: Unit) -> bool:
         return unit.chunk in self._stages[unit.stage]
@@ -161,7 +161,7 @@ class Committed:
 
 
 def make_plan(sweep: Sweep | Iterable[Cell]) -> Plan:
-    """The plan of a sweep."""
+    """Return the plan of a sweep."""
     plan = Plan()
     for cell in sweep.cells if isinstance(sweep, Sweep) else sweep:
         for stage in cell.stages:

@@ -1,7 +1,7 @@
-"""Which unit is next: dependencies, model affinity, attempts. Pure bookkeeping, no Ray, O(1) a unit.
+"""Choose the next unit: dependencies, model affinity, attempts. Pure bookkeeping, no Ray, O(1) per unit.
 
 A unit becomes ready when its inputs are committed. A worker preferably gets a unit whose models it has loaded;
-otherwise one of the stage with most units ready. A unit that failed is tried again after those that are ready, on a
+otherwise one from the stage with most ready units. A unit that failed is tried again after those that are ready, on a
 worker that holds no other unit: when a process dies, its last message may be lost, and only a unit that was alone
 there is surely to blame. After ``max_attempts`` failures it is quarantined; units that would read its images are
 blocked, all others go on. A unit whose node was lost is not to blame, up to a point: it may be what kills nodes.
@@ -48,7 +48,7 @@ class _Longest:
         self._top = 0
 
     def move(self, stage: int, old: int, new: int) -> None:
-        """The queue of a stage has become longer or shorter."""
+        """Move a stage whose queue has become longer or shorter."""
         if old:
             del self._stages[old][stage]
             if not self._stages[old]:
@@ -58,7 +58,7 @@ class _Longest:
             self._top = max(self._top, new)
 
     def first(self) -> int | None:
-        """The stage with the longest queue, among equals the one that waits longest; None if all are empty."""
+        """Return the stage with the longest queue, of equals the one that waits longest; None if all are empty."""
         if not self._stages:
             self._top = 0
             return None
@@ -118,7 +118,7 @@ class Scheduler:
         return not self._done[stage][chunk] and all(self._done[source][chunk] for source in self._sources[stage])
 
     def _resize(self, stage: int, ready: deque[int] | None = None, *, old: int = 0) -> None:
-        """Keep the books after the queue of a stage has changed from ``old`` units, or to ``ready``."""
+        """Update the counts after the queue of a stage has changed from ``old`` units, or to ``ready``."""
         if ready is not None:
             old, self._ready[stage] = len(self._ready[stage]), ready
         new = len(self._ready[stage])
@@ -132,7 +132,7 @@ class Scheduler:
         return self._keys[unit.stage]
 
     def next_stage(self, loaded: str | None) -> int | None:
-        """The stage that :meth:`take` would take from, or None if nothing but suspects is ready."""
+        """Return the stage that :meth:`take` would take from, or None if only suspects are ready."""
         for queues in (self._by_key.get(loaded or ""), self._overall):
             for queue in queues or ():
                 stage = queue.first()
@@ -141,7 +141,7 @@ class Scheduler:
         return None
 
     def take(self, loaded: str | None, *, alone: bool = True) -> Unit | None:
-        """The next unit for a worker, or None if nothing is ready for it now.
+        """Take the next unit for a worker, or None if nothing is ready for it now.
 
         Arguments:
             loaded: Key of the models that the worker has loaded.
@@ -153,7 +153,7 @@ class Scheduler:
         return Unit(stage, self._take(stage, 1)[0])
 
     def more(self, unit: Unit, count: int) -> list[Unit]:
-        """Up to ``count`` further units of a stage, which go to the same worker in one message."""
+        """Take up to ``count`` further units of a stage, which go to the same worker in one message."""
         return [Unit(unit.stage, chunk) for chunk in self._take(unit.stage, count)]
 
     def _take(self, stage: int, count: int) -> list[int]:
@@ -166,19 +166,19 @@ class Scheduler:
         return taken
 
     def suspect(self, unit: Unit) -> bool:
-        """Whether the unit failed before and must be alone on its worker."""
+        """Return whether the unit failed before and must be alone on its worker."""
         return unit in self._attempts
 
     def done(self, unit: Unit) -> bool:
-        """Whether the unit is committed."""
+        """Return whether the unit is committed."""
         return bool(self._done[unit.stage][unit.chunk])
 
     def has_ready(self) -> bool:
-        """Whether a unit can be taken now."""
+        """Return whether a unit can be taken now."""
         return self.ready > 0 or bool(self._suspects)
 
     def put_back(self, unit: Unit) -> None:
-        """The unit was never started (its worker died while another one ran)."""
+        """Put back a unit that was never started, because its worker died while another one ran."""
         if self.suspect(unit):
             self._suspects.appendleft(unit)
         else:
@@ -186,7 +186,7 @@ class Scheduler:
             self._resize(unit.stage, old=len(self._ready[unit.stage]) - 1)
 
     def succeeded(self, unit: Unit) -> None:
-        """The unit is committed; its readers may become ready."""
+        """Count a unit as committed; its readers may become ready."""
         self._done[unit.stage][unit.chunk] = 1
         self._attempts.pop(unit, None)
         self._losses.pop(unit, None)
@@ -197,16 +197,16 @@ class Scheduler:
                 self._resize(reader, old=len(self._ready[reader]) - 1)
 
     def committed_elsewhere(self, stage: int, chunks: AbstractSet[int]) -> list[Unit]:
-        """Another driver has committed these chunks; returns the units of them that were waiting here."""
-        found = [Unit(stage, chunk) for chunk in self._ready[stage] if chunk in chunks]
-        if found:
+        """Count chunks that another driver has committed; returns the units among them that were waiting here."""
+        units = [Unit(stage, chunk) for chunk in self._ready[stage] if chunk in chunks]
+        if units:
             self._resize(stage, deque(chunk for chunk in self._ready[stage] if chunk not in chunks))
-            for unit in found:
+            for unit in units:
                 self.succeeded(unit)
-        return found
+        return units
 
     def failed(self, unit: Unit, error: str, traceback: str = "") -> Failure | None:
-        """An attempt failed; returns the failure if the unit is now quarantined.
+        """Count a failed attempt; returns the failure if the unit is now quarantined.
 
         Arguments:
             unit: The unit.
@@ -224,7 +224,7 @@ class Scheduler:
         return failure
 
     def node_lost(self, unit: Unit, error: str) -> Failure | None:
-        """The node below a running unit is gone: no attempt, unless that happens to the unit again and again."""
+        """Count the loss of a running unit's node: no attempt, unless that happens to the unit repeatedly."""
         losses = self._losses.get(unit, 0) + 1
         self._losses[unit] = losses
         if losses >= MAX_LOSSES:

@@ -1,4 +1,4 @@
-"""What a plan comes to: its stages, what of it is committed, and what the rest will cost.
+"""Summarise a plan: its stages, its committed units, and the cost of the rest.
 
 It is what ``puregrid plan`` and ``puregrid status`` print, and their JSON.
 """
@@ -29,7 +29,7 @@ class StageSummary(Record):
         committed: How many of them are committed.
         inputs: Ids of the stages that it reads.
         seconds: Compute of the units that are missing; None if their cost is unknown.
-        seconds_half_interval: Half the width of its 95 % interval; None of fewer than three measured units.
+        seconds_half_interval: Half the width of its 95 % interval; None for fewer than three measured units.
     """
 
     id: str
@@ -50,7 +50,7 @@ class StageSummary(Record):
 
 @dataclass(frozen=True)
 class PlanSummary(Record):
-    """A plan, what of it is committed, and a prediction of the rest.
+    """A plan, its committed units, and a prediction of the rest.
 
     Arguments:
         sweep: Name of the sweep.
@@ -82,7 +82,7 @@ class PlanSummary(Record):
     notices: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        """See :class:`Record`; of the prediction what :meth:`Forecast.shown` says."""
+        """See :class:`Record`; the prediction as in :meth:`Forecast.shown`."""
         return {**super().to_json(), "forecast": None if self.forecast is None else self.forecast.shown()}
 
 
@@ -95,7 +95,7 @@ def summarise(
     gpus_per_worker: float = 0.0,
     gpu: bool | None = None,
 ) -> PlanSummary:
-    """Summarise a plan, and predict what is missing of it in a store.
+    """Summarise a plan, and predict the cost of its missing units in a store.
 
     Arguments:
         sweep: The sweep.
@@ -146,7 +146,7 @@ def summarise(
 
 
 def notices(sweep: Sweep, plan: Plan, store: Store) -> tuple[str, ...]:
-    """What a reader should know before a sweep runs: what data sets leave out, and which code has changed."""
+    """Return notices to read before a sweep runs: what data sets leave out, and which code has changed."""
     datasets = {cell.images.dataset.id: cell.images.dataset for cell in sweep.cells}
     left_out = [notice for dataset in datasets.values() for notice in dataset.notices()]
     return (*left_out, *changed_code(plan, store))

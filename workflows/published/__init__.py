@@ -1,4 +1,4 @@
-"""What papers claim, as data, and beside it what a sweep measured.
+"""Published figures as data, beside those that a sweep measured.
 
 Every published value has its source and its certainty; none is ever used as if it were measured.
 """

@@ -1,4 +1,4 @@
-"""Published accuracies beside those that a sweep measured: which belong together, and where their settings differ."""
+"""Match published accuracies with those that a sweep measured, and list the settings that differ."""
 
 from __future__ import annotations
 

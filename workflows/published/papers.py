@@ -1,8 +1,8 @@
 """Published figures as data; :mod:`workflows.published.match` puts them beside what a sweep measured.
 
-``workflows/published/PAPER.yaml`` holds what a paper prints, each value with where it was seen and how sure that is:
+``workflows/published/PAPER.yaml`` holds the values that a paper prints, each with its source and its certainty:
 ``read`` in the paper, ``inferred`` where a heading or a setting of it is a conclusion, ``second-hand`` where another
-text quotes it. A published figure is never a measurement of ours: it stands in a column of its own, with the settings
+text quotes it. A published figure is never used as a measurement: it stands in its own column, with the settings
 that differ and the known anomalies of its table.
 """
 
@@ -39,11 +39,11 @@ Certainty = Literal["read", "inferred", "second-hand"]
 
 
 class Column(Spec):
-    """What images a published value is of.
+    """The images that a published value was measured on.
 
     Arguments:
         threat: ``clean``, ``attack`` or ``corruption``.
-        norm: Of an attack.
+        norm: Norm of an attack.
         eps: Its budget, in units of [0, 1] pixels.
         adaptive: Whether it goes through the purifier; None where that is not stated.
         attack: Which one, where stated.
@@ -66,7 +66,7 @@ class Column(Spec):
 
 
 class Row(Spec):
-    """A line of a published table: accuracies in %, one a column; a classifier of None is not stated."""
+    """A line of a published table: accuracies in %, one per column; classifier None is not stated."""
 
     defence: str
     classifier: str | None = None
@@ -97,7 +97,7 @@ class Table(Spec):
 
 
 class Anomaly(Spec):
-    """Something in a paper's figures that cannot be, or does not fit, and the tables that it concerns."""
+    """An impossible or inconsistent figure of a paper, and the tables that it concerns."""
 
     tables: tuple[str, ...]
     text: str
@@ -164,12 +164,12 @@ class Paper(Spec):
 
 
 def papers() -> list[str]:
-    """Names of the papers whose figures are here."""
+    """Return the names of the papers with figures here."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def load_paper(name: str) -> Paper:
-    """The figures of a paper.
+    """Return the figures of a paper.
 
     Raises:
         InvalidInput: None of that name is here.
@@ -180,7 +180,7 @@ def load_paper(name: str) -> Paper:
 
 
 def mean_gains(paper: Paper, defence: str, table: str) -> dict[str, float]:
-    """Mean over corruptions of accuracy with a defence minus without, in points, for each classifier.
+    """Return the mean over corruptions of accuracy with a defence minus without, in points, for each classifier.
 
     Arguments:
         paper: The paper.
@@ -199,13 +199,13 @@ def mean_gains(paper: Paper, defence: str, table: str) -> dict[str, float]:
     for (classifier, corruption, kind), accuracy in cells.items():
         if kind == defence and classifier is not None:
             gains.setdefault(classifier, []).append(accuracy - cells[classifier, corruption, "none"])
-    every = [gain for found in gains.values() for gain in found]
-    return {name: float(np.mean(found)) for name, found in gains.items()} | {"all": float(np.mean(every))}
+    every = [gain for values in gains.values() for gain in values]
+    return {name: float(np.mean(values)) for name, values in gains.items()} | {"all": float(np.mean(every))}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What of a paper a sweep repeats.
+    """The part of a paper that a sweep repeats.
 
     Arguments:
         paper: Name of the paper.
@@ -220,17 +220,17 @@ class Reference:
     smoke: bool
 
     def has(self, value: Published) -> bool:
-        """Whether a published value is one of these; figures have none of their own."""
+        """Return whether a published value is one of these; figures have none of their own."""
         return value.table == self.table and self.dataset in (None, value.dataset)
 
 
 def reference(name: str) -> Reference | None:
-    """What a sweep of this name repeats: ``PAPER``, ``PAPER-table2-cifar10``, ``PAPER-figure4-smoke-digits``."""
-    paper = next((each for each in papers() if name == each or name.startswith(f"{each}-")), None)
+    """Return what a sweep repeats: named ``PAPER``, ``PAPER-table2-cifar10`` or ``PAPER-figure4-smoke-digits``."""
+    paper = next((candidate for candidate in papers() if name == candidate or name.startswith(f"{candidate}-")), None)
     if paper is None:
         return None
     words = name[len(paper) :].split("-")[1:]
-    numbered = next((found for word in words if (found := re.fullmatch(r"(table|figure)(\w+)", word))), None)
+    numbered = next((match for word in words if (match := re.fullmatch(r"(table|figure)(\w+)", word))), None)
     table = None if numbered is None else numbered[2] if numbered[1] == "table" else f"figure {numbered[2]}"
     smoke = "smoke" in words
     known = {value.dataset for value in load_paper(paper).values}

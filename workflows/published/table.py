@@ -1,7 +1,7 @@
 """Published and measured figures as a table, for a sweep that is named after a paper's table or figure.
 
-Settings that differ repeat themselves: a line has a letter for each, and the remarks below the table say what it
-stands for. The anomalies of the published table are there too. A figure of a paper has no values in
+Many lines differ from the paper in the same settings: a line has a letter for each, which the remarks below the table
+explain. They also list the anomalies of the published table. A figure of a paper has no values in
 :mod:`workflows.published.papers`; its sweep stands beside those values of the paper's tables that have a cell in it.
 """
 
@@ -22,30 +22,30 @@ __all__ = ["published_table"]
 
 
 def published_table(results: Results) -> Table | None:
-    """The table of a sweep; None if it repeats no paper's (:func:`workflows.published.papers.reference`)."""
-    found = reference(results.sweep.name)
-    if found is None:
+    """Return the table of a sweep; None if it repeats no paper's (:func:`workflows.published.papers.reference`)."""
+    source = reference(results.sweep.name)
+    if source is None:
         return None
-    frame = _frame(results, found)
+    frame = _frame(results, source)
     letters: dict[str, str] = {}
     for text in (text for line in frame["differs"] for text in line.split("; ") if text):
         letters.setdefault(text, _letter(len(letters)))
-    paper = load_paper(found.paper)
-    tables = {*frame["table"], found.table}
+    paper = load_paper(source.paper)
+    tables = {*frame["table"], source.table}
     anomalies = [anomaly.text for anomaly in paper.anomalies if tables.intersection(anomaly.tables)]
     measured = int(frame["measured"].notna().sum())
-    of = "all tables" if found.table is None else found.table if " " in found.table else f"table {found.table}"
+    of = "all tables" if source.table is None else source.table if " " in source.table else f"table {source.table}"
     note = (
         f"{paper.title} ({paper.link}), {of}. Accuracies in %, measured ones with Wilson's 95 % interval over "
         "images, difference in points, measured minus published. read: in the paper; inferred: a heading or setting "
         "of it is a conclusion; second-hand: another text quotes it. "
         + (f"{measured} lines were measured. " if measured else "Nothing comparable was measured. ")
-        + "Letters: settings that differ, or that the paper does not state; see below."
+        + "Letters: settings that differ, or that the paper does not state, explained below."
     )
     warning = (
-        "This is a smoke sweep: its data, classifiers and budgets are not the paper's. It tries every part of the "
-        "sweep, and what it measured says nothing about the published figures beside it."
-        if found.smoke
+        "This is a smoke test: its data, classifiers and budgets are not the paper's. It runs every part of the "
+        "sweep, and its figures say nothing about the published figures beside them."
+        if source.smoke
         else ""
     )
     remarks = [f"{letter}: {text}." for text, letter in letters.items()]
@@ -54,7 +54,7 @@ def published_table(results: Results) -> Table | None:
     parts += [name for name in ("dataset_measured", "seed") if frame[name].nunique() > 1]
     return Table(
         "published",
-        "Published and measured" + (", of a smoke sweep: not to be compared" if found.smoke else ""),
+        "Published and measured" + (", in a smoke test: not comparable" if source.smoke else ""),
         _columns(letters, parts),
         frame,
         note,
@@ -65,19 +65,19 @@ def published_table(results: Results) -> Table | None:
     )
 
 
-def _frame(results: Results, found: Reference) -> pd.DataFrame:
-    """The lines: all published values of the table, measured or not; of a figure, whatever has a cell."""
-    figure = found.table is not None and " " in found.table
-    frame = match_published(results, [found.paper], loosely=found.smoke, unmeasured=not figure)
-    if found.table is not None and not figure:
-        frame = frame[frame["table"] == found.table]
-    if found.dataset is not None:
-        frame = frame[frame["dataset"] == found.dataset]
-    return frame.assign(cell=frame["cell"].fillna(""), smoke=found.smoke).reset_index(drop=True)
+def _frame(results: Results, source: Reference) -> pd.DataFrame:
+    """Return the lines: all published values of a table, measured or not; for a figure, those with a cell."""
+    figure = source.table is not None and " " in source.table
+    frame = match_published(results, [source.paper], loosely=source.smoke, unmeasured=not figure)
+    if source.table is not None and not figure:
+        frame = frame[frame["table"] == source.table]
+    if source.dataset is not None:
+        frame = frame[frame["dataset"] == source.dataset]
+    return frame.assign(cell=frame["cell"].fillna(""), smoke=source.smoke).reset_index(drop=True)
 
 
 def _letter(index: int) -> str:
-    """Letters a to z, then aa, ab and so on."""
+    """Return letters a to z, then aa, ab and so on."""
     letters = string.ascii_lowercase
     return letters[index] if index < 26 else _letter(index // 26 - 1) + letters[index % 26]
 
@@ -124,7 +124,7 @@ def _columns(letters: Mapping[str, str], parts: Sequence[str]) -> tuple[Column, 
         Column("seed", "seed", "integer", "The seed of the cell."),
         Column("anomalies", "anomalies", "text", "What is odd in the published table."),
         Column("source", "source", "text", "Where the value was seen."),
-        Column("smoke", "smoke", "text", "Whether the sweep only tries the parts of the paper's."),
+        Column("smoke", "smoke", "text", "Whether the sweep is a smoke test of the paper's sweep."),
         CELL,
     )
     return (*of_paper, *beside, *(column.hidden() for column in hidden))

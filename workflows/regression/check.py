@@ -67,7 +67,7 @@ class Gate:
         ):
             if not ok:
                 raise InvalidInput(
-                    f"{getattr(self, name.replace('-', '_'))} cannot be it: it is {wanted}.", where=f"--{name}"
+                    f"{getattr(self, name.replace('-', '_'))} is invalid: it must be {wanted}.", where=f"--{name}"
                 )
 
 

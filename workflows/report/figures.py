@@ -1,6 +1,6 @@
 """The figures of a report, each with the rows that it shows.
 
-Of every figure the frame is the truth: its points are the frame's rows, and nothing is drawn that is not in it. The
+The points of every figure are the rows of its frame, and nothing else is drawn. The
 share of images certified at radius r, :math:`c(r)`, is a step function that falls behind the radius of each image
 that is right; it is drawn at these radii, not at those of the table alone.
 """
@@ -28,7 +28,7 @@ from workflows.results.reader import Results
 from workflows.statistics.proportions import wilson
 from workflows.tables.table import interval, records
 
-__all__ = ["Figure", "depth_families", "figures"]
+__all__ = ["Figure", "figures", "t_star_families"]
 
 _MOST_RADII = 400
 """Of more distinct radii than this, evenly spaced ones are drawn: a screen has no more pixels."""
@@ -59,38 +59,38 @@ class Figure:
 
 
 def figures(analysis: Analysis) -> list[Figure]:
-    """The figures that a sweep has rows for, in the order in which they are read.
+    """Return the figures that a sweep has rows for, in reading order.
 
     Published figures are drawn hollow over the curves of the cells that they are of; those beside a smoke sweep are
     of no cell of it.
     """
     results, robustness = analysis.results, analysis.robustness
-    found: list[tuple[str, str, str, Drawing, pd.DataFrame]] = []
+    drawn: list[tuple[str, str, str, Drawing, pd.DataFrame]] = []
     judged = robustness[robustness["images"] > 0] if len(robustness) else robustness
     if len(judged):
         judged = _with_published(judged, analysis.published)
-        found += [("eps", "Accuracy against the budget", *figure) for figure in _by_eps(judged)]
-        found += [("depth", "Accuracy against t*", *figure) for figure in _by_depth(results, judged)]
-        found += [("cost", "Accuracy against cost", *figure) for figure in _by_cost(results, judged)]
+        drawn += [("eps", "Accuracy against the budget", *figure) for figure in _by_eps(judged)]
+        drawn += [("depth", "Accuracy against t*", *figure) for figure in _by_t_star(results, judged)]
+        drawn += [("cost", "Accuracy against cost", *figure) for figure in _by_cost(results, judged)]
     if len(analysis.certified):
-        found += [
+        drawn += [
             ("certified", "Certified accuracy against the radius", *figure)
             for figure in _certified(results, analysis.certified)
         ]
     if len(analysis.corruptions):
-        found += [
+        drawn += [
             ("corruptions", "Accuracy under each corruption", *figure)
             for figure in _corruptions(analysis.corruptions, analysis.corruption_gains)
         ]
     numbers: Counter[str] = Counter()
     named = []
-    for kind, topic, caption, drawing, frame in found:
+    for kind, topic, caption, drawing, frame in drawn:
         numbers[kind] += 1
         named.append(Figure(f"{kind}-{numbers[kind]}", topic, caption, drawing, frame))
     return named
 
 
-_Found = Iterator[tuple[str, Drawing, pd.DataFrame]]
+_Drawings = Iterator[tuple[str, Drawing, pd.DataFrame]]
 
 
 def _groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -107,24 +107,24 @@ def _threat(row: dict[str, Any]) -> str:
 
 
 def _with_published(judged: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    """With a column ``published`` of the accuracies in % that belong to a cell, ``78.1; 82.5``, if any do."""
+    """Add a column ``published`` of the accuracies in % that belong to a cell, ``78.1; 82.5``, if there are any."""
     if len(frame):
         frame = frame[frame["measured"].notna() & ~frame["smoke"]]
     if frame.empty:
         return judged
     values = frame.groupby("cell")["published"].agg(
-        lambda own: "; ".join(f"{value:g}" for value in dict.fromkeys(own))
+        lambda budgets: "; ".join(f"{value:g}" for value in dict.fromkeys(budgets))
     )
     return judged.assign(published=judged["cell"].map(values).fillna(""))
 
 
 def _shown(frame: pd.DataFrame) -> list[str]:
-    """The columns of a figure of accuracies."""
+    """Return the columns of a figure of accuracies."""
     return [*_SHOWN, *_AVG, *(["published"] if "published" in frame else [])]
 
 
 def _hollow(line: pd.DataFrame, x: str, colour: int, *, first: bool) -> list[Series]:
-    """Published values beside the points of a line; the first ones are in the legend."""
+    """Return published values beside the points of a line; the first ones are in the legend."""
     points = [
         Point(
             float(row[x]), at := float(text) / 100, at, at, f"published: {row['defence']}, {_threat(row)}: {text} %"
@@ -148,8 +148,8 @@ def _attacked(members: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield str(attack), rows
 
 
-def _by_eps(judged: pd.DataFrame) -> _Found:
-    """Accuracy against the budget, one figure a classifier and attack, one line a defence; clean is eps 0."""
+def _by_eps(judged: pd.DataFrame) -> _Drawings:
+    """Accuracy against the budget, one figure per classifier and attack, one line per defence; clean is eps 0."""
     for (dataset, classifier, seed), members in _groups(judged, ["dataset", "classifier", "seed"]):
         clean = members[members["attack"] == "clean"]
         colours = {name: i for i, name in enumerate(members["defence"].unique())}
@@ -169,15 +169,15 @@ def _by_eps(judged: pd.DataFrame) -> _Found:
             yield f"{classifier} on {dataset}, {attack}, seed {seed}", drawing, shown
 
 
-def depth_families(defences: Mapping[str, Defence], depths: Mapping[str, int]) -> dict[str, str]:
-    """Which cells differ in depth alone: those with the same value.
+def t_star_families(defences: Mapping[str, Defence], t_star: Mapping[str, int]) -> dict[str, str]:
+    """Group cells that differ in t* alone: they have the same value.
 
     A defence of as many steps as it is deep is one of those with so many steps, if there are others; if not, the
-    steps follow the depth.
+    steps follow t*.
 
     Arguments:
         defences: The defence of each cell.
-        depths: t* of each cell.
+        t_star: t* of each cell.
     """
     kinds: dict[str, tuple[str, int | None]] = {}
     for cell, defence in defences.items():
@@ -185,18 +185,18 @@ def depth_families(defences: Mapping[str, Defence], depths: Mapping[str, int]) -
         steps = rest.pop("steps", None)
         rest |= {"draws": defence.draws, "aggregation": defence.aggregation}
         kinds[cell] = digest(json.dumps(rest, sort_keys=True, default=str)), steps
-    fewer = {kind for cell, kind in kinds.items() if kind[1] != depths[cell]}
+    fewer = {kind for cell, kind in kinds.items() if kind[1] != t_star[cell]}
     return {cell: f"{kind[0]} {kind[1] if kind in fewer else ''}" for cell, kind in kinds.items()}
 
 
-def _by_depth(results: Results, judged: pd.DataFrame) -> _Found:
-    """Accuracy against t*, clean and at each budget, of defences that differ in depth alone."""
+def _by_t_star(results: Results, judged: pd.DataFrame) -> _Drawings:
+    """Accuracy against t*, clean and at each budget, of defences that differ in t* alone."""
     cells = {cell.id: cell for cell in results.sweep.cells}
     deep = judged[judged["t_star"].notna()]
     if deep.empty:
         return
-    depths = {str(cell): int(depth) for cell, depth in zip(deep["cell"], deep["t_star"], strict=True)}
-    families = depth_families({cell: cells[cell].defence for cell in depths}, depths)
+    t_star = {str(cell): int(level) for cell, level in zip(deep["cell"], deep["t_star"], strict=True)}
+    families = t_star_families({cell: cells[cell].defence for cell in t_star}, t_star)
     for (dataset, classifier, seed, _), members in _groups(
         deep.assign(family=deep["cell"].map(families)), ["dataset", "classifier", "seed", "family"]
     ):
@@ -221,7 +221,7 @@ def _by_depth(results: Results, judged: pd.DataFrame) -> _Found:
             yield f"{classifier} on {dataset}, {purifier}, seed {seed}; dashed: clean", drawing, shown
 
 
-def _by_cost(results: Results, judged: pd.DataFrame) -> _Found:
+def _by_cost(results: Results, judged: pd.DataFrame) -> _Drawings:
     """Accuracy against network evaluations of one answer, clean (hollow) and at the attack's largest budget."""
     cells = {cell.id: cell for cell in results.sweep.cells}
     evaluations = {}
@@ -247,23 +247,23 @@ def _by_cost(results: Results, judged: pd.DataFrame) -> _Found:
                 ):
                     points = [_point(row["evaluations"], row) for row in records(part)]
                     if points:
-                        said = "" if hollow else name
-                        lines.append(Series(said, points, kind="points", colour=colours[name], hollow=hollow))
+                        legend = "" if hollow else name
+                        lines.append(Series(legend, points, kind="points", colour=colours[name], hollow=hollow))
             drawing = line_chart(lines, "network evaluations per answer", "accuracy, %", logarithmic=True)
             eps = format_eps(top["eps"].iloc[0])
             yield f"{classifier} on {dataset}, {attack} at eps {eps}, seed {seed}; hollow: clean", drawing, shown
 
 
-def _certified(results: Results, table: pd.DataFrame) -> _Found:
-    """Certified accuracy at the radii of the rows, one line a sigma; dashed the best sigma at each radius."""
+def _certified(results: Results, table: pd.DataFrame) -> _Drawings:
+    """Certified accuracy at the radii of the rows, one line per sigma; dashed the best sigma at each radius."""
     cells = {cell.id: cell for cell in results.sweep.certified}
     for key, members in _groups(table, _WAY):
         way = dict(zip(_WAY, key, strict=True))
         ordered = members.sort_values("sigma")
         rows = [(row, results.rows(cells[row["cell"]])) for row in records(ordered)]
         judged = [
-            (row, (own["prediction"] == own["label"]).to_numpy(), own["radius"].to_numpy(np.float64))
-            for row, own in rows
+            (row, (images["prediction"] == images["label"]).to_numpy(), images["radius"].to_numpy(np.float64))
+            for row, images in rows
         ]
         radii = _radii([radius[right] for _, right, radius in judged], radii_of(results))
         curves = pd.concat([_curve(row, right, radius, radii) for row, right, radius in judged], ignore_index=True)
@@ -286,12 +286,12 @@ def _certified(results: Results, table: pd.DataFrame) -> _Found:
         yield caption, drawing, curves
 
 
-def _radii(own: Sequence[npt.NDArray[np.float64]], grid: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Where curves are drawn: at every radius there is and those of the table; at some of them if there are many."""
-    there = np.unique(np.concatenate([np.zeros(1), *own]))
-    if len(there) > _MOST_RADII:
-        there = np.linspace(0, there[-1], _MOST_RADII)
-    return np.unique(np.concatenate([there, np.asarray(grid)]))
+def _radii(radii: Sequence[npt.NDArray[np.float64]], grid: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Return the radii at which curves are drawn: those of all rows and of the table, thinned if there are many."""
+    drawn = np.unique(np.concatenate([np.zeros(1), *radii]))
+    if len(drawn) > _MOST_RADII:
+        drawn = np.linspace(0, drawn[-1], _MOST_RADII)
+    return np.unique(np.concatenate([drawn, np.asarray(grid)]))
 
 
 def _curve(
@@ -314,32 +314,32 @@ def _curve(
     )
 
 
-def _steps(curve: pd.DataFrame, said: Sequence[float]) -> list[Point]:
-    """The points at which a curve changes, and those of the table, which have dots."""
-    found: list[Point] = []
+def _steps(curve: pd.DataFrame, labelled: Sequence[float]) -> list[Point]:
+    """Return the points at which a curve changes, and those of the table, which have dots."""
+    points: list[Point] = []
     rows = records(curve)
     for i, row in enumerate(rows):
         value = row["accuracy"], row["low"], row["high"]
         text = f"{row['defence']}, sigma {row['sigma']:g}, radius {row['radius']:g}: {_percent(*value)}"
-        told = row["radius"] in said
+        in_table = row["radius"] in labelled
         last = i + 1 == len(rows)
-        if told or last or rows[i + 1]["accuracy"] != row["accuracy"]:
-            found.append(Point(row["radius"], *value, text if told else ""))
-    return found
+        if in_table or last or rows[i + 1]["accuracy"] != row["accuracy"]:
+            points.append(Point(row["radius"], *value, text if in_table else ""))
+    return points
 
 
-def _corruptions(table: pd.DataFrame, gains: pd.DataFrame) -> _Found:
-    """Accuracy of each corruption and severity, one map a defence; behind it what it gains over no defence."""
+def _corruptions(table: pd.DataFrame, gains: pd.DataFrame) -> _Drawings:
+    """Accuracy of each corruption and severity, one map per defence, then its gain over no defence."""
     where = ["dataset", "classifier", "origin", "seed", "defence"]
-    for key, own in _groups(table, where):
+    for key, rows in _groups(table, where):
         dataset, classifier, origin, seed, defence = key
-        said = f"{classifier} on {dataset}, {defence}, {origin}, seed {seed}"
-        yield f"{said}: accuracy, %", _map(own, "accuracy", "accuracy, %"), own
+        subject = f"{classifier} on {dataset}, {defence}, {origin}, seed {seed}"
+        yield f"{subject}: accuracy, %", _map(rows, "accuracy", "accuracy, %"), rows
         if len(gains):
             gained = gains[(gains[where] == list(key)).all(axis=1)]
             if len(gained):
                 yield (
-                    f"{said}: gain over no defence in points, bold where its 95 % interval leaves out 0",
+                    f"{subject}: gain over no defence in points, bold where its 95 % interval leaves out 0",
                     _map(gained, "gain", "gain over no defence, points"),
                     gained,
                 )
@@ -354,11 +354,11 @@ def _map(frame: pd.DataFrame, measure: str, title: str) -> Drawing:
     tiles = {}
     for row in rows:
         value, low, high = row[measure], row["low"], row["high"]
-        said = f"{row['corruption']} {row['severity']}: {_percent(value, low, high)}, {row['images']} images"
+        tooltip = f"{row['corruption']} {row['severity']}: {_percent(value, low, high)}, {row['images']} images"
         tiles[row["corruption"], _column(str(row["severity"]))] = Tile(
             f"{100 * value:+.1f}" if measure == "gain" else f"{100 * value:.1f}",
             abs(value) / largest,
-            said.replace(" % ", " points ") if measure == "gain" else said,
+            tooltip.replace(" % ", " points ") if measure == "gain" else tooltip,
             colour=1 if value < 0 else 0,
             strong=measure == "gain" and (low > 0 or high < 0),
         )

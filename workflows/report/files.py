@@ -61,7 +61,7 @@ def _folder(analysis: Analysis, folder: Path, how: Literal["md", "latex"], comma
     if how == "md":
         text = _markdown(analysis, sentences, tables, drawn, command)
     else:
-        # Comments: what is said of the sweep is for those who put its tables into a paper.
+        # Notes on the sweep are comments, for those who put its tables into a paper.
         head = [*sentences, f"sweep {analysis.sweep.id}: {command}", f"needs \\usepackage{{{PACKAGES}}}"]
         head += [f"figures/{figure.name}.svg: {figure.topic}: {figure.caption}" for figure in drawn]
         text = "".join(f"% {' '.join(line.split())}\n" for line in head) + "\n" + tables

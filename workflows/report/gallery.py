@@ -1,4 +1,4 @@
-"""What a defence does to images, seen: original, given, purified, and the two differences amplified.
+"""Images through a defence: original, given, purified, and the two differences amplified.
 
 Images are the first ones of the sweep, never chosen by how they look. A difference d is shown as
 :math:`1/2 + k d`, grey where nothing changed, with one factor k for all images of a group: the largest of 1/2, 1, 2,
@@ -28,7 +28,7 @@ __all__ = ["Gallery", "Group", "Picture", "amplified", "gallery", "png", "uris"]
 Pixels = npt.NDArray[np.float32]
 
 IMAGES, GROUPS, BYTES = 4, 8, 1_500_000
-"""So many images of a group, and unless more are asked for so many groups, and bytes of PNG in all."""
+"""Images per group and, unless more are requested, groups and bytes of PNG in all."""
 
 LARGEST = 112
 """Images with more pixels along an edge are made smaller by a whole factor."""
@@ -80,7 +80,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The groups, and what there is to say of those that are not shown."""
+    """The groups, and notes on those that are not shown."""
 
     groups: tuple[Group, ...] = ()
     note: str = ""
@@ -96,33 +96,33 @@ class _Reader:
         if config.id not in self.data:
             self.data.clear()  # one data set in memory at a time
             self.data[config.id] = config.load()
-        found = self.data[config.id]
-        return found.images[list(ids)], found.labels[list(ids)]
+        image_set = self.data[config.id]
+        return image_set.images[list(ids)], image_set.labels[list(ids)]
 
     def stored(self, stage: str, stage_id: str, cell: Cell) -> Pixels | None:
-        """The first images of a stage, if its first chunk is committed."""
+        """Return the first images of a stage, if its first chunk is committed."""
         chunk = cell.images.chunks[0]
         if chunk.name not in self.results.store.committed_chunks(stage, stage_id):
             return None
         return images_from_table(self.results.store.read_images(stage, stage_id, chunk.name), chunk.ids)[:IMAGES]
 
     def group(self, cell: Cell) -> Group | None:
-        """The group of a cell; None if images of it are missing."""
+        """Return the group of a cell; None if images of it are missing."""
         measure, source = cell.measure, cell.source
         assert measure is not None and source is not None
-        purified, given = self.stored("quality", measure.id, cell), self.stored(source.stage, source.id, cell)
-        if purified is None or given is None:
+        purified, attacked = self.stored("quality", measure.id, cell), self.stored(source.stage, source.id, cell)
+        if purified is None or attacked is None:
             return None
         ids = cell.images.chunks[0].ids[:IMAGES]
         clean, labels = self.clean(cell, ids)
         rows = self.results.rows(cell)
         votes = {} if rows.empty else dict(zip(rows["image_id"], rows["prediction"], strict=True))
-        perturbation, k = amplified(given - clean)
+        perturbation, k = amplified(attacked - clean)
         residual, m = amplified(purified - clean)
         factor = -(-max(clean.shape[2:]) // LARGEST)
         pictures = []
         for i, image_id in enumerate(ids):
-            shown = (clean[i], given[i], purified[i], perturbation[i], residual[i])
+            shown = (clean[i], attacked[i], purified[i], perturbation[i], residual[i])
             answers = votes.get(image_id)
             pictures.append(
                 Picture(
@@ -143,7 +143,7 @@ class _Reader:
 
 
 def gallery(results: Results, most: int | None = None) -> Gallery:
-    """The first images of the cells whose purified images are stored: the largest budgets and severities first.
+    """Return the first images of cells with stored purified images: largest budgets and severities first.
 
     Nothing is computed: images come from the store and the data set. Where the data set is not at hand, or what is
     stored cannot be read, the note says so.
@@ -195,25 +195,25 @@ def _eps(cell: Cell) -> float:
 
 
 def amplified(difference: Pixels) -> tuple[Pixels, float]:
-    """Differences as images around grey, and the factor: the largest that cuts nothing."""
+    """Return differences as images around grey, and the largest factor that cuts nothing."""
     largest = float(np.abs(difference).max(initial=0.0))
     factor = next((k for k in FACTORS if k * largest <= 0.5), FACTORS[-1])
-    found: Pixels = np.clip(np.float32(0.5) + np.float32(factor) * difference, 0, 1)
-    return found, factor
+    image: Pixels = np.clip(np.float32(0.5) + np.float32(factor) * difference, 0, 1)
+    return image, factor
 
 
 def _smaller(image: Pixels, factor: int) -> Pixels:
-    """Means over squares; what is left over at the edges is cut."""
+    """Return means over squares; what is left over at the edges is cut."""
     if factor == 1:
         return image
     c, h, w = image.shape[0], image.shape[1] // factor, image.shape[2] // factor
     cut = image[:, : h * factor, : w * factor].reshape(c, h, factor, w, factor)
-    found: Pixels = cut.mean((2, 4), dtype=np.float32)
-    return found
+    mean: Pixels = cut.mean((2, 4), dtype=np.float32)
+    return mean
 
 
 def png(image: Pixels) -> bytes:
-    """An image of shape (C, H, W) in [0, 1] as a PNG file, rounded to 8 bits; C is 1 or 3."""
+    """Return an image of shape (C, H, W) in [0, 1] as a PNG file, rounded to 8 bits; C is 1 or 3."""
     levels = np.round(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)
     sink = io.BytesIO()
     Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)).save(sink, "PNG", optimize=True)
@@ -221,6 +221,6 @@ def png(image: Pixels) -> bytes:
 
 
 def uris(group: Group) -> Iterator[tuple[Picture, list[str]]]:
-    """Each image with its PNG files as data URIs."""
+    """Yield each image with its PNG files as data URIs."""
     for picture in group.pictures:
-        yield picture, ["data:image/png;base64," + base64.b64encode(one).decode() for one in picture.shown]
+        yield picture, ["data:image/png;base64," + base64.b64encode(png).decode() for png in picture.shown]

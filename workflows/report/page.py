@@ -24,7 +24,7 @@ from workflows.formats.machine import csv
 from workflows.report.charts import DARK, LIGHT, style
 from workflows.report.figures import Figure, figures
 from workflows.report.gallery import Group, Picture, gallery, uris
-from workflows.report.size import Piece, data_uri, fitted, said
+from workflows.report.size import Piece, data_uri, fitted, left_out
 from workflows.tables.table import Table
 
 __all__ = ["report"]
@@ -37,14 +37,14 @@ _SENTENCES, _CELLS, _TEXT = 40, 20, 100_000
 
 
 def report(analysis: Analysis, *, command: str, images: int | None = None) -> str:
-    """The page: below :data:`workflows.report.size.MOST` bytes; what does not fit is left out, which it says.
+    """Render the page, below :data:`workflows.report.size.MOST` bytes; it lists what was left out to fit.
 
     Arguments:
         analysis: The sweep's analysis; partial rows make a page that says so.
         command: The command that reproduces it, for the provenance.
         images: Cells to show images of, before anything else; None for as many as there is place for.
     """
-    found = analysis.audited or []
+    findings = analysis.audited or []
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
     )
@@ -52,9 +52,9 @@ def report(analysis: Analysis, *, command: str, images: int | None = None) -> st
     shown = gallery(analysis.results, images)
     content = _Content(
         [_figure(figure) for figure in figures(analysis)],
-        [_table(table, found) for table in analysis.tables if table.for_people],
+        [_table(table, findings) for table in analysis.tables if table.for_people],
         [(group, list(uris(group))) for group in shown.groups],
-        [_finding(finding, analysis) for finding in found],
+        [_finding(finding, analysis) for finding in findings],
     )
     sentences = analysis.summary
     if len(sentences) > _SENTENCES:
@@ -68,8 +68,8 @@ def report(analysis: Analysis, *, command: str, images: int | None = None) -> st
         "light": LIGHT,
         "dark": DARK,
         "summary": sentences,
-        "findings_counts": counts(found),
-        "findings_tally": tally(found),
+        "findings_counts": counts(findings),
+        "findings_tally": tally(findings),
         "open_lines": _LINES,
         "gallery": shown,
         "open_groups": _GROUPS,
@@ -78,12 +78,12 @@ def report(analysis: Analysis, *, command: str, images: int | None = None) -> st
     }
     template = environment.get_template("report.html")
 
-    # They are below their table, too; at the head nobody passes them by.
+    # They are below their table, too; at the head they are not overlooked.
     caveats = [remark for table in analysis.tables if table.name == "robustness" for remark in table.remarks]
     warnings = [*analysis.warnings, *caveats]
 
     def render(out: frozenset[Piece]) -> str:
-        left = said(piece for piece in content.pieces(images) if piece in out)
+        left = left_out(piece for piece in content.pieces(images) if piece in out)
         return template.render(**fixed, **content.without(out), warnings=[*warnings, *([left] if left else [])])
 
     return fitted(render, list(content.pieces(images)))
@@ -91,7 +91,7 @@ def report(analysis: Analysis, *, command: str, images: int | None = None) -> st
 
 @dataclass(frozen=True)
 class _Content:
-    """What a page may have to do without."""
+    """The content of a page that may be left out."""
 
     figures: list[dict[str, Any]]
     tables: list[dict[str, Any]]
@@ -99,7 +99,7 @@ class _Content:
     findings: list[dict[str, Any]]
 
     def pieces(self, images: int | None) -> Iterator[Piece]:
-        """The most expendable first; images that were asked for last."""
+        """Yield the pieces, the most expendable first; requested images come last."""
         place = Counter[str]()
         folded = set()
         for i, figure in enumerate(self.figures):
@@ -108,8 +108,8 @@ class _Content:
                 folded.add(i)
         order = [*sorted(folded, reverse=True), *(i for i in reversed(range(len(self.figures))) if i not in folded)]
         pictures = [
-            Piece("image group", (i,), sum(len(uri) for _, uris in own for uri in uris))
-            for i, (_, own) in reversed(list(enumerate(self.groups)))
+            Piece("image group", (i,), sum(len(uri) for _, uris in encoded for uri in uris))
+            for i, (_, encoded) in reversed(list(enumerate(self.groups)))
         ]
         if images is None:
             yield from pictures
@@ -132,12 +132,12 @@ class _Content:
             yield from pictures
 
     def without(self, out: frozenset[Piece]) -> dict[str, Any]:
-        """What is left, for the template."""
+        """Return the remaining content, for the template."""
         gone: dict[str, set[tuple[int | str, ...]]] = {}
         for piece in out:
             gone.setdefault(piece.kind, set()).add(piece.place)
 
-        def there(kind: str, *place: int) -> bool:
+        def shows(kind: str, *place: int) -> bool:
             return place not in gone.get(kind, ())
 
         shown: list[dict[str, Any]] = []
@@ -145,29 +145,29 @@ class _Content:
         place = Counter[str]()
         for i, figure in enumerate(self.figures):
             place[figure["topic"]] += 1
-            if there("figure", i):
-                kept = {
-                    "file": figure["file"] if there("SVG file", i) else "",
-                    "csv": figure["csv"] if there("figure CSV file", i) else "",
+            if shows("figure", i):
+                drawing = {
+                    "file": figure["file"] if shows("SVG file", i) else "",
+                    "csv": figure["csv"] if shows("figure CSV file", i) else "",
                 }
-                (shown if place[figure["topic"]] <= _FIGURES else more).append({**figure, **kept})
+                (shown if place[figure["topic"]] <= _FIGURES else more).append({**figure, **drawing})
         tables = []
         for i, table in enumerate(self.tables):
-            lines = [line for j, line in enumerate(table["lines"]) if there("table line", i, j)]
-            file = table["csv"] if there("table CSV file", i) else ""
+            lines = [line for j, line in enumerate(table["lines"]) if shows("table line", i, j)]
+            file = table["csv"] if shows("table CSV file", i) else ""
             grid = table_html(table["table"], lines, self.findings)
             tables.append({**table, "grid": grid, "count": len(lines), "csv": file})
         return {
             "figures": shown,
-            "folded": [(topic, list(own)) for topic, own in groupby(more, lambda figure: figure["topic"])],
+            "folded": [(topic, list(folded)) for topic, folded in groupby(more, lambda figure: figure["topic"])],
             "tables": tables,
-            "groups": [own for i, own in enumerate(self.groups) if there("image group", i)],
-            "findings": [{**finding, "shown": there("finding", i)} for i, finding in enumerate(self.findings)],
+            "groups": [group for i, group in enumerate(self.groups) if shows("image group", i)],
+            "findings": [{**finding, "shown": shows("finding", i)} for i, finding in enumerate(self.findings)],
         }
 
 
 def _code(text: str) -> Markup:
-    """Text whose words in back quotes are code."""
+    """Set the words in back quotes as code."""
     parts = re.split(r"`([^`]+)`", text)
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts)
@@ -193,7 +193,7 @@ def _table(table: Table, findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def _finding(finding: Finding, analysis: Analysis) -> dict[str, Any]:
-    """What the page shows of a finding."""
+    """Return what the page shows of a finding."""
     cells = cell_names(finding, analysis.robustness)
     if len(cells) > _CELLS:
         cells = [*cells[:_CELLS], f"and {len(cells) - _CELLS} more"]

@@ -1,8 +1,8 @@
-"""A page that can be sent around: below 5 MB, whatever the sweep.
+"""Keep a page small enough to send around: below 5 MB, whatever the sweep.
 
-What a page can do without is a list of pieces, the most expendable first: images, files of figures, the data behind
-figures, folded figures, the data behind tables, lines of tables. As many as are too much are left out; the page says
-which, and how they can be had. A piece's size is an estimate; what counts is the page that was made.
+The pieces of a page are listed from the most expendable on: images, files of figures, the data behind figures, folded
+figures, the data behind tables, lines of tables. As many as necessary are left out; the page says which, and where
+else they are. The size of a piece is an estimate; the limit holds for the page itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MOST", "Piece", "data_uri", "fitted", "said"]
+__all__ = ["MOST", "Piece", "data_uri", "fitted", "left_out"]
 
 MOST = 5_000_000
 """Bytes of a page."""
@@ -27,7 +27,7 @@ _PLAIN = 100_000
 
 @dataclass(frozen=True)
 class Piece:
-    """Something that a page can do without.
+    """A part of a page that may be left out.
 
     Arguments:
         kind: What it is, in the singular; ``s`` makes the plural.
@@ -41,7 +41,7 @@ class Piece:
 
 
 def fitted(render: Callable[[frozenset[Piece]], str], pieces: Sequence[Piece], most: int = MOST) -> str:
-    """The page with as few pieces left out as make it fit.
+    """Return the page, with as few pieces left out as make it fit.
 
     Arguments:
         render: The page without these pieces.
@@ -68,8 +68,8 @@ def fitted(render: Callable[[frozenset[Piece]], str], pieces: Sequence[Piece], m
     return page
 
 
-def said(out: Iterable[Piece]) -> str:
-    """What is left out, as a sentence; "" if nothing is."""
+def left_out(out: Iterable[Piece]) -> str:
+    """Return what is left out as a sentence; "" if nothing is."""
     counts = Counter(piece.kind for piece in out)
     if not counts:
         return ""
@@ -82,7 +82,7 @@ def said(out: Iterable[Piece]) -> str:
 
 
 def data_uri(text: str, kind: str) -> tuple[str, str]:
-    """A file as a data URI, and what to add to its name: ``.gz`` where it is gzipped for its length."""
+    """Return a file as a data URI, and the suffix of its name: ``.gz`` where it is gzipped for its length."""
     raw, suffix = text.encode(), ""
     if len(raw) > _PLAIN:
         raw, kind, suffix = gzip.compress(raw, 9, mtime=0), "application/gzip", ".gz"

@@ -40,26 +40,26 @@ _WAY = [
 
 
 def radii_of(results: Results) -> tuple[float, ...]:
-    """The radii of the tables: from 0 in even steps, below the largest radius that any certificate could have."""
+    """Return the radii of the tables: even steps from 0, below the largest radius that a certificate can have."""
     top = max(cell.certificate.ceiling for cell in results.sweep.certified if cell.certificate is not None)
     step = next((step for step in (0.05, 0.1, 0.25, 0.5, 1.0) if top / step <= 10), 2.0)
     return tuple(round(step * i, 2) for i in range(math.floor(top / step) + 1))
 
 
 def certified_frame(results: Results) -> pd.DataFrame:
-    """One row a certificate cell with committed rows.
+    """Return one row per certificate cell with committed rows.
 
-    Columns: ``cell``, ``dataset``, ``classifier``, ``defence``, ``family`` (the defence without its depth), ``base``,
+    Columns: ``cell``, ``dataset``, ``classifier``, ``defence``, ``family`` (the defence without its t*), ``base``,
     ``votes``, ``seed``; ``sigma``, ``n``, ``n0``, ``alpha``, ``rule``, ``guarantee``, ``ceiling``; ``images`` of
     ``planned``; ``natural`` (right and not abstaining) with ``natural_low``, ``natural_high`` and the data-set
     ``bound``; ``acr``; ``abstained``, a share; ``samples``, the mean of estimation samples drawn; ``t_star`` and
     ``sigma_eq`` of the purifier.
     """
-    found = []
+    lines = []
     for identity, cell, rows in _certified(results):
         right, radius = _right(rows), rows["radius"].to_numpy()
         natural = proportion(right.astype(np.float64))
-        found.append(
+        lines.append(
             {
                 **identity,
                 "images": len(rows),
@@ -73,18 +73,18 @@ def certified_frame(results: Results) -> pd.DataFrame:
                 "samples": float(rows["samples"].mean()),
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(lines)
 
 
 def certified_curves(results: Results) -> pd.DataFrame:
-    """One row a certificate cell and radius: certified ``accuracy`` with interval and data-set ``bound``."""
-    found = []
+    """Return one row per certificate cell and radius: certified ``accuracy`` with interval and data-set ``bound``."""
+    lines = []
     radii = radii_of(results) if results.sweep.certified else ()
     for identity, _, rows in _certified(results):
         right, radius = _right(rows), rows["radius"].to_numpy()
         for at, share in zip(radii, certified_accuracy(right, radius, radii), strict=True):
             interval = proportion((right & (radius >= at)).astype(np.float64))
-            found.append(
+            lines.append(
                 {
                     **identity,
                     "images": len(rows),
@@ -95,7 +95,7 @@ def certified_curves(results: Results) -> pd.DataFrame:
                     "bound": dataset_bound(float(share), len(rows), identity["alpha"], RHO),
                 }
             )
-    return pd.DataFrame(found)
+    return pd.DataFrame(lines)
 
 
 def envelope_frame(curves: pd.DataFrame) -> pd.DataFrame:
@@ -107,19 +107,19 @@ def envelope_frame(curves: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns of the way it was certified, ``radius``, ``accuracy``, ``sigma`` (the smallest of several best).
     """
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for key, group in curves.groupby(_WAY, sort=False):
         if group["sigma"].nunique() < 2:
             continue
-        for radius, own in group.groupby("radius"):
-            best = own.sort_values(["accuracy", "sigma"], ascending=[False, True]).iloc[0]
+        for radius, at_radius in group.groupby("radius"):
+            best = at_radius.sort_values(["accuracy", "sigma"], ascending=[False, True]).iloc[0]
             way = dict(zip(_WAY, key, strict=True))
-            found.append({**way, "radius": radius, "accuracy": best["accuracy"], "sigma": best["sigma"]})
-    return pd.DataFrame(found)
+            lines.append({**way, "radius": radius, "accuracy": best["accuracy"], "sigma": best["sigma"]})
+    return pd.DataFrame(lines)
 
 
 def _certified(results: Results) -> Iterator[tuple[dict[str, Any], Cell, pd.DataFrame]]:
-    """Certificate cells with committed rows: what they are, the cell, the rows."""
+    """Yield certificate cells with committed rows: identity, cell, rows."""
     for cell in results.sweep.certified:
         rows = results.rows(cell)
         if not rows.empty:
@@ -158,7 +158,7 @@ def _identity(results: Results, cell: Cell) -> dict[str, Any]:
 
 
 def family(cell: Cell) -> tuple[str, str]:
-    """The defence without its depth, which follows sigma: its name, and an id of all that is in it.
+    """Return name and id of a defence without its t*, which follows sigma.
 
     It is what certificates at several sigma have in common.
     """

@@ -1,14 +1,14 @@
-"""The rows of a sweep as one data set, for whatever reads Parquet.
+"""Copy the rows of a sweep into one Parquet data set.
 
 Committed rows are one small file a chunk: that is what makes a unit cheap to commit and to compute again. To analyse
-a sweep elsewhere, one file a stage is better::
+a sweep elsewhere, one file per stage is better::
 
     compact/<sweep id>/cells.parquet               which stages judged which cell
     compact/<sweep id>/<stage>/<stage id>.parquet  all rows of a stage, after the columns ``stage_id`` and ``chunk``
 
-These are copies, made of rows whose sha256 fits their commits; nothing of puregrid reads them, so that nothing can be
-wrong because of them, and they may be deleted at any time. The metadata names the commits' hashes, by which a copy
-that is no longer that of the commits is told and made again.
+These are copies of rows whose sha256 matches their commits. Nothing in puregrid reads them, so no result depends on
+them, and they may be deleted at any time. The metadata holds the hashes of the commits, by which an outdated copy is
+recognised and made again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _THREADS = 8  # of reading: a bucket answers many requests at once
 
 @dataclass(frozen=True)
 class Compacted:
-    """What :func:`compact` made.
+    """The result of :func:`compact`.
 
     Arguments:
         folder: Path or URI of the data set.
@@ -57,16 +57,16 @@ class Compacted:
 
 
 def row_files(store: Store, sweep: Sweep, stage: str = "evaluate") -> list[str]:
-    """Paths or URIs of the committed row files of a sweep's stages of one kind, without reading them."""
-    found = []
+    """Return paths or URIs of the committed row files of a sweep's stages of one kind, without reading them."""
+    uris = []
     for (kind, stage_id), (_, chunks) in _stages(sweep).items():
         if kind == stage:
-            found += store.row_files(kind, stage_id, chunks)
-    return found
+            uris += store.row_files(kind, stage_id, chunks)
+    return uris
 
 
 def compact(store: Store, sweep: Sweep) -> Compacted:
-    """Copy the committed rows of a sweep into one file a stage; those that are there already are left.
+    """Copy the committed rows of a sweep into one file per stage; those that are there already are left.
 
     Raises:
         StoreError: Rows are not what was committed; run the sweep again, which computes them again.
@@ -96,8 +96,8 @@ def compact(store: Store, sweep: Sweep) -> Compacted:
 
 
 def _stages(sweep: Sweep) -> dict[tuple[str, str], tuple[dict[bytes, bytes], list[str]]]:
-    """Metadata and chunk names of each distinct stage."""
-    found: dict[tuple[str, str], tuple[dict[bytes, bytes], list[str]]] = {}
+    """Return metadata and chunk names of each distinct stage."""
+    stages: dict[tuple[str, str], tuple[dict[bytes, bytes], list[str]]] = {}
     for stage in make_plan(sweep).stages:
         schema = ROW_SCHEMAS.get(stage.spec.stage)
         metadata = {
@@ -105,19 +105,19 @@ def _stages(sweep: Sweep) -> dict[tuple[str, str], tuple[dict[bytes, bytes], lis
             b"puregrid.spec": stage.spec.canonical().encode(),
             _VERSION: str(SCHEMA_VERSION if schema is None else schema.version).encode(),
         }
-        _, chunks = found.setdefault((stage.spec.stage, stage.id), (metadata, []))
+        _, chunks = stages.setdefault((stage.spec.stage, stage.id), (metadata, []))
         chunks += [chunk.name for chunk in stage.chunks if chunk.name not in chunks]
-    return found
+    return stages
 
 
 def _hash(commit: Commit | None) -> str:
-    """Hash of a unit's rows; of a unit that was revoked this moment there is none, and reading it fails."""
-    found = {} if commit is None else commit.sha256
-    return next((digest for path, digest in found.items() if path.startswith("rows/")), "")
+    """Return the hash of a unit's rows; "" for a unit that was revoked this moment, so that reading it fails."""
+    digests = {} if commit is None else commit.sha256
+    return next((digest for path, digest in digests.items() if path.startswith("rows/")), "")
 
 
 def _made_of(metadata: dict[bytes, bytes], store: Store, path: str) -> bool:
-    """Whether a compacted file is there that was made of these commits, and with this version's columns."""
+    """Return whether a compacted file holds the rows of these commits with the columns of this version."""
     try:
         found = pq.read_schema(pa.BufferReader(store.files.read(path))).metadata or {}
     except (FileNotFoundError, pa.ArrowInvalid):
@@ -133,7 +133,7 @@ def _together(store: Store, kind: str, stage_id: str, names: Sequence[str], meta
     if kind in ROW_SCHEMAS:
         tables = [ROW_SCHEMAS[kind].complete(table) for table in tables]
     table = pa.concat_tables(tables)
-    chunk = [name for name, each in zip(names, tables, strict=True) for _ in range(each.num_rows)]
+    chunk = [name for name, rows in zip(names, tables, strict=True) for _ in range(rows.num_rows)]
     table = table.add_column(0, "chunk", pa.array(chunk, pa.string()))
     table = table.add_column(0, "stage_id", pa.array([stage_id] * table.num_rows, pa.string()))
     sink = pa.BufferOutputStream()
@@ -143,7 +143,7 @@ def _together(store: Store, kind: str, stage_id: str, names: Sequence[str], meta
 
 
 def _cells(sweep: Sweep) -> pd.DataFrame:
-    """One row for each cell and each of its last stages: what the rows with that ``stage_id`` are of."""
+    """Return one row for each cell and last stage: what the rows with that ``stage_id`` belong to."""
     return pd.DataFrame(
         [
             {

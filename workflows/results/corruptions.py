@@ -7,13 +7,13 @@ With :math:`a_{i,c,s}` the share of right draws on image i under corruption c at
   CIFAR-10-C papers.
 * gain of a defence: the difference from another defence, by default none, on the same image, corruption and severity,
   averaged over images.
-* mCE (Hendrycks and Dietterich, arXiv 1903.12261) is another thing, and means nothing without its baseline:
+* mCE (Hendrycks and Dietterich, arXiv 1903.12261) is another measure, and means nothing without its baseline:
 
   .. math:: \frac{1}{15}\sum_c \frac{\sum_s E_{s,c}}{\sum_s E^\text{baseline}_{s,c}}
 
-Images are the sample: each has one value, its mean over the severities and corruptions of the line, and corrupting it
-75 times makes no 75 images. Accuracies have Wilson's interval, which is conservative for such means; gains have that
-of :mod:`workflows.statistics.paired`.
+Images are the sample: each has one value, its mean over the severities and corruptions of the line; an image that is
+corrupted 75 times is still one image. Accuracies have Wilson's interval, which is conservative for such means; gains
+have that of :mod:`workflows.statistics.paired`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ALL = "all"
 
 
 def accuracy_frame(groups: Groups) -> pd.DataFrame:
-    """:func:`accuracy_table` of every group, with what the group is; empty without any."""
+    """Return :func:`accuracy_table` of every group with its identity; empty without groups."""
     return _stacked([accuracy_table(frame).assign(**identity) for identity, frame in groups])
 
 
@@ -81,9 +81,9 @@ def mce_frame(groups: Groups, baseline: str) -> pd.DataFrame:
         )
     frames = []
     for identity, frame in groups:
-        own = bare.get((identity["dataset"], identity["seed"], identity["origin"]))
-        if own is not None:
-            error = 1 - own.groupby(["corruption", "severity"])["correct"].mean()
+        undefended = bare.get((identity["dataset"], identity["seed"], identity["origin"]))
+        if undefended is not None:
+            error = 1 - undefended.groupby(["corruption", "severity"])["correct"].mean()
             frames.append(mce_table(frame, error.rename("error").reset_index(), baseline).assign(**identity))
     return _stacked(frames)
 
@@ -93,14 +93,14 @@ def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _shared(frame: pd.DataFrame) -> pd.DataFrame:
-    """What all defences were judged on: the corruptions, severities and images that every one of them has."""
+    """Return the rows of the corruptions, severities and images that all defences have."""
     keys = ["corruption", "severity", "image_id"]
     judged = frame.groupby(keys)["defence"].transform("nunique") == frame["defence"].nunique()
     return frame[judged]
 
 
 def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of every defence per severity, per corruption and overall.
+    """Return accuracy of every defence per severity, per corruption and overall.
 
     Arguments:
         frame: Columns ``defence``, ``corruption``, ``severity`` (1 to 5), ``image_id`` and ``correct`` (share of
@@ -117,15 +117,15 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
     cells = _cells(frame)
     lines = [
         [defence, *line, accuracy.value, accuracy.low, accuracy.high, accuracy.n, *counts]
-        for defence, own in cells.items()
-        for line, values, counts in _lines(own)
+        for defence, cell in cells.items()
+        for line, values, counts in _lines(cell)
         for accuracy in [proportion(values)]
     ]
     return pd.DataFrame(lines, columns=_LINE)
 
 
 def gain_table(frame: pd.DataFrame, over: str = "none") -> pd.DataFrame:
-    """What every defence gains over one of them, on the same images.
+    """Return the gain of every defence over one of them, on the same images.
 
     Arguments:
         frame: See :func:`accuracy_table`.
@@ -142,13 +142,13 @@ def gain_table(frame: pd.DataFrame, over: str = "none") -> pd.DataFrame:
         raise InvalidInput(f"no defence {over!r} to compare with; there are {', '.join(cells)}.")
     reference = cells.pop(over)
     lines: list[list[Any]] = []
-    for defence, own in cells.items():
-        if not own.index.equals(reference.index) or not own.columns.equals(reference.columns):
+    for defence, cell in cells.items():
+        if not cell.index.equals(reference.index) or not cell.columns.equals(reference.columns):
             raise InvalidInput(
                 f"defences {defence!r} and {over!r} were not judged on the same corruptions, severities and images: "
                 "their difference is not paired. Compare them on what they share."
             )
-        for (line, values, counts), (_, bare, _) in zip(_lines(own), _lines(reference), strict=True):
+        for (line, values, counts), (_, bare, _) in zip(_lines(cell), _lines(reference), strict=True):
             gain = _gain(bare, values, answers=counts[0] * counts[1])
             lines.append([defence, *line, over, gain.value, gain.low, gain.high, gain.images, *counts])
     return pd.DataFrame(lines, columns=_GAIN)
@@ -184,9 +184,9 @@ def mce_table(frame: pd.DataFrame, baseline: pd.DataFrame, name: str) -> pd.Data
         raise InvalidInput(f"baseline {name!r} never errs under {total.idxmin()!r}: nothing is relative to that.")
     lines: list[list[object]] = []
     for defence, cells in _cells(frame).items():
-        own = 1 - cells.mean(axis=1)
-        _demand(own.index, needed, f"defence {defence!r}")
-        ce = own.reindex(needed).groupby("corruption").sum().reindex(BENCHMARK) / total
+        cell_errors = 1 - cells.mean(axis=1)
+        _demand(cell_errors.index, needed, f"defence {defence!r}")
+        ce = cell_errors.reindex(needed).groupby("corruption").sum().reindex(BENCHMARK) / total
         lines += [[defence, corruption, float(value), name] for corruption, value in ce.items()]
         lines.append([defence, _ALL, float(ce.mean()), name])
     return pd.DataFrame(lines, columns=["defence", "corruption", "ce", "baseline"])
@@ -203,7 +203,7 @@ def _demand(present: pd.Index, needed: pd.MultiIndex, whose: str) -> None:
 
 
 def _cells(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Shares of right draws of each defence: a row for each corruption and severity, a column for each image."""
+    """Return the shares of right draws of each defence: rows are corruptions and severities, columns images."""
     missing = [column for column in COLUMNS if column not in frame]
     if missing or len(frame) == 0:
         raise InvalidInput(f"a table of corruptions needs rows with the columns {', '.join(COLUMNS)}.")
@@ -219,8 +219,8 @@ def _cells(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     if "origin" in frame and frame.groupby("corruption")["origin"].nunique().gt(1).any():
         raise InvalidInput("official and generated images of one corruption do not belong in one table.")
     cells = {}
-    for defence, own in frame.groupby("defence", sort=False):
-        wide = own.pivot(index=["corruption", "severity"], columns="image_id", values="correct").astype(float)
+    for defence, rows in frame.groupby("defence", sort=False):
+        wide = rows.pivot(index=["corruption", "severity"], columns="image_id", values="correct").astype(float)
         if wide.isna().to_numpy().any():
             raise InvalidInput(
                 f"defence {defence!r} was not judged on the same images in every cell: a mean over corruptions would "
@@ -234,18 +234,20 @@ Line = tuple[tuple[str, int | str], npt.NDArray[np.float64], tuple[int, int, boo
 
 
 def _lines(cells: pd.DataFrame) -> list[Line]:
-    """Lines of a table: corruption and severity, values per image, and over how much they are means."""
+    """Return the lines of a table: corruption and severity, values per image, and over how much they are means."""
     present = [name for name in CORRUPTIONS if name in cells.index.get_level_values("corruption")]
     lines: list[Line] = []
     means: dict[str, npt.NDArray[np.float64]] = {}
     severities: dict[str, int] = {}
     for corruption in present:
-        own = cells.xs(corruption, level="corruption").sort_index()
-        for severity, values in zip(own.index, own.to_numpy(), strict=True):
+        by_severity = cells.xs(corruption, level="corruption").sort_index()
+        for severity, values in zip(by_severity.index, by_severity.to_numpy(), strict=True):
             lines.append(((corruption, int(severity)), values, (1, 1, True)))
-        severities[corruption] = len(own)
-        means[corruption] = own.to_numpy().mean(0)
-        lines.append(((corruption, _ALL), means[corruption], (1, len(own), len(own) == len(SEVERITIES))))
+        severities[corruption] = len(by_severity)
+        means[corruption] = by_severity.to_numpy().mean(0)
+        lines.append(
+            ((corruption, _ALL), means[corruption], (1, len(by_severity), len(by_severity) == len(SEVERITIES)))
+        )
     benchmark = [name for name in BENCHMARK if name in means]
     if benchmark:
         least = min(severities[name] for name in benchmark)
@@ -255,11 +257,11 @@ def _lines(cells: pd.DataFrame) -> list[Line]:
     return lines
 
 
-def _gain(over: npt.NDArray[np.float64], own: npt.NDArray[np.float64], answers: int) -> PairedDifference:
-    """The gain of one defence over another, from one value an image of either, each a mean over so many answers.
+def _gain(over: npt.NDArray[np.float64], accuracy: npt.NDArray[np.float64], answers: int) -> PairedDifference:
+    """The gain of one defence over another, from one value per image of either, each a mean over so many answers.
 
     A mean over many answers never differs by as much as one answer can, and pseudo-images that do would make its
     interval several times too long. The largest difference that an image can have is taken to be the largest that
     there is, and at least that of one answer.
     """
-    return paired_difference(over, own, largest=max(float(np.abs(own - over).max()), 1 / answers))
+    return paired_difference(over, accuracy, largest=max(float(np.abs(accuracy - over).max()), 1 / answers))

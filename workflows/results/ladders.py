@@ -13,7 +13,7 @@ __all__ = ["ladder_cells", "ladder_frame"]
 
 
 def ladder_frame(results: Results) -> pd.DataFrame:
-    """One row a rung of each ladder of a sweep; empty if it has none with committed rows.
+    """Return one row per rung of each ladder of a sweep; empty if it has none with committed rows.
 
     Columns: ``dataset``, ``classifier``, ``defence``, ``norm``, ``eps``, ``seed``; ``rung`` from 1, and its
     ``attack``; ``images``; ``alone``, the mean share of right draws that this attack leaves, with ``alone_low`` and
@@ -23,7 +23,7 @@ def ladder_frame(results: Results) -> pd.DataFrame:
     All are measured on the draws by which the ladder chose. A minimum over rungs is too low on these; the figure of
     the ladder is that of the robustness table, judged on draws that nobody chose by.
     """
-    found = []
+    lines = []
     for cell in results.sweep.cells:
         source = cell.attack_stage
         if source is None or not isinstance(source.attack, LadderConfig):
@@ -38,7 +38,7 @@ def ladder_frame(results: Results) -> pd.DataFrame:
             alone = rights[:, number]
             skipped = int(np.isnan(alone).sum())
             share = None if skipped else proportion(alone)
-            found.append(
+            lines.append(
                 {
                     **{part: labels[part] for part in ("dataset", "classifier", "defence")},
                     "norm": source.attack.norm,
@@ -55,11 +55,11 @@ def ladder_frame(results: Results) -> pd.DataFrame:
                     "skipped": skipped,
                 }
             )
-    return pd.DataFrame(found)
+    return pd.DataFrame(lines)
 
 
 def ladder_cells(results: Results) -> list[str]:
-    """The cell of each row of :func:`ladder_frame`."""
+    """Return the cell of each row of :func:`ladder_frame`."""
     return [
         cell.id
         for cell in results.sweep.cells

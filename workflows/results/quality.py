@@ -1,7 +1,7 @@
 """Image quality as a frame: means over images of the measures of :mod:`tasks.quality`.
 
-The PSNR of two equal images is infinite, and so would any mean be that includes one: it is averaged over the images
-that differ, and ``identical`` counts the others.
+The PSNR of two equal images is infinite, and so is any mean that includes one: it is averaged over the images that
+differ, and ``identical`` counts the others.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MEASURES = ("psnr", "ssim", "lpips")
 
 
 def quality_frame(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean and standard deviation over images of every measure.
+    """Return mean and standard deviation of every measure over images.
 
     Arguments:
         frame: Columns ``psnr``, ``ssim`` and ``lpips``, a row for each pair of images; NaN throughout a group where a
             measure could not be taken.
-        by: Columns that tell groups apart: the defence, the attack or corruption, and which images were compared.
+        by: Columns that distinguish groups: the defence, the attack or corruption, and which images were compared.
 
     Returns:
         A line for each group in order of appearance: the columns ``by``, ``images``, ``identical``, and of every

@@ -43,18 +43,18 @@ class Results:
         self._tables: dict[tuple[str, str], pa.Table | None] = {}
 
     def rows(self, cell: Cell) -> pd.DataFrame:
-        """The last rows of a cell, one per image, in the sweep's order; empty if none is committed.
+        """Return the last rows of a cell, one per image, in the sweep's order; empty if none is committed.
 
-        Of a certificate they are the certificates, of all others the judgements.
+        For a certificate these are the certificates, for all other threats the judgements.
         """
         return self._stage(cell.stages[0], cell)
 
     def quality_rows(self, cell: Cell) -> pd.DataFrame:
-        """The rows of image quality of a cell; empty if it is not measured or none is committed."""
+        """Return the rows of image quality of a cell; empty if none is measured or committed."""
         return pd.DataFrame() if cell.measure is None else self._stage(cell.measure, cell)
 
     def attack_rows(self, cell: Cell) -> pd.DataFrame:
-        """The rows of the attack that made the cell's images; empty for a clean cell."""
+        """Return the rows of the attack that made the cell's images; empty for a clean cell."""
         source = cell.attack_stage
         return pd.DataFrame() if source is None else self._stage(source, cell)
 
@@ -73,7 +73,7 @@ class Results:
         return self._tables[key]
 
     def robustness(self) -> pd.DataFrame:
-        """One row a clean or attacked cell: what it is, on how many images and draws, its accuracies with intervals.
+        """Return one row per clean or attacked cell: its identity, images, draws, and accuracies with intervals.
 
         Columns ``accuracy`` (the defence's own aggregation), ``avg``, ``worst`` (unbiased, of ``resubmissions``
         draws), ``vote``, ``mean_probability`` and ``fixed`` (one fixed draw, the first: what an evaluation
@@ -110,10 +110,10 @@ class Results:
             "mean_probability": aggregate(votes, mean, "mean-probability") == label,
             "fixed": correct[:, 0],
         }
-        found = {name: proportion(per_image) for name, per_image in values.items()}
-        found["worst"] = worst(correct, _resubmissions(cell))
+        estimates = {name: proportion(per_image) for name, per_image in values.items()}
+        estimates["worst"] = worst(correct, _resubmissions(cell))
         for name in ("accuracy", "avg", "worst", "vote", "mean_probability", "fixed"):
-            head.update(_columns(name, found[name]))
+            head.update(_columns(name, estimates[name]))
         return head
 
     def combined(self) -> pd.DataFrame:
@@ -132,18 +132,18 @@ class Results:
             chunks = tuple(chunk.name for chunk in cell.images.chunks)
             key = (stage.dataset.id, chunks, stage.classifier.id, stage.purifier.id, stage.draws, stage.seed)
             groups.setdefault((*key, attack.norm, attack.eps), {}).setdefault(stage.id, cell)
-        found = []
+        lines = []
         for cells in groups.values():
             # Rows of complete cells are those of the same images in the same order.
             complete = [cell for cell in cells.values() if len(self.rows(cell)) == cell.images.count]
             if len(complete) > 1:
-                found.append(self._together(complete))
-        return pd.DataFrame(found)
+                lines.append(self._together(complete))
+        return pd.DataFrame(lines)
 
     def _together(self, cells: list[Cell]) -> dict[str, object]:
         matrices = [_correct(self.rows(cell)) for cell in cells]
         identity = _identity(cells[0], self.sweep.labels[cells[0].id])
-        found: dict[str, object] = {
+        line: dict[str, object] = {
             **{name: identity[name] for name in ("dataset", "classifier", "defence", "norm", "eps", "seed")},
             "draws": cells[0].defence.draws,
             "images": len(matrices[0]),
@@ -153,19 +153,19 @@ class Results:
         stochastic = cells[0].defence.purifier.stochastic
         lowest = lowest_per_image(matrices)
         several = min(matrix.shape[1] for matrix in matrices) > 1
-        found.update(_columns("lowest", lowest))
+        line.update(_columns("lowest", lowest))
         if several or not stochastic:
-            found.update(_columns("selected", selected_per_image(matrices) if several else lowest))
-        found.update(_columns("fixed_aa_mean", fixed_aa_mean(matrices)))
-        found.update(_columns("fixed_aa_any", fixed_aa_any(matrices)))
-        return found
+            line.update(_columns("selected", selected_per_image(matrices) if several else lowest))
+        line.update(_columns("fixed_aa_mean", fixed_aa_mean(matrices)))
+        line.update(_columns("fixed_aa_any", fixed_aa_any(matrices)))
+        return line
 
     def corrupted(self) -> list[tuple[dict[str, Any], pd.DataFrame]]:
         """Answers under corruptions, for each data set, classifier, seed and origin of images.
 
         Returns:
-            What each group is, and its frame with a row an image of every complete cell: ``defence``, ``corruption``,
-            ``severity``, ``image_id``, ``correct`` (share of right draws).
+            The identity of each group, and its frame with one row per image of every complete cell: ``defence``,
+            ``corruption``, ``severity``, ``image_id``, ``correct`` (share of right draws).
         """
         groups: dict[tuple[object, ...], list[pd.DataFrame]] = {}
         for cell in self.sweep.corrupted:
@@ -191,20 +191,20 @@ class Results:
         ]
 
     def quality(self) -> pd.DataFrame:
-        """Image quality, one row an image and pair of images; empty if it was not measured.
+        """Image quality, one row per image and pair of images; empty if it was not measured.
 
         Columns: ``dataset``, ``classifier``, ``defence``, ``threat``, ``eps``, ``seed``; ``pair`` (``input``,
         ``output``, ``change``, see :mod:`tasks.stages.quality`; those that compare an image with itself are left
         out); ``image_id``, ``psnr``, ``ssim``, ``lpips``, and ``missing``, why one of these is NaN.
         """
-        found: dict[str, list[pd.DataFrame]] = {}
+        frames_of: dict[str, list[pd.DataFrame]] = {}
         for cell in self.sweep.cells:
             rows = self.quality_rows(cell)
-            if rows.empty or cell.measure is None or cell.measure.id in found:
+            if rows.empty or cell.measure is None or cell.measure.id in frames_of:
                 continue
             labels, missing = self.sweep.labels[cell.id], self._missing_measures(cell)
             threat = labels.get("attack") or labels["corruption"]
-            found[cell.measure.id] = [
+            frames_of[cell.measure.id] = [
                 pd.DataFrame(
                     {
                         **{part: labels[part] for part in ("dataset", "classifier", "defence")},
@@ -219,10 +219,10 @@ class Results:
                 )
                 for pair in _pairs(cell)
             ]
-        return pd.concat([frame for frames in found.values() for frame in frames] or [pd.DataFrame()])
+        return pd.concat([frame for frames in frames_of.values() for frame in frames] or [pd.DataFrame()])
 
     def _missing_measures(self, cell: Cell) -> str:
-        """What the commits of the measurement say of measures that could not be taken."""
+        """Return why measures are missing, from the commits of the measurement."""
         assert cell.measure is not None
         stage_id = cell.measure.id
         for chunk in cell.images.chunks:
@@ -232,11 +232,11 @@ class Results:
         return ""
 
     def cost(self) -> pd.DataFrame:
-        """One row a distinct stage: images, network evaluations (from rows), seconds (from commits).
+        """Return one row per distinct stage: images, network evaluations (from rows), seconds (from commits).
 
         Samples of certificates are many stages of one kind, and one row; so are all corruptions of one defence.
         """
-        found: dict[tuple[str, ...], tuple[dict[str, object], _Spent]] = {}
+        groups: dict[tuple[str, ...], tuple[dict[str, object], _Spent]] = {}
         for stage in make_plan(self.sweep).stages:
             done = self.store.committed_chunks(stage.spec.stage, stage.id)
             commits = [
@@ -251,9 +251,9 @@ class Results:
                 key = (stage.spec.stage, stage.spec.smoothed.id, str(identity["attack"]))
             elif identity["attack"] == _CORRUPTIONS:
                 key = tuple(map(str, identity.values()))
-            _, spent = found.setdefault(key, (identity, _Spent()))
+            _, spent = groups.setdefault(key, (identity, _Spent()))
             spent.add(self._spent(stage.spec, stage.id, commits))
-        return pd.DataFrame([{**identity, **spent.columns()} for identity, spent in found.values()])
+        return pd.DataFrame([{**identity, **spent.columns()} for identity, spent in groups.values()])
 
     def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[Commit]) -> _Spent:
         spent = _Spent()
@@ -268,7 +268,7 @@ class Results:
 
 @dataclass
 class _Spent:
-    """What units of one kind have cost."""
+    """The cost of units of one kind."""
 
     images: int = 0
     denoiser: int = 0
@@ -276,14 +276,14 @@ class _Spent:
     seconds: float = 0.0
 
     def add(self, other: _Spent) -> None:
-        """Count in those of a further stage, which were about the same images."""
+        """Add the units of a further stage on the same images."""
         self.images = max(self.images, other.images)
         self.denoiser += other.denoiser
         self.classifier += other.classifier
         self.seconds += other.seconds
 
     def columns(self) -> dict[str, object]:
-        """Columns of the cost table."""
+        """Return the columns of the cost table."""
         return {
             "images": self.images,
             "denoiser_evaluations": self.denoiser,
@@ -294,7 +294,7 @@ class _Spent:
 
 
 def _pairs(cell: Cell) -> tuple[str, ...]:
-    """The pairs of images of which the two are not the same by definition."""
+    """Return the pairs of images that are not the same by definition."""
     if cell.threat is None:
         return ("output",)
     return ("input",) if cell.defence.purifier.purifier == "none" else ("input", "output", "change")
@@ -306,8 +306,8 @@ def _resubmissions(cell: Cell) -> int:
 
 
 def _correct(rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = np.stack(list(rows["prediction"])) == rows["label"].to_numpy()[:, None]
-    return found
+    correct: npt.NDArray[np.bool_] = np.stack(list(rows["prediction"])) == rows["label"].to_numpy()[:, None]
+    return correct
 
 
 def _identity(cell: Cell, labels: dict[str, str]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What a store remembers of the last sweep of a name: its cells, and where their rows are."""
+"""The record in the store of the last sweep of a name: its cells, and where their rows are."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["CellRecord", "current_name", "latest_path", "record_sweep"]
 
 @dataclass(frozen=True)
 class CellRecord(Record):
-    """What a store remembers of a cell, enough to read its rows without the sweep file.
+    """The record of a cell, enough to read its rows without the sweep file.
 
     Arguments:
         name: What tables call it.
         stage_id: Id of the stage whose rows are its result: evaluate, or certify.
         aggregation: How its draws become one answer.
         chunks: Names of its chunks.
-        evaluations: Of a certificate, network evaluations per sample by network; other rows count their own.
+        evaluations: Network evaluations per sample of a certificate, by network; other rows count their own.
     """
 
     name: str
@@ -39,14 +39,14 @@ class CellRecord(Record):
 
     @staticmethod
     def name_of(row: Mapping[Any, Any]) -> str:
-        """Name of a cell from its columns in the robustness table."""
+        """Return the name of a cell from its columns in the robustness table."""
         parts = [str(row[key]) for key in ("dataset", "classifier", "defence", "attack")]
         return " · ".join([*parts, f"eps {format_eps(float(row['eps']))}", f"seed {row['seed']}"])
 
     @classmethod
     def of_sweep(cls, sweep: Sweep) -> list[CellRecord]:
-        """The records of a sweep's cells, in their order."""
-        found = []
+        """Return the records of a sweep's cells, in their order."""
+        cells = []
         for cell in sweep.cells:
             labels = sweep.labels[cell.id]
             threat = next(labels[part] for part in ("attack", "corruption", "certificate") if part in labels)
@@ -57,12 +57,12 @@ class CellRecord(Record):
             if cell.certificate is not None:
                 smoothed = cell.certify.smoothed
                 evaluations = {"denoiser": smoothed.evaluations, "classifier": smoothed.classifier_evaluations}
-            found.append(cls(name, cell.stages[0].id, cell.defence.aggregation, chunks, evaluations))
-        return found
+            cells.append(cls(name, cell.stages[0].id, cell.defence.aggregation, chunks, evaluations))
+        return cells
 
     @classmethod
     def latest(cls, store: Store, sweep_name: str) -> list[CellRecord]:
-        """The records of the sweep of that name that ran last in a store; none if there was none."""
+        """Return the records of the last sweep of that name in a store; empty without one."""
         try:
             content = json.loads(store.files.read(latest_path(sweep_name)))
         except FileNotFoundError:
@@ -72,17 +72,17 @@ class CellRecord(Record):
 
 
 def current_name(name: str) -> str:
-    """The name of a cell as it is written today: earlier versions wrote the budget 8/255 as 0.0313725."""
+    """Return the name of a cell as it is written today: earlier versions wrote the budget 8/255 as 0.0313725."""
     return re.sub(r"(?<= · eps )[\d.e-]+(?= · seed )", lambda eps: format_eps(read_eps(eps[0])), name)
 
 
 def latest_path(sweep_name: str) -> str:
-    """Where a store remembers the last sweep of a name."""
+    """Return where a store records the last sweep of a name."""
     return f"sweeps/latest-{digest(sweep_name)}.json"
 
 
 def record_sweep(sweep: Sweep, plan: Plan, store: Store) -> None:
-    """Write the sweep's folder: its file and its plan; and what each stage id stands for."""
+    """Write the sweep's folder: its file, its plan, and the meaning of each stage id."""
     folder = f"sweeps/{sweep.id}"
     store.files.write(f"{folder}/sweep.yaml", sweep.text.encode())
     stages = [

@@ -6,7 +6,7 @@ Contract, to which :class:`puregrid.testing.StoreContract` holds every implement
 * ``create`` writes only where nothing is, atomically where the system can, and says whether it did.
 * both create missing folders, and their effect survives the loss of the process, on a local disk of the power.
 * every operation waits out an outage of up to a minute (``workflows/store/outage.py``), so it may be tried more than
-  once: a ``create`` whose answer got lost says that the file is there already, and it is then the caller's own.
+  once: a ``create`` whose answer was lost reports that the file exists already, which is then the caller's own.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Files(ABC):
     @property
     @abstractmethod
     def exclusive(self) -> bool:
-        """Whether of several that ``create`` one file at the same time exactly one succeeds."""
+        """Whether exactly one of several simultaneous calls of ``create`` succeeds."""
 
     @abstractmethod
     def check(self) -> None:
-        """See that the root can be used, before any compute.
+        """Check that the root can be used, before any compute.
 
         Raises:
             InvalidInput: It does not exist and will not be made, or may not be used.
@@ -53,11 +53,11 @@ class Files(ABC):
 
     @abstractmethod
     def room(self) -> str:
-        """How much space is left, in words."""
+        """Describe the free space."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
-        """Content of a file.
+        """Return the content of a file.
 
         Raises:
             FileNotFoundError: There is none.
@@ -73,11 +73,11 @@ class Files(ABC):
 
     @abstractmethod
     def exists(self, path: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether there is such a file."""
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder, sorted; none if there is no such folder."""
+        """Return the sorted names of the files in a folder; empty if the folder is missing."""
 
     @abstractmethod
     def delete(self, path: str) -> None:
@@ -132,8 +132,8 @@ class LocalFiles(Files):
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise StoreUnavailable(
-                    f"store {self.uri} lies on a file system without hard links ({error.strerror}), so two writers "
-                    "of one unit could not be told apart; give a --store on another one."
+                    f"store {self.uri} is on a file system without hard links ({error.strerror}), on which two "
+                    "writers of one unit could both win; give a --store on another file system."
                 ) from error
             raise
         finally:
@@ -195,7 +195,8 @@ class FsspecFiles(Files):
 
     ``create`` asks for an exclusive write (S3: ``If-None-Match: *``). Whether the storage honours that is found out
     once, since servers that do not know the header ignore it. Where it does not, a look comes first, and of two
-    writers in that instant both may be told that they won: see ``docs/invariants/commit.md`` for why no row is wrong.
+    writers in that instant both may get the answer that they won: ``docs/invariants/commit.md`` explains why no row
+    is wrong.
     """
 
     def __init__(self, uri: str) -> None:
@@ -227,12 +228,12 @@ class FsspecFiles(Files):
     def check(self) -> None:
         """See :class:`Files`; buckets are never made."""
         try:
-            there = self._find_bucket()
+            exists = self._find_bucket()
         except StoreUnavailable as error:
             if error.__cause__ is not None and is_outage(error.__cause__):
                 raise
             raise InvalidInput(str(error), where="--store") from error
-        if not there:
+        if not exists:
             raise InvalidInput(f"store {self.uri}: there is no such bucket; make it first.", where="--store")
 
     @patient
@@ -244,7 +245,7 @@ class FsspecFiles(Files):
             return False
 
     def room(self) -> str:
-        """See :class:`Files`; no storage says so in a common way."""
+        """See :class:`Files`; object stores have no common way to ask."""
         return "how much room there is, is not known"
 
     def _full(self, path: str) -> str:
@@ -302,10 +303,10 @@ class FsspecFiles(Files):
         """See :class:`Files`."""
         self._system.invalidate_cache()
         try:
-            found = self._system.ls(self._full(folder), detail=True)
+            entries = self._system.ls(self._full(folder), detail=True)
         except FileNotFoundError:
             return []
-        names = (entry["name"].rsplit("/", 1)[1] for entry in found if entry["type"] == "file")
+        names = (entry["name"].rsplit("/", 1)[1] for entry in entries if entry["type"] == "file")
         return sorted(name for name in names if name and name[0] != ".")
 
     @patient
@@ -317,13 +318,13 @@ class FsspecFiles(Files):
 
 
 def _precondition_failed(error: OSError) -> bool:
-    """Whether S3 said 412; s3fs makes ``FileExistsError`` of it only if the answer names the condition."""
+    """Return whether S3 answered 412; s3fs makes ``FileExistsError`` of it only if the answer names the condition."""
     response = getattr(error.__cause__, "response", None) or {}
     return response.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
 
 
 def open_files(uri: str) -> Files:
-    """The files below a folder or a URI.
+    """Return the files below a folder or a URI.
 
     Raises:
         InvalidInput: A kind of storage that is not installed, or a local root that is no folder.

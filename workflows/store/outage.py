@@ -1,4 +1,4 @@
-"""A store that does not answer is asked again, after 0.5, 1, 2, 4, 8, 8, ... seconds, for about a minute.
+"""Retry the operations of a store that does not answer, after 0.5, 1, 2, 4, 8, 8, ... seconds, for about a minute.
 
 An *outage* passes by itself: a connection that breaks, a server that says "slow down", a stale file handle. A
 *refusal* does not: no rights, no credentials, no space. Outages are waited out and reported; refusals, and outages
@@ -57,12 +57,12 @@ class StoreUnavailable(StoreError, OSError):
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a disk or a quota is full."""
+    """Return whether a disk or a quota is full."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the same call may succeed a moment later."""
+    """Return whether the same call may succeed a moment later."""
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     if isinstance(error, OSError) and error.errno in _OUTAGES:
@@ -98,7 +98,7 @@ def patient(operation: Callable[Concatenate[_F, _P], _T]) -> Callable[Concatenat
         began, delay = None, _FIRST_DELAY
         while True:
             try:
-                found = operation(files, *args, **kwargs)
+                result = operation(files, *args, **kwargs)
             except (FileNotFoundError, PuregridError):  # an answer too
                 _over(files, began)
                 raise
@@ -121,7 +121,7 @@ def patient(operation: Callable[Concatenate[_F, _P], _T]) -> Callable[Concatenat
                 delay = min(2 * delay, _LONGEST_DELAY)
             else:
                 _over(files, began)
-                return found
+                return result
 
     return call
 

@@ -1,7 +1,7 @@
-"""What is written as JSON for other processes, other versions and other people to read.
+"""JSON records, which other processes and other versions read.
 
-A record is a frozen dataclass. What an older version did not write has a default; fields that only a newer version
-knows are ignored, since a store outlives the versions that write to it.
+A record is a frozen dataclass. Fields that an older version did not write have defaults; fields that only a newer
+version knows are ignored, because a store outlives the versions that write to it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ class Record:
 
     @classmethod
     def from_json(cls, content: object) -> Self:
-        """Read what :meth:`to_json` of this version, an older or a newer one has given.
+        """Read the result of :meth:`to_json` of this, an older or a newer version.
 
         Raises:
             ValueError: A field is missing or has a value of another type.
         """
         try:
-            found: Self = _reader(cls).validate_python(content)
+            record: Self = _reader(cls).validate_python(content)
         except ValidationError as error:
             wrong = (f"{'.'.join(map(str, at['loc'])) or 'it'}: {at['msg'].lower()}" for at in error.errors())
             raise ValueError("; ".join(wrong)) from error
-        return found
+        return record
 
 
 _READERS: dict[type, TypeAdapter[Any]] = {}
 
 
 def _reader(kind: type) -> TypeAdapter[Any]:
-    """What checks records of a class; made once, since that takes a millisecond."""
+    """Return the validator of a class; cached, since making it takes a millisecond."""
     if kind not in _READERS:
         _READERS[kind] = TypeAdapter(kind)
     return _READERS[kind]

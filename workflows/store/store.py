@@ -1,4 +1,4 @@
-"""Where everything lies in a store, and when it counts.
+"""The layout of a store, and the commits that make its files count.
 
 ::
 
@@ -47,7 +47,7 @@ _NO = "no "
 
 @dataclass(frozen=True)
 class Attempt:
-    """Who computed a unit, and how.
+    """One computation of a unit: where and how.
 
     Arguments:
         id: Unique.
@@ -79,7 +79,7 @@ class Commit(Record):
         host: Where it ran.
         versions: Versions of what computed it.
         inputs: Hash of each data file that was read, by its path in the store.
-        notes: What else the unit said, e.g. how often its batches were halved for memory.
+        notes: What else the unit reported, e.g. how often its batches were halved for memory.
         missing: Why a measure could not be taken, by the measure's name.
     """
 
@@ -97,7 +97,7 @@ class Commit(Record):
     missing: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """See :class:`Record`; ``missing`` is there only where something is."""
+        """See :class:`Record`; ``missing`` is written only if something is missing."""
         content = super().to_json()
         return content if self.missing else {name: content[name] for name in content if name != "missing"}
 
@@ -107,12 +107,12 @@ class Commit(Record):
 
         Older versions wrote what was missing into the notes, as ``"no lpips": "why"``.
         """
-        found = super().from_json(content)
-        if found.stage != "quality" or found.missing:
-            return found
-        older = {name: str(why) for name, why in found.notes.items() if name.startswith(_NO)}
-        notes = {name: value for name, value in found.notes.items() if name not in older}
-        return replace(found, notes=notes, missing={name.removeprefix(_NO): why for name, why in older.items()})
+        commit = super().from_json(content)
+        if commit.stage != "quality" or commit.missing:
+            return commit
+        older = {name: str(why) for name, why in commit.notes.items() if name.startswith(_NO)}
+        notes = {name: value for name, value in commit.notes.items() if name not in older}
+        return replace(commit, notes=notes, missing={name.removeprefix(_NO): why for name, why in older.items()})
 
 
 class Store:
@@ -129,21 +129,21 @@ class Store:
 
     @staticmethod
     def rows_path(spec_stage: str, stage_id: str, chunk: str) -> str:
-        """Path of a unit's rows."""
+        """Return the path of a unit's rows."""
         return f"rows/{spec_stage}/{stage_id}/{chunk}.parquet"
 
     @staticmethod
     def images_path(stage_id: str, chunk: str) -> str:
-        """Path of a unit's adversarial images."""
+        """Return the path of a unit's adversarial images."""
         return f"adversarial/{stage_id}/{chunk}.parquet"
 
     @staticmethod
     def commit_path(spec_stage: str, stage_id: str, chunk: str) -> str:
-        """Path of a unit's commit."""
+        """Return the path of a unit's commit."""
         return f"commits/{spec_stage}/{stage_id}/{chunk}.json"
 
     def put_spec(self, spec: StageSpec) -> None:
-        """Say what a stage id stands for."""
+        """Record what a stage id stands for."""
         path = f"specs/{spec.id}.json"
         if not self.files.exists(path):
             self.files.write(path, (json.dumps(spec.identity(), indent=1, sort_keys=True) + "\n").encode())
@@ -202,7 +202,7 @@ class Store:
         return winner
 
     def _place(self, path: str, data: bytes, digest: str) -> str:
-        """Write data where no other attempt has put other bytes, or can later; returns where that is."""
+        """Write data where no other attempt has put other bytes, or can later; returns the path."""
         if self.files.exclusive:
             if self.files.create(path, data):
                 return path
@@ -216,7 +216,7 @@ class Store:
         return path
 
     def committed(self, stage: str, stage_id: str, chunk: str) -> Commit | None:
-        """The commit of a unit, or None."""
+        """Return the commit of a unit, or None."""
         try:
             raw = self.files.read(self.commit_path(stage, stage_id, chunk))
         except FileNotFoundError:
@@ -230,11 +230,11 @@ class Store:
             ) from error
 
     def committed_chunks(self, stage: str, stage_id: str) -> set[str]:
-        """Names of the chunks of a stage that have a commit."""
+        """Return the names of the committed chunks of a stage."""
         return {name.removesuffix(".json") for name in self.files.names(f"commits/{stage}/{stage_id}")}
 
     def problem(self, stage: str, stage_id: str, chunk: str) -> str | None:
-        """What is wrong with a committed unit's data, or None if it is what the commit says."""
+        """Return what is wrong with a committed unit's data, or None if it matches its commit."""
         try:
             commit = self.committed(stage, stage_id, chunk)
         except StoreError as error:
@@ -254,18 +254,18 @@ class Store:
         return None
 
     def _input_sha256(self, path: str) -> str | None:
-        """Hash of a data file as the commit of its unit says now; None if that is not committed."""
+        """Return the hash of a data file from the commit of its unit; None without a commit."""
         _, *stages, stage_id, name = path.split("/")
         folder, chunk = path.rpartition("/")[0], name.partition(".")[0]
         for stage in stages or IMAGE_STAGES:
             commit = self.committed(stage, stage_id, chunk)
-            found = None if commit is None else _located(commit, f"{folder}/{chunk}.parquet")
-            if commit is not None and found is not None:
-                return commit.sha256[found]
+            located = None if commit is None else _located(commit, f"{folder}/{chunk}.parquet")
+            if commit is not None and located is not None:
+                return commit.sha256[located]
         return None
 
     def data_sha256(self, stage: str, stage_id: str, chunk: str) -> dict[str, str]:
-        """Path and hash of a committed unit's data files, as its commit says; empty if it is not committed."""
+        """Return path and hash of a unit's data files from its commit; empty without a commit."""
         commit = self.committed(stage, stage_id, chunk)
         return {} if commit is None else dict(commit.sha256)
 
@@ -280,9 +280,9 @@ class Store:
         except StoreError:  # itself damaged; the data that it named is never read, and the next commit removes it
             commit = None
         for path in (self.rows_path(stage, stage_id, chunk), self.images_path(stage_id, chunk)):
-            found = None if commit is None else _located(commit, path)
-            if commit is not None and found is not None and (found != path or not self._whole(commit, found)):
-                self.files.delete(found)
+            located = None if commit is None else _located(commit, path)
+            if commit is not None and located is not None and (located != path or not self._whole(commit, located)):
+                self.files.delete(located)
         self.files.delete(self.commit_path(stage, stage_id, chunk))
 
     def _whole(self, commit: Commit, path: str) -> bool:
@@ -292,7 +292,7 @@ class Store:
             return False
 
     def row_files(self, stage: str, stage_id: str, chunks: Iterable[str] | None = None) -> list[str]:
-        """Full paths or URIs of the row files of a stage's committed chunks, sorted, or of some of them.
+        """Return the sorted paths or URIs of the row files of a stage's committed chunks, or of some of them.
 
         They are one data set for whatever reads Parquet.
 
@@ -301,18 +301,18 @@ class Store:
         folder = f"rows/{stage}/{stage_id}"
         # Which of several files counts, only the commit knows; where there is one file, it is that.
         doubtful = {name.partition(".")[0] for name in self.files.names(folder) if name.count(".") > 1}
-        found = []
+        uris = []
         committed = self.committed_chunks(stage, stage_id)
         for chunk in sorted(committed if chunks is None else committed.intersection(chunks)):
             path: str | None = self.rows_path(stage, stage_id, chunk)
             if chunk in doubtful and (commit := self.committed(stage, stage_id, chunk)) is not None:
                 path = _located(commit, self.rows_path(stage, stage_id, chunk))
             if path is not None:
-                found.append(f"{self.uri}/{path}")
-        return found
+                uris.append(f"{self.uri}/{path}")
+        return uris
 
     def read_rows(self, stage: str, stage_id: str, chunk: str) -> pa.Table:
-        """The rows of a committed unit, as its file has them.
+        """Read the rows of a committed unit, as its file has them.
 
         A file of an older version may lack columns: :meth:`~tasks.stages.RowSchema.complete` adds them.
 
@@ -322,7 +322,7 @@ class Store:
         return self._read(stage, stage_id, chunk, self.rows_path(stage, stage_id, chunk))
 
     def read_images(self, stage: str, stage_id: str, chunk: str) -> pa.Table:
-        """The adversarial images of a committed unit; errors as in :meth:`read_rows`."""
+        """Read the adversarial images of a committed unit; errors as in :meth:`read_rows`."""
         return self._read(stage, stage_id, chunk, self.images_path(stage_id, chunk))
 
     def _read(self, stage: str, stage_id: str, chunk: str, path: str) -> pa.Table:
@@ -344,7 +344,7 @@ def _named_by_content(path: str, digest: str) -> str:
 
 
 def _located(commit: Commit, path: str) -> str | None:
-    """Where a commit says that the data of a path is; None if it has no such data."""
+    """Return where the data of a path lies according to its commit; None if the commit has no such data."""
     places = (place for place, digest in commit.sha256.items() if place in (path, _named_by_content(path, digest)))
     return next(places, None)
 

@@ -1,4 +1,4 @@
-"""Tables of certificates: a line a certificate, the upper envelope over sigma, and the curves behind both."""
+"""Tables of certificates: one line per certificate, the upper envelope over sigma, and the curves behind both."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from workflows.tables.table import Column, Table, cells_of, frame_only
 __all__ = ["certified_table", "curves_table", "envelope_table"]
 
 _CERTIFIED = (
-    "Share of images whose certified class is right with at least that l_2 radius, in %: wrong for an image with "
-    "probability at most alpha. ACR is the average certified radius, 0 where the class is wrong. bound: below the "
-    "share at r = 0 by what errors of the certificates can amount to, with confidence 99.9 %."
+    "Share of images whose certified class is right with at least that l_2 radius, in %. Each certificate is wrong "
+    "with probability at most alpha. ACR is the average certified radius, 0 where the class is wrong. bound: a lower "
+    "bound on the certified accuracy at r = 0, with confidence 99.9 %, which allows for wrong certificates."
 )
 _ENVELOPE = "The best sigma at each radius, chosen for each radius and never for each image."
 
 
 _BASE = Column("base", "base", "text", "What was smoothed: the bare classifier, or the denoised one.")
 _SIGMA = Column("sigma", "sigma", "number", "Noise of the certificate.", unit="pixels in [0, 1]")
-_N = Column("n", "n", "integer", "Samples of the estimate, at most.")
+_N = Column("n", "n", "integer", "Largest number of estimation samples.")
 _FAMILY = Column("family", "defence", "text", "The defence without its t*, which follows sigma.")
 _RADIUS = Column("radius", "radius", "number", "The l_2 radius.", unit="pixels in [0, 1]")
-_GUARANTEE = Column("guarantee", "guarantee", "text", "Under which guarantee the certificate stands.")
+_GUARANTEE = Column("guarantee", "guarantee", "text", "Guarantee of the certificate.")
 _BOUND = Column("bound", "bound", "percent", "Lower bound of the data set's certified accuracy, confidence 99.9 %.")
 _ACCURACY = Column(
     "accuracy", "certified", "interval", "Share of images right with at least that radius.", ends=("low", "high")
 )
 _WAY = (
-    Column("family_id", "family id", "text", "Id of all that is in the family.", when=frame_only),
+    Column("family_id", "family id", "text", "Id of the defence without its t*.", when=frame_only),
     Column("votes", "votes", "integer", "Draws that vote on a sample.", when=frame_only),
-    Column("alpha", "alpha", "number", "Probability of error of a certificate, at most.", when=frame_only),
+    Column("alpha", "alpha", "number", "Largest probability that a certificate is wrong.", when=frame_only),
     Column("rule", "rule", "text", "Rule by which counts become a radius.", when=frame_only),
 )
 _OF_CELL = (
@@ -44,7 +44,7 @@ _OF_CELL = (
 
 
 def certified_table(frame: pd.DataFrame, curves: pd.DataFrame) -> Table | None:
-    """A line a certificate; None without any committed.
+    """Return one line per certificate; None without any committed.
 
     Arguments:
         frame: From :func:`workflows.results.certificates.certified_frame`.
@@ -83,7 +83,7 @@ def _columns(radii: list[float]) -> Iterator[Column]:
 
 
 def curves_table(curves: pd.DataFrame) -> Table | None:
-    """The points of the curves, for machines and figures; None without any."""
+    """Return the points of the curves, for machines and figures; None without any."""
     if curves.empty:
         return None
     columns = (DATASET, SEED, CLASSIFIER, DEFENCE, _BASE, _SIGMA, _N, IMAGES, _RADIUS, _ACCURACY, _BOUND, _GUARANTEE)
@@ -98,7 +98,7 @@ def curves_table(curves: pd.DataFrame) -> Table | None:
 
 
 def envelope_table(frame: pd.DataFrame) -> Table | None:
-    """The best sigma at each radius; None where no certificates differ in sigma alone.
+    """Return the best sigma at each radius; None where no certificates differ in sigma alone.
 
     Arguments:
         frame: From :func:`workflows.results.certificates.envelope_frame`.

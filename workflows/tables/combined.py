@@ -12,10 +12,10 @@ from workflows.tables.table import Column, Table, cells_of, frame_only
 __all__ = ["combined_table", "ladders_table"]
 
 _COMBINED_NOTE = (
-    f"{INTERVALS} Lowest takes for each image the attack with the lowest share of right draws, and is too low by the "
-    "luck of the draws; selected chooses that attack on half of the draws and judges it on the others, and is not "
-    "too low. Fixed-AA (mean) is the lowest Avg of any attack, fixed-AA (any) counts an image as lost if one draw of "
-    "one attack fails: two readings of one protocol."
+    f"{INTERVALS} Lowest: for each image the lowest share of right draws under any attack, which is too low by the "
+    "luck of the draws. Selected: for each image the attack is chosen on half of the draws and judged on the others, "
+    "which is not too low on average. Fixed-AA (mean): the lowest Avg of any attack. Fixed-AA (any): an image counts "
+    "as lost if one draw of one attack fails. They are two readings of one protocol."
 )
 _COMBINED = (
     DATASET,
@@ -24,19 +24,21 @@ _COMBINED = (
     DEFENCE,
     NORM,
     EPS,
-    Column("attacks", "attacks", "integer", "How many attacks of this norm and budget there are."),
-    Column("images", "images", "integer", "Images that every one of them was judged on."),
+    Column("attacks", "attacks", "integer", "Number of attacks at this norm and budget."),
+    Column("images", "images", "integer", "Images on which all of these attacks were judged."),
     Column("draws", "draws", "integer", "Draws by which each attack was judged."),
     Column("lowest", "lowest", "interval", "Mean over images of the lowest share of right draws under any attack."),
-    Column("selected", "selected", "interval", "As lowest, chosen on half of the draws and judged on the others."),
+    Column(
+        "selected", "selected", "interval", "Like lowest, but chosen on half of the draws and judged on the others."
+    ),
     Column("fixed_aa_mean", "fixed-AA (mean)", "interval", "The lowest Avg of any attack."),
     Column("fixed_aa_any", "fixed-AA (any)", "interval", "Share of images right on every draw under every attack."),
     Column("cells", "cells", "text", "Ids of the cells of the attacks.", when=frame_only),
 )
 _LADDERS_NOTE = (
-    f"{INTERVALS} Alone is what an attack leaves by itself, so far the per-image minimum up to it, submitted the "
-    "number of images that it made worst, all on the draws by which the ladder chose. On these a minimum is too low; "
-    "the ladder's own line of the robustness table is judged on fresh draws."
+    f"{INTERVALS} Alone: accuracy under this attack alone. So far: mean of the per-image minimum up to this rung. "
+    "Submitted: number of images for which this rung was the strongest. All three are on the draws by which "
+    "the ladder chose, where a minimum is too low; its own line of the robustness table is judged on fresh draws."
 )
 _LADDERS = (
     DATASET,
@@ -48,15 +50,15 @@ _LADDERS = (
     Column("rung", "rung", "integer", "Number of the rung, from 1."),
     Column("attack", "attack", "text", "The attack of the rung."),
     Column("images", "images", "integer", "Images that the ladder was given."),
-    Column("alone", "alone", "interval", "Share of right draws that this attack leaves by itself."),
+    Column("alone", "alone", "interval", "Share of right draws under this attack alone."),
     Column("so_far", "so far", "percent", "Mean of the per-image minimum up to this rung."),
-    Column("submitted", "submitted", "integer", "Images whose submitted image is this rung's."),
-    Column("skipped", "skipped", "integer", "Images that it did not attack, since an earlier rung had broken them."),
+    Column("submitted", "submitted", "integer", "Images for which this rung's result was submitted."),
+    Column("skipped", "skipped", "integer", "Images that this rung skipped, since an earlier rung had broken them."),
 )
 
 
 def combined_table(frame: pd.DataFrame) -> Table | None:
-    """The table of ``Results.combined``; None where no defence met several attacks of one budget."""
+    """Return the table of ``Results.combined``; None if no defence met several attacks of one budget."""
     if frame.empty:
         return None
     title = "Several attacks on one defence"
@@ -64,7 +66,7 @@ def combined_table(frame: pd.DataFrame) -> Table | None:
 
 
 def ladders_table(frame: pd.DataFrame, cells: Sequence[str]) -> Table | None:
-    """The table of ladders; None without any.
+    """Return the table of ladders; None without any.
 
     Arguments:
         frame: From :func:`workflows.results.ladders.ladder_frame`.

@@ -35,7 +35,7 @@ _COUNTS = (
 
 
 def corruptions_table(frame: pd.DataFrame, cells: Mapping[tuple[object, ...], Sequence[str]]) -> Table | None:
-    """A line a defence, a column a corruption; None without complete cells.
+    """Return one line per defence, one column per corruption; None without complete cells.
 
     Arguments:
         frame: From :func:`workflows.results.corruptions.accuracy_frame`.
@@ -48,10 +48,10 @@ def corruptions_table(frame: pd.DataFrame, cells: Mapping[tuple[object, ...], Se
     if (overall["corruption"] == "all").any():
         names.append("all")
     lines = []
-    for key, own in overall.groupby(LINE, sort=False):
-        values = own.set_index("corruption")["accuracy"]
+    for key, rows in overall.groupby(LINE, sort=False):
+        values = rows.set_index("corruption")["accuracy"]
         where = dict(zip(LINE, key, strict=True))
-        lines.append({**where, "images": int(own["images"].min()), **{name: values.get(name) for name in names}})
+        lines.append({**where, "images": int(rows["images"].min()), **{name: values.get(name) for name in names}})
     counts = overall[overall["corruption"] == "all"]["corruptions"].unique()
     several = f"all {counts[0]}" if len(counts) == 1 and counts[0] != len(BENCHMARK) else "all"
     columns = [
@@ -75,7 +75,7 @@ def corruptions_table(frame: pd.DataFrame, cells: Mapping[tuple[object, ...], Se
 
 
 def corruption_gains_table(frame: pd.DataFrame) -> Table | None:
-    """What defences gain over none; None where there is nothing to compare.
+    """Return the gains of defences over none; None without anything to compare.
 
     Arguments:
         frame: From :func:`workflows.results.corruptions.gain_frame`.
@@ -95,7 +95,7 @@ def corruption_gains_table(frame: pd.DataFrame) -> Table | None:
 
 
 def mce_table(frame: pd.DataFrame, baseline: str) -> Table | None:
-    """Mean corruption errors relative to a named baseline; None without any.
+    """Return the mean corruption errors relative to a named baseline; None without any.
 
     Arguments:
         frame: From :func:`workflows.results.corruptions.mce_frame`.

@@ -1,4 +1,4 @@
-"""What a sweep cost: network evaluations and seconds, a line a stage."""
+"""The cost of a sweep: network evaluations and seconds, one line per stage."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _COLUMNS = (
 
 
 def cost_table(frame: pd.DataFrame) -> Table | None:
-    """The table of ``Results.cost``; None of a sweep without stages."""
+    """Return the table of ``Results.cost``; None without stages."""
     if frame.empty:
         return None
     note = "Network evaluations from rows; seconds of one worker's compute from commits."

@@ -12,8 +12,9 @@ from workflows.tables.table import Column, Table, frame_only
 __all__ = ["quality_table"]
 
 _NOTE = (
-    "input: the clean image with what the defence was given; output: the clean image with what it made of that "
-    "(under the fixed noise of its first draw); change: the two others. PSNR in dB, over images that differ."
+    "input: the clean image and the input of the defence; output: the clean image and the output of the defence "
+    "(under the fixed noise of its first draw); change: the input and the output. PSNR is in dB, over images that "
+    "differ."
 )
 _COLUMNS = (
     DATASET,
@@ -35,7 +36,7 @@ _COLUMNS = (
 
 
 def quality_table(frame: pd.DataFrame, not_taken: Sequence[str] = ()) -> Table | None:
-    """The table of image quality; None where it was not measured.
+    """Return the table of image quality; None where it was not measured.
 
     Arguments:
         frame: From :func:`workflows.results.quality.quality_frame`.

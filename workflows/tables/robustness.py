@@ -28,14 +28,14 @@ _NOTE = (
 
 
 def robustness_table(frame: pd.DataFrame) -> Table | None:
-    """The table of ``Results.robustness``; None without clean or attacked cells."""
+    """Return the table of ``Results.robustness``; None without clean or attacked cells."""
     if frame.empty:
         return None
     return Table("robustness", "Robustness", _COLUMNS, frame, _NOTE, remarks=_remarks(frame), cells=cells_of(frame))
 
 
 def _of_draws(name: str) -> Column:
-    """A reading of several draws; of one draw it is that draw's, and so is its interval, which Avg has."""
+    """Return a reading of several draws; with one draw it equals Avg, whose interval it then has."""
     title, meaning = {
         "worst": ("Wor-M", "Share of images right however often the attacker submits, M times: worst of M draws."),
         "vote": ("MV-K", "Share of images that the majority vote of the K draws gets right."),
@@ -113,19 +113,19 @@ _COLUMNS = (
 
 
 def _remarks(frame: pd.DataFrame) -> tuple[str, ...]:
-    """What a reader of the table must know so as not to take it for more than it is."""
-    found: list[str] = []
+    """Return the caveats of the table."""
+    remarks: list[str] = []
     defended = frame["purifier"] != "none"
     if bool((frame["static"] & defended).any()):
         adaptive = bool(((frame["attack"] != "clean") & ~frame["static"] & defended).any())
         which = "Attacks without a gradient mode in their name" if adaptive else "The attacks"
-        found.append(
+        remarks.append(
             f"{which} are static, made on the bare classifier without the purifier. Accuracy under them is an upper "
             "bound: it says nothing about an attacker who knows the defence."
         )
     if bool((frame["resubmissions"] < frame["draws"]).any()):
-        found.append(
+        remarks.append(
             "Wor-M is the accuracy that is left when the attacker may submit M times, estimated without bias from "
             "all draws; where M is below the number of draws its interval is a bootstrap over images."
         )
-    return tuple(found)
+    return tuple(remarks)

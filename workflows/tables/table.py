@@ -1,8 +1,8 @@
-"""A table: declared columns, every number unrounded, and what a reader has to know with them.
+"""A table: declared columns, unrounded numbers, and the notes that belong to them.
 
 Everything that puregrid shows of a sweep's rows is a :class:`Table`. Terminal, Markdown, CSV, LaTeX, JSON, the page
-and MLflow are renderings of it (:mod:`workflows.formats`), so that a column that is declared here is in all of them,
-with its title, its format and its meaning; and a note of a table goes wherever the table goes.
+and MLflow are renderings of it (:mod:`workflows.formats`), so that a column that is declared once is in all of them,
+with its title, format and meaning, and the notes of a table go wherever the table goes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def frame_only(frame: pd.DataFrame, name: str) -> bool:
 
 
 def several(frame: pd.DataFrame, name: str) -> bool:
-    """Show the column where its values differ: where it tells lines apart."""
+    """Show the column if its values differ between lines."""
     return bool(frame[name].nunique() > 1)
 
 
@@ -76,7 +76,7 @@ class Column:
         kind: What its values are, and so how they are written.
         meaning: What it means, in a sentence.
         unit: Of its values in the frame; "" for that of its kind. Shares are shown in %, those in ``%`` as they are.
-        digits: Of a ``number``: digits behind the point; None for as many as it has.
+        digits: Digits of a ``number`` after the point; None for as many as it has.
         ends: Of ``interval`` and ``points``: the columns of the two ends; by default ``NAME_low`` and ``NAME_high``.
         when: Whether people see it, by the frame and its name.
         show: Writes its value in a line where the kind does not say all.
@@ -105,7 +105,7 @@ class Column:
         return self.ends or (f"{self.name}_low", f"{self.name}_high")
 
     def hidden(self) -> Column:
-        """The same in the frame alone."""
+        """Return the same column, hidden from tables and kept in the frame."""
         return replace(self, when=frame_only)
 
     def text(self, row: Row) -> str:
@@ -135,7 +135,7 @@ class Column:
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     def declared(self) -> dict[str, Any]:
-        """What it is, as plain JSON."""
+        """Return its declaration as plain JSON."""
         ends = {} if self.interval is None else {"interval": list(self.interval)}
         unit = self.unit or _UNITS.get(self.kind, "")
         head = {"name": self.name, "title": self.title, "kind": self.kind, "unit": unit}
@@ -156,7 +156,7 @@ class Table:
         warning: What has to be read before it; "" if nothing.
         shown: The rows that people see, where these are not all of ``frame``, or are turned round.
         cells: Ids of the cells of each shown line, by which findings are marked on it; none for a table that has
-            none, else one entry a line.
+            none, else one entry per line.
         groups: Columns whose change sets lines apart in a terminal.
         for_people: False for what only CSV, JSON and figures have a use for.
     """
@@ -185,15 +185,15 @@ class Table:
         return tuple(column for column in self.columns if column.when(rows, column.name))
 
     def lines(self) -> list[list[str]]:
-        """The lines as people read them: a text for each of :attr:`visible`."""
+        """Return the lines as shown: one text for each of :attr:`visible`."""
         return [[column.text(row) for column in self.visible] for row in records(self.rows)]
 
     def column(self, name: str) -> Column:
-        """The column of that key."""
+        """Return the column of that key."""
         return next(column for column in self.columns if column.name == name)
 
     def marks(self, findings: Sequence[Any]) -> list[tuple[int, ...]]:
-        """For each line the numbers, from 1, of the findings on its cells.
+        """Return for each line the numbers, from 1, of the findings on its cells.
 
         Arguments:
             findings: From :func:`workflows.audit.findings`; each has ``cells``.
@@ -207,19 +207,19 @@ class Table:
         return [tuple(sorted({n for cell in cells for n in numbers.get(cell, ())})) for cells in self.cells]
 
     def breaks(self) -> list[bool]:
-        """For each line whether it begins a group of its own."""
+        """Return for each line whether it begins a new group."""
         names = [name for name in self.groups if name in self.rows]
         keys = [tuple(row[name] for name in names) for row in records(self.rows)]
         return [i > 0 and key != keys[i - 1] for i, key in enumerate(keys)]
 
     def records(self) -> list[dict[str, Any]]:
-        """Everything as plain JSON, None where there is nothing."""
+        """Return all rows as plain JSON, None for missing values."""
         return [
             {name: None if missing(value) else value for name, value in row.items()} for row in records(self.frame)
         ]
 
     def declared(self) -> dict[str, Any]:
-        """Title, notes and columns, as plain JSON."""
+        """Return title, notes and columns as plain JSON."""
         return {
             "title": self.title,
             "note": self.note,
@@ -230,28 +230,28 @@ class Table:
 
 
 def cells_of(frame: pd.DataFrame, name: str = "cell") -> tuple[tuple[str, ...], ...]:
-    """The cells of each row of a frame, from a column with one id or a list of them; "" is none."""
+    """Return the cells of each row of a frame, from a column with one id or a list of them; "" is none."""
     return tuple(tuple(filter(None, [cells] if isinstance(cells, str) else cells)) for cells in frame[name])
 
 
 def missing(value: object) -> bool:
-    """Whether there is no value: None or not a number. A list is a value."""
+    """Return whether there is no value: None or not a number. A list is a value."""
     return not isinstance(value, Collection) and bool(pd.isna(value))  # type: ignore[call-overload]
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries of Python values."""
+    """Return rows as dictionaries of Python values."""
     # By columns: `to_dict` asks pandas for every value of a small frame on its own.
     columns: Iterable[list[Any]] = [frame[name].tolist() for name in frame]
     return [dict(zip(map(str, frame.columns), values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def percent(value: float, *, sign: str = "", scale: float = 100.0) -> str:
-    """A share in %: ``53.1``."""
+    """Write a share in %: ``53.1``."""
     return f"{scale * value:{sign}.1f}"
 
 
 def interval(value: float, low: float, high: float, *, sign: str = "", scale: float = 100.0) -> str:
-    """A share in % with its interval: ``53.1 [48.8, 57.4]``."""
+    """Write a share in % with its interval: ``53.1 [48.8, 57.4]``."""
     value_text, *ends = (percent(part, sign=sign, scale=scale) for part in (value, low, high))
     return f"{value_text} [{', '.join(ends)}]"

@@ -1,4 +1,4 @@
-"""MLflow: what the rows of a sweep say, for people who look at runs.
+"""MLflow: the results of a sweep as runs.
 
 Derived from rows by the driver alone; never their source.
 """

@@ -1,8 +1,8 @@
-"""Baselines and verdicts in MLflow: which run is the champion of a sweep, and what a check said.
+"""Baselines and verdicts in MLflow: which run is the baseline of a sweep, and the verdict of a check.
 
 Promotion copies a snapshot into the sweep's parent run (artifact ``baselines/ALIAS.json``) and moves the alias there:
-the tag ``puregrid.baseline.ALIAS``, whose value is the time. Artifact first, then the tag, then the old run loses its
-own: if that stops half way, two runs have the tag and the later time counts.
+the tag ``puregrid.baseline.ALIAS``, whose value is the time. The artifact is written first, then the tag, then the
+tag of the old run is removed: after a stop half way, two runs have the tag and the later time counts.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _NO_MLFLOW = "there is no MLflow here: set MLFLOW_TRACKING_URI or give --mlflow 
 
 
 def valid_alias(alias: str) -> str:
-    """The alias itself.
+    """Return the alias if it is valid.
 
     Raises:
-        InvalidInput: It cannot be told from a run id, or MLflow takes no such tag.
+        InvalidInput: It looks like a run id, or MLflow takes no such tag.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", alias) or _is_run(alias):
         raise InvalidInput(
@@ -73,7 +73,7 @@ def promote(uri: str | None, sweep: Sweep, alias: str, text: str) -> str:
 
 
 def baseline_text(uri: str | None, sweep: str | None, name: str, where: str) -> str:
-    """The snapshot of ``ALIAS``, ``SWEEP/ALIAS`` or a run id.
+    """Return the snapshot of ``ALIAS``, ``SWEEP/ALIAS`` or a run id.
 
     Raises:
         InvalidInput: There is no MLflow, no such run, or it has no snapshot.
@@ -120,8 +120,8 @@ def _parent(client: BoundedClient, sweep: Sweep) -> Any:
     experiment = active_experiment(client, sweep.name)
     if experiment is None:
         return None
-    found = client.search_runs([experiment.experiment_id], f"tags.`puregrid.key` = '{sweep.id}'", max_results=1)
-    return found[0] if found else None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`puregrid.key` = '{sweep.id}'", max_results=1)
+    return runs[0] if runs else None
 
 
 def _tagged(client: BoundedClient, experiment: str, tag: str) -> list[Any]:

@@ -1,7 +1,7 @@
 """Certificates, corruptions and image quality as metrics of an MLflow run.
 
-Names begin with what is measured, so that MLflow groups their charts: ``acr/sigma 0.25 n 10000``,
-``corruption/glass_blur``, ``psnr/output pgd-10 linf eps 0.1``. What has an order is a line:
+Names begin with the measure, so that MLflow groups their charts: ``acr/sigma 0.25 n 10000``,
+``corruption/glass_blur``, ``psnr/output pgd-10 linf eps 0.1``. Ordered values are a line:
 ``certified by radius/...`` (step: radius x 1,000), ``corruption by severity/...``.
 """
 
@@ -32,22 +32,22 @@ class Metrics:
 
 
 def beside(analysis: Analysis, members: Sequence[Cell]) -> Metrics:
-    """What certificates, corruptions and image quality say of some cells, which have one defence.
+    """Return the metrics of certificates, corruptions and image quality of the cells of one defence.
 
     Arguments:
         analysis: The sweep's analysis.
         members: The cells.
     """
-    found = Metrics()
+    metrics = Metrics()
     if members[0].certificate is not None:
         ids = {cell.id for cell in members}
-        _certified(found, _of(analysis.certified, ids), _of(analysis.certified_curves, ids))
-        return found
+        _certified(metrics, _of(analysis.certified, ids), _of(analysis.certified_curves, ids))
+        return metrics
     labels = analysis.sweep.labels[members[0].id]
     where = {name: labels[name] for name in ("dataset", "classifier", "defence")} | {"seed": members[0].seed}
-    _corrupted(found, _where(analysis.corruptions, where))
-    _quality(found, _where(analysis.quality, where))
-    return found
+    _corrupted(metrics, _where(analysis.corruptions, where))
+    _quality(metrics, _where(analysis.quality, where))
+    return metrics
 
 
 def _of(frame: pd.DataFrame, ids: set[str]) -> list[dict[str, Any]]:
@@ -64,32 +64,32 @@ def _way(row: dict[str, Any]) -> str:
     return plain(" ".join([f"sigma {row['sigma']:g} n {row['n']}", *alpha, *extra]))
 
 
-def _certified(found: Metrics, lines: list[dict[str, Any]], curves: list[dict[str, Any]]) -> None:
+def _certified(metrics: Metrics, lines: list[dict[str, Any]], curves: list[dict[str, Any]]) -> None:
     for row in lines:
         for name in ("natural", "acr", "abstained", "samples", "bound"):
-            found.metrics[f"{name}/{_way(row)}"] = float(row[name])
+            metrics.metrics[f"{name}/{_way(row)}"] = float(row[name])
     for row in curves:
-        line = found.curves.setdefault(f"certified by radius/{_way(row)}", {})
+        line = metrics.curves.setdefault(f"certified by radius/{_way(row)}", {})
         line[round(1000 * row["radius"])] = float(row["accuracy"])
 
 
-def _corrupted(found: Metrics, lines: list[dict[str, Any]]) -> None:
+def _corrupted(metrics: Metrics, lines: list[dict[str, Any]]) -> None:
     for row in lines:
         name = row["corruption"] if row["origin"] == "official" else f"{row['corruption']} generated"
         if row["severity"] == "all":
-            found.metrics[f"corruption/{name}"] = float(row["accuracy"])
+            metrics.metrics[f"corruption/{name}"] = float(row["accuracy"])
         else:
-            line = found.curves.setdefault(f"corruption by severity/{name}", {})
+            line = metrics.curves.setdefault(f"corruption by severity/{name}", {})
             line[int(row["severity"])] = float(row["accuracy"])
 
 
-def _quality(found: Metrics, lines: list[dict[str, Any]]) -> None:
+def _quality(metrics: Metrics, lines: list[dict[str, Any]]) -> None:
     for row in lines:
         eps = f" {budget(row['eps'])}" if row["eps"] else ""
         for name in MEASURES:
             value = float(row[name])
             if value == value and value != float("inf"):
-                found.metrics[f"{name}/{row['pair']} {plain(row['threat'])}{eps}"] = value
+                metrics.metrics[f"{name}/{row['pair']} {plain(row['threat'])}{eps}"] = value
 
 
 def budget(eps: float) -> str:
@@ -98,5 +98,5 @@ def budget(eps: float) -> str:
 
 
 def plain(name: str) -> str:
-    """A name with the characters that MLflow takes in metrics: ``pgd-20 linf (step_size=0.1)`` has others."""
+    """Return a name with the characters that MLflow takes in metrics: ``pgd-20 linf (step_size=0.1)`` has others."""
     return " ".join(re.sub(r"[^\w.\- :]", " ", name).split())

@@ -1,6 +1,6 @@
-"""MLflow: what a sweep found, for people who look at runs.
+"""Log the results of a sweep to MLflow.
 
-One parent run a sweep, one child a (data set, classifier, defence, seed). Everything logged is recomputed from
+One parent run per sweep, one child per (data set, classifier, defence, seed). Everything logged is recomputed from
 rows, by the driver alone; running the sweep again finds the runs by their ids and updates what changed, so that
 nothing is there twice. The default store is SQLite in the folder of the results, since MLflow refuses file stores.
 """
@@ -36,10 +36,10 @@ _COMBINED = ("lowest", "selected", "fixed_aa_mean", "fixed_aa_any")
 
 
 def default_uri(store_uri: str) -> str | None:
-    """Tracking URI for a store: the environment's, else SQLite beside local results, else none."""
-    said = os.environ.get("MLFLOW_TRACKING_URI")
-    if said:
-        return said
+    """Return the tracking URI for a store: the environment's, else SQLite beside local results, else none."""
+    environment = os.environ.get("MLFLOW_TRACKING_URI")
+    if environment:
+        return environment
     return None if "://" in store_uri else f"sqlite:///{Path(store_uri) / 'mlflow.db'}"
 
 
@@ -64,14 +64,14 @@ def track(
 
     Arguments:
         uri: Tracking URI.
-        analysis: What the sweep's rows say. Artifacts lie in its store, if that is a folder.
-        versions: Of what computed it.
+        analysis: The results of the sweep. Artifacts lie in its store, if that is a folder.
+        versions: Versions of what computed it.
         outcomes: A snapshot as JSON, by which runs are compared image by image.
         complete: Whether every unit of the sweep is committed; a parent that is not counts as failed.
         run: The record of the run, whose rates and utilisation the parent gets; a run that had nothing to compute
             leaves those of the one before.
     """
-    sweep, store_uri, found = analysis.sweep, analysis.results.store.uri, analysis.audited
+    sweep, store_uri, findings = analysis.sweep, analysis.results.store.uri, analysis.audited
     robustness, cost = analysis.robustness, analysis.cost
     log = _Log(BoundedClient(uri), sweep, None if "://" in store_uri else Path(store_uri))
     complete = complete and (robustness.empty or bool((robustness["images"] == robustness["planned"]).all()))
@@ -91,38 +91,38 @@ def track(
         parent,
         {
             "sweep.yaml": sweep.text,
-            **{f"tables/{table.name}.csv": csv(table, found) for table in analysis.tables},
+            **{f"tables/{table.name}.csv": csv(table, findings) for table in analysis.tables},
             "tables/tables.json": render(analysis, "json"),
             "tables/tables.md": markdown,
         },
     )
     if outcomes is not None:
         log.texts(parent, {OUTCOMES: outcomes})
-    if found is not None:
-        log.texts(parent, {"findings.json": json.dumps([finding.as_dict() for finding in found], indent=1) + "\n"})
-        log.metrics(parent, {f"findings/{severity}": float(n) for severity, n in counts(found).items()})
+    if findings is not None:
+        log.texts(parent, {"findings.json": json.dumps([finding.as_dict() for finding in findings], indent=1) + "\n"})
+        log.metrics(parent, {f"findings/{severity}": float(n) for severity, n in counts(findings).items()})
     rows = {row["cell"]: row for row in records(robustness)}
     groups: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
         groups.setdefault(_group(cell), []).append(cell)
     for key, members in groups.items():
-        cell, own = members[0], [rows[member.id] for member in members if member.id in rows]
+        cell, measured = members[0], [rows[member.id] for member in members if member.id in rows]
         ids = {member.id for member in members}
         child = log.run(digest(sweep.id + key), _name(sweep, cell), parent)
         log.params(child, _params(cell))
         log.dataset(child, cell)
-        if found is not None:
-            log.tags(child, {"puregrid.findings": rules_on(found, ids) or "none"})
-        others = beside(analysis, members)
-        log.metrics(child, {**_metrics(own), **_together(analysis.combined, ids), **others.metrics})
-        log.curves(child, {**_curves(own), **others.curves})
-        log.finish(child, complete or (bool(own) and all(row["images"] == row["planned"] for row in own)))
+        if findings is not None:
+            log.tags(child, {"puregrid.findings": rules_on(findings, ids) or "none"})
+        further = beside(analysis, members)
+        log.metrics(child, {**_metrics(measured), **_together(analysis.combined, ids), **further.metrics})
+        log.curves(child, {**_curves(measured), **further.curves})
+        log.finish(child, complete or (bool(measured) and all(row["images"] == row["planned"] for row in measured)))
     log.finish(parent, complete)
     return parent
 
 
 def _name(sweep: Sweep, cell: Cell) -> str:
-    """``resnet56 · diffpure t*=50``; of certificates without the depth, which follows sigma."""
+    """``resnet56 · diffpure t*=50``; for certificates without t*, which follows sigma."""
     labels = sweep.labels[cell.id]
     if cell.certificate is not None:
         return f"{labels['classifier']} · {family(cell)[0]} · certificates"
@@ -152,7 +152,7 @@ def _params(cell: Cell) -> dict[str, Any]:
     purifier = {f"purifier.{k}": v for k, v in cell.defence.purifier.identity().items() if k != "denoiser"}
     denoiser = cell.defence.purifier.parameter("denoiser")
     level = cell.defence.purifier.noise_level
-    if cell.certificate is not None:  # depths follow sigma: they are of a cell, not of the child
+    if cell.certificate is not None:  # t* follows sigma: it belongs to a cell, not to the child
         level = None
         purifier = {k: v for k, v in purifier.items() if k not in ("purifier.t_star", "purifier.steps")}
         purifier["base"] = cell.certify.smoothed.base
@@ -172,7 +172,7 @@ def _params(cell: Cell) -> dict[str, Any]:
 
 def _metrics(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     """``avg/pgd-20 linf eps 0.1``, ``interval/avg pgd-20 linf eps 0.1 low``; the first part groups charts."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for row in rows:
         where = "clean" if row["attack"] == "clean" else f"{plain(row['attack'])} {budget(row['eps'])}"
         for name in _STATISTICS:
@@ -181,14 +181,14 @@ def _metrics(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
             for key, column in keys.items():
                 value = row.get(column)
                 if isinstance(value, float) and value == value:
-                    found[key] = value
-        found[f"images/{where}"] = float(row["images"])
-    return found
+                    metrics[key] = value
+        metrics[f"images/{where}"] = float(row["images"])
+    return metrics
 
 
 def _together(combined: pd.DataFrame, cells: set[str]) -> dict[str, float]:
-    """Metrics of several attacks on these cells."""
-    found: dict[str, float] = {}
+    """Return the metrics of several attacks on these cells."""
+    metrics: dict[str, float] = {}
     for row in records(combined):
         if not cells.issuperset(row["cells"]):
             continue
@@ -196,9 +196,9 @@ def _together(combined: pd.DataFrame, cells: set[str]) -> dict[str, float]:
         for name in _COMBINED:
             value = row.get(name)
             if isinstance(value, float) and value == value:
-                found[f"{name}/{where}"] = value
-                found |= {f"interval/{name} {where} {end}": row[f"{name}_{end}"] for end in ("low", "high")}
-    return found
+                metrics[f"{name}/{where}"] = value
+                metrics |= {f"interval/{name} {where} {end}": row[f"{name}_{end}"] for end in ("low", "high")}
+    return metrics
 
 
 def _curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
@@ -208,16 +208,16 @@ def _curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     """
     known = [row for row in rows if isinstance(row.get("avg"), float) and row["avg"] == row["avg"]]
     clean = dict((0, row["avg"]) for row in known if row["attack"] == "clean")  # noqa: C402 - one key or none
-    found: dict[str, dict[int, float]] = {}
+    curves: dict[str, dict[int, float]] = {}
     for row in known:
         if row["attack"] != "clean":
-            line = found.setdefault(f"avg by eps/{plain(row['attack'])}", dict(clean))
+            line = curves.setdefault(f"avg by eps/{plain(row['attack'])}", dict(clean))
             line[round(10_000 * row["eps"])] = row["avg"]
-    return found
+    return curves
 
 
 def _note(markdown: str) -> str:
-    """The tables as the run's description, or where to find them if they are longer than MLflow takes."""
+    """Return the tables as the run's description, or where to find them if they are longer than MLflow takes."""
     return markdown if len(markdown) < 7000 else "The tables are in the artifact tables/tables.md."
 
 
@@ -230,11 +230,11 @@ class _Log:
         self._experiment = writable_experiment(client, sweep.name, folder)
 
     def run(self, key: str, name: str, parent: str | None) -> str:
-        """The run with this key, made if there is none."""
-        found = self._client.search_runs([self._experiment], f"tags.`puregrid.key` = '{key}'", max_results=1)
-        if found:
-            self._client.set_terminated(found[0].info.run_id, status="RUNNING")
-            return str(found[0].info.run_id)
+        """Return the run with this key; make it if necessary."""
+        runs = self._client.search_runs([self._experiment], f"tags.`puregrid.key` = '{key}'", max_results=1)
+        if runs:
+            self._client.set_terminated(runs[0].info.run_id, status="RUNNING")
+            return str(runs[0].info.run_id)
         tags = {"puregrid.key": key, "puregrid.sweep_id": self._sweep.id}
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
@@ -297,7 +297,7 @@ class _Log:
             source_type="puregrid",
             source=json.dumps(config.identity()),
         )
-        # MLflow keeps one entity per name and digest: which images of it a run used is said with the run's input.
+        # MLflow keeps one entity per name and digest: the images that a run used are given with the run's input.
         tags = {"mlflow.data.context": "evaluation", "image_ids_digest": images, "images": str(cell.images.count)}
         self._client.log_inputs(run, [DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])])
 

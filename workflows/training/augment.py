@@ -10,7 +10,7 @@ __all__ = ["augmented"]
 
 
 def augmented(x: Tensor, generator: torch.Generator, *, shift: int, flip: bool) -> Tensor:
-    """The batch with each image mirrored with probability 1/2 and shifted by up to ``shift`` pixels.
+    """Mirror each image with probability 1/2 and shift it by up to ``shift`` pixels.
 
     Arguments:
         x: Images, shape (B, C, H, W), on the CPU.

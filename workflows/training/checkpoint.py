@@ -42,7 +42,7 @@ def write(out: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
 
 
 def read(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The state of this training's checkpoint, or None if there is none.
+    """Read the state of this training's checkpoint, or None if there is none.
 
     Raises:
         InvalidInput: The checkpoint is another training's, with what differs, or cannot be read.
@@ -54,18 +54,18 @@ def read(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
-        theirs, state = json.loads(content["identity"]), content["state"]
+        stored, state = json.loads(content["identity"]), content["state"]
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(
             f"out: the checkpoint {str(path)!r} cannot be read ({error}). Remove it, or give --force, to start again."
         ) from error
-    if theirs != identity:
+    if stored != identity:
         raise InvalidInput(
-            f"out: {str(path)!r} is the checkpoint of another training: {describe(theirs, identity)}. To continue "
+            f"out: {str(path)!r} is the checkpoint of another training: {describe(stored, identity)}. To continue "
             "that one run its own config; name another folder for this one; or give --force to start again here."
         )
-    found: dict[str, Any] = state
-    return found
+    checkpoint: dict[str, Any] = state
+    return checkpoint
 
 
 def delete(out: Path) -> None:
@@ -75,14 +75,14 @@ def delete(out: Path) -> None:
             (out / name).unlink()
 
 
-def describe(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str:
-    """What differs between two identities: ``lr is 0.1 there, 0.2 here; ...``."""
+def describe(stored: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str:
+    """Describe the differences of two identities: ``lr is 0.1 there, 0.2 here; ...``."""
     parts = []
-    for key in sorted(theirs.keys() | ours.keys()):
-        there, here = theirs.get(key), ours.get(key)
-        if isinstance(there, dict) and isinstance(here, dict):
-            inner = describe(there, here, f"{prefix}{key}.")
+    for key in sorted(stored.keys() | ours.keys()):
+        old, new = stored.get(key), ours.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = describe(old, new, f"{prefix}{key}.")
             parts += [inner] if inner else []
-        elif there != here:
-            parts.append(f"{prefix}{key} is {there!r} there, {here!r} here")
+        elif old != new:
+            parts.append(f"{prefix}{key} is {old!r} there, {new!r} here")
     return "; ".join(parts)

@@ -14,7 +14,7 @@ __all__ = ["Training"]
 
 
 class Training(Spec):
-    """What every training has.
+    """The fields of every training.
 
     Arguments:
         train: The kind, ``classifier``, ``denoiser`` or ``energy``.
@@ -23,7 +23,7 @@ class Training(Spec):
         batch: Images per step.
         steps: Optimiser steps.
         lr: Peak learning rate: linear warm-up over the first 5 %, then a cosine to zero.
-        weight_decay: Of the optimiser.
+        weight_decay: Weight decay of the optimiser.
         seed: Decides initialisation, order, augmentation and noise.
         threads: torch threads. Part of the config, since another number changes the last bits.
         shift: Augmentation: random shift by up to this many pixels, empty pixels zero.
@@ -56,7 +56,7 @@ class Training(Spec):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", exclude=True)
 
     def data_config(self, split: Literal["train", "test"]) -> DatasetConfig:
-        """The data set of one split, with its digest.
+        """Return the data set of one split, with its digest.
 
         Raises:
             InvalidInput: It is not where it should be.

@@ -2,7 +2,7 @@
 
 The state after a step is a function of the state before it alone, and a checkpoint holds all of it: weights, average,
 optimiser, the states of the loop's generator and of torch's global ones (dropout draws there), and what the objective
-adds. A training that is killed and started again therefore ends with the same bits as one that was not. Curves,
+adds. A training that is killed and started again therefore ends with the same bits as an uninterrupted one. Curves,
 checkpoints and tests draw no random numbers.
 """
 
@@ -38,7 +38,7 @@ Observer = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What the loop leaves.
+    """The result of the loop.
 
     Arguments:
         net: The network to save: the average if the config has ``ema``; evaluation mode, no gradients.
@@ -50,7 +50,7 @@ class Fitted:
 
 
 class _State:
-    """All that a step changes."""
+    """Everything that a step changes."""
 
     def __init__(self, config: Training, objective: Objective, device: torch.device) -> None:
         self.config = config
@@ -184,8 +184,8 @@ def _step(state: _State, images: Tensor, labels: Tensor) -> float:
 def _average(average: nn.Module, net: nn.Module, decay: float) -> None:
     for mean, new in zip(average.parameters(), net.parameters(), strict=True):
         mean.lerp_(new, 1 - decay)
-    for kept, now in zip(average.buffers(), net.buffers(), strict=True):
-        kept.copy_(now)
+    for averaged, now in zip(average.buffers(), net.buffers(), strict=True):
+        averaged.copy_(now)
 
 
 def _observe(state: _State, observe: Observer | None, test: ImageSet, log_every: int, evaluate_every: int) -> None:

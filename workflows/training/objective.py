@@ -1,4 +1,4 @@
-"""What a kind of training is: its network, its loss, its measures, its files.
+"""The interface of a kind of training: its network, its loss, its measures, its files.
 
 The loop (:mod:`workflows.training.loop`) owns the rest: batches, augmentation, the learning rate, averaging,
 checkpoints. A new kind is a config class derived from :class:`~workflows.training.config.Training`, an objective
@@ -39,11 +39,11 @@ class Objective(ABC):
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """The network with fresh weights, drawn from torch's global generator, which the loop has seeded."""
+        """Return the network with fresh weights, drawn from torch's global generator, which the loop has seeded."""
 
     @abstractmethod
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, step: int) -> Tensor:
-        """The loss of one batch, a scalar; the loop calls it under autocast if the precision asks for it.
+        """Return the loss of one batch, a scalar; the loop calls it under autocast if the precision asks for it.
 
         Arguments:
             net: The network, in training mode; left in training mode.
@@ -58,7 +58,7 @@ class Objective(ABC):
         """Called after the optimiser's step number ``step`` (counted from 0)."""
 
     def optimiser(self, net: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser, at the peak learning rate; AdamW by default."""
+        """Return the optimiser, at the peak learning rate; AdamW by default."""
         return torch.optim.AdamW(net.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
 
     def progress(self, net: nn.Module, test: ImageSet) -> dict[str, float]:
@@ -67,7 +67,7 @@ class Objective(ABC):
 
     @abstractmethod
     def measure(self, net: nn.Module, test: ImageSet) -> dict[str, Any]:
-        """What the card says of the finished network (averaged if ``ema``, evaluation mode, on its device)."""
+        """The measures of the finished network for its card (averaged if ``ema``, evaluation mode, on its device)."""
 
     @abstractmethod
     def save(self, net: nn.Module, out: Path) -> list[Path]:
@@ -78,4 +78,4 @@ class Objective(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - optional
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""

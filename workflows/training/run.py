@@ -32,7 +32,7 @@ def train(
     command: str,
     force: bool = False,
     mlflow: str | None = None,
-    say: Callable[[str], None] = lambda message: None,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Train, evaluate on the test split, write weights and card; continue from a checkpoint if there is one.
 
@@ -41,7 +41,7 @@ def train(
         command: The command line, for the card.
         force: Start again whatever lies in the out folder.
         mlflow: MLflow tracking URI for curves, figures and artifacts; none by default.
-        say: Takes notes for the user.
+        notify: Called with each note for the user.
 
     Returns:
         The card's content; that of the folder if its training is finished.
@@ -66,7 +66,7 @@ def train(
     else:
         card = _finished(out, identity, digests)
         if card is not None:
-            say(f"{config.out} holds the finished training of this config; give --force to train it again.")
+            notify(f"{config.out} holds the finished training of this config; give --force to train it again.")
             return card
     condition = {
         "config": identity,
@@ -77,7 +77,7 @@ def train(
     }
     state = checkpoint.read(out, condition)
     if state is not None:
-        say(f"continuing at step {state['step']} of {config.steps}")
+        notify(f"continuing at step {state['step']} of {config.steps}")
     # After everything that may draw: the network's fresh weights are a function of the seed.
     torch.manual_seed(config.seed)
     with TrainingLog.open(mlflow, config, digests, again=force) as log:
@@ -118,7 +118,7 @@ def _settings(config: Training) -> torch.device:
     """Deterministic settings, and the device.
 
     Raises:
-        InvalidInput: CUDA is asked for and there is none.
+        InvalidInput: CUDA is requested and not available.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InvalidInput("device: cuda is asked for, but torch finds no CUDA device here; use `auto` or `cpu`.")
@@ -136,13 +136,13 @@ def _settings(config: Training) -> torch.device:
 
 
 def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
-    """A config without the places of files; the data are compared by digest."""
+    """Return a config without the paths of files; the data are compared by digest."""
     dataset = {key: value for key, value in identity["dataset"].items() if key != "root"}
     return {key: value for key, value in identity.items() if key != "out"} | {"dataset": dataset}
 
 
 def _finished(out: Path, identity: dict[str, Any], digests: dict[str, Any]) -> dict[str, Any] | None:
-    """The folder's card if its training is this one; None if there is no card.
+    """Return the folder's card if it belongs to this training; None if there is no card.
 
     Raises:
         InvalidInput: The card is another training's, or the weights are no longer those of the card.
@@ -153,18 +153,18 @@ def _finished(out: Path, identity: dict[str, Any], digests: dict[str, Any]) -> d
     again = "Name another folder, or give --force to replace it."
     try:
         card = yaml.safe_load(path.read_text())
-        theirs = {"config": _comparable(card["config"]), "data": card["data"]}
+        stored = {"config": _comparable(card["config"]), "data": card["data"]}
         files: dict[str, str] = card["sha256"]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(f"out: {str(path)!r} is not the card of a training ({error}). {again}") from error
     ours = {"config": identity, "data": digests}
-    if theirs != ours:
+    if stored != ours:
         raise InvalidInput(
             f"out: {str(out)!r} holds the finished training of another config: "
-            f"{checkpoint.describe(theirs, ours)}. {again}"
+            f"{checkpoint.describe(stored, ours)}. {again}"
         )
     for name, sha256 in files.items():
         if not (out / name).exists() or sha256_file(out / name) != sha256:
             raise InvalidInput(f"out: {str(out / name)!r} is missing or not the file of the card beside it. {again}")
-    found: dict[str, Any] = card
-    return found
+    finished: dict[str, Any] = card
+    return finished

@@ -1,7 +1,7 @@
-"""A training's curves and figures in MLflow, when asked for.
+"""Log curves and figures of a training to MLflow, on demand.
 
-One experiment a training kind, one run a (config, data). A training that continues finds its run by its key and adds
-the points that are not there; since a resumed training computes the same numbers, a point that is there is right.
+One experiment per training kind, one run per (config, data). A training that continues finds its run by its key and
+adds the missing points; since a resumed training computes the same numbers, points that are there already are right.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["TrainingLog", "tracking_uri"]
 _BUFFER = 200
 
 
-def tracking_uri(said: str | None, out: str) -> str | None:
-    """The tracking URI of ``--mlflow``: ``on`` is SQLite in the out folder, ``off`` and by default nothing.
+def tracking_uri(uri: str | None, out: str) -> str | None:
+    """Return the tracking URI of ``--mlflow``: ``on`` is SQLite in the out folder, ``off`` and by default nothing.
 
     The environment variable ``MLFLOW_TRACKING_URI`` is the default where it is set, as in ``puregrid run``. Without
     it nothing is logged: the out folder is what one ships, and a database in it would be shipped along.
     """
-    chosen = said or os.environ.get("MLFLOW_TRACKING_URI") or "off"
+    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or "off"
     if chosen == "off":
         return None
     return f"sqlite:///{(Path(out) / 'mlflow.db').absolute()}" if chosen == "on" else chosen
@@ -54,12 +54,12 @@ class TrainingLog:
     def open(
         cls, uri: str | None, config: Training, digests: Mapping[str, Any], *, again: bool = False
     ) -> TrainingLog:
-        """The run of a training, made if there is none.
+        """Return the run of a training, made if there is none.
 
         Arguments:
             uri: Tracking URI, or None for no log.
             config: What is trained.
-            digests: Of the data.
+            digests: Digests of the data.
             again: Make a new run even if there is one.
 
         Raises:
@@ -142,12 +142,12 @@ def _run(client: Any, uri: str, config: Training, digests: Mapping[str, Any], ag
     else:
         experiment_id = experiment.experiment_id
     key = digest(config.canonical() + json.dumps(dict(digests), sort_keys=True))
-    found = client.search_runs([experiment_id], f"tags.`puregrid.key` = '{key}'", max_results=1)
-    if found and not again:
-        client.set_terminated(found[0].info.run_id, status="RUNNING")
-        return str(found[0].info.run_id)
-    if found:
-        client.set_tag(found[0].info.run_id, "puregrid.key", f"{key} replaced")
+    runs = client.search_runs([experiment_id], f"tags.`puregrid.key` = '{key}'", max_results=1)
+    if runs and not again:
+        client.set_terminated(runs[0].info.run_id, status="RUNNING")
+        return str(runs[0].info.run_id)
+    if runs:
+        client.set_tag(runs[0].info.run_id, "puregrid.key", f"{key} replaced")
     run = client.create_run(experiment_id, tags={"puregrid.key": key}, run_name=Path(config.out).name)
     params = {**_flat(config.identity()), **{f"data.{name}": value for name, value in digests.items()}}
     client.log_batch(run.info.run_id, params=[Param(name, str(value)[:500]) for name, value in params.items()])
@@ -155,18 +155,18 @@ def _run(client: Any, uri: str, config: Training, digests: Mapping[str, Any], ag
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _figures(measured: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among the measures, by dotted name."""
+    """Return the numbers among the measures, by dotted name."""
     flat = _flat(measured)
     return {key: float(value) for key, value in flat.items() if isinstance(value, int | float) and value is not True}
 
 
 def _plain(key: str) -> str:
-    """A metric's name in the characters that MLflow takes: ``t=25`` has another."""
+    """Return a metric's name in the characters that MLflow takes: ``t=25`` has another."""
     return key.replace("=", " ")

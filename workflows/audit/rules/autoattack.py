@@ -105,8 +105,8 @@ def autoattack_judged_once(all_views: Sequence[View]) -> Iterator[Finding]:
             "autoattack-judged-once",
             "note",
             cells,
-            f"AutoAttack itself reports {100 * own:.1f} % robust accuracy, each image judged on single draws; on "
-            f"{view.correct.shape[1]} fresh draws an image it is {100 * view.accuracy:.1f} %.",
+            f"AutoAttack itself reports {100 * own:.1f} % robust accuracy, judged on single draws; on "
+            f"{view.correct.shape[1]} fresh draws per image it is {100 * view.accuracy:.1f} %.",
             {"reference": own, "judged_again": view.accuracy, "low": low, "high": high, "images": len(broken)},
-            "Report the figure of fresh draws, and state that it is.",
+            "Report the figure on fresh draws, and say so.",
         )

@@ -142,10 +142,10 @@ def _compare(
             "radius": float(far[worst]),
             "norm": float(norms[worst]),
         },
-        "Nothing within its radius beats a sound certificate. Check that its samples are of this classifier with "
-        "this noise in [0, 1] pixels, that other samples chose the class than those that bound it, and the radius."
+        "No perturbation within its radius beats a sound certificate. Check that its samples are of this classifier "
+        "with this noise in [0, 1] pixels, that other samples bound the class than chose it, and the radius."
         if test.failed
-        else "Nothing, if it stays so few; raise n and lower alpha to be surer.",
+        else "Nothing, as long as they are so few; raise n and lower alpha to be more certain.",
     )
 
 
@@ -202,7 +202,7 @@ def radius_of_counts(all_certified: Sequence[Certified], _: Sequence[View]) -> I
                 "radius_of_counts": float(far[first]),
                 "samples": int(counts[first].sum()),
             },
-            "Rows are not of one computation, or of other code: certify again in a new store.",
+            "The rows come from several computations or from other code: certify again in a new store.",
         )
 
 

@@ -133,7 +133,7 @@ def adaptive_weaker_than_static(all_views: Sequence[View]) -> Iterator[Finding]:
                 "adaptive-weaker-than-static",
                 "error" if exceeds(best, static, len(statics) * len(adaptives)) else "warning",
                 _cells(view, static),
-                f"The attack that knows the purifier leaves {_percent(excess.higher)} right, the one on the bare "
+                f"The adaptive attack leaves {_percent(excess.higher)} right, the static attack on the bare "
                 f"classifier {_percent(excess.lower)} at the same budget. Knowing more cannot weaken an attack.",
                 excess.evidence("adaptive", "static"),
                 "Use the exact gradient with more draws (eot) and more steps, or start from the static attack's "
@@ -160,7 +160,7 @@ def black_box_beats_white_box(all_views: Sequence[View]) -> Iterator[Finding]:
                 "black-box-beats-white-box",
                 "error",
                 _cells(best, view),
-                f"An attack without gradients leaves {_percent(excess.lower)} right, the strongest one with them "
+                f"A black-box attack leaves {_percent(excess.lower)} right, the strongest white-box attack "
                 f"{_percent(excess.higher)}. The gradients are masked or not followed far enough.",
                 excess.evidence("white_box", "black_box"),
                 "Check gradients against finite differences, raise eot and steps, try another loss (margin, dlr).",

@@ -239,5 +239,5 @@ def _verdicts(excess: _Excess, attack: AttackConfig, cells: tuple[str, ...]) -> 
             f"The norms in the rows of {excess.mismatched} images are not those of the stored images; they differ by "
             f"up to {excess.mismatch:.3g}.",
             {"images": excess.mismatched, "of": excess.images, "difference": excess.mismatch},
-            "Rows and images are not of one computation: run the attack again in a new store.",
+            "Rows and images come from different computations: run the attack again in a new store.",
         )

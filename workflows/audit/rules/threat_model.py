@@ -87,7 +87,7 @@ def one_draw_of_judgement(all_views: Sequence[View]) -> Iterator[Finding]:
                 "The defence is random and each image is judged on one draw: how often it fails on the others is "
                 "not known.",
                 {"draws": 1},
-                "Set draws to 10 or more, and report worst beside Avg.",
+                "Set draws to 10 or more, and report Wor-M beside Avg.",
             )
 
 
@@ -176,7 +176,7 @@ def only_static(all_views: Sequence[View]) -> Iterator[Finding]:
             "only-static-attacks",
             "warning",
             _cells(attacked),
-            f"No attack on this purifier knows of it: {100 * best.accuracy:.1f} % is an upper bound.",
+            f"All attacks on this purifier are static: {100 * best.accuracy:.1f} % is an upper bound.",
             {"accuracy": best.accuracy, "attacks": len(attacked)},
             "Add attacks with `gradient: bpda`, `surrogate(K)` and `exact`, with eot 10 or more.",
         )
@@ -210,7 +210,7 @@ def clean_missing(all_views: Sequence[View]) -> Iterator[Finding]:
                 "clean-missing",
                 "note",
                 _cells(members),
-                "There is no clean accuracy of this defence by the same draws on the same images.",
+                "The sweep has no clean accuracy of this defence on the same images and draws.",
                 {"attacked": len(members)},
                 "Add `none` to the attacks.",
             )

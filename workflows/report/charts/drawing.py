@@ -1,7 +1,7 @@
 """A drawing that a page shows inline, coloured by its style sheet, or that is saved as an SVG file of its own.
 
 On a page, colours are CSS variables, so that it can be light or dark. Files have them written out, on white: programs
-that turn SVG into PDF know neither variables nor what the reader prefers.
+that turn SVG into PDF know neither variables nor the preference of the reader.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DARK = {
 
 
 def style(colours: Mapping[str, str]) -> str:
-    """The style sheet of drawings.
+    """Return the style sheet of drawings.
 
     Arguments:
         colours: The values of :data:`LIGHT`'s names, as colours or ``var(--name)``.
@@ -96,14 +96,14 @@ class Drawing:
     keys: Sequence[Key] = ()
 
     def inline(self) -> str:
-        """An SVG element for a page that has :func:`style`."""
+        """Return an SVG element for a page that has :func:`style`."""
         return (
             f'<svg class="chart" viewBox="0 0 {self.width} {self.height}" role="img" '
             f'aria-label="{escape(self.title)}">{self.body}</svg>'
         )
 
     def legend(self) -> str:
-        """The legend as HTML, which breaks lines on narrow screens as SVG cannot; "" of none."""
+        """Return the legend as HTML, which breaks lines on narrow screens as SVG cannot; "" without entries."""
         keys = "".join(
             f'<span class="key"><svg viewBox="0 0 24 8" class="swatch">{key.mark}</svg>{escape(key.name)}</span>'
             for key in self.keys
@@ -111,7 +111,7 @@ class Drawing:
         return f'<div class="legend">{keys}</div>' if keys else ""
 
     def file(self) -> str:
-        """An SVG file with its legend, on white."""
+        """Return an SVG file with its legend, on white."""
         height = self.height + 20 * len(self.keys) + (8 if self.keys else 0)
         legend = "".join(
             f'<g transform="translate(56 {self.height + 20 * i + 6})">{key.mark}</g>'

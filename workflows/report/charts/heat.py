@@ -1,4 +1,4 @@
-"""A table of numbers in colours: the stronger the colour, the larger the number beside it."""
+"""Heat maps: the stronger the colour, the larger the number beside it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Tile:
     Arguments:
         text: The number, as short as it can be.
         strength: How strong its colour is, in [0, 1].
-        note: What to say on hover.
+        note: The text on hover.
         colour: Number of its colour.
         strong: Whether it is written in bold.
     """
@@ -35,7 +35,7 @@ class Tile:
 def heat_map(
     title: str, rows: Sequence[str], columns: Sequence[str], tiles: Mapping[tuple[str, str], Tile]
 ) -> Drawing:
-    """The figure.
+    """Return the figure.
 
     Arguments:
         title: What it shows.

@@ -24,7 +24,7 @@ Place = Callable[[float], float]
 
 @dataclass(frozen=True)
 class Point:
-    """A value with its interval, all in [0, 1] on the y axis, and what to say on hover; no dot where that is ""."""
+    """A value with its interval, all in [0, 1] on the y axis, and the text on hover; no dot where that is ""."""
 
     x: float
     y: float
@@ -63,7 +63,7 @@ def line_chart(
     *,
     logarithmic: bool = False,
 ) -> Drawing:
-    """The figure.
+    """Return the figure.
 
     Arguments:
         series: The lines; from the ninth on, colours come again, dashed.
@@ -136,15 +136,15 @@ def _decades(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def _apart(ticks: Iterable[tuple[float, str]], px: Place, width: float) -> list[tuple[float, str]]:
-    """The ticks whose labels do not touch those before them."""
-    kept: list[tuple[float, str]] = []
+    """Return the ticks whose labels do not touch those before them."""
+    shown: list[tuple[float, str]] = []
     end = -width
     for x, label in ticks:
         half = 3.8 * len(label) + 4
         if px(x) - half >= end:
-            kept.append((x, label))
+            shown.append((x, label))
             end = px(x) + half
-    return kept
+    return shown
 
 
 def _axes(px: Place, x_title: str, y_title: str, ticks: Iterable[tuple[float, str]]) -> Iterable[str]:
@@ -167,14 +167,14 @@ def _dot(line: Series, colour: str) -> str:
 
 
 def _corners(line: Series, values: Sequence[float]) -> list[tuple[float, float]]:
-    """Where a line turns: at its points; a step also where it falls, at the point before."""
+    """Return the corners of a line: its points; for steps also the falls."""
     places = [point.x for point in line.points]
     if line.kind == "line":
         return list(zip(places, values, strict=True))
-    found = [(places[0], values[0])]
+    corners = [(places[0], values[0])]
     for (left, right), value in zip(pairwise(places), values[1:], strict=True):
-        found += [(left, value), (right, value)]
-    return found
+        corners += [(left, value), (right, value)]
+    return corners
 
 
 def _text(corners: Iterable[tuple[float, float]], px: Place) -> str:

@@ -1,4 +1,4 @@
 """What can be trained: classifiers, denoisers, energy models.
 
-Each kind is a config, an objective and a line in the registry.
+Each kind has a config, an objective and a line in the registry.
 """

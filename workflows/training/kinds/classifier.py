@@ -76,7 +76,7 @@ class ClassifierObjective(Objective):
             )
 
     def network(self) -> nn.Module:
-        """The architecture with its normalisation in front."""
+        """Return the architecture with its normalisation in front."""
         return Normalised(self.architecture.build(), self.architecture.mean, self.architecture.std)
 
     def optimiser(self, net: nn.Module) -> torch.optim.Optimizer:
@@ -89,11 +89,11 @@ class ClassifierObjective(Objective):
         )
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, step: int) -> Tensor:
-        """The method's."""
+        """Return the loss of the method."""
         return self.config.method.loss(net, x, y, generator, step, self.config.label_smoothing)
 
     def progress(self, net: nn.Module, test: ImageSet) -> dict[str, float]:
-        """Accuracy on the first 1,000 test images."""
+        """Return accuracy on the first 1,000 test images."""
         return {"test/accuracy": accuracy(net, test, _PROGRESS_IMAGES)}
 
     def measure(self, net: nn.Module, test: ImageSet) -> dict[str, Any]:
@@ -143,12 +143,12 @@ def _share(
 
 
 def accuracy(net: nn.Module, test: ImageSet, images: int | None = None) -> float:
-    """Share of right answers on the first test images, all by default."""
+    """Return the share of right answers on the first test images, all by default."""
     return _share(net, test, images, lambda x, y, start: x)
 
 
 def pgd_accuracy(net: nn.Module, test: ImageSet, attack: PGDConfig, images: int | None = None) -> float:
-    """Share of right answers under a white-box attack on the classifier, on the first test images."""
+    """Return the share of right answers under a white-box attack on the classifier, on the first test images."""
 
     def change(x: Tensor, y: Tensor, start: int) -> Tensor:
         # A fixed id and not the attack's: a card must not change when attacks get another parameter.
@@ -159,7 +159,7 @@ def pgd_accuracy(net: nn.Module, test: ImageSet, attack: PGDConfig, images: int 
 
 
 def noisy_accuracy(net: nn.Module, test: ImageSet, sigma: float, images: int | None = None) -> float:
-    """Share of right answers on the first test images with Gaussian noise, one draw each."""
+    """Return the share of right answers on the first test images with Gaussian noise, one draw each."""
 
     def change(x: Tensor, y: Tensor, start: int) -> Tensor:
         omega = Omega.of(_CARD, 0, "judge", range(start, start + len(x)))

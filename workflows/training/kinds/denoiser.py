@@ -65,7 +65,7 @@ class DenoiserObjective(Objective):
             )
 
     def network(self) -> nn.Module:
-        """A ``UNet2DModel``.
+        """Return a ``UNet2DModel``.
 
         Raises:
             InvalidInput: ``unet`` are no arguments of it, or do not fit the images.
@@ -111,7 +111,7 @@ class DenoiserObjective(Objective):
         return {"test_eps_mse": eps_mse(self.config, net, test), "test_images": len(test)}
 
     def save(self, net: nn.Module, out: Path) -> list[Path]:
-        """A diffusers folder: ``config.json`` and the weights."""
+        """Return a diffusers folder: ``config.json`` and the weights."""
         files = [out / "config.json", out / "diffusion_pytorch_model.safetensors"]
         files[0].write_text(json.dumps({"_class_name": "UNet2DModel", **self.config.unet}, indent=1) + "\n")
         save_file({key: value.cpu().contiguous() for key, value in net.state_dict().items()}, files[1])
@@ -120,7 +120,7 @@ class DenoiserObjective(Objective):
 
 @torch.no_grad()
 def eps_mse(config: DenoiserTraining, net: nn.Module, test: ImageSet, images: int = 500) -> dict[str, float]:
-    """Mean squared error of the noise prediction on the first test images, per level.
+    """Return the mean squared error of the noise prediction on the first test images, per level.
 
     Arguments:
         config: Gives the schedule, and the seed of the noise.

@@ -123,11 +123,11 @@ class EnergyObjective(Objective):
         self.chains: Tensor | None = None
 
     def network(self) -> nn.Module:
-        """The architecture, in its units."""
+        """Return the architecture, in its units."""
         return Scaled(self.architecture.build(), self.architecture.unit)
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, step: int) -> Tensor:
-        """The objective's; labels have no part in it."""
+        """Return the loss of the objective; labels have no part in it."""
         n = torch.randn(x.shape, generator=generator).to(x)
         noised = 2 * x - 1 + self.config.noise * n
         if self.config.objective == "dsm":
@@ -140,7 +140,7 @@ class EnergyObjective(Objective):
         return loss
 
     def _samples(self, net: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
-        """As many samples as there are images in ``x``: chains chosen at random, moved, and put back."""
+        """Return one sample per image in ``x``: chains chosen at random, moved, and put back."""
         config = self.config
         if self.chains is None:
             self.chains = self._fresh(config.chains, generator)
@@ -165,11 +165,11 @@ class EnergyObjective(Objective):
         return z + self.config.noise * torch.randn(z.shape, generator=generator)
 
     def progress(self, net: nn.Module, test: ImageSet) -> dict[str, float]:
-        """Mean energy of the first test images."""
+        """Return the mean energy of the first test images."""
         return {"test/energy": _mean_energy(net, 2 * torch.from_numpy(test.images[:_BATCH]) - 1)}
 
     def measure(self, net: nn.Module, test: ImageSet) -> dict[str, Any]:
-        """Mean energies of noised test images and of uniform noise, and accuracies on purified images."""
+        """Return the mean energies of noised test images and of uniform noise, and accuracies on purified images."""
         keys = Omega.of("training-card", 0, "judge", range(len(test)))
         z = 2 * torch.from_numpy(test.images) - 1
         measured: dict[str, Any] = {
@@ -184,7 +184,7 @@ class EnergyObjective(Objective):
         return measured
 
     def _purified(self, net: nn.Module, test: ImageSet) -> dict[str, Any]:
-        """Accuracy of the classifier on test images after each number of Langevin steps, one draw an image."""
+        """Return accuracy of the classifier on test images after each number of Langevin steps, one draw an image."""
         assert self.classifier is not None
         device = next(net.parameters()).device
         classifier = self.classifier.build().to(device)
@@ -230,7 +230,7 @@ class EnergyObjective(Objective):
         return [file]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The persistent chains, once there are any."""
+        """Return the persistent chains, once there are any."""
         return {} if self.chains is None else {"chains": self.chains}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -240,6 +240,6 @@ class EnergyObjective(Objective):
 
 @torch.no_grad()
 def _mean_energy(net: nn.Module, z: Tensor) -> float:
-    """Mean energy of any number of images."""
+    """Return the mean energy of any number of images."""
     device = next(net.parameters()).device
     return round(float(torch.cat([net(part.to(device)).double().cpu() for part in torch.split(z, _BATCH)]).mean()), 4)

@@ -1,4 +1,4 @@
-"""Which kinds of training there are, each imported when it is asked for."""
+"""The kinds of training, each imported on first use."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "denoiser": ("workflows.training.kinds.denoiser", "DenoiserTraining", "DenoiserObjective"),
     "energy": ("workflows.training.kinds.energy", "EnergyTraining", "EnergyObjective"),
 }
-"""``train:`` in the YAML, to module, config class, objective class; imported when asked for."""
+"""``train:`` in the YAML, to module, config class, objective class; imported on first use."""
 
 
 def kind(name: object) -> tuple[type[Training], type[Objective]]:
-    """Config class and objective class of a kind.
+    """Return config class and objective class of a kind.
 
     Raises:
         KeyError: No such kind; the message leads to the valid names.
@@ -31,10 +31,10 @@ def kind(name: object) -> tuple[type[Training], type[Objective]]:
     if not isinstance(name, str) or name not in KINDS:
         raise KeyError(f"{name!r} cannot be trained; {nearest(str(name), KINDS)}")
     module, config, objective = KINDS[name]
-    found = importlib.import_module(module)
-    return getattr(found, config), getattr(found, objective)
+    loaded = importlib.import_module(module)
+    return getattr(loaded, config), getattr(loaded, objective)
 
 
 def objective_of(config: Training) -> type[Objective]:
-    """The objective class of a config."""
+    """Return the objective class of a config."""
     return kind(config.train)[1]

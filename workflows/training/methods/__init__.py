@@ -1,4 +1,4 @@
-"""Ways to train a classifier, one file each."""
+"""Methods to train a classifier, one file each."""
 
 from __future__ import annotations
 

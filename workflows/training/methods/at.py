@@ -22,7 +22,7 @@ __all__ = ["AdversarialTraining", "adversarial"]
 
 
 def adversarial(method: RobustMethod, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """Images that raise the cross-entropy, inside the method's ball, shape (B, C, H, W)."""
+    """Return images that raise the cross-entropy, inside the method's ball, shape (B, C, H, W)."""
     region = Region(x, method.norm, method.eps)
     start = uniform_start(region, generator)
 

@@ -33,13 +33,13 @@ __all__ = ["TradesAWP", "perturbation"]
 
 def perturbation(weights: dict[str, Tensor], gradients: dict[str, Tensor], gamma: float) -> dict[str, Tensor]:
     """``v_l = gamma ||theta_l|| g_l / ||g_l||`` for tensors of two or more dimensions; none for the others."""
-    found = {}
+    directions = {}
     for name, weight in weights.items():
         gradient = gradients[name]
         if weight.dim() > 1:
             scale = gamma * weight.detach().norm() / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
-            found[name] = scale * gradient.detach()
-    return found
+            directions[name] = scale * gradient.detach()
+    return directions
 
 
 @METHODS.register("trades-awp")
@@ -77,7 +77,7 @@ class TradesAWP(RobustMethod):
     def _worst(
         self, net: nn.Module, weights: dict[str, Tensor], x: Tensor, attacked: Tensor, y: Tensor, smoothing: float
     ) -> dict[str, Tensor]:
-        """The perturbation v at the current weights."""
+        """Return the perturbation v at the current weights."""
         buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
 
         def classifier(images: Tensor) -> Tensor:

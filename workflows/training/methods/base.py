@@ -1,4 +1,4 @@
-"""What every way to train a classifier is: typed parameters and a loss."""
+"""The base of every method to train a classifier: typed parameters and a loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["METHODS", "Method", "RobustMethod"]
 
 
 class Method(Spec, ABC):
-    """A way to train a classifier; ``method: {method: NAME, ...}`` in a config.
+    """A method to train a classifier; ``method: {method: NAME, ...}`` in a config.
 
     Attributes:
         hard_labels: The loss is defined for one-hot labels only, so that label smoothing is refused.
@@ -47,7 +47,7 @@ class Method(Spec, ABC):
     def loss(
         self, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, step: int, smoothing: float = 0.0
     ) -> Tensor:
-        """The loss of one batch, a scalar.
+        """Return the loss of one batch, a scalar.
 
         Arguments:
             net: Images in [0, 1] to logits, in training mode, and left so.

@@ -31,7 +31,7 @@ def evaluation_mode(net: nn.Module) -> Iterator[None]:
 
 
 def uniform_start(region: Region, generator: torch.Generator) -> Tensor:
-    """A uniform point of the ball, projected (l_inf: of the cube; l_2: direction times radius u^(1/D))."""
+    """Return a uniform point of the ball, projected (l_inf: of the cube; l_2: direction times radius u^(1/D))."""
     x = region.x
     if region.norm == "linf":
         return region.project(x + region.eps * (2 * torch.rand(x.shape, generator=generator).to(x) - 1))

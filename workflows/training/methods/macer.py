@@ -33,14 +33,14 @@ _TINY = 1e-6
 def margin(probabilities: Tensor, y: Tensor) -> Tensor:
     """``Phi^-1(p_y) - Phi^-1(max_{c != y} p_c)``, shape (B,), of probabilities, shape (B, classes)."""
     right = probabilities.gather(1, y[:, None]).squeeze(1)
-    others = probabilities.scatter(1, y[:, None], -1.0).amax(1)
+    runner_up = probabilities.scatter(1, y[:, None], -1.0).amax(1)
     inverse = torch.special.ndtri
-    found: Tensor = inverse(right.clamp(_TINY, 1 - _TINY)) - inverse(others.clamp(_TINY, 1 - _TINY))
-    return found
+    difference: Tensor = inverse(right.clamp(_TINY, 1 - _TINY)) - inverse(runner_up.clamp(_TINY, 1 - _TINY))
+    return difference
 
 
 def macer_loss(logits: Tensor, y: Tensor, sigma: float, weight: float, gamma: float, beta: float) -> Tensor:
-    """The module's L of logits at noised copies, shape (B, k, classes); a scalar."""
+    """Return the module's L of logits at noised copies, shape (B, k, classes); a scalar."""
     smooth = logits.softmax(2).mean(1)
     classification = -smooth.gather(1, y[:, None]).clamp_min(1e-10).log().mean()
     xi = margin((beta * logits).softmax(2).mean(1), y)

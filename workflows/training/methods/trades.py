@@ -36,7 +36,7 @@ def _divergence(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 def divergent(method: RobustMethod, net: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Images inside the method's ball whose answer differs most from the image's, shape (B, C, H, W)."""
+    """Return images inside the method's ball whose answer differs most from the image's, shape (B, C, H, W)."""
     region = Region(x, method.norm, method.eps)
     start = gaussian_start(region, generator)
     with evaluation_mode(net):
