@@ -56,7 +56,8 @@ class AttackResult:
         images: Adversarial images, shape (B, C, H, W), float32, inside ball and range.
         loss: The loss that the attack maximised, at those images, shape (B,).
         notes: Notes of the attack on the batch: counts, which add up over batches, or texts.
-        columns: What else it knows of each image, by name, shape (B,) each.
+        columns: What else it knows of each image, by name, numbers of shape (B,) or (B, ...). In the rows these are
+            in ``attack_extra``, as lists of float64; puregrid's own attacks have columns (``docs/store.md``).
     """
 
     images: Tensor

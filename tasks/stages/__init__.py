@@ -16,8 +16,10 @@ from tasks.stages.certify import CertifyStage, SampleStage, SequenceStage, Smoot
 from tasks.stages.corrupt import CorruptStage
 from tasks.stages.evaluate import EvaluateStage
 from tasks.stages.quality import QualityStage
+from tasks.stages.schemas import ROW_SCHEMAS, RowColumn, RowSchema
 
 __all__ = [
+    "ROW_SCHEMAS",
     "AttackStage",
     "CertifyStage",
     "Chunk",
@@ -26,6 +28,8 @@ __all__ = [
     "EvaluateStage",
     "Output",
     "QualityStage",
+    "RowColumn",
+    "RowSchema",
     "SampleStage",
     "SequenceStage",
     "Smoothed",

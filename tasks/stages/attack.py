@@ -23,6 +23,7 @@ from tasks.attacks.budgets import format_eps
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig
 from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table, images_to_table
+from tasks.stages.schemas import EXTRA, PREFIX, ROW_SCHEMAS, attack_columns, extra_column
 
 __all__ = ["AttackStage"]
 
@@ -88,8 +89,9 @@ class AttackStage(StageSpec):
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
         """Rows: label, clean and adversarial prediction of the bare classifier, loss, norms, evaluations.
 
-        What the attack itself says of an image is in columns with the prefix ``attack_``; its notes go into the
-        commit, counts summed over the batches.
+        What the attack itself says of an image is in columns with the prefix ``attack_``, or by name in
+        ``attack_extra`` where :data:`ROW_SCHEMAS` has no column for it; its notes go into the commit, counts summed
+        over the batches.
         """
         data = context.images(self.dataset)
         ids = np.array(chunk.ids)
@@ -164,22 +166,20 @@ class AttackStage(StageSpec):
             (0, 0) if self.purifier is None else (self.purifier.evaluations, self.purifier.classifier_evaluations)
         )
         evaluations = column["evaluations"].numpy()
-        attack_columns = {name: column[name] for name in sorted(column) if name.startswith("attack_")}
-        return pa.table(
+        own = {name: values for name, values in column.items() if name.startswith(PREFIX)}
+        known = own.keys() & set(ROW_SCHEMAS["attack"].arrow.names) - {EXTRA}
+        extra = {name.removeprefix(PREFIX): _extra(own[name]) for name in own.keys() - known}
+        return ROW_SCHEMAS["attack"].table(
             {
                 "image_id": pa.array(chunk.ids, pa.int32()),
                 "label": pa.array(labels, pa.int16()),
                 "clean_prediction": pa.array(column["clean_prediction"].numpy(), pa.int16()),
                 "adversarial_prediction": pa.array(column["adversarial_prediction"].numpy(), pa.int16()),
                 "loss": pa.array(column["loss"].numpy(), pa.float32()),
-                **{
-                    norm: pa.array(column[norm].numpy(), pa.float64())
-                    for norm in ("linf", "l2", "l1")
-                    if norm in column
-                },
+                **{norm: pa.array(column[norm].numpy(), pa.float64()) for norm in ("linf", "l2", "l1")},
                 "denoiser_evaluations": pa.array((evaluations * steps * denoising).round(), pa.int64()),
                 "classifier_evaluations": pa.array((evaluations * (1 + steps * guiding)).round(), pa.int64()),
-                **{name: _column(values) for name, values in attack_columns.items()},
+                **attack_columns({name: _column(own[name]) for name in known}, extra_column(extra, len(evaluations))),
             }
         )
 
@@ -225,13 +225,22 @@ def _steps(purifier: Purifier) -> int:
 
 
 def _given(table: pa.Table, ids: tuple[int, ...]) -> Given:
-    """Return images and columns of a source."""
-    columns = {}
+    """Return images and columns of a source; columns of other attacks are null throughout and left out."""
+    columns: dict[str, Tensor] = {}
     for name in table.column_names:
-        if name == "loss" or name.startswith("attack_"):
-            values = table[name].to_pylist()
-            columns[name.removeprefix("attack_")] = torch.tensor(values)
+        if (name != "loss" and not name.startswith(PREFIX)) or table[name].null_count == table.num_rows:
+            continue
+        values = table[name].to_pylist()
+        if name == EXTRA:
+            rows = [dict(row) for row in values]
+            columns |= {key: torch.tensor([_single(row[key]) for row in rows]) for key in rows[0]}
+        else:
+            columns[name.removeprefix(PREFIX)] = torch.tensor(values)
     return Given(torch.from_numpy(images_from_table(table, ids)), columns)
+
+
+def _single(values: list[float]) -> float | list[float]:
+    return values[0] if len(values) == 1 else values
 
 
 def _part(given: Given, start: int, stop: int, context: Context) -> Given:
@@ -257,3 +266,9 @@ def _column(values: Tensor) -> pa.Array:
     if values.is_floating_point():
         values = values.double()
     return pa.array(values.numpy() if values.dim() == 1 else values.tolist())
+
+
+def _extra(values: Tensor) -> list[list[float]]:
+    """The values of each image, as one list."""
+    found: list[list[float]] = values.double().reshape(len(values), -1).tolist()
+    return found

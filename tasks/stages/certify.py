@@ -30,6 +30,7 @@ from tasks.certificates import Base, CertificateConfig
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig
 from tasks.stages.base import Chunk, Components, Output, StageSpec
+from tasks.stages.schemas import ROW_SCHEMAS
 
 __all__ = ["CertifyStage", "SampleStage", "SequenceStage", "Smoothed"]
 
@@ -192,7 +193,8 @@ class SampleStage(StageSpec):
         """Rows: label, and answers per class."""
         counts = self.smoothed.counts(context, self.role, chunk.ids, self.first, self.count)
         rows = _rows(self.smoothed, chunk, context, np.full(len(chunk.ids), self.count))
-        return Output(pa.table({**rows, "counts": pa.array(counts.tolist(), pa.list_(pa.int32()))}))
+        columns = {**rows, "counts": pa.array(counts.tolist(), pa.list_(pa.int32()))}
+        return Output(ROW_SCHEMAS[self.stage].table(columns))
 
 
 class SequenceStage(StageSpec):
@@ -279,7 +281,7 @@ class SequenceStage(StageSpec):
             "counts": pa.array(counts.tolist(), pa.list_(pa.int32())),
             "stopped": pa.array(stopped, pa.bool_()),
         }
-        return Output(pa.table({**rows, **columns}))
+        return Output(ROW_SCHEMAS[self.stage].table({**rows, **columns}))
 
 
 class CertifyStage(StageSpec):
@@ -372,7 +374,7 @@ class CertifyStage(StageSpec):
         base = _rows(self.smoothed, chunk, context, np.zeros(len(certificates), dtype=np.int64))
         certificate = self.certificate
         return Output(
-            pa.table(
+            ROW_SCHEMAS[self.stage].table(
                 {
                     **base,
                     "prediction": pa.array([image.prediction for image in certificates], pa.int16()),

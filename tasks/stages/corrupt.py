@@ -15,6 +15,7 @@ from tasks.compute import Compute, Context
 from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
 from tasks.stages.base import Chunk, Components, Output, StageSpec, images_to_table
+from tasks.stages.schemas import ROW_SCHEMAS
 
 __all__ = ["CorruptStage"]
 
@@ -51,7 +52,7 @@ class CorruptStage(StageSpec):
         corrupted = self.corruption.apply(self.dataset, data, ids, self.seed)
         images = torch.from_numpy(corrupted.images)
         norms = perturbation_norms(images, torch.from_numpy(data.images[ids]))
-        rows = pa.table(
+        rows = ROW_SCHEMAS[self.stage].table(
             {
                 "image_id": pa.array(chunk.ids, pa.int32()),
                 "label": pa.array(data.labels[ids], pa.int16()),

@@ -22,6 +22,7 @@ from tasks.datasets import DatasetConfig
 from tasks.stages.attack import AttackStage
 from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table
 from tasks.stages.corrupt import CorruptStage
+from tasks.stages.schemas import ROW_SCHEMAS
 
 __all__ = ["EvaluateStage"]
 
@@ -106,7 +107,7 @@ class EvaluateStage(StageSpec):
         def constant(value: float | None, kind: pa.DataType) -> pa.Array:
             return pa.array([value] * count, kind)
 
-        return pa.table(
+        return ROW_SCHEMAS[self.stage].table(
             {
                 "image_id": pa.array(chunk.ids, pa.int32()),
                 "label": pa.array(labels, pa.int16()),

@@ -35,6 +35,7 @@ from tasks.quality import quality
 from tasks.stages.attack import AttackStage
 from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table, images_to_table
 from tasks.stages.corrupt import CorruptStage
+from tasks.stages.schemas import ROW_SCHEMAS
 
 __all__ = ["PAIRS", "QualityConfig", "QualityStage"]
 
@@ -124,7 +125,7 @@ class QualityStage(StageSpec):
             for measure, values in measured.columns.items():
                 columns[f"{measure}_{pair}"] = _column(values)
             missing |= measured.missing
-        rows = pa.table(
+        rows = ROW_SCHEMAS[self.stage].table(
             {
                 "image_id": pa.array(chunk.ids, pa.int32()),
                 "label": pa.array(data.labels[ids], pa.int16()),

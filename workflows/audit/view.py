@@ -11,13 +11,14 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from defense.certify import ABSTAIN
 from defense.gradients import GradientMode
 from defense.purifiers import NoPurifierConfig
 from tasks.attacks import AttackConfig, LadderConfig
 from tasks.certificates import CertificateConfig
-from tasks.stages import Smoothed
+from tasks.stages import ROW_SCHEMAS, Smoothed
 from workflows.grid.load import Cell
 from workflows.results.reader import Results
 
@@ -144,9 +145,23 @@ class View:
         return frozenset(GradientMode.parse(attack.gradient or "exact").name for attack in self.followed)
 
     def reported(self, name: str) -> npt.NDArray[np.float64] | None:
-        """Return the attack's own column ``name``, shape (images,), None if it has none."""
-        column = f"attack_{name}"
-        return self.attack_rows[column].to_numpy(np.float64) if column in self.attack_rows.columns else None
+        """Return the attack's own column ``name``, shape (images,), None if it has none or lacks values.
+
+        Rows of older versions lack some. Columns of attacks that are not puregrid's are found by their name too, if
+        they have one value an image.
+        """
+        values = self.attack_rows.get(f"attack_{name}")
+        if values is None:
+            extra = self.attack_rows.get("attack_extra", pd.Series(dtype=object))
+            found = [dict(row or ()).get(name, ()) for row in extra]
+            if not found or any(len(value) != 1 for value in found):
+                return None
+            return np.array([float(value[0]) for value in found])
+        types = {column.name: column.type for column in ROW_SCHEMAS["attack"].columns}
+        whole = pa.types.is_integer(types[f"attack_{name}"])
+        missing = values.isna()
+        # A float that is missing reads like one that is NaN: of those, only all of them mean that there is no column.
+        return None if missing.all() or (whole and missing.any()) else values.to_numpy(np.float64)
 
     @cached_property
     def images(self) -> Key:

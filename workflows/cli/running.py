@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shlex
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defense.errors import InvalidInput, PuregridError
+from defense.errors import PuregridError
 from workflows.cli.base import (
     Address,
     AsJson,
@@ -25,6 +22,7 @@ from workflows.cli.base import (
     open_sweep,
     say,
 )
+from workflows.cli.tracking import Mlflow, open_tracker
 
 if TYPE_CHECKING:
     from workflows.planning.forecast import Forecast
@@ -141,9 +139,11 @@ def run(
         float, typer.Option(min=1, metavar="SECONDS", help="A unit that takes longer counts as stuck.")
     ] = 3600.0,
     max_attempts: Annotated[int, typer.Option(min=1, metavar="N", help="Attempts before a unit is quarantined.")] = 3,
-    mlflow: Annotated[
-        str | None, typer.Option(metavar="URI|off", help="MLflow tracking URI [SQLite in the store's folder].")
-    ] = None,
+    mlflow: Mlflow = None,
+    strict_tracking: Annotated[
+        bool,
+        typer.Option("--strict-tracking", help="End with status 1 if MLflow fails, before any compute if it can."),
+    ] = False,
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append events to this file, one JSON object per line.")
     ] = None,
@@ -152,9 +152,11 @@ def run(
 ) -> None:
     """Compute the missing units of a sweep and print its tables; run again to continue."""
     with errors():
-        if mlflow not in (None, "off") and not _has_mlflow():
-            raise InvalidInput("MLflow is not installed: pip install 'puregrid[mlflow]'.", where="--mlflow")
         loaded, opened = open_sweep(sweep, set_, store)
+        wanted = "--strict-tracking" if strict_tracking else ""
+        tracker = open_tracker(mlflow, loaded, opened.uri, strict=strict_tracking, wanted=wanted)
+        if tracker is not None:
+            tracker.ask()
         from workflows.analysis import Analysis
         from workflows.engine.run import Options, run_sweep
         from workflows.formats import render
@@ -189,37 +191,12 @@ def run(
             run=None if record is None else record.to_json(),
         )
         # After the messages about units: a broken MLflow must not hide them.
-        _log_to_mlflow(mlflow, opened.uri, to_mlflow)
+        if tracker is not None:
+            tracker.write(to_mlflow)
         if outcome.failures or outcome.blocked:
             raise typer.Exit(1)
         if outcome.interrupted:
             raise typer.Exit(130)
-
-
-def _has_mlflow() -> bool:
-    return importlib.util.find_spec("mlflow") is not None
-
-
-def _log_to_mlflow(uri: str | None, store_uri: str, log: Callable[[str], str]) -> None:
-    from workflows.tracking.track import default_uri
-
-    chosen = uri or default_uri(store_uri)
-    if chosen == "off":
-        return
-    if not _has_mlflow():
-        say("not logged to MLflow, which is not installed: pip install 'puregrid[mlflow]', or give --mlflow off.")
-        return
-    if chosen is None:
-        say("not logged to MLflow: a bucket holds no SQLite database; give --mlflow URI.")
-        return
-    try:
-        log(chosen)
-    except Exception as error:  # MLflow raises whatever its stores and servers raise
-        raise PuregridError(
-            f"the sweep could not be logged to MLflow at {chosen} ({type(error).__name__}: {error}). Rows "
-            "are committed; run the same command again to log them, or give --mlflow off."
-        ) from error
-    say(f"logged to MLflow; look at it with: mlflow ui --backend-store-uri {shlex.quote(chosen)} --host 127.0.0.1")
 
 
 def status(

@@ -22,13 +22,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.stages import ROW_SCHEMAS
 from workflows.grid.load import Sweep
 from workflows.planning.plan import make_plan
 from workflows.store import Commit, Store
+from workflows.store.store import SCHEMA_VERSION
 
 __all__ = ["Compacted", "compact", "row_files"]
 
 _COMMITS = b"puregrid.commits"
+_VERSION = b"puregrid.schema_version"
 _THREADS = 8  # of reading: a bucket answers many requests at once
 
 
@@ -80,8 +83,9 @@ def compact(store: Store, sweep: Sweep) -> Compacted:
         with ThreadPoolExecutor(_THREADS) as threads:
             commits = list(threads.map(lambda name: store.committed(kind, stage_id, name), names))  # noqa: B023
         hashes = json.dumps({name: _hash(commit) for name, commit in zip(names, commits, strict=True)})
-        if _commits_of(store, path) != hashes.encode():
-            store.files.write(path, _together(store, kind, stage_id, names, {**schema, _COMMITS: hashes.encode()}))
+        metadata = {**schema, _COMMITS: hashes.encode()}
+        if not _made_of(metadata, store, path):
+            store.files.write(path, _together(store, kind, stage_id, names, metadata))
             written += 1
         files, units = files + 1, units + len(names)
         rows += sum(commit.rows for commit in commits if commit is not None)
@@ -95,7 +99,12 @@ def _stages(sweep: Sweep) -> dict[tuple[str, str], tuple[dict[bytes, bytes], lis
     """Return metadata and chunk names of each distinct stage."""
     stages: dict[tuple[str, str], tuple[dict[bytes, bytes], list[str]]] = {}
     for stage in make_plan(sweep).stages:
-        metadata = {b"puregrid.stage_id": stage.id.encode(), b"puregrid.spec": stage.spec.canonical().encode()}
+        schema = ROW_SCHEMAS.get(stage.spec.stage)
+        metadata = {
+            b"puregrid.stage_id": stage.id.encode(),
+            b"puregrid.spec": stage.spec.canonical().encode(),
+            _VERSION: str(SCHEMA_VERSION if schema is None else schema.version).encode(),
+        }
         _, chunks = stages.setdefault((stage.spec.stage, stage.id), (metadata, []))
         chunks += [chunk.name for chunk in stage.chunks if chunk.name not in chunks]
     return stages
@@ -107,20 +116,23 @@ def _hash(commit: Commit | None) -> str:
     return next((digest for path, digest in digests.items() if path.startswith("rows/")), "")
 
 
-def _commits_of(store: Store, path: str) -> bytes | None:
-    """Return the hashes of the commits that a compacted file holds; None without a complete file."""
+def _made_of(metadata: dict[bytes, bytes], store: Store, path: str) -> bool:
+    """Return whether a compacted file holds the rows of these commits with the columns of this version."""
     try:
-        metadata = pq.read_schema(pa.BufferReader(store.files.read(path))).metadata
+        found = pq.read_schema(pa.BufferReader(store.files.read(path))).metadata or {}
     except (FileNotFoundError, pa.ArrowInvalid):
-        return None
-    commits: bytes | None = (metadata or {}).get(_COMMITS)
-    return commits
+        return False
+    same: bool = found.get(_COMMITS) == metadata[_COMMITS] and found.get(_VERSION, b"1") == metadata[_VERSION]
+    return same
 
 
 def _together(store: Store, kind: str, stage_id: str, names: Sequence[str], metadata: dict[bytes, bytes]) -> bytes:
     with ThreadPoolExecutor(_THREADS) as threads:
         tables = list(threads.map(lambda name: store.read_rows(kind, stage_id, name), names))
-    table = pa.concat_tables([rows.replace_schema_metadata(None) for rows in tables])
+    tables = [table.replace_schema_metadata(None) for table in tables]
+    if kind in ROW_SCHEMAS:
+        tables = [ROW_SCHEMAS[kind].complete(table) for table in tables]
+    table = pa.concat_tables(tables)
     chunk = [name for name, rows in zip(names, tables, strict=True) for _ in range(rows.num_rows)]
     table = table.add_column(0, "chunk", pa.array(chunk, pa.string()))
     table = table.add_column(0, "stage_id", pa.array([stage_id] * table.num_rows, pa.string()))

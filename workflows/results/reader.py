@@ -19,7 +19,7 @@ import pyarrow as pa
 from defense.aggregate import aggregate
 from tasks.attacks import AttackConfig
 from tasks.corruptions.config import CorruptionConfig
-from tasks.stages import SampleStage, SequenceStage, StageSpec
+from tasks.stages import ROW_SCHEMAS, SampleStage, SequenceStage, StageSpec
 from workflows.grid.load import Cell, Sweep
 from workflows.planning.plan import make_plan
 from workflows.statistics.combined import fixed_aa_any, fixed_aa_mean, lowest_per_image, selected_per_image
@@ -67,7 +67,9 @@ class Results:
     def _read(self, stage: str, stage_id: str, chunk: str) -> pa.Table:
         key = (stage_id, chunk)
         if key not in self._tables:
-            self._tables[key] = self.store.read_rows(stage, stage_id, chunk).replace_schema_metadata(None)
+            table = self.store.read_rows(stage, stage_id, chunk).replace_schema_metadata(None)
+            schema = ROW_SCHEMAS.get(stage)
+            self._tables[key] = table if schema is None else schema.complete(table)
         return self._tables[key]
 
     def robustness(self) -> pd.DataFrame:
@@ -342,7 +344,8 @@ def _stage_identity(spec: StageSpec) -> dict[str, object]:
 
 
 def _sum(rows: pa.Table, column: str) -> int:
-    return sum(rows[column].to_pylist()) if column in rows.column_names else 0
+    values = rows[column].to_pylist() if column in rows.column_names else []
+    return sum(value for value in values if value is not None)  # corruptions, and rows of old versions, have none
 
 
 def _columns(name: str, value: Proportion) -> dict[str, float]:

@@ -28,14 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from defense.errors import StoreError
-from tasks.stages import Chunk, Output, StageSpec
+from tasks.stages import ROW_SCHEMAS, Chunk, Output, StageSpec
 from workflows.store.files import Files, open_files
 from workflows.store.record import Record
 
 __all__ = ["SCHEMA_VERSION", "Attempt", "Commit", "Store"]
 
 SCHEMA_VERSION = 1
-"""Version of the row schemas, in the metadata of every Parquet file."""
+"""Version of images, and of rows of stages that have no :class:`~tasks.stages.RowSchema`; that has its own."""
 
 IMAGE_STAGES = ("attack", "corrupt", "quality")
 """Stages that leave images; the path of an image file does not say of which of them it is."""
@@ -173,7 +173,8 @@ class Store:
             tables[self.images_path(stage_id, chunk.name)] = output.images
         sha256: dict[str, str] = {}
         for path, table in tables.items():
-            data = _parquet(table, spec, stage_id, chunk)
+            schema = ROW_SCHEMAS.get(spec.stage) if table is output.rows else None
+            data = _parquet(table, spec, stage_id, chunk, SCHEMA_VERSION if schema is None else schema.version)
             digest = hashlib.sha256(data).hexdigest()
             sha256[self._place(path, data, digest)] = digest
         waited, self._waited = self.files.waited - self._waited, self.files.waited
@@ -311,7 +312,9 @@ class Store:
         return uris
 
     def read_rows(self, stage: str, stage_id: str, chunk: str) -> pa.Table:
-        """Read the rows of a committed unit.
+        """Read the rows of a committed unit, as its file has them.
+
+        A file of an older version may lack columns: :meth:`~tasks.stages.RowSchema.complete` adds them.
 
         Raises:
             StoreError: Not committed, or not what was committed.
@@ -346,10 +349,10 @@ def _located(commit: Commit, path: str) -> str | None:
     return next(places, None)
 
 
-def _parquet(table: pa.Table, spec: StageSpec, stage_id: str, chunk: Chunk) -> bytes:
+def _parquet(table: pa.Table, spec: StageSpec, stage_id: str, chunk: Chunk, version: int) -> bytes:
     metadata = {
         **(table.schema.metadata or {}),
-        b"puregrid.schema_version": str(SCHEMA_VERSION).encode(),
+        b"puregrid.schema_version": str(version).encode(),
         b"puregrid.stage_id": stage_id.encode(),
         b"puregrid.chunk": chunk.name.encode(),
         b"puregrid.spec": spec.canonical().encode(),

@@ -7,7 +7,6 @@ tag of the old run is removed: after a stop half way, two runs have the tag and 
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +16,8 @@ from typing import Any
 
 from defense.errors import InvalidInput
 from workflows.grid.load import Sweep
+from workflows.monitoring.mlflow_client import BoundedClient
+from workflows.tracking.experiments import active_experiment
 
 __all__ = ["OUTCOMES", "baseline_text", "promote", "record_verdict", "valid_alias"]
 
@@ -84,7 +85,7 @@ def baseline_text(uri: str | None, sweep: str | None, name: str, where: str) -> 
     experiment_name = named or sweep
     if experiment_name is None:
         raise InvalidInput(f"an alias belongs to a sweep: write mlflow:SWEEP/{alias}, or give a run id.", where=where)
-    experiment = client.get_experiment_by_name(experiment_name)
+    experiment = active_experiment(client, experiment_name)
     runs = [] if experiment is None else _tagged(client, experiment.experiment_id, _tag(alias))
     if not runs:
         raise InvalidInput(
@@ -109,25 +110,21 @@ def record_verdict(uri: str, sweep: Sweep, tags: Mapping[str, str]) -> bool:
     return True
 
 
-def _client(uri: str | None, where: str) -> Any:
+def _client(uri: str | None, where: str) -> BoundedClient:
     if uri is None or uri == "off":
         raise InvalidInput(_NO_MLFLOW, where=where)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
+    return BoundedClient(uri)
 
 
-def _parent(client: Any, sweep: Sweep) -> Any:
-    experiment = client.get_experiment_by_name(sweep.name)
+def _parent(client: BoundedClient, sweep: Sweep) -> Any:
+    experiment = active_experiment(client, sweep.name)
     if experiment is None:
         return None
     runs = client.search_runs([experiment.experiment_id], f"tags.`puregrid.key` = '{sweep.id}'", max_results=1)
     return runs[0] if runs else None
 
 
-def _tagged(client: Any, experiment: str, tag: str) -> list[Any]:
+def _tagged(client: BoundedClient, experiment: str, tag: str) -> list[Any]:
     return list(client.search_runs([experiment], f"tags.`{tag}` LIKE '%'"))
 
 
@@ -143,7 +140,7 @@ def _is_run(name: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{32}", name) is not None
 
 
-def _text(client: Any, run_id: str, path: str, where: str) -> str:
+def _text(client: BoundedClient, run_id: str, path: str, where: str) -> str:
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as folder:

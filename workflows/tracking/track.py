@@ -21,9 +21,11 @@ from workflows.audit import counts, rules_on
 from workflows.formats import render
 from workflows.formats.machine import csv
 from workflows.grid.load import Cell, Sweep
+from workflows.monitoring.mlflow_client import BoundedClient
 from workflows.results.certificates import family
 from workflows.tables.table import records
 from workflows.tracking.aliases import OUTCOMES
+from workflows.tracking.experiments import writable_experiment
 from workflows.tracking.metrics import beside, budget, plain
 
 __all__ = ["default_uri", "track"]
@@ -69,13 +71,9 @@ def track(
         run: The record of the run, whose rates and utilisation the parent gets; a run that had nothing to compute
             leaves those of the one before.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    from mlflow import MlflowClient
-
     sweep, store_uri, findings = analysis.sweep, analysis.results.store.uri, analysis.audited
     robustness, cost = analysis.robustness, analysis.cost
-    log = _Log(MlflowClient(tracking_uri=uri), sweep, None if "://" in store_uri else Path(store_uri))
+    log = _Log(BoundedClient(uri), sweep, None if "://" in store_uri else Path(store_uri))
     complete = complete and (robustness.empty or bool((robustness["images"] == robustness["planned"]).all()))
     parent = log.run(sweep.id, sweep.name, None)
     tags = {f"version.{name}": version for name, version in (versions or {}).items()}
@@ -226,17 +224,10 @@ def _note(markdown: str) -> str:
 class _Log:
     """Writes only what differs from what a run has."""
 
-    def __init__(self, client: Any, sweep: Sweep, folder: Path | None) -> None:
+    def __init__(self, client: BoundedClient, sweep: Sweep, folder: Path | None) -> None:
         self._client = client
         self._sweep = sweep
-        experiment = client.get_experiment_by_name(sweep.name)
-        if experiment is None:
-            location = None if folder is None else (folder / "mlartifacts" / sweep.name).absolute().as_uri()
-            # The kind makes MLflow open the page of runs and charts, not that of language models.
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            self._experiment = client.create_experiment(sweep.name, artifact_location=location, tags=kind)
-        else:
-            self._experiment = experiment.experiment_id
+        self._experiment = writable_experiment(client, sweep.name, folder)
 
     def run(self, key: str, name: str, parent: str | None) -> str:
         """Return the run with this key; make it if necessary."""

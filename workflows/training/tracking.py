@@ -16,6 +16,7 @@ from typing import Any
 
 from defense.errors import PuregridError
 from defense.spec import digest
+from workflows.monitoring.mlflow_client import BoundedClient
 from workflows.training.config import Training
 
 __all__ = ["TrainingLog", "tracking_uri"]
@@ -66,12 +67,8 @@ class TrainingLog:
         """
         if uri is None:
             return cls(None, None)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         try:
-            from mlflow import MlflowClient
-
-            client = MlflowClient(tracking_uri=uri)
+            client = BoundedClient(uri)
             return cls(client, _run(client, uri, config, digests, again))
         except Exception as error:  # MLflow raises whatever its stores and servers raise
             raise PuregridError(

@@ -1,0 +1,92 @@
+"""``puregrid track``, and the tracker of ``puregrid run``."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from defense.errors import InvalidInput, PuregridError
+from workflows.cli.base import Overrides, StoreUri, SweepFile, errors, open_sweep, say
+
+if TYPE_CHECKING:
+    from workflows.grid.load import Sweep
+    from workflows.tracking.tracker import Tracker
+
+__all__ = ["Mlflow", "open_tracker", "track"]
+
+Mlflow = Annotated[
+    str | None,
+    typer.Option("--mlflow", metavar="URI|off", help="MLflow tracking URI [SQLite in the store's folder]."),
+]
+
+_INSTALL = "MLflow is not installed: pip install 'puregrid[mlflow]'"
+_BUCKET = "a bucket holds no SQLite database: give --mlflow URI"
+
+
+def open_tracker(mlflow: str | None, sweep: Sweep, store_uri: str, *, strict: bool, wanted: str) -> Tracker | None:
+    """Where a sweep is logged; None for nowhere, which is said unless it was asked for.
+
+    Arguments:
+        mlflow: The option ``--mlflow``.
+        sweep: The sweep.
+        store_uri: Its store.
+        strict: Whether a tracker that fails is an error.
+        wanted: The option because of which there must be a tracker; "" if there need not be one.
+
+    Raises:
+        InvalidInput: There must be a tracker and there is none; or one is named and MLflow is not installed.
+    """
+    from workflows.tracking.track import default_uri
+
+    uri = mlflow or default_uri(store_uri)
+    if uri == "off":
+        if wanted:
+            raise InvalidInput("--mlflow off logs nowhere: give a URI, or leave it out.", where=wanted)
+        return None
+    trouble = _INSTALL if importlib.util.find_spec("mlflow") is None else _BUCKET if uri is None else None
+    if trouble is not None or uri is None:
+        if wanted or mlflow is not None:
+            raise InvalidInput(f"{trouble}.", where="--mlflow" if mlflow is not None else wanted)
+        say(f"not logged to MLflow: {trouble}, or --mlflow off.")
+        return None
+    from workflows.tracking.tracker import Tracker
+
+    return Tracker(uri, sweep, store_uri, strict, say)
+
+
+def track(sweep: SweepFile, store: StoreUri = "results", mlflow: Mlflow = None, set_: Overrides = None) -> None:
+    """Log what is committed of a sweep to MLflow; computes nothing."""
+    with errors():
+        loaded, opened = open_sweep(sweep, set_, store)
+        tracker = open_tracker(mlflow, loaded, opened.uri, strict=True, wanted="track")
+        assert tracker is not None
+        from workflows.analysis import Analysis
+        from workflows.monitoring.run_record import read_runs
+        from workflows.planning.plan import make_plan
+        from workflows.regression.baselines import to_text
+        from workflows.regression.snapshots import of_results
+        from workflows.results.reader import Results
+        from workflows.tracking.track import track as log
+
+        planned = make_plan(loaded)
+        missing = planned.committed(opened).missing
+        if missing == planned.units:
+            raise PuregridError(f"nothing of {loaded.name} is committed in {opened.uri}: `puregrid run` it first.")
+        if missing:
+            say(f"partial: {missing} of {planned.units} units are missing; what is committed is logged.")
+        results = Results(opened, loaded)
+        snapshot = of_results(results)
+        runs = [run for run in read_runs(opened, loaded.id) if run.purpose == "run" and run.ended is not None]
+        tracker.write(
+            partial(
+                log,
+                analysis=Analysis(results),
+                versions=snapshot.versions,
+                outcomes=to_text(snapshot),
+                complete=not missing,
+                run=runs[-1].to_json() if runs else None,
+            )
+        )

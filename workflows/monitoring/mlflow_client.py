@@ -1,0 +1,124 @@
+"""MLflow's client with an end to every wait.
+
+By itself MLflow asks a server that does not answer eight times, up to two minutes each, with pauses that double. Here
+a request is bounded by MLflow's own variables, and every call by a clock beside it, for a database that is locked or
+a bucket behind the server. Only the driver has such a client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from threading import Thread
+from typing import Any
+
+from defense.errors import PuregridError
+
+__all__ = ["ASKING_SECONDS", "BoundedClient", "NoAnswer", "cause", "shown"]
+
+ASKING_SECONDS = 15.0
+"""How long a server may take to say that it is there."""
+
+_CALL_SECONDS = 60.0
+"""How long any later call may take; the first one of a local database makes its tables."""
+
+_VARIABLES = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+class NoAnswer(PuregridError):
+    """MLflow did not answer in time."""
+
+
+class BoundedClient:
+    """An ``MlflowClient`` of which every method returns or raises in time.
+
+    After one that did not, all others raise at once.
+
+    Arguments:
+        uri: Tracking URI.
+        seconds: For all calls together; by default there is a bound of each call alone.
+    """
+
+    def __init__(self, uri: str, seconds: float | None = None) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        from mlflow import MlflowClient  # seconds of imports, which are not the server's
+
+        self._until = None if seconds is None else time.monotonic() + seconds
+        self._seconds = _CALL_SECONDS if seconds is None else seconds
+        self._silent = False
+        self._client = self._in_time(lambda: MlflowClient(tracking_uri=uri))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Return a method of ``MlflowClient``, bounded."""
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            return self._in_time(lambda: getattr(self._client, name)(*arguments, **options))
+
+        return call
+
+    def _in_time(self, call: Callable[[], Any]) -> Any:
+        left = self._seconds if self._until is None else min(self._seconds, self._until - time.monotonic())
+        results: list[Any] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(call())
+            except BaseException as error:  # the caller raises it
+                errors.append(error)
+
+        if not self._silent and left > 0:
+            thread = Thread(target=run, daemon=True)  # one that hangs must not keep the process
+            with _bounded_requests():
+                thread.start()
+                thread.join(left)
+        if errors:
+            raise errors[0]
+        if not results:
+            self._silent = True
+            raise NoAnswer(f"no answer within {self._seconds:g} s")
+        return results[0]
+
+
+@contextlib.contextmanager
+def _bounded_requests() -> Iterator[None]:
+    """MLflow's variables during a call of ours, those that are not set; its retries are no news for the terminal."""
+    new = {name: value for name, value in _VARIABLES.items() if name not in os.environ}
+    os.environ.update(new)
+    logger = logging.getLogger("urllib3.connectionpool")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name in new:
+            os.environ.pop(name, None)
+
+
+def shown(uri: str) -> str:
+    """The URI without a password, for messages."""
+    return re.sub(r"(?<=://)[^/@]*@", "...@", uri)
+
+
+def cause(error: Exception) -> str:
+    """What is behind an error, in one line without a password: the system's error, if that is where it begins."""
+    if isinstance(error, NoAnswer):
+        return str(error)
+    chain: list[BaseException] = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and below not in chain:
+        chain.append(below)
+    system = [link for link in chain if isinstance(link, OSError) and link.errno is not None]
+    first = (str(system[-1] if system else error).strip().splitlines() or [""])[0]
+    return shown(f"{type(system[-1] if system else error).__name__}: {first}"[:300])
