@@ -6,9 +6,10 @@ Every message says what is wrong, where, why it cannot work, and what to do abou
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["InvalidInput", "PuregridError", "StoreError", "nearest"]
+__all__ = ["InvalidInput", "PuregridError", "StoreError", "inside", "nearest"]
 
 
 class PuregridError(Exception):
@@ -64,6 +65,19 @@ def _rebuild(kind: type[InvalidInput], message: str, where: str | None, keys: tu
 
 class StoreError(PuregridError):
     """A store could not be read or written, or holds something that is not a committed row."""
+
+
+@contextmanager
+def inside(*keys: str | int) -> Iterator[None]:
+    """Give an InvalidInput from inside the block the path of the value that it is about.
+
+    Arguments:
+        keys: Where the value lies in the spec around it.
+    """
+    try:
+        yield
+    except InvalidInput as error:
+        raise error.within(*keys) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from defense.errors import InvalidInput
+from defense.reading import reading
 from tasks.corruptions import SEVERITIES, Corrupted
 from tasks.corruptions.generate import find
 
@@ -226,19 +227,18 @@ class CifarC:
         self._assert_md5(place, f"{name}.npy", self.release.files[name])
         with open(place.path, "rb") as file:
             file.seek(place.start)
-            try:
+            with reading(f"{self.path}/{name}.npy", "NumPy array"):
                 version = np.lib.format.read_magic(file)
                 read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
                 stored, fortran, dtype = read[version](file)
-            except (ValueError, KeyError) as error:
-                raise InvalidInput(f"{name}.npy of {str(self.path)!r} is not a NumPy array ({error}).") from error
             start = file.tell()
         if stored != shape or fortran or dtype != np.dtype(np.uint8):
             raise InvalidInput(
                 f"{name}.npy of {str(self.path)!r} holds {dtype} of shape {stored}, not uint8 of shape {shape}: it "
                 f"is not {self.release.name}."
             )
-        return np.memmap(place.path, np.uint8, "r", start, shape)
+        with reading(f"{self.path}/{name}.npy", "NumPy array"):
+            return np.memmap(place.path, np.uint8, "r", start, shape)
 
     def _place(self, name: str) -> _Place:
         file = f"{name}.npy"
@@ -279,12 +279,8 @@ def _md5(place: _Place, size: int, modified: int) -> str:
 
 @lru_cache(maxsize=4)
 def _members(path: str, size: int, modified: int) -> dict[str, _Place]:
-    try:
-        with tarfile.open(path, "r:") as tar:
-            return {
-                Path(member.name).name: _Place(path, member.offset_data, member.size)
-                for member in tar
-                if member.isreg()
-            }
-    except (tarfile.TarError, OSError) as error:
-        raise InvalidInput(f"{path!r} is no uncompressed tar ({error}), as the published archives are.") from error
+    hint = "It is no uncompressed tar, as the published archives are: fetch it again."
+    with reading(path, "archive", hint=hint), tarfile.open(path, "r:") as tar:
+        return {
+            Path(member.name).name: _Place(path, member.offset_data, member.size) for member in tar if member.isreg()
+        }

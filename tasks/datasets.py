@@ -256,7 +256,7 @@ class _CifarConfig(DatasetConfig):
 
         try:
             data = getattr(datasets, self.source)(self.root or "", train=self.split == "train", download=False)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise InvalidInput(
                 f"{self.source.replace('CIFAR', 'CIFAR-')} is not under {self.root!r}: {self.folder} is missing "
                 f"there or damaged (md5). `puregrid data fetch {self.dataset} --root {self.root}` downloads it; "
@@ -441,6 +441,12 @@ class FolderConfig(DatasetConfig):
             ) from error
         if not classes or len({names[0] for names in classes}) < len(classes):
             raise InvalidInput(f"classes {self.classes!r} is empty or names a class twice.")
+        odd = next((name for names in classes for name in names if not _names_a_folder(name)), None)
+        if odd is not None:
+            raise InvalidInput(
+                f"classes {self.classes!r} has {odd[:40]!r}, which no folder can be called: give a text file with a "
+                "line for each class, its names with blanks between them."
+            )
         return classes
 
 
@@ -451,6 +457,10 @@ def _some(paths: Sequence[Path], folder: Path) -> str:
     """Return the first names of several files."""
     names = ", ".join(str(path.relative_to(folder)) for path in paths[:_NAMED])
     return names + (f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else "")
+
+
+def _names_a_folder(name: str) -> bool:
+    return len(name.encode()) <= 255 and not {"/", "\0"} & {*name} and name not in (".", "..")
 
 
 def _listed(path: Path) -> list[list[str]]:

@@ -21,6 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tables",),
     ("audit", "engine"),
     ("results",),
+    ("preflight",),
     ("planning", "training"),
     ("grid", "monitoring"),
     ("assets", "documents", "statistics", "store"),

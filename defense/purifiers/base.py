@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from defense.errors import InvalidInput
 from defense.models import Models
 from defense.randomness import Omega
 from defense.registry import Registry
@@ -163,6 +164,20 @@ class PurifierConfig(Spec, ABC):
     def image_shape(self) -> tuple[int, int, int] | None:
         """(C, H, W) that the purifier is made for, None for any."""
         return None
+
+    def check_images(self, image_shape: tuple[int, int, int]) -> None:
+        """Refuse images that the purifier cannot take, before any compute: others than :attr:`image_shape`.
+
+        Arguments:
+            image_shape: (C, H, W).
+
+        Raises:
+            InvalidInput: Why it cannot, and what to do.
+        """
+        if self.image_shape not in (None, image_shape):
+            raise InvalidInput(
+                f"purifier {self.label()!r} takes images of shape {self.image_shape}, not {image_shape}."
+            )
 
     def model_key(self) -> str:
         """Return the key of the large model that the purifier holds: one worker preferably gets equal keys."""

@@ -26,6 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from defense.errors import InvalidInput
 from defense.models import Models
 from defense.packages import installed
 from defense.purifiers.base import PURIFIERS, FilterConfig, Purifier
@@ -97,6 +98,13 @@ class JPEGConfig(FilterConfig):
     def differentiable(self) -> bool:
         """False: the backward pass is straight-through."""
         return False
+
+    def check_images(self, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`PurifierConfig`: the codec takes grey and RGB images."""
+        if image_shape[0] not in (1, 3):
+            raise InvalidInput(
+                f"images of {image_shape[0]} channels; the JPEG codec takes 1 (grey) or 3 (RGB). Use another one."
+            )
 
     def label(self) -> str:
         """``jpeg q=75``."""

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from defense.errors import InvalidInput
 from defense.models import Models
 from defense.purifiers.base import PURIFIERS, FilterConfig, Purifier
 from defense.randomness import Omega
@@ -75,6 +76,15 @@ class MedianConfig(FilterConfig):
                 f"the window of {size} x {size} pixels has no centre; take an odd size such as {size + 1}"
             )
         return size
+
+    def check_images(self, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`PurifierConfig`: images are continued by their own pixels, as far as the window."""
+        if min(image_shape[1:]) <= self.size // 2:
+            raise InvalidInput(
+                f"images of {image_shape[1:]} pixels are too small for a median of size {self.size}: give a smaller "
+                "one.",
+                keys=("size",),
+            )
 
     def label(self) -> str:
         """``median 3x3``."""

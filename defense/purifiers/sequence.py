@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
+from defense.errors import inside
 from defense.models import Models
 from defense.purifiers.base import PURIFIERS, Purifier, PurifierConfig
 from defense.randomness import Omega
@@ -111,6 +112,12 @@ class SequenceConfig(PurifierConfig):
     def image_shape(self) -> tuple[int, int, int] | None:
         """That of the first stage which asks for one."""
         return next((stage.image_shape for stage in self.stages if stage.image_shape is not None), None)
+
+    def check_images(self, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`PurifierConfig`: every stage takes them."""
+        for place, stage in enumerate(self.stages):
+            with inside("stages", place):
+                stage.check_images(image_shape)
 
     def model_key(self) -> str:
         """That of the first stage with a model."""

@@ -40,10 +40,10 @@ from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks.apgd_l1 import BestIterate, budgets, sparse_ascend
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
-from tasks.attacks.losses import PointLoss, point_loss
+from tasks.attacks.losses import PointLoss, check_classes, point_loss
 from tasks.attacks.pgd import Best
 from tasks.attacks.target import Oracle, Target
-from tasks.attacks.targeted import towards, wrong_classes
+from tasks.attacks.targeted import check_targets, towards, wrong_classes
 
 __all__ = ["APGDConfig", "ascend", "checkpoints", "sphere_start"]
 
@@ -111,6 +111,12 @@ class APGDConfig(AttackConfig):
                 "5 steps, or `larger_eps: false`."
             )
         return self
+
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`AttackConfig`."""
+        check_classes("loss", self.loss, classes)
+        if self.targets is not None:
+            check_targets("targets", self.targets, classes)
 
     def method(self) -> str:
         """``apgd-100 linf``, with the loss where it is not the cross-entropy."""

@@ -130,6 +130,15 @@ class AutoAttackConfig(AttackConfig):
         """See :class:`AttackConfig`."""
         return self.version
 
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`AttackConfig`."""
+        _check_classes(self._least_classes, classes)
+
+    @property
+    def _least_classes(self) -> int:
+        """Classes without which one of its attacks cannot run."""
+        return 10 if {"apgd-t", "fab-t"} & set(self.names) else 3 if "apgd-dlr" in self.names else 2
+
     def method(self) -> str:
         """``autoattack-standard linf``; ``custom`` with its attacks."""
         which = "+".join(self.attacks) if self.attacks else self.version
@@ -174,8 +183,7 @@ class AutoAttackConfig(AttackConfig):
         """
         with installed("autoattack"):
             from pyautoattack import AutoAttack  # type: ignore[import-untyped, unused-ignore]
-        targeted = {"apgd-t", "fab-t"} & set(self.names)
-        scores = _Scores(target, 10 if targeted else 3 if "apgd-dlr" in self.names else 2)
+        scores = _Scores(target, self._least_classes)
         with _collected() as messages, _generators_restored():
             reference = AutoAttack(
                 scores,
@@ -199,6 +207,14 @@ def reference_seed(omega: Omega) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
+def _check_classes(least: int, classes: int) -> None:
+    if classes < least:
+        raise InvalidInput(
+            f"{classes} classes, but apgd-t and fab-t of autoattack need 10 (they try 9 wrong ones) and "
+            "apgd-dlr needs 3. Use `version: custom` with other attacks, or apgd with `targets`."
+        )
+
+
 class _Scores(nn.Module):
     """One vector of logits per image, of batches of any composition; ``least`` is how many classes there must be."""
 
@@ -212,11 +228,7 @@ class _Scores(nn.Module):
         target = self._target
         part = target.select(torch.arange(len(x)))
         logits = part.logits(x)
-        if logits.shape[2] < self._least:
-            raise InvalidInput(
-                f"{logits.shape[2]} classes, but apgd-t and fab-t of autoattack need 10 (they try 9 wrong ones) and "
-                "apgd-dlr needs 3. Use `version: custom` with other attacks, or apgd with `targets`."
-            )
+        _check_classes(self._least, logits.shape[2])
         target.calls, target.evaluations = part.calls, target.evaluations + part.evaluations
         return target.together(logits)
 

@@ -152,6 +152,17 @@ class AttackConfig(Spec, ABC):
             InvalidInput: Why it has none, and what to do.
         """
 
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """Refuse a classifier or images that the attack cannot work on, before any compute; most take all.
+
+        Arguments:
+            classes: Number of classes.
+            image_shape: (C, H, W).
+
+        Raises:
+            InvalidInput: Why it cannot, and what to do; with the path of the field.
+        """
+
     @property
     def stops(self) -> bool:
         """Whether images that are broken are not attacked further: right where answers are certain, else a bias."""

@@ -39,7 +39,7 @@ from defense.purifiers import PurifierConfig
 from defense.randomness import Omega
 from tasks.attacks.apgd import ascend, sphere_start
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
-from tasks.attacks.losses import LossName, PointLoss, point_loss
+from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
 from tasks.attacks.pgd import Best
 from tasks.attacks.target import Evaluation, Oracle, Target, strongest
 
@@ -85,6 +85,10 @@ class DeviatedReconstructionConfig(AttackConfig):
                 f"deviated-reconstruction compares the reverse process with the forward one; purifier "
                 f"{purifier.label()!r} has none. Use apgd."
             )
+
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`AttackConfig`."""
+        check_classes("losses", self.losses, classes)
 
     def method(self) -> str:
         """``deviated-reconstruction-100 linf ce,dlr``, with lambda where it is not 1."""

@@ -54,7 +54,7 @@ from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks import apgd
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
-from tasks.attacks.losses import LossName, PointLoss, point_loss
+from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
 from tasks.attacks.pgd import Best
 from tasks.attacks.target import Evaluation, Oracle, Target, strongest
 
@@ -100,6 +100,10 @@ class DiffHammerConfig(AttackConfig):
                 "Remove it, or use apgd or pgd."
             )
         return self
+
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`AttackConfig`."""
+        check_classes("losses", self.losses, classes)
 
     def method(self) -> str:
         """``diffhammer-50x3 linf``, with what is not the default."""

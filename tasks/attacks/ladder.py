@@ -27,7 +27,7 @@ import torch
 from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor
 
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, inside
 from defense.gradients import GRADIENT_MODES, GradientMode
 from defense.purifiers import PurifierConfig
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
@@ -121,6 +121,12 @@ class LadderConfig(DerivedAttackConfig):
         for rung in self.rungs:
             if not rung.static:
                 rung.check(purifier)
+
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`AttackConfig`."""
+        for place, rung in enumerate(self.rungs):
+            with inside("rungs", place):
+                rung.check_task(classes, image_shape)
 
     def on_bare_classifier(self) -> Self:
         """Without a purifier most rungs are one."""

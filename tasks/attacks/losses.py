@@ -16,7 +16,7 @@ where :math:`z_{\pi_1} \ge z_{\pi_2} \ge \dots` are the sorted logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -25,13 +25,37 @@ from torch import Tensor
 
 from defense.errors import InvalidInput
 
-__all__ = ["LossName", "PointLoss", "dlr_targeted", "margin", "point_loss"]
+__all__ = ["LossName", "PointLoss", "check_classes", "dlr_targeted", "margin", "point_loss"]
 
 LossName = Literal["ce", "margin", "dlr"]
 PointLoss = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits, labels)``: shapes (N, classes) and (N,) to (N,)."""
 
 _TINY = 1e-12
+
+_LEAST_CLASSES = {"dlr": 3, "dlr-targeted": 4}
+"""Classes without which a loss has no value; the others take two."""
+
+
+def check_classes(field: str, losses: str | Sequence[str], classes: int) -> None:
+    """Refuse losses that have no value with so few classes, before anything is computed.
+
+    Arguments:
+        field: The field of an attack that names them, for the message.
+        losses: A name, or several.
+        classes: Number of classes.
+
+    Raises:
+        InvalidInput: One has none; with its path.
+    """
+    names = [losses] if isinstance(losses, str) else losses
+    for place, name in enumerate(names):
+        least = _LEAST_CLASSES.get(name, 2)
+        if classes < least:
+            raise InvalidInput(
+                f"loss {name} needs at least {least} classes, the classifier has {classes}: use ce or margin.",
+                keys=(field,) if isinstance(losses, str) else (field, place),
+            )
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ and l_2 norms that came of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -47,7 +47,7 @@ from defense.lpips import LpipsConfig
 from defense.randomness import Omega
 from defense.spec import Spelling
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
-from tasks.attacks.losses import LossName, point_loss
+from tasks.attacks.losses import LossName, check_classes, point_loss
 from tasks.attacks.pgd import Best
 from tasks.attacks.target import Target
 
@@ -116,6 +116,18 @@ class LowFrequencyConfig(AttackConfig):
         """With the weights of LPIPS found, hashed and checked."""
         return self.model_copy(update={"lpips": self.lpips.resolved(base)})
 
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`AttackConfig`."""
+        check_classes("loss", self.loss, classes)
+        self._check_kernels(image_shape[1:])
+
+    def _check_kernels(self, size: Sequence[int]) -> None:
+        """Reflection at the border takes no kernel that reaches beyond the whole image."""
+        if max(self.kernels, default=1) // 2 >= min(size):
+            raise InvalidInput(
+                f"kernels {list(self.kernels)} do not fit images of {tuple(size)} pixels.", keys=("kernels",)
+            )
+
     def method(self) -> str:
         """``low-frequency-100 lpips-vgg``, with the loss where it is not the margin."""
         return f"{self.attack}-{self.steps} {self.norm}-{self.lpips.net}" + (
@@ -133,8 +145,7 @@ class LowFrequencyConfig(AttackConfig):
         farthest = torch.zeros(len(x), device=x.device)
         with torch.no_grad():
             distance(x, x)  # refuses images that it cannot take, before the defence has cost anything
-        if max(self.kernels, default=1) // 2 >= min(x.shape[2:]):
-            raise InvalidInput(f"kernels {list(self.kernels)} do not fit images of {tuple(x.shape[2:])} pixels.")
+        self._check_kernels(x.shape[2:])
         loss = point_loss(self.loss)
         filters = [GuidedFilter(x, side, self.sigma) for side in self.kernels]
         inside = ((2 * x - 1) * _INSIDE).atanh()

@@ -30,9 +30,9 @@ from torch import Tensor
 from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
-from tasks.attacks.losses import LossName, PointLoss, point_loss
+from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
 from tasks.attacks.target import Target
-from tasks.attacks.targeted import towards, wrong_classes
+from tasks.attacks.targeted import check_targets, towards, wrong_classes
 
 __all__ = ["FGSMConfig", "PGDConfig"]
 
@@ -74,6 +74,12 @@ class PGDConfig(AttackConfig):
                 "restarts end in several last iterates, of which the loss chooses: write `keep: best`."
             )
         return self
+
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`AttackConfig`."""
+        check_classes("loss", self.loss, classes)
+        if self.loss == "dlr-targeted":
+            check_targets("restarts", self.restarts, classes)
 
     def method(self) -> str:
         """``pgd-20 linf``, with the loss where it is not the cross-entropy."""
@@ -126,6 +132,10 @@ class FGSMConfig(AttackConfig):
     keeps_best: ClassVar[bool] = True
     attack: Literal["fgsm"] = "fgsm"
     loss: LossName = "ce"
+
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`AttackConfig`."""
+        check_classes("loss", self.loss, classes)
 
     @property
     def single_step(self) -> bool:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from defense.randomness import Omega
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
-from tasks.attacks.losses import LossName, PointLoss, point_loss
+from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
 from tasks.attacks.optimizers import Adam
 from tasks.attacks.pgd import Best
 from tasks.attacks.target import Target
@@ -78,6 +78,10 @@ class SPSAConfig(AttackConfig):
         if isinstance(data, dict) and data.get("update") is None:
             return {**data, "update": "steepest" if data.get("norm") == "l2" else "adam"}
         return data
+
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`AttackConfig`."""
+        check_classes("loss", self.loss, classes)
 
     def method(self) -> str:
         """``spsa-100x64 linf``, with the loss where it is not the margin."""

@@ -38,7 +38,7 @@ from torch import Tensor
 from defense.randomness import Omega
 from defense.spec import Spelling
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
-from tasks.attacks.losses import LossName, point_loss
+from tasks.attacks.losses import LossName, check_classes, point_loss
 from tasks.attacks.pgd import Best
 from tasks.attacks.target import Target
 
@@ -70,6 +70,10 @@ class StAdvConfig(AttackConfig):
     learning_rate: float = Field(default=0.01, gt=0)
     smoothness: float | None = Field(default=None, ge=0)
     loss: LossName = "margin"
+
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`AttackConfig`."""
+        check_classes("loss", self.loss, classes)
 
     def method(self) -> str:
         """``stadv-100 flow``, with the loss where it is not the margin."""

@@ -9,7 +9,26 @@ from defense.errors import InvalidInput
 from tasks.attacks.losses import PointLoss, dlr_targeted
 from tasks.attacks.target import Target
 
-__all__ = ["towards", "wrong_classes"]
+__all__ = ["check_targets", "towards", "wrong_classes"]
+
+
+def check_targets(field: str, count: int, classes: int) -> None:
+    """Refuse more target classes than there are wrong ones, before anything is computed.
+
+    Arguments:
+        field: The field of an attack that says how many, for the message.
+        count: How many.
+        classes: Number of classes.
+
+    Raises:
+        InvalidInput: There are fewer; with the path of the field.
+    """
+    if count > classes - 1:
+        raise InvalidInput(
+            f"{count} target classes, but the classifier has {classes} classes, of which {classes - 1} are wrong for "
+            f"an image: write `{field}: {classes - 1}` or fewer.",
+            keys=(field,),
+        )
 
 
 def wrong_classes(target: Target, x: Tensor, count: int) -> Tensor:

@@ -14,7 +14,7 @@ from pydantic import SerializeAsAny, model_validator
 from torch import Tensor
 
 from defense.classifiers import ClassifierConfig
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, inside
 from defense.purifiers import PurifierConfig
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
 from tasks.attacks.derived import DerivedAttackConfig, Given
@@ -69,6 +69,23 @@ class TransferConfig(DerivedAttackConfig):
                 "a transfer attack knows nothing of what it is judged on; its source may.", keys=("knows",)
             )
         return self
+
+    def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`AttackConfig`."""
+        if self.classifier is not None:
+            architecture = self.classifier.architecture
+            if (architecture.classes, architecture.image_shape) != (classes, image_shape):
+                raise InvalidInput(
+                    f"classifier {self.classifier.label()!r} takes images of shape {architecture.image_shape} and "
+                    f"tells {architecture.classes} classes apart, the attacked one {image_shape} and {classes}: an "
+                    "attack is transferred between classifiers of the same images and classes.",
+                    keys=("classifier",),
+                )
+        if self.purifier is not None:
+            with inside("purifier"):
+                self.purifier.check_images(image_shape)
+        with inside("source"):
+            self.source.check_task(classes, image_shape)
 
     def method(self) -> str:
         """``transfer of pgd-20 linf from resnet20``, behind its purifier if it has one."""

@@ -16,7 +16,7 @@ from defense.randomness import Omega
 from defense.spec import Spec
 from tasks.cifar_c import CIFAR10_C, CIFAR100_C, CifarC
 from tasks.corruptions.base import Corrupted, Origin
-from tasks.corruptions.generate import corrupt, find
+from tasks.corruptions.generate import check_images, corrupt, find
 from tasks.corruptions.weather import Photographs
 from tasks.datasets import DATA_VARIABLE, DatasetConfig, ImageSet
 
@@ -98,6 +98,17 @@ class CorruptionConfig(Spec):
         release = self._release(dataset)
         release.read(self.corruption, self.severity, [0])  # which compares the md5
         return self.model_copy(update={"digest": release.release.files[self.corruption]})
+
+    def check_images(self, image_shape: tuple[int, int, int]) -> None:
+        """Refuse images that the corruption is not defined for, before any compute.
+
+        Arguments:
+            image_shape: (C, H, W).
+
+        Raises:
+            InvalidInput: It is not.
+        """
+        check_images(image_shape)
 
     def _release(self, dataset: DatasetConfig) -> CifarC:
         if dataset.dataset not in _RELEASES or dataset.split != "test":

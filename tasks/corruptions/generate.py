@@ -12,6 +12,7 @@ compare with one another, never with CIFAR-10-C.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -26,7 +27,7 @@ from tasks.corruptions.digital import CONTRAST, ELASTIC_TRANSFORM, JPEG_COMPRESS
 from tasks.corruptions.noise import GAUSSIAN_NOISE, IMPULSE_NOISE, SHOT_NOISE, SPECKLE_NOISE
 from tasks.corruptions.weather import BRIGHTNESS, FOG, FROST, SNOW, SPATTER, Photographs
 
-__all__ = ["BENCHMARK", "CORRUPTIONS", "EXTRA", "VERSION", "corrupt", "find"]
+__all__ = ["BENCHMARK", "CORRUPTIONS", "EXTRA", "VERSION", "check_images", "corrupt", "find"]
 
 VERSION = 1
 """Raised when generated images change."""
@@ -72,6 +73,22 @@ def find(name: str, severity: int) -> Corruption:
     return CORRUPTIONS[name]
 
 
+def check_images(shape: Sequence[int]) -> None:
+    """Refuse images that no corruption is defined for.
+
+    Arguments:
+        shape: (B, C, H, W) or (C, H, W).
+
+    Raises:
+        InvalidInput: Another number of channels than 1 or 3, or fewer than 8 pixels a side.
+    """
+    if len(shape) not in (3, 4) or shape[-3] not in (1, 3) or min(shape[-2:]) < _SMALLEST:
+        raise InvalidInput(
+            f"corruptions take images of shape (B, C, H, W) with 1 or 3 channels and at least {_SMALLEST} pixels a "
+            f"side, not {tuple(shape)}. Leave corruptions out for such images."
+        )
+
+
 def corrupt(
     images: npt.NDArray[np.float32],
     name: str,
@@ -94,11 +111,7 @@ def corrupt(
         InvalidInput: Unknown name or severity, no such images, or frost without photographs.
     """
     corruption = find(name, severity)
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < _SMALLEST:
-        raise InvalidInput(
-            f"corruptions take images of shape (B, C, H, W) with 1 or 3 channels and at least {_SMALLEST} pixels a "
-            f"side, not {images.shape}."
-        )
+    check_images(images.shape)
     if len(images) != len(omega):
         raise ValueError(f"a batch of {len(images)} with the randomness of {len(omega)} elements")
     if len(images) and not (images.min() >= 0 and images.max() <= 1):

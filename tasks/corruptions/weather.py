@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
 
 from defense.errors import InvalidInput
 from tasks.corruptions.base import Corruption, Image, Pixels, bytes_of
@@ -70,7 +69,7 @@ def _read(folder: str) -> Photographs:
             with Pillow.open(path) as image:
                 # Bilinear reduction to a fifth, as OpenCV does it, meets every fifth pixel exactly.
                 pixels.append(np.asarray(image.convert("RGB"))[2::5, 2::5])
-        except (OSError, UnidentifiedImageError) as error:
+        except Exception as error:  # Pillow's plugins raise what they like
             raise InvalidInput(
                 f"frost needs the photograph {str(path)!r}, which cannot be read ({error}). The five "
                 f"({', '.join(FROST_FILES)}) lie in ImageNet-C/create_c of the repository hendrycks/robustness."

@@ -105,7 +105,7 @@ class AttackStage(StageSpec):
             x = context.tensor(data.images[ids[start:stop]])
             y = context.tensor(data.labels[ids[start:stop]])
             omega_part = omega.part(start, stop)
-            target = self._target(context, y, omega_part)
+            target = self.target(context, y, omega_part)
             if isinstance(self.attack, DerivedAttackConfig):
                 result = self.attack.combine(
                     target, x, [_part(source, start, stop, context) for source in from_sources]
@@ -183,8 +183,14 @@ class AttackStage(StageSpec):
             }
         )
 
-    def _target(self, context: Context, labels: Tensor, omega: Omega) -> Target:
-        """Return the attacked function for one batch."""
+    def target(self, context: Context, labels: Tensor, omega: Omega) -> Target:
+        """Return the attacked function for one batch.
+
+        Arguments:
+            context: The worker's models.
+            labels: True labels, shape (B,).
+            omega: The attack's own randomness of the batch.
+        """
         classifier = context.classifier(self.classifier)
         if self.purifier is None:
             return Target(classifier, labels, omega)

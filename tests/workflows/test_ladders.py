@@ -122,7 +122,7 @@ attacks:
         (
             "defences: [{purifier: jpeg, quality: 50}]\nattacks:\n  - attack: ladder\n    norm: linf\n    eps: 0.1\n"
             "    rungs: [blind, {attack: deviated-reconstruction, steps: 2, gradient: exact}]",
-            "small.yaml:3: attacks: .*",
+            "small.yaml:4: attacks.0: .*",
         ),
     ],
 )

@@ -461,12 +461,12 @@ def test_chunks_and_stages_do_not_get_in_each_others_way(store: Store) -> None:
     assert store.problem(*UNIT) is None
 
 
-def test_a_spec_file_says_what_a_stage_id_stands_for_and_is_written_once(store: Store) -> None:
+def test_a_spec_file_says_what_a_stage_id_stands_for_and_is_healed(store: Store) -> None:
     store.put_spec(SPEC)
     content = store.files.read(f"specs/{ID}.json")
     assert json.loads(content) == SPEC.identity() == {"stage": "evaluate", "version": 1, "number": 7}
     again = json.dumps(json.loads(content), sort_keys=True, separators=(",", ":"))
     assert hashlib.sha256(again.encode()).hexdigest().startswith(ID)
-    store.files.write(f"specs/{ID}.json", b"kept")
+    store.files.write(f"specs/{ID}.json", b"damaged")
     store.put_spec(SPEC)
-    assert store.files.read(f"specs/{ID}.json") == b"kept"
+    assert store.files.read(f"specs/{ID}.json") == content

@@ -178,8 +178,12 @@ TABLE = {
     "classifier of another image shape": Wrong(
         "classifier: digits-cnn",
         "classifier: resnet20",
-        5,
-        ("classifiers: classifier 'resnet20' takes images of shape (3, 32, 32)", "'digits' has (1, 8, 8)", "exclude"),
+        6,
+        (
+            "classifiers.0: classifier 'resnet20' takes images of shape (3, 32, 32)",
+            "'digits' has (1, 8, 8)",
+            "exclude",
+        ),
     ),
     "image out of range": Wrong(
         "{first: 4}", "{ids: [0, 599]}", 4, ("datasets.0.images", "image id 599 is out of range", "images 0 to 598")
@@ -384,9 +388,9 @@ def test_purifier_for_images_of_another_shape_is_refused(tmp_path: Path, without
     wrong = Wrong(
         "path: {assets}/digits-ddpm",
         f"path: {folder}",
-        13,
+        16,
         (
-            "defences: purifier 'diffpure t*=50 in 5 steps' takes images of shape (1, 16, 16)",
+            "defences.1: purifier 'diffpure t*=50 in 5 steps' takes images of shape (1, 16, 16)",
             "'digits' has (1, 8, 8)",
         ),
     )

@@ -25,10 +25,19 @@ from workflows.cli.base import (
 from workflows.cli.tracking import Mlflow, open_tracker
 
 if TYPE_CHECKING:
+    from workflows.engine.loop import RunOutcome
     from workflows.planning.forecast import Forecast
     from workflows.planning.summary import PlanSummary, StageSummary
 
 __all__ = ["plan", "run", "status"]
+
+Preflight = Annotated[
+    bool,
+    typer.Option(
+        "--preflight/--no-preflight",
+        help="Ask every distinct classifier, defence and attack once, on one image, before anything is computed.",
+    ),
+]
 
 
 def plan(
@@ -40,6 +49,7 @@ def plan(
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = 0.0,
     address: Address = None,
+    preflight: Preflight = True,
     set_: Overrides = None,
     json_: AsJson = False,
 ) -> None:
@@ -50,11 +60,15 @@ def plan(
         from workflows.planning.summary import summarise
 
         planned = make_plan(loaded)
+        if preflight and not calibrate:  # which does it where units are computed
+            from workflows.preflight import preflight as ask_once
+
+            ask_once(loaded, planned.committed(opened), opened, say)
         if calibrate:
             from workflows.engine.calibrate import calibrate as measure
             from workflows.engine.execution import Options
 
-            options = Options(workers, gpus_per_worker, address)
+            options = Options(workers, gpus_per_worker, address, preflight=preflight)
             workers = measure(loaded, planned, opened, options, say)[0].workers
         # A measured prediction believes units of its own kind of device only; a guess takes what there is.
         gpu = gpus_per_worker > 0 if calibrate or gpus_per_worker else None
@@ -147,6 +161,7 @@ def run(
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append events to this file, one JSON object per line.")
     ] = None,
+    preflight: Preflight = True,
     set_: Overrides = None,
     json_: AsJson = False,
 ) -> None:
@@ -166,7 +181,7 @@ def run(
         from workflows.regression.snapshots import of_results
         from workflows.tracking.track import track
 
-        options = Options(workers, gpus_per_worker, address, max_attempts, unit_timeout, log=log)
+        options = Options(workers, gpus_per_worker, address, max_attempts, unit_timeout, log=log, preflight=preflight)
         outcome, results, record = run_sweep(loaded, opened, options, say)
         analysis = Analysis(results)
         if json_:
@@ -176,10 +191,7 @@ def run(
             typer.echo(render(analysis, "text", findings=False))
         say(auditor_line(analysis.findings))
         if outcome.failures or outcome.blocked:
-            say(
-                f"{len(outcome.failures)} units failed and {outcome.blocked} more need them; `puregrid status` shows "
-                "why. Run the same command again to retry them."
-            )
+            say(_failed(outcome))
         if outcome.interrupted:
             say("stopped; everything that ran is committed. Run the same command again to continue.")
         to_mlflow = partial(
@@ -197,6 +209,19 @@ def run(
             raise typer.Exit(1)
         if outcome.interrupted:
             raise typer.Exit(130)
+
+
+def _failed(outcome: RunOutcome) -> str:
+    """How many units failed, and what to do: an input that is wrong stays wrong however often it is run."""
+    final = sum(failure.final for failure in outcome.failures)
+    others = len(outcome.failures) - final
+    said = f"{len(outcome.failures)} units failed and {outcome.blocked} more need them; `puregrid status` shows why."
+    if final:
+        which = "" if not others else f" for {final} of them"
+        said += f" The input is to blame{which} and must be corrected: computed again, they would fail again."
+    if others:
+        said += " Run the same command again to retry " + ("the others." if final else "them.")
+    return said
 
 
 def status(
@@ -235,7 +260,9 @@ def status(
                 done = f"{stage.committed} of {stage.units}"
                 typer.echo(f"  {stage.stage:<{width}}  {stage.id}  {done}  {stage.what}")
         for failure in failed:
-            typer.echo(f"failed: {failure.unit} after {failure.attempts} attempts")
+            attempts = "1 attempt" if failure.attempts == 1 else f"{failure.attempts} attempts"
+            why = ", since the input is to blame" if failure.final else ""
+            typer.echo(f"failed: {failure.unit} after {attempts}{why}")
             typer.echo(failure.traceback or failure.error)
         typer.echo(f"estimated: {_duration(summary)}")
         for line in filter(None, map(run_line, runs if summary.missing else [])):

@@ -190,7 +190,11 @@ def read_document(
     except yaml.YAMLError as error:
         raise InvalidInput(f"not valid YAML: {error}.", where=str(path)) from error
     except RecursionError as error:
-        raise InvalidInput("an alias (`*name`) stands inside its own anchor (`&name`).", where=str(path)) from error
+        raise InvalidInput(
+            "it is nested too deeply, or an alias (`*name`) stands inside its own anchor (`&name`).", where=str(path)
+        ) from error
+    except (ValueError, TypeError, OverflowError) as error:  # of values such as the date 2001-13-45
+        raise InvalidInput(f"a value in it means nothing in YAML: {error}.", where=str(path)) from error
     if not isinstance(data, dict):
         have = "this one is empty" if data is None else f"this one holds a {type(data).__name__}"
         raise InvalidInput(f"a {what} is a mapping with the keys {keys}; {have}.", where=f"{path}:1")

@@ -25,6 +25,7 @@ class Event:
         node_lost: The worker is gone with its whole node; the unit is hardly to blame.
         unavailable: The store is to blame, and no unit would fare better.
         other_code: The worker has other code than the driver, and no attempt there would fare better.
+        final: The input is to blame, and another attempt would end alike.
         seconds: From begin to end, with reading and writing, as the driver sees it.
         copy: The attempt was a second one beside a slow first one.
         place: The worker that had it.
@@ -38,6 +39,7 @@ class Event:
     node_lost: bool = False
     unavailable: bool = False
     other_code: bool = False
+    final: bool = False
     seconds: float = 0.0
     copy: bool = False
     place: Place | None = None
@@ -53,6 +55,7 @@ def event_of(unit: Unit, result: Receipt | Trouble, seconds: float, copy: bool, 
         traceback=result.traceback,
         unavailable=result.unavailable,
         other_code=result.other_code,
+        final=result.final,
         copy=copy,
         place=place,
     )

@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 
 from defense.errors import PuregridError
 from tasks.stages.kind import Kind
-from workflows.engine.execution import Execution, Options
+from workflows.engine.execution import Execution, Options, nothing, ready_to_ask
 from workflows.engine.run import verified
 from workflows.grid.load import Sweep
 from workflows.planning.costs import costs_of, kinds_of
@@ -83,6 +83,7 @@ def calibrate(
     """
     committed = verified(plan, store, notify)
     record_sweep(sweep, plan, store)
+    before = ready_to_ask(sweep, committed, store, options, notify)
     gpu = options.gpus_per_worker > 0
     known = {kind for kind, cost in costs_of(committed, store, gpu=gpu).items() if not cost.first}
     threads = max(stage.spec.settings().threads for stage in plan.stages)
@@ -96,7 +97,9 @@ def calibrate(
 
         if not to_measure(done, known, 1):
             break
-        outcome, record = Execution(sweep, plan, store, options, notify, purpose="calibration").run(rest)
+        execution = Execution(sweep, plan, store, options, notify, purpose="calibration", before=before)
+        outcome, record = execution.run(rest)
+        before = nothing
         workers = max(workers, record.workers_at_most or 0) if options.workers is None else options.workers
         if outcome.interrupted:
             raise KeyboardInterrupt

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
 
 from defense.errors import PuregridError
 from tasks.stages.kind import Kind
-from workflows.engine.attempts import Event
+from workflows.engine.attempts import Event, cause
 from workflows.engine.cluster import cluster, slots
 from workflows.engine.failures import describe, failure_path, record_failure
 from workflows.engine.loop import RunOutcome, run_plan
@@ -21,14 +25,14 @@ from workflows.planning.costs import Cost, Pace, missing_work
 from workflows.planning.forecast import default_workers
 from workflows.planning.plan import Committed, Plan
 from workflows.planning.scheduler import Failure
+from workflows.preflight import Answer, Check, ask, preflight
 from workflows.store import Store
 
-__all__ = ["Execution", "Notify", "Options"]
+__all__ = ["Execution", "Notify", "Options", "nothing", "ready_to_ask"]
 
 Notify = Callable[[str], None]
 
 _START_SECONDS, _ORDER_SECONDS = 300.0, 1800.0
-"""How long to wait for a first worker: here, and on a cluster whose machines may have to be ordered first."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Options:
         unit_timeout: Seconds after which a unit counts as stuck.
         quiet: No progress bar.
         log: File to which events are appended, one JSON object a line.
+        preflight: Ask every distinct part once before units are computed.
     """
 
     workers: int | None = None
@@ -53,6 +58,12 @@ class Options:
     unit_timeout: float = 3600.0
     quiet: bool = False
     log: Path | None = None
+    preflight: bool = True
+
+
+def _start_seconds(options: Options) -> float:
+    """Seconds to wait for a first worker: longer on a cluster, whose machines may have to be ordered first."""
+    return _START_SECONDS if options.address is None else _ORDER_SECONDS
 
 
 class Execution:
@@ -66,6 +77,7 @@ class Execution:
         notify: Where notes go, one line each.
         purpose: ``run`` or ``calibration``.
         costs: What units are known to cost, for the time left.
+        before: Called once the cluster is there, before workers start.
     """
 
     def __init__(
@@ -78,6 +90,7 @@ class Execution:
         *,
         purpose: str = "run",
         costs: Mapping[Kind, Cost] | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         self._sweep = sweep
         self._plan = plan
@@ -86,6 +99,7 @@ class Execution:
         self._notify = notify
         self._purpose = purpose
         self._costs = costs
+        self._before = before
         self._threads = max(stage.spec.settings().threads for stage in plan.stages)
         self._failed_before = set(store.files.names(f"sweeps/{sweep.id}/failures"))
         self._same_store_seen = options.address is None
@@ -107,6 +121,7 @@ class Execution:
         )
         threads = min(wanted, units) * self._threads
         with log_to(self._options.log, run=recorder.id), cluster(threads, self._options.address):
+            self._before()
             room = self._options.workers or slots(self._threads, self._options.gpus_per_worker)
             committed = committed_for(room)
             recorder.to_compute = committed.missing
@@ -140,7 +155,7 @@ class Execution:
             gpus_per_worker=self._options.gpus_per_worker,
             threads=self._threads,
             unit_timeout=self._options.unit_timeout,
-            start_timeout=_START_SECONDS if self._options.address is None else _ORDER_SECONDS,
+            start_timeout=_start_seconds(self._options),
             elastic=elastic,
             notify=self._notify,
             ledger=recorder.ledger,
@@ -181,7 +196,11 @@ class Execution:
         if event.receipt is not None:
             self._on_receipt(event)
         if failure is not None:
-            self._notify(f"{describe(self._plan, event.unit)} failed {failure.attempts} times, last: {failure.error}")
+            unit = describe(self._plan, event.unit)
+            if failure.final:
+                self._notify(f"{unit} failed and is not tried again, since the input is to blame: {failure.error}")
+            else:
+                self._notify(f"{unit} failed {failure.attempts} times, last: {failure.error}")
             record_failure(self._sweep, self._plan, self._store, failure)
         elif event.receipt is None and event.started:
             self._notify(f"{describe(self._plan, event.unit)} is tried again: {event.error}")
@@ -209,3 +228,55 @@ class Execution:
                 "worker's machine. Give --store a folder that all machines share, or a bucket."
             )
         self._same_store_seen = True
+
+
+def nothing() -> None:
+    """Ask nothing."""
+
+
+def ready_to_ask(
+    sweep: Sweep, committed: Committed, store: Store, options: Options, notify: Notify
+) -> Callable[[], None]:
+    """Do the preflight of a run, or return what does it once there is a cluster.
+
+    Workers on processors are like this process. A GPU is asked by a Ray task that takes what one worker takes and
+    ends with its process, so that its memory is free when workers start; the driver needs no GPU.
+
+    Arguments:
+        sweep: The sweep.
+        committed: The units of its plan that need no work.
+        store: Where records of checks are.
+        options: How the sweep is run.
+        notify: Where notes go, one line each.
+
+    Raises:
+        InvalidInput: A part of the sweep cannot be computed with; at its entry in the sweep file.
+    """
+    if not options.preflight:
+        return nothing
+    if not options.gpus_per_worker:
+        preflight(sweep, committed, store, notify)
+        return nothing
+    threads = max(stage.spec.settings().threads for stage in committed.plan.stages)
+    on = partial(_on_a_worker, threads=threads, options=options)
+    return partial(preflight, sweep, committed, store, notify, device="cuda", on=on)
+
+
+def _on_a_worker(checks: Sequence[Check], *, threads: int, options: Options) -> list[Answer]:
+    """Ask on a GPU of the cluster; where none answers, say so of the first check and leave the rest to the units."""
+    task = ray.remote(_ask_gpu).options(
+        num_cpus=threads, num_gpus=options.gpus_per_worker, max_calls=1, max_retries=0
+    )
+    reference = task.remote(list(checks))
+    try:
+        answers: list[Answer] = ray.get(reference, timeout=_start_seconds(options))
+    except GetTimeoutError:
+        ray.cancel(reference, force=True)
+        return [Answer(checks[0], 0.0, skipped=f"no GPU of the cluster was free in {_start_seconds(options):g} s")]
+    except RayError as error:
+        return [Answer(checks[0], 0.0, skipped=f"its process on a GPU ended ({cause(error)})")]
+    return answers
+
+
+def _ask_gpu(checks: list[Check]) -> list[Answer]:
+    return list(ask(checks, "cuda"))

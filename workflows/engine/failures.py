@@ -22,12 +22,14 @@ class FailureRecord(Record):
         attempts: How often it was tried.
         error: The last cause, one line.
         traceback: The last traceback, or "" where there is none (a killed or stuck process).
+        final: Whether the input is to blame, which must be corrected first.
     """
 
     unit: str
     attempts: int
     error: str
     traceback: str
+    final: bool = False
 
 
 def describe(plan: Plan, unit: Unit) -> str:
@@ -45,7 +47,8 @@ def failure_path(sweep: Sweep, plan: Plan, unit: Unit) -> str:
 
 def record_failure(sweep: Sweep, plan: Plan, store: Store, failure: Failure) -> None:
     """Record that a unit is quarantined, with its traceback."""
-    record = FailureRecord(describe(plan, failure.unit), failure.attempts, failure.error, failure.traceback)
+    unit = describe(plan, failure.unit)
+    record = FailureRecord(unit, failure.attempts, failure.error, failure.traceback, failure.final)
     content = json.dumps(record.to_json(), indent=1)
     store.files.write(failure_path(sweep, plan, failure.unit), content.encode())
 
@@ -53,5 +56,13 @@ def record_failure(sweep: Sweep, plan: Plan, store: Store, failure: Failure) -> 
 def failures(sweep: Sweep, store: Store) -> list[FailureRecord]:
     """Return the quarantined units of the last runs of a sweep."""
     folder = f"sweeps/{sweep.id}/failures"
-    names = store.files.names(folder)
-    return [FailureRecord.from_json(json.loads(store.files.read(f"{folder}/{name}"))) for name in names]
+    return [_read(store, f"{folder}/{name}") for name in store.files.names(folder)]
+
+
+def _read(store: Store, path: str) -> FailureRecord:
+    """The record at a path; of a damaged one that it is damaged, since the unit did fail."""
+    try:
+        return FailureRecord.from_text(store.files.read(path))
+    except ValueError as error:
+        name = path.rpartition("/")[2].removesuffix(".json")
+        return FailureRecord(name, 0, f"the record of its failure is damaged ({error}); run the sweep again", "")

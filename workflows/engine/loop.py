@@ -366,7 +366,7 @@ class _Run:
         if event.node_lost:
             failure = self.scheduler.node_lost(unit, event.error)
         else:
-            failure = self.scheduler.failed(unit, event.error, event.traceback)
+            failure = self.scheduler.failed(unit, event.error, event.traceback, final=event.final)
         again = "put_back" if event.node_lost else "retried"
         self._log_event("quarantined" if failure else again, unit, place=event.place, error=event.error)
         return True, failure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from workflows.engine.execution import Execution, Notify, Options
+from workflows.engine.execution import Execution, Notify, Options, ready_to_ask
 from workflows.engine.failures import describe
 from workflows.engine.loop import RunOutcome
 from workflows.grid.load import Sweep
@@ -68,9 +68,11 @@ def run_sweep(
         notify(f"note: {notice}")
     if not committed.missing:
         return RunOutcome(), Results(store, sweep), None
+    before = ready_to_ask(sweep, committed, store, options, notify)
     predicted = read_forecast(store, sweep.id)
     costs = {} if predicted is None else dict(predicted.costs)
-    outcome, record = Execution(sweep, plan, store, options, notify, costs=costs).run(lambda workers: committed)
+    execution = Execution(sweep, plan, store, options, notify, costs=costs, before=before)
+    outcome, record = execution.run(lambda workers: committed)
     accounts = record.accounts
     if outcome.computed:
         notify(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
-from defense.errors import PuregridError
+from defense.errors import InvalidInput, PuregridError
 from defense.spec import CODE
 from tasks.allocator import keep_freed_memory
 from tasks.compute import Context
@@ -61,12 +61,14 @@ class Trouble:
         traceback: Where.
         unavailable: Whether the store is to blame, so that no other unit would fare better.
         other_code: Whether a part has other code there than where the sweep was planned, which no attempt changes.
+        final: Whether the input is to blame, so that another attempt would end alike.
     """
 
     error: str
     traceback: str
     unavailable: bool = False
     other_code: bool = False
+    final: bool = False
 
 
 def one_line(error: BaseException) -> str:
@@ -141,7 +143,8 @@ class UnitWorker:
             except Exception as error:  # whatever a unit raises is the driver's to judge
                 unavailable, other_code = isinstance(error, StoreUnavailable), isinstance(error, OtherCode)
                 message = str(error) if unavailable or other_code else one_line(error)
-                results.append(Trouble(message, traceback.format_exc(), unavailable, other_code))
+                final = isinstance(error, InvalidInput)
+                results.append(Trouble(message, traceback.format_exc(), unavailable, other_code, final))
                 break
             if time.perf_counter() > end:
                 break

@@ -31,7 +31,7 @@ from tasks.stages import Chunk
 from tasks.stages.quality import QualityConfig
 from workflows.documents.document import Document, Keys
 from workflows.documents.entries import Combination, expand, image_ids, items, known_keys, located, validate
-from workflows.grid.cells import PARTS, Cell, Defence, Images, Threat
+from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, Threat
 from workflows.grid.compatibility import check_fit, check_one_choice_of_images
 from workflows.grid.record import record
 
@@ -83,6 +83,8 @@ class Builder:
 
     def __init__(self, document: Document) -> None:
         self.document = document
+        self._entries: dict[int, Keys] = {}
+        """Where each value of an axis is written, by its ``id()``: axes live as long as the cells are made."""
         self._corrupted: dict[tuple[CorruptionConfig, str], CorruptionConfig] = {}
         self.base = document.folder
         known_keys(document, (), document.data, _SECTIONS)
@@ -136,13 +138,23 @@ class Builder:
         threats = [threat for axis in _THREATS for threat in axes[axis]]
         fixed = (axes[axis] for axis in ("datasets", "classifiers", "defences"))
         for images, classifier, defence, threat, seed in itertools.product(*fixed, threats, axes["seeds"]):
+            places = (self._entries.get(id(part), ()) for part in (images, classifier, defence, threat))
+            entries = Entries(*places)
             threat = self._on(images, threat)
             if isinstance(threat, CertificateConfig):
                 defence = located(self.document, ("certificates",), partial(defence.smoothed, threat))
             elif isinstance(threat, AttackConfig) and isinstance(defence.purifier, NoPurifierConfig):
                 threat = threat.on_bare_classifier()  # so that the adaptive attacks on no defence are one cell
             yield Cell(
-                images, classifier, defence, threat, seed, self.compute, self.resubmissions, quality=self.quality
+                images,
+                classifier,
+                defence,
+                threat,
+                seed,
+                self.compute,
+                self.resubmissions,
+                quality=self.quality,
+                entries=entries,
             )
 
     def _on(self, images: Images, threat: Threat) -> Threat:
@@ -173,7 +185,9 @@ class Builder:
         }
         read, base = readers[axis]
         entries = items(self.document, keys, base, optional=axis in _THREATS)
-        return [value for place, entry in entries for value in read(place, entry)]
+        values = [(place, value) for place, entry in entries for value in read(place, entry)]
+        self._entries.update((id(value), place) for place, value in values if value is not None)
+        return [value for _, value in values]
 
     def _seeds(self, keys: Keys) -> list[int]:
         section: Any = self.document.data

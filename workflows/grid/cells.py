@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from defense.aggregate import Aggregation
 from defense.classifiers import ClassifierConfig
@@ -29,7 +29,7 @@ from tasks.stages import (
 )
 from tasks.stages.quality import QualityConfig
 
-__all__ = ["PARTS", "Cell", "Defence", "Images", "Threat"]
+__all__ = ["PARTS", "Cell", "Defence", "Entries", "Images", "Threat"]
 
 PARTS = {
     "dataset": "dataset",
@@ -43,6 +43,22 @@ PARTS = {
 
 Threat = AttackConfig | CorruptionConfig | CertificateConfig | None
 """What a defence is up against; None for clean images."""
+
+
+class Entries(NamedTuple):
+    """Where the parts of a cell are written: the path of each entry in its document.
+
+    Arguments:
+        dataset: Of the data set.
+        classifier: Of the classifier.
+        defence: Of the purifier.
+        threat: Of the attack, corruption or certificate.
+    """
+
+    dataset: tuple[str | int, ...] = ("datasets",)
+    classifier: tuple[str | int, ...] = ("classifiers",)
+    defence: tuple[str | int, ...] = ("defences",)
+    threat: tuple[str | int, ...] = ("attacks",)
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,7 @@ class Cell:
         resubmissions: M: how often the attacker may submit an image, for worst-of-M accuracy; None for as often as
             there are draws. It is the same for clean images.
         quality: Whether image quality is measured too, and how.
+        entries: Where its parts are written.
     """
 
     images: Images
@@ -110,6 +127,7 @@ class Cell:
     compute: Compute
     resubmissions: int | None = None
     quality: QualityConfig | None = None
+    entries: Entries = field(default=Entries(), compare=False, repr=False)
 
     @property
     def attack(self) -> AttackConfig | None:

@@ -50,20 +50,26 @@ def check_fit(document: Document, cell: Cell) -> None:
     if cell.attack is not None:
         _check_certain(document, cell, cell.attack)
         if not cell.attack.static:
-            located(document, ("attacks",), partial(cell.attack.check, cell.defence.purifier))
+            located(document, cell.entries.threat, partial(cell.attack.check, cell.defence.purifier))
     shape = cell.images.dataset.image_shape
     hint = "Correct the entry, or `exclude` the combination."
-    for section, noun, name, wanted in (
-        ("classifiers", "classifier", cell.classifier.label(), cell.classifier.architecture.image_shape),
-        ("defences", "purifier", cell.defence.label(), cell.defence.purifier.image_shape),
+    for keys, noun, name, wanted in (
+        (cell.entries.classifier, "classifier", cell.classifier.label(), cell.classifier.architecture.image_shape),
+        (cell.entries.defence, "purifier", cell.defence.label(), cell.defence.purifier.image_shape),
     ):
         if wanted is not None and wanted != shape:
             raise document.error(
-                (section,),
+                keys,
                 f"{noun} {name!r} takes images of shape {wanted}, data set {cell.images.dataset.label()!r} has "
                 f"{shape}. {hint}",
             )
     _check_classes(document, cell)
+    located(document, cell.entries.defence, partial(cell.defence.purifier.check_images, shape))
+    if cell.attack is not None:
+        classes = cell.classifier.architecture.classes
+        located(document, cell.entries.threat, partial(cell.attack.check_task, classes, shape))
+    if cell.corruption is not None:
+        located(document, cell.entries.threat, partial(cell.corruption.check_images, shape))
 
 
 def _check_classes(document: Document, cell: Cell) -> None:
@@ -73,7 +79,7 @@ def _check_classes(document: Document, cell: Cell) -> None:
     hint = "Correct the entry, or `exclude` the combination."
     if len(names) != classifier.architecture.classes:
         raise document.error(
-            ("classifiers",),
+            cell.entries.classifier,
             f"classifier {classifier.label()!r} has {classifier.architecture.classes} classes, data set "
             f"{dataset.label()!r} has {len(names)} ({', '.join(names[:4])}{', ...' * (len(names) > 4)}). {hint}",
         )
@@ -82,7 +88,7 @@ def _check_classes(document: Document, cell: Cell) -> None:
     place = next(i for i, (name, known_name) in enumerate(zip(names, known, strict=True)) if name != known_name)
     order = " The names are the same in another order." if sorted(known) == sorted(names) else ""
     raise document.error(
-        ("classifiers",),
+        cell.entries.classifier,
         f"class {place} is {names[place]!r} in data set {dataset.label()!r} and {known[place]!r} for classifier "
         f"{classifier.label()!r}.{order} {hint}",
     )
@@ -102,7 +108,7 @@ def _check_certain(document: Document, cell: Cell, attack: AttackConfig) -> None
             else "the attack does not see it, and images that just fool the bare classifier are easily purified"
         )
         raise document.error(
-            ("attacks",),
+            cell.entries.threat,
             f"{attack.label()} stops on success, which would overrate {purifier.label()!r}: {why}. Remove "
             "`stop_on_success`, or `exclude` the combination.",
         )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ from defense.denoisers import DenoiserConfig
 from defense.spec import Spec, digest
 from tasks.compute import Compute
 from tasks.stages.quality import QualityConfig
-from workflows.documents.document import document_of, written
+from workflows.documents.document import Document, document_of, written
 from workflows.grid.build import Builder
 from workflows.grid.cells import PARTS, Cell
 
@@ -62,6 +62,7 @@ class Sweep:
     Attributes:
         text: The text of a sweep file that says the same, for the record.
         cells: The grid, without duplicates, in order.
+        document: Where its entries are written, for messages.
 
     Raises:
         InvalidInput: Anything that would make the sweep fail or mean something else than was meant; with the place of
@@ -71,6 +72,7 @@ class Sweep:
     name: str
     text: str
     cells: tuple[Cell, ...]
+    document: Document = field(compare=False, repr=False)
 
     def __init__(
         self,
@@ -109,24 +111,27 @@ class Sweep:
             "resubmissions": resubmissions,
         }
         stated = {section: value for section, value in sections.items() if value is not None}
-        grid = Builder(document_of(stated, Spec)).grid()
-        self._set(grid.name, written(grid.record), grid.cells)
+        document = document_of(stated, Spec)
+        grid = Builder(document).grid()
+        self._set(grid.name, written(grid.record), grid.cells, document)
 
     @classmethod
-    def of_cells(cls, name: str, text: str, cells: Sequence[Cell]) -> Self:
+    def of_cells(cls, name: str, text: str, cells: Sequence[Cell], document: Document | None = None) -> Self:
         """Return a sweep of given cells.
 
         Arguments:
             name: Its name.
             text: The text of the sweep file.
             cells: The grid.
+            document: Where its entries are written.
         """
         sweep = cls.__new__(cls)
-        sweep._set(name, text, tuple(cells))
+        sweep._set(name, text, tuple(cells), document or Document(None, {}, text))
         return sweep
 
-    def _set(self, name: str, text: str, cells: tuple[Cell, ...]) -> None:
-        for attribute, value in (("name", name), ("text", text), ("cells", cells)):
+    def _set(self, name: str, text: str, cells: tuple[Cell, ...], document: Document) -> None:
+        values = {"name": name, "text": text, "cells": cells, "document": document}
+        for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
 
     @cached_property

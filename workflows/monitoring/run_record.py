@@ -168,7 +168,7 @@ def read_runs(store: Store, sweep_id: str, last: int = 8) -> list[RunRecord]:
     folder, records = f"sweeps/{sweep_id}/runs", []
     for name in store.files.names(folder)[-last:]:
         with contextlib.suppress(FileNotFoundError, ValueError):  # what cannot be read is no reason to stop
-            record = RunRecord.from_json(json.loads(store.files.read(f"{folder}/{name}")))
+            record = RunRecord.from_text(store.files.read(f"{folder}/{name}"))
             silent = record.state == "running" and _age(record.updated) > _SILENT
             records.append(replace(record, state="silent") if silent else record)
     return records

@@ -39,7 +39,10 @@ def changed_code(plan: Plan, store: Store) -> list[str]:
         old_id = name.removesuffix(".json")
         if old_id in planned:
             continue
-        old = json.loads(store.files.read(f"specs/{name}"))
+        try:
+            old = json.loads(store.files.read(f"specs/{name}"))
+        except (ValueError, RecursionError):  # damaged, of a stage that is not asked for here
+            continue
         for stage in wanted.get(_without_code(old), []):
             chunks = {chunk.name for chunk in stage.chunks}
             count = len(chunks & store.committed_chunks(stage.spec.stage, old_id))

@@ -238,7 +238,7 @@ def write_forecast(store: Store, sweep_id: str, prediction: Forecast) -> None:
 def read_forecast(store: Store, sweep_id: str) -> Forecast | None:
     """Return the last recorded prediction of a sweep, or None without one that this version can read."""
     try:
-        return Forecast.from_json(json.loads(store.files.read(_path(sweep_id))))
+        return Forecast.from_text(store.files.read(_path(sweep_id)))
     except FileNotFoundError:
         return None
     except ValueError:  # a prediction of another version is no reason to stop

@@ -31,12 +31,14 @@ class Failure:
         attempts: How often it was tried.
         error: The last cause, one line.
         traceback: The last traceback, or "" where there is none (a killed or stuck process).
+        final: Whether the input is to blame, which must be corrected first.
     """
 
     unit: Unit
     attempts: int
     error: str
     traceback: str
+    final: bool = False
 
 
 class _Longest:
@@ -205,21 +207,22 @@ class Scheduler:
                 self.succeeded(unit)
         return units
 
-    def failed(self, unit: Unit, error: str, traceback: str = "") -> Failure | None:
+    def failed(self, unit: Unit, error: str, traceback: str = "", *, final: bool = False) -> Failure | None:
         """Count a failed attempt; returns the failure if the unit is now quarantined.
 
         Arguments:
             unit: The unit.
             error: The cause, one line.
             traceback: The remote traceback, if any.
+            final: No further attempt: the input is to blame.
         """
         attempts = self._attempts.get(unit, 0) + 1
         self._attempts[unit] = attempts
-        if attempts < self.max_attempts:
+        if attempts < self.max_attempts and not final:
             self.retries += 1
             self._suspects.append(unit)
             return None
-        failure = Failure(unit, attempts, error, traceback)
+        failure = Failure(unit, attempts, error, traceback, final)
         self.failures.append(failure)
         return failure
 

@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from defense.errors import InvalidInput
+from defense.reading import reading
 from defense.spec import digest
 from workflows.grid.load import load_sweep
 from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, of_results, of_store
@@ -124,7 +125,7 @@ def from_text(text: str, where: str) -> Snapshot:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"this is no JSON ({error}). {_HOW}", where=where) from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(content, dict) and "robustness" in content:
@@ -205,7 +206,9 @@ def load(reference: str, *, sweep: str | None, tracking_uri: str | None, where: 
 
         return from_text(baseline_text(tracking_uri, sweep, reference.removeprefix("mlflow:"), where), where)
     if Path(reference).is_file():
-        return from_text(Path(reference).read_text(encoding="utf-8", errors="replace"), where)
+        with reading(reference, "baseline"):
+            text = Path(reference).read_text(encoding="utf-8", errors="replace")
+        return from_text(text, where)
     if "://" not in reference and not Path(reference).is_dir():
         raise InvalidInput("there is no such file or store.", where=where)
     return of_store(Store(reference), sweep, where)

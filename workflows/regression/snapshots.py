@@ -22,7 +22,7 @@ from defense.aggregate import Aggregation, aggregate
 from defense.errors import InvalidInput, nearest
 from defense.spec import digest
 from workflows.results.reader import Results
-from workflows.results.records import CellRecord
+from workflows.results.records import CellRecord, damaged
 from workflows.store import Store
 
 __all__ = ["CellOutcome", "Shares", "Snapshot", "certificate_shares", "of_results", "of_store"]
@@ -126,7 +126,7 @@ def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
     judged = []
     for record in CellRecord.latest(store, chosen):
         try:
-            spec = json.loads(store.files.read(f"specs/{record.stage_id}.json"))
+            spec = _mapping(store, f"specs/{record.stage_id}.json")
         except FileNotFoundError:
             raise InvalidInput(
                 f"specs/{record.stage_id}.json is missing: without it nobody knows what its rows are. Run the sweep "
@@ -139,7 +139,22 @@ def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
 
 def _sweeps(store: Store) -> list[str]:
     latest = (name for name in store.files.names("sweeps") if re.fullmatch(r"latest-\w+\.json", name))
-    return sorted(json.loads(store.files.read(f"sweeps/{name}"))["sweep"] for name in latest)
+    return sorted(str(_mapping(store, f"sweeps/{name}", "sweep")["sweep"]) for name in latest)
+
+
+def _mapping(store: Store, path: str, *keys: str) -> dict[str, Any]:
+    """The JSON mapping in a file of the store, with these keys at least.
+
+    Raises:
+        InvalidInput: It holds something else.
+    """
+    try:
+        content = json.loads(store.files.read(path))
+    except (ValueError, RecursionError) as error:
+        raise damaged(store, path, error) from error
+    if not isinstance(content, dict) or any(key not in content for key in keys):
+        raise damaged(store, path, ValueError(f"a mapping with {', '.join(keys) or 'fields'} is needed"))
+    return content
 
 
 def _snapshot(store: Store, sweep: str, judged: Iterable[tuple[CellRecord, Mapping[str, Any]]]) -> Snapshot:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from defense.aggregate import Aggregation
+from defense.errors import InvalidInput
 from defense.spec import digest
 from tasks.attacks.budgets import format_eps, read_eps
 from workflows.grid.sweep import Sweep
@@ -64,11 +65,36 @@ class CellRecord(Record):
     def latest(cls, store: Store, sweep_name: str) -> list[CellRecord]:
         """Return the records of the last sweep of that name in a store; empty without one."""
         try:
-            content = json.loads(store.files.read(latest_path(sweep_name)))
+            last = LastSweep.from_text(store.files.read(latest_path(sweep_name)))
         except FileNotFoundError:
             return []
-        records = [cls.from_json(cell) for cell in content["cells"]]
+        except ValueError as error:
+            raise damaged(store, latest_path(sweep_name), error) from error
+        records = last.cells
         return [replace(record, name=current_name(record.name)) for record in records]
+
+
+@dataclass(frozen=True)
+class LastSweep(Record):
+    """What a store remembers of the last sweep of a name.
+
+    Arguments:
+        sweep: Its name.
+        sweep_id: Its id.
+        cells: Its cells.
+    """
+
+    sweep: str
+    sweep_id: str
+    cells: tuple[CellRecord, ...]
+
+
+def damaged(store: Store, path: str, error: Exception) -> InvalidInput:
+    """The error of a file of the store that a run writes anew."""
+    return InvalidInput(
+        f"{path} in {store.uri} is damaged ({str(error)[:200]}). Run the sweep on this store again, which writes it "
+        "anew and computes nothing that is committed."
+    )
 
 
 def current_name(name: str) -> str:

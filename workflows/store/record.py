@@ -6,6 +6,7 @@ version knows are ignored, because a store outlives the versions that write to i
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -35,6 +36,19 @@ class Record:
             wrong = (f"{'.'.join(map(str, at['loc'])) or 'it'}: {at['msg'].lower()}" for at in error.errors())
             raise ValueError("; ".join(wrong)) from error
         return record
+
+    @classmethod
+    def from_text(cls, text: bytes) -> Self:
+        """Read the text of a file that should hold such a record.
+
+        Raises:
+            ValueError: It is no JSON, or no such record.
+        """
+        try:
+            content = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+        return cls.from_json(content)
 
 
 _READERS: dict[type, TypeAdapter[Any]] = {}

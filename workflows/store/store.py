@@ -143,10 +143,15 @@ class Store:
         return f"commits/{spec_stage}/{stage_id}/{chunk}.json"
 
     def put_spec(self, spec: StageSpec) -> None:
-        """Record what a stage id stands for."""
+        """Record what a stage id stands for; a damaged file is written anew."""
         path = f"specs/{spec.id}.json"
-        if not self.files.exists(path):
-            self.files.write(path, (json.dumps(spec.identity(), indent=1, sort_keys=True) + "\n").encode())
+        content = (json.dumps(spec.identity(), indent=1, sort_keys=True) + "\n").encode()
+        try:
+            whole = self.files.read(path) == content
+        except FileNotFoundError:
+            whole = False
+        if not whole:
+            self.files.write(path, content)
 
     def commit(self, spec: StageSpec, stage_id: str, chunk: Chunk, output: Output, attempt: Attempt) -> Commit:
         """Write a unit's data, then its commit, unless another attempt has committed it already.
@@ -222,7 +227,7 @@ class Store:
         except FileNotFoundError:
             return None
         try:
-            return Commit.from_json(json.loads(raw))
+            return Commit.from_text(raw)
         except ValueError as error:
             raise StoreError(
                 f"commit {self.commit_path(stage, stage_id, chunk)} in {self.uri} is damaged ({error}); delete it "

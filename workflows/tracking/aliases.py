@@ -145,8 +145,8 @@ def _text(client: BoundedClient, run_id: str, path: str, where: str) -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return Path(client.download_artifacts(run_id, path, folder)).read_text()
-        except (MlflowException, OSError) as error:
+            return Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+        except (MlflowException, OSError, ValueError) as error:
             raise InvalidInput(
                 f"run {run_id} has no artifact {path} that can be read ({error}). Log the sweep again with "
                 "`puregrid run`, or promote it.",

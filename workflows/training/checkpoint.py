@@ -11,12 +11,12 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from defense.errors import InvalidInput
+from defense.reading import reading
 
 __all__ = ["CHECKPOINT", "delete", "describe", "read", "write"]
 
@@ -50,15 +50,13 @@ def read(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     path = out / CHECKPOINT
     if not path.exists():
         return None
-    try:
+    with reading(path, "out: the checkpoint", hint="Remove it, or give --force, to start again."):
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
         stored, state = json.loads(content["identity"]), content["state"]
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(
-            f"out: the checkpoint {str(path)!r} cannot be read ({error}). Remove it, or give --force, to start again."
-        ) from error
+        if not isinstance(stored, dict) or not isinstance(state, dict):
+            raise TypeError("identity and state are mappings")
     if stored != identity:
         raise InvalidInput(
             f"out: {str(path)!r} is the checkpoint of another training: {describe(stored, identity)}. To continue "

@@ -14,6 +14,7 @@ import yaml
 
 from defense.checkpoints import sha256_file
 from defense.errors import InvalidInput
+from defense.reading import reading
 from workflows.training import checkpoint
 from workflows.training.config import Training
 from workflows.training.kinds.registry import objective_of
@@ -151,12 +152,10 @@ def _finished(out: Path, identity: dict[str, Any], digests: dict[str, Any]) -> d
     if not path.exists():
         return None
     again = "Name another folder, or give --force to replace it."
-    try:
-        card = yaml.safe_load(path.read_text())
+    with reading(path, "out: the card of a training", hint=again):
+        card = yaml.safe_load(path.read_text(encoding="utf-8"))
         stored = {"config": _comparable(card["config"]), "data": card["data"]}
-        files: dict[str, str] = card["sha256"]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"out: {str(path)!r} is not the card of a training ({error}). {again}") from error
+        files = {str(name): str(sha256) for name, sha256 in card["sha256"].items()}
     ours = {"config": identity, "data": digests}
     if stored != ours:
         raise InvalidInput(

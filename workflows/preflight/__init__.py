@@ -1,0 +1,13 @@
+"""Asking every distinct network, defence and attack of a sweep once, before anything is computed.
+
+What raises on one image raises on all of them, unit by unit, on workers: here it is found in seconds, with its place
+in the sweep file. What was asked is kept in the store, and not asked again.
+"""
+
+from __future__ import annotations
+
+from workflows.preflight.checks import Answer, Check, ask
+from workflows.preflight.choose import checks_of
+from workflows.preflight.run import PreflightRecord, preflight
+
+__all__ = ["Answer", "Check", "PreflightRecord", "ask", "checks_of", "preflight"]
