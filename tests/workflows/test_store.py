@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from defense.errors import StoreError
+from defense.spec import CODE
 from tasks.compute import Context
 from tasks.stages import Chunk, Output, StageSpec, images_from_table, images_to_table
 from workflows.store import Attempt, Commit, Files, Store
@@ -34,6 +35,7 @@ class Judged(StageSpec):
 
 
 SPEC = Judged(number=7)
+FIELDS = {"stage": "evaluate", "version": 1, "number": 7}  # and the code of this very file
 ID = SPEC.id
 CHUNK = Chunk((3, 5, 8))
 UNIT = ("evaluate", ID, CHUNK.name)
@@ -414,7 +416,7 @@ def test_every_parquet_file_says_schema_version_stage_chunk_and_spec(store: Stor
         assert metadata[b"puregrid.schema_version"] == str(SCHEMA_VERSION).encode() == b"1"
         assert metadata[b"puregrid.stage_id"] == ID.encode()
         assert metadata[b"puregrid.chunk"] == CHUNK.name.encode()
-        assert json.loads(metadata[b"puregrid.spec"]) == {"stage": "evaluate", "version": 1, "number": 7}
+        assert json.loads(metadata[b"puregrid.spec"]) == {**FIELDS, CODE: SPEC.identity()[CODE]}
         assert hashlib.sha256(metadata[b"puregrid.spec"]).hexdigest().startswith(ID)
     assert metadata[b"shape"] == b"1,2,2"
 
@@ -464,7 +466,7 @@ def test_chunks_and_stages_do_not_get_in_each_others_way(store: Store) -> None:
 def test_a_spec_file_says_what_a_stage_id_stands_for_and_is_healed(store: Store) -> None:
     store.put_spec(SPEC)
     content = store.files.read(f"specs/{ID}.json")
-    assert json.loads(content) == SPEC.identity() == {"stage": "evaluate", "version": 1, "number": 7}
+    assert json.loads(content) == SPEC.identity() == {**FIELDS, CODE: SPEC.identity()[CODE]}
     again = json.dumps(json.loads(content), sort_keys=True, separators=(",", ":"))
     assert hashlib.sha256(again.encode()).hexdigest().startswith(ID)
     store.files.write(f"specs/{ID}.json", b"damaged")
