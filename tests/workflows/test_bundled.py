@@ -74,4 +74,5 @@ def test_plan_takes_the_name_and_refuses_a_wrong_one_with_all_of_them(elsewhere:
         "error: quickstat: there is no such file, no quickstat.yaml and no bundled sweep of this name; did you mean "
         f"'quickstart'? Valid names: {', '.join(sorted(bundled_sweeps()))}.\n"
     )
-    assert not list(elsewhere.iterdir())
+    # Of the one that was planned, what was asked of its parts, and nothing else.
+    assert {path.parent.relative_to(elsewhere).as_posix() for path in elsewhere.rglob("*.*")} == {"results/preflight"}
