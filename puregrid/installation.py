@@ -58,6 +58,8 @@ def problem(root: Path) -> str | None:
     """
     for name in _NAMES:
         ours, origin = root / name / "__init__.py", _origin(name)
+        if origin is None and (folder := _folder(name)) is not None:
+            return _hidden(name, folder, ours)
         if origin is None:
             return (
                 f"puregrid's package `{name}` is missing from {root}: another distribution's uninstallation may have "
@@ -79,6 +81,17 @@ def _origin(name: str) -> Path | None:
         spec = importlib.util.find_spec(name)
         file = None if spec is None else spec.origin
     return None if file is None else Path(file).resolve()
+
+
+def _folder(name: str) -> Path | None:
+    """Return the folder without an ``__init__.py`` that is taken for a package.
+
+    A package in any folder of Python's path goes before such a one, but one that an editable installation brings by a
+    finder of its own comes after it.
+    """
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return Path(places[0]).resolve() if places else None
 
 
 def _overwritten(name: str, file: Path) -> str:

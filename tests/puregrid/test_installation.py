@@ -27,7 +27,7 @@ def distribution(site: Path, name: str, version: str, files: dict[str, str]) -> 
     (info / "RECORD").write_text("".join(f"{path},,\n" for path in [*files, f"{info.name}/METADATA"]))
 
 
-def python(*words: str, path: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def python(*words: str, path: Path | str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(path)}
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -69,10 +69,31 @@ def test_a_module_of_ones_own_earlier_on_the_path_is_named(tmp_path: Path) -> No
     assert "Rename it, start Python in another folder" in done.stderr
 
 
-def test_a_folder_without_init_hides_nothing(tmp_path: Path) -> None:
+def test_a_folder_without_init_hides_nothing_on_the_path(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "workflows").mkdir()
-    assert python("-c", "import puregrid", path=tmp_path, cwd=tmp_path).returncode == 0
+    both = f"{tmp_path}{os.pathsep}{ROOT}"
+    assert python("-c", "import puregrid", path=both, cwd=tmp_path).returncode == 0
+
+
+def test_a_folder_without_init_that_goes_before_an_editable_installation_is_named(tmp_path: Path) -> None:
+    copy_of_ours(tmp_path / "ours")
+    (tmp_path / "here" / "tasks").mkdir(parents=True)
+    # What setuptools installs for `pip install -e`: a finder behind the path's own.
+    code = f"""
+import importlib.machinery, sys
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if path is None:
+            return importlib.machinery.PathFinder.find_spec(name, [{str(tmp_path / "ours")!r}])
+sys.path = [{str(tmp_path / "here")!r}] + [place for place in sys.path if place != {str(ROOT)!r}]
+sys.meta_path = [each for each in sys.meta_path if "editable" not in repr(each).lower()] + [Finder]
+import puregrid
+"""
+    done = python("-I", "-c", code, path=tmp_path / "here", cwd=tmp_path / "here")
+    assert done.returncode == 1
+    assert f"package `tasks` is hidden by {tmp_path / 'here' / 'tasks'}" in done.stderr
 
 
 def test_a_module_that_is_imported_already_is_seen(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ class TestComputed:
             found is not None
             and undeclared(found) == set()
             and "smoke test" in found.title
-            and "says nothing" in found.warning
+            and "say nothing" in found.warning
         )
         names, lines = grid(found)
         assert {line[names.index("difference")] for line in lines} == {"-"}
