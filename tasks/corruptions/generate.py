@@ -111,6 +111,8 @@ def corrupt(
         InvalidInput: Unknown name or severity, no such images, or frost without photographs.
     """
     corruption = find(name, severity)
+    if images.ndim != 4:
+        raise InvalidInput(f"corruptions take images of shape (B, C, H, W); these have the shape {images.shape}.")
     check_images(images.shape)
     if len(images) != len(omega):
         raise ValueError(f"a batch of {len(images)} with the randomness of {len(omega)} elements")

@@ -392,7 +392,7 @@ class TestWrongConfigs:
                 CLASSIFIER,
                 {"dataset": {"dataset": "digits", "rot": "x"}},
                 4,
-                ("dataset.rot: unknown field 'rot'", "Valid names: dataset, digest, split"),
+                ("dataset.rot: unknown field 'rot'", "Valid names: accept, dataset, digest, split"),
             ),
             (CLASSIFIER, {"method": "standart"}, 10, ("unknown training method 'standart'", "mean 'standard'?")),
             (CLASSIFIER, {"method": {"method": "tardes"}}, 11, ("unknown training method", "mean 'trades'?")),
