@@ -7,6 +7,7 @@ A name is looked up among the built-in entries, then among the Python entry poin
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -67,7 +68,7 @@ class Registry(Generic[T]):
             return self._entries[name]
         for point in entry_points(group=self.group):
             if point.name == name:
-                return self._checked(name, point.load())
+                return self._checked(name, self._loaded(name, point.load))
         if ":" in name:
             return self._checked(name, self._imported(name))
         raise InvalidInput(f"unknown {self.noun} {name!r}; {nearest(name, self.names())}")
@@ -100,13 +101,29 @@ class Registry(Generic[T]):
 
     def _imported(self, name: str) -> Any:
         module, _, attribute = name.partition(":")
+        return self._loaded(name, lambda: getattr(importlib.import_module(module), attribute))
+
+    def _loaded(self, name: str, load: Callable[[], Any]) -> Any:
+        """Import an entry from elsewhere, whose code may do anything.
+
+        Raises:
+            InvalidInput: It is not there, or its code ends in an error; with the cause and its line.
+        """
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise InvalidInput(
-                f"{self.noun} {name!r} cannot be imported ({error}); it must be module:attribute on the Python "
-                "path of the driver and of every worker."
-            ) from error
+            return load()
+        except InvalidInput:
+            raise
+        except (ImportError, AttributeError) as error:
+            cause = str(error)
+        except (Exception, SystemExit) as error:  # code from elsewhere raises whatever it raises
+            cause = f"its code raises {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            frames = traceback.extract_tb(error.__traceback__)
+            if frames and not isinstance(error, SyntaxError):
+                cause += f", at {frames[-1].filename}:{frames[-1].lineno}"
+        raise InvalidInput(
+            f"{self.noun} {name!r} cannot be imported ({cause}); it must be module:attribute on the Python path of "
+            "the driver and of every worker."
+        )
 
     def _checked(self, name: str, entry: Any) -> T:
         if self._subclass_of is not None and not (isinstance(entry, type) and issubclass(entry, self._subclass_of)):

@@ -116,13 +116,20 @@ class PlannedSweep:
         )
 
 
-def plan(sweep: Sweep | str | Path, store: str | Path = "results", *, workers: int | None = None) -> PlannedSweep:
-    """Plan a sweep; computes nothing and writes nothing.
+def plan(
+    sweep: Sweep | str | Path,
+    store: str | Path = "results",
+    *,
+    workers: int | None = None,
+    preflight: bool = False,
+) -> PlannedSweep:
+    """Plan a sweep; computes nothing, and writes nothing but what a preflight found good.
 
     Arguments:
         sweep: A sweep, a sweep file, or the name of a bundled sweep.
         store: Folder or bucket of the rows.
         workers: For how many workers to predict the time; by default one a processor.
+        preflight: Also ask every distinct network, defence and attack once, on one image, as the command does.
 
     Raises:
         InvalidInput: A wrong sweep, store or number.
@@ -133,7 +140,12 @@ def plan(sweep: Sweep | str | Path, store: str | Path = "results", *, workers: i
 
         _at_least(1, workers=workers)
         loaded, opened = _sweep(sweep), _store(store)
-        return PlannedSweep(loaded, summarise(loaded, make_plan(loaded), opened, workers=workers))
+        planned = make_plan(loaded)
+        if preflight:
+            from workflows.preflight import preflight as ask_once
+
+            ask_once(loaded, planned.committed(opened), opened, _notify)
+        return PlannedSweep(loaded, summarise(loaded, planned, opened, workers=workers))
 
 
 def run(
@@ -147,6 +159,7 @@ def run(
     unit_timeout: float = 3600.0,
     log: str | Path | None = None,
     quiet: bool = False,
+    preflight: bool = True,
 ) -> SweepRun:
     """Compute what is missing of a sweep, and return its results; run again to continue.
 
@@ -163,6 +176,7 @@ def run(
         unit_timeout: Seconds after which a unit counts as stuck.
         log: File to append events to, one JSON object a line.
         quiet: Show no progress.
+        preflight: Ask every distinct network, defence and attack once, on one image, before the compute.
 
     Raises:
         InvalidInput: A wrong sweep, store or number, before any compute.
@@ -182,6 +196,7 @@ def run(
             unit_timeout,
             quiet=quiet,
             log=None if log is None else Path(log),
+            preflight=preflight,
         )
         outcome, results, _ = run_sweep(_sweep(sweep), _store(store), options, _silent if quiet else _notify)
         return SweepRun(SweepResults(results), outcome)
