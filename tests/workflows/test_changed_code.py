@@ -20,6 +20,7 @@ import defense
 from defense import code
 from defense.classifiers import CLASSIFIERS
 from defense.purifiers import PURIFIERS
+from defense.spec import CODE
 from tasks.attacks import ATTACKS
 from tasks.datasets import DATASETS
 from workflows.cli import app
@@ -167,6 +168,28 @@ def test_an_edited_part_is_computed_anew_and_found_again_when_it_is_edited_back(
     plan, notes = planned(tmp_path)
     assert plan["missing"] == 0 and {stage["id"] for stage in plan["stages"]} == old
     assert accuracies(tmp_path) == before
+
+
+def test_units_of_a_version_that_recorded_no_code_are_told_apart(tmp_path: Path) -> None:
+    module, line, _, _ = PARTS["purifier"]
+    (tmp_path / "edited.yaml").write_text(text(line))
+    (tmp_path / "tv.py").write_text(module.replace("FACTOR", "1"))
+    accuracies(tmp_path)
+    # What an earlier version left: the same stage without the code, under another id.
+    store = tmp_path / "store"
+    (spec,) = (path for path in (store / "specs").glob("*.json") if CODE in path.read_text())
+    identity = json.loads(spec.read_text())
+    del identity["purifier"][CODE]
+    (store / "specs" / "0123456789abcdef.json").write_text(json.dumps(identity))
+    spec.unlink()
+    for folder in ("commits", "rows"):
+        (store / folder / "evaluate" / spec.stem).rename(store / folder / "evaluate" / "0123456789abcdef")
+    plan, notes = planned(tmp_path)
+    assert plan["missing"] == 2
+    assert notes == [
+        "note: the code of tv:TV was not recorded when 2 units were computed (by an earlier version of puregrid); "
+        "they stay in the store under the old id 0123456789abcdef"
+    ]
 
 
 def test_a_worker_with_other_code_refuses_before_it_computes(tmp_path: Path) -> None:

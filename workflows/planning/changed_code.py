@@ -33,8 +33,8 @@ def changed_code(plan: Plan, store: Store) -> list[str]:
     if not wanted:
         return []
     planned = {stage.id for stages in wanted.values() for stage in stages}
-    units: dict[str, int] = {}
-    ids: dict[str, list[str]] = {}
+    units: dict[tuple[str, bool], int] = {}
+    ids: dict[tuple[str, bool], list[str]] = {}
     for name in store.files.names("specs"):
         old_id = name.removesuffix(".json")
         if old_id in planned:
@@ -50,13 +50,20 @@ def changed_code(plan: Plan, store: Store) -> list[str]:
                 continue
             then, now = dict(_codes(old)), dict(_codes(stage.spec.identity()))
             for part in (part for part, code in now.items() if then.get(part) != code):
-                units[part] = units.get(part, 0) + count
-                ids.setdefault(part, []).append(old_id)
-    return [
-        f"the code of {part} has changed since {count} unit{'s' * (count > 1)} were computed; they stay in the store "
-        f"under the old id{'s' * (len(ids[part]) > 1)} {', '.join(dict.fromkeys(ids[part]))}"
-        for part, count in units.items()
-    ]
+                key = (part, part in then)
+                units[key] = units.get(key, 0) + count
+                ids.setdefault(key, []).append(old_id)
+    return [_sentence(*key, count, list(dict.fromkeys(ids[key]))) for key, count in units.items()]
+
+
+def _sentence(part: str, recorded: bool, units: int, old_ids: list[str]) -> str:
+    computed = f"{units} unit{'s' * (units > 1)} were computed"
+    what = (
+        f"the code of {part} has changed since {computed}"
+        if recorded
+        else f"the code of {part} was not recorded when {computed} (by an earlier version of puregrid)"
+    )
+    return f"{what}; they stay in the store under the old id{'s' * (len(old_ids) > 1)} {', '.join(old_ids)}"
 
 
 def _codes(value: Any) -> Iterator[tuple[str, str]]:
