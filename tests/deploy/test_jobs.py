@@ -71,7 +71,7 @@ class TestUpload:
         kept = {"/".join(Path(name).parts[:3]) for name in sizes if name.startswith("defense/assets/")}
         assert kept == {"defense/assets/digits-cnn", "defense/assets/digits-ddpm"}
         assert {name for name in sources() if not name.startswith("defense/assets/")} <= sizes.keys()
-        assert sum(sizes.values()) < 5_500_000
+        assert sum(sizes.values()) < 5_000_000
 
     def test_what_lies_around_in_a_checkout_stays_here(self, tmp_path: Path) -> None:
         here = tmp_path / "checkout"
