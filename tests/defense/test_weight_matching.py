@@ -265,8 +265,8 @@ class TestOtherObjects:
         assert_same(loaded(tmp_path / "c.pth"), state)
 
     def test_an_object_array_brings_in_nothing_that_is_not_allowed(self, tmp_path: Path) -> None:
-        torch.save({"x": torch.ones(1), "y": np.array([print], dtype=object)}, tmp_path / "o.pth")
-        with pytest.raises(InvalidInput, match="hold print, which only code can rebuild"):
+        torch.save({"x": torch.ones(1), "y": np.array([sorted], dtype=object)}, tmp_path / "o.pth")
+        with pytest.raises(InvalidInput, match="hold sorted, which only code can rebuild"):
             read_sets(tmp_path / "o.pth")
 
     @pytest.mark.slow

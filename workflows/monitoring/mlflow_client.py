@@ -34,6 +34,12 @@ _VARIABLES = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
+_QUIET = {
+    "urllib3.connectionpool": logging.ERROR,
+    "mlflow.store.db.utils": logging.WARNING,
+    "alembic": logging.WARNING,
+}
+
 
 class NoAnswer(PuregridError):
     """MLflow did not answer in time."""
@@ -93,16 +99,20 @@ class BoundedClient:
 
 @contextlib.contextmanager
 def _bounded_requests() -> Iterator[None]:
-    """MLflow's variables during a call of ours, those that are not set; its retries are no news for the terminal."""
+    """MLflow's variables during a call of ours, those that are not set; its retries are no news for the terminal.
+
+    Nor are the tables that it makes in a new database; who has imported MLflow before us gave it its own level.
+    """
     new = {name: value for name, value in _VARIABLES.items() if name not in os.environ}
     os.environ.update(new)
-    logger = logging.getLogger("urllib3.connectionpool")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    before = {name: logging.getLogger(name).level for name in _QUIET}
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
         for name in new:
             os.environ.pop(name, None)
 
