@@ -62,9 +62,8 @@ class Answers(NamedTuple):
 class Results:
     """The committed results of a sweep.
 
-    What is committed of a stage is asked once, so that all that is said of it is said of the same rows. Memory hardly
-    grows with them: some are kept (:data:`KEPT_BYTES`), and of the others which answers are right, a bit each, and the
-    sums of their network evaluations.
+    Every frame looks for new commits. Memory hardly grows with the rows: some are kept (:data:`KEPT_BYTES`), and of
+    the others which answers are right, a bit each, and the sums of their network evaluations.
 
     Arguments:
         store: The store.
@@ -78,6 +77,7 @@ class Results:
         self._tables: Kept[tuple[str, str], pa.Table] = Kept(kept)
         self._frames: Kept[tuple[str, tuple[str, ...]], pd.DataFrame] = Kept(kept)
         self._committed: dict[str, set[str]] = {}
+        self._named: dict[int, tuple[StageSpec, str]] = {}
         self._units: dict[tuple[str, str], _Unit] = {}
         self._right: dict[tuple[str, tuple[str, ...]], tuple[npt.NDArray[np.uint8], tuple[int, int]]] = {}
         self._ids: dict[bytes, npt.NDArray[np.int64]] = {}
@@ -125,7 +125,7 @@ class Results:
         return self._ids_of[self._remember(cell)]
 
     def _remember(self, cell: Cell) -> tuple[str, tuple[str, ...]]:
-        key = cell.evaluate.id, tuple(self._chunks(cell.evaluate, cell))
+        key = self._id(cell.evaluate), tuple(self._chunks(cell.evaluate, cell))
         if key not in self._right:
             answers = self.answers(cell)
             right = np.zeros((0, cell.defence.draws), dtype=np.bool_) if answers is None else answers.correct
@@ -137,18 +137,19 @@ class Results:
     def images(self, cell: Cell) -> int:
         """Return how many images of a cell have a last row."""
         spec = cell.stages[0]
-        return sum(self._unit(spec.stage, spec.id, name).rows for name in self._chunks(spec, cell))
+        return sum(self._unit(spec.stage, self._id(spec), name).rows for name in self._chunks(spec, cell))
 
     def evaluations(self, cell: Cell) -> float:
         """Return the network evaluations for an image of a cell, the mean over its images; NaN without images."""
         spec = cell.stages[0]
-        units = [self._unit(spec.stage, spec.id, name) for name in self._chunks(spec, cell)]
+        units = [self._unit(spec.stage, self._id(spec), name) for name in self._chunks(spec, cell)]
         images = sum(unit.rows for unit in units)
         return sum(unit.denoiser + unit.classifier for unit in units) / images if images else float("nan")
 
     def _stage(self, spec: StageSpec, cell: Cell) -> pd.DataFrame:
+        self._committed.pop(self._id(spec), None)
         chunks = self._chunks(spec, cell)
-        key = spec.id, tuple(chunks)
+        key = self._id(spec), tuple(chunks)
         frame = self._frames.get(key)
         if frame is None:
             table = self._together(spec, chunks)
@@ -156,8 +157,14 @@ class Results:
             self._frames.put(key, frame, _size(frame))
         return frame
 
+    def _id(self, spec: StageSpec) -> str:
+        """Return the id of a stage, a hash of all that it says, computed once for each object."""
+        if id(spec) not in self._named:
+            self._named[id(spec)] = spec, spec.id
+        return self._named[id(spec)][1]
+
     def _chunks(self, spec: StageSpec, cell: Cell) -> list[str]:
-        done = self._done(spec.stage, spec.id)
+        done = self._done(spec.stage, self._id(spec))
         return [chunk.name for chunk in cell.images.chunks if chunk.name in done]
 
     def _done(self, stage: str, stage_id: str) -> set[str]:
@@ -166,7 +173,7 @@ class Results:
         return self._committed[stage_id]
 
     def _together(self, spec: StageSpec, chunks: Iterable[str]) -> pa.Table | None:
-        stage_id = spec.id
+        stage_id = self._id(spec)
         parts = [self._read(spec.stage, stage_id, chunk) for chunk in chunks]
         return pa.concat_tables(parts).combine_chunks() if parts else None
 
@@ -197,6 +204,7 @@ class Results:
         with one fixed noise sees), each with ``_low`` and ``_high``; ``images`` committed of ``planned``. A cell
         without any committed row has no accuracies.
         """
+        self._committed.clear()
         cells = self.sweep.adversarial
         frame = pd.DataFrame(
             [{**_identity(cell, self.sweep.labels[cell.id]), **self._measures(cell)} for cell in cells],
@@ -238,6 +246,7 @@ class Results:
         ``attacks``, how many there are. Cells that are not complete are left out, and budgets in different norms stay
         apart.
         """
+        self._committed.clear()
         groups: dict[tuple[object, ...], dict[str, Cell]] = {}
         for cell in self.sweep.adversarial:
             if cell.attack_stage is None:
@@ -284,6 +293,7 @@ class Results:
         Raises:
             InvalidInput: A cell is there twice, or the cells of a defence are not of the same images.
         """
+        self._committed.clear()
         groups: dict[tuple[object, ...], dict[str, dict[tuple[str, int], Cell]]] = {}
         for cell in self.sweep.corrupted:
             corruption = cell.corruption
@@ -328,6 +338,7 @@ class Results:
             itself are left out), and ``missing``, why a measure could not be taken. And its frame with one row per
             image: ``image_id``, ``psnr``, ``ssim``, ``lpips``.
         """
+        self._committed.clear()
         seen: set[str] = set()
         for cell in self.sweep.cells:
             if cell.measure is None or cell.measure.id in seen:
@@ -363,6 +374,7 @@ class Results:
 
         Samples of certificates are many stages of one kind, and one row; so are all corruptions of one defence.
         """
+        self._committed.clear()
         groups: dict[tuple[str, ...], tuple[dict[str, object], _Spent]] = {}
         for stage in make_plan(self.sweep).stages:
             done = self._done(stage.spec.stage, stage.id)
