@@ -58,7 +58,7 @@ def _settings(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
     if not isinstance(overrides, Mapping):
         return list(overrides)
     try:
-        return [f"{key}={json.dumps(value, allow_nan=False)}" for key, value in overrides.items()]
+        return [f"{key}={json.dumps(value, allow_nan=False, ensure_ascii=False)}" for key, value in overrides.items()]
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"the value of an override is no number, text, list or mapping: {error}.") from error
 
