@@ -34,6 +34,7 @@ from pydantic import (
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
+from defense.bounds import Bound, check_bounds
 from defense.code import Code, code_of_class
 from defense.entries import EntryOf, Inside, Reading, Spelling, structured
 from defense.errors import InvalidInput, nearest
@@ -86,6 +87,9 @@ class Spec(BaseModel):
 
     unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """By field the values that are left out of the id: what was the only choice before there was the field."""
+
+    bounds: ClassVar[Mapping[str, Bound]] = {}
+    """By field the largest value that can be meant, where that is not the one of :data:`defense.bounds.BOUNDS`."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -255,6 +259,12 @@ class Spec(BaseModel):
                 error = type(error)(error.message, keys=(written[str(error.keys[0])], *error.keys[1:]))
             raise error
 
+    @model_validator(mode="after")
+    def _within_bounds(self) -> Self:
+        """Runs before the validators of subclasses, which may compute something as large as a number says."""
+        check_bounds({name: getattr(self, name) for name in type(self).model_fields}, type(self).bounds)
+        return self
+
     @classmethod
     def _explained(
         cls, error: ValidationError, data: Mapping[str, Any], written: Mapping[str, str], beside: tuple[str, ...]
@@ -349,7 +359,8 @@ class Spec(BaseModel):
         return {
             name: _plain(value)
             for name, value in values.items()
-            if value is not None or fields[name].get_default(call_default_factory=False) is not None
+            if (value is not None or fields[name].get_default(call_default_factory=False) is not None)
+            and not (fields[name].exclude and value == ())
         }
 
     def code(self) -> Code | None:

@@ -7,6 +7,7 @@ document.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import isabstract
@@ -18,7 +19,7 @@ from defense.errors import InvalidInput, nearest
 from defense.spec import Reading, Spec
 from workflows.documents.document import Document, Keys
 
-__all__ = ["Combination", "expand", "image_ids", "items", "known_keys", "located", "validate"]
+__all__ = ["Combination", "combinations", "expand", "image_ids", "items", "known_keys", "located", "validate"]
 
 S = TypeVar("S", bound=Spec)
 T = TypeVar("T")
@@ -104,6 +105,12 @@ def expand(document: Document, keys: Keys, entry: dict[str, Any], model: type[Ba
         yield Combination({name: value for name, value, _ in combination}, places)
 
 
+def combinations(entry: Mapping[str, Any], model: type[BaseModel]) -> int:
+    """Return how many combinations :func:`expand` would yield, without making them."""
+    lists = (value for name, value in entry.items() if isinstance(value, list) and not _is_sequence(model, name))
+    return math.prod(map(len, lists))
+
+
 def _is_sequence(model: type[BaseModel], name: str) -> bool:
     info = model.model_fields.get(name)
     if info is None:
@@ -178,5 +185,7 @@ def image_ids(document: Document, keys: Keys, wanted: Any, count: int) -> list[i
         ids = range(start, stop, every)
     outside = next((i for i in ids if not 0 <= i < count), None)
     if outside is not None:
-        raise error(keys, f"image id {outside} is out of range: the data set has images 0 to {count - 1}.")
+        written = next((name for name in ("first", "stop") if name in wanted), None)
+        given = "" if written is None else f"{written} = {wanted[written]} is too large: "
+        raise error(keys, f"{given}image id {outside} is out of range: the data set has images 0 to {count - 1}.")
     return list(ids)
