@@ -63,6 +63,7 @@ _NOISE = "noise of which no image in [0, 1] is left"
 
 BOUNDS: Mapping[str, Bound] = MappingProxyType(
     {
+        "seed": Bound(10**18, "and has more than 18 digits"),
         "steps": Bound(100_000, _COUNT),
         "binary_search_steps": Bound(1_000, _COUNT),
         "queries": Bound(10_000_000, _COUNT),
@@ -82,6 +83,7 @@ BOUNDS: Mapping[str, Bound] = MappingProxyType(
         "threads": Bound(1_024, "more than any processor has"),
         "alpha": Bound(0.5, "the probability of a wrong certificate; 0.001 is usual", _error),
         "sigma": Bound(10, _NOISE, _in_255("sigma")),
+        "sigma_eq": Bound(10, _NOISE, _in_255("sigma_eq")),
         "noise": Bound(20, _NOISE, _in_255("noise")),
         "delta": Bound(1, "the distance from black to white", _in_255("delta")),
         "learning_rate": Bound(1_000, "a step of an optimiser that ends in infinities"),

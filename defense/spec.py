@@ -88,8 +88,10 @@ class Spec(BaseModel):
     unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """By field the values that are left out of the id: what was the only choice before there was the field."""
 
-    bounds: ClassVar[Mapping[str, Bound]] = {}
-    """By field the largest value that can be meant, where that is not the one of :data:`defense.bounds.BOUNDS`."""
+    bounds: ClassVar[Mapping[str, Bound] | None] = {}
+    """By field the largest value that can be meant, where that is not the one of :data:`defense.bounds.BOUNDS`.
+
+    None for specs that no user writes: what they are made of has been looked at."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -262,7 +264,8 @@ class Spec(BaseModel):
     @model_validator(mode="after")
     def _within_bounds(self) -> Self:
         """Runs before the validators of subclasses, which may compute something as large as a number says."""
-        check_bounds({name: getattr(self, name) for name in type(self).model_fields}, type(self).bounds)
+        if type(self).bounds is not None:
+            check_bounds({name: getattr(self, name) for name in type(self).model_fields}, type(self).bounds or {})
         return self
 
     @classmethod

@@ -120,4 +120,5 @@ class CertificateConfig(Spec):
         every = purifier.parameter("steps") == purifier.t_star
         explicit = purifier.model_fields_set - {"t_star", "schedule", *(["steps"] if every else [])}
         fields = {name: getattr(purifier, name) for name in explicit}
-        return base, type(purifier).model_validate({**fields, "sigma_eq": self.sigma})
+        unbounded = (*purifier.unbounded, *(["sigma_eq"] if "sigma" in self.unbounded else []))
+        return base, type(purifier).model_validate({**fields, "sigma_eq": self.sigma, "unbounded": unbounded})

@@ -71,7 +71,13 @@ def items(document: Document, keys: Keys, base: type[Spec], *, optional: bool = 
         # A class that stands for all its names takes several of them, like one of any other field.
         several = isinstance(named, list) and not isabstract(base) and all(isinstance(name, str) for name in named)
         if not isinstance(entry, dict) or not (isinstance(named, str | base) or several):
-            raise document.error(place, f"an entry of {keys[-1]} is a name or a mapping with the key `{tag}`.")
+            empty = (
+                tag in ("attack", "purifier")
+                and named is None
+                and (entry is None or (isinstance(entry, dict) and tag in entry))
+            )
+            hint = f" There is nothing in this one: where no {tag} is meant, write `none`." if empty else ""
+            raise document.error(place, f"an entry of {keys[-1]} is a name or a mapping with the key `{tag}`.{hint}")
         entries.append((place, entry))
     return entries
 
@@ -181,7 +187,7 @@ def image_ids(document: Document, keys: Keys, wanted: Any, count: int) -> list[i
         start, every = wanted.get("start", 0), wanted.get("every", 1)
         stop = wanted.get("stop", start + wanted["first"] * every if "first" in wanted else count)
         if every < 1 or start < 0 or stop <= start:
-            raise error(keys, f"{wanted} selects no image.")
+            raise error(keys, f"{wanted} selects no image; the data set has images 0 to {count - 1}.")
         ids = range(start, stop, every)
     outside = next((i for i in ids if not 0 <= i < count), None)
     if outside is not None:
