@@ -71,11 +71,8 @@ def items(document: Document, keys: Keys, base: type[Spec], *, optional: bool = 
         # A class that stands for all its names takes several of them, like one of any other field.
         several = isinstance(named, list) and not isabstract(base) and all(isinstance(name, str) for name in named)
         if not isinstance(entry, dict) or not (isinstance(named, str | base) or several):
-            empty = (
-                tag in ("attack", "purifier")
-                and named is None
-                and (entry is None or (isinstance(entry, dict) and tag in entry))
-            )
+            given = {tag: entry} if entry is None else entry if isinstance(entry, dict) else {}
+            empty = tag in ("attack", "purifier") and tag in given and named is None
             hint = f" There is nothing in this one: where no {tag} is meant, write `none`." if empty else ""
             raise document.error(place, f"an entry of {keys[-1]} is a name or a mapping with the key `{tag}`.{hint}")
         entries.append((place, entry))
