@@ -22,8 +22,10 @@ from pydantic import Field
 
 from defense.errors import InvalidInput
 
-__all__ = ["BOUNDS", "LARGEST_INTEGER", "UNBOUNDED", "Bound", "beyond", "check_bounds", "diameter"]
+__all__ = ["BOUNDS", "LARGEST_INTEGER", "MOST_WORKERS", "UNBOUNDED", "Bound", "beyond", "check_bounds", "diameter"]
 
+MOST_WORKERS = 100_000
+"""Workers of a run; attempts at a unit and GPUs of a worker are no more either."""
 LARGEST_INTEGER = 1_000_000_000
 LARGEST_FLOAT = 1e12
 
