@@ -143,6 +143,10 @@ class _Node:
     depth: int = 0
 
 
+_BEGAN = {"flow": "the bracket was opened", "quoted": "the quote was opened", "simple key": "the key stands"}
+"""What the parser was reading, in words of its messages, and what that is for a reader."""
+
+
 class _Composer:
     """Nodes of one document, from the events of the parser; anchors stand for whole nodes."""
 
@@ -225,9 +229,9 @@ class _Composer:
         if text and "\t" in text[0][: len(text[0]) - len(text[0].lstrip())]:
             problem += " (the line begins with a tab: indent by spaces)"
         context = str(error.context or "")
-        if opened is not None and ("flow" in context or "quoted" in context) and opened.line != mark.line:
-            what = "quote" if "quoted" in context else "bracket"
-            problem += f"; the {what} was opened in line {opened.line + 1}"
+        began = next((text for word, text in _BEGAN.items() if word in context), None)
+        if opened is not None and began is not None and opened.line != mark.line:
+            problem += f"; {began} in line {opened.line + 1}"
             if opened.line + 1 < mark.line:
                 line, column = opened.line + 1, opened.column + 1
         return NotReadable(problem, line, column, syntax=True)
