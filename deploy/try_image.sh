@@ -5,7 +5,7 @@
 #
 #   deploy/try_image.sh [options of puregrid run, such as --set datasets.0.images.first=100]
 #
-# It needs podman or docker. From the environment:
+# It needs podman or docker, and leaves the image behind, as localhost/puregrid:try. From the environment:
 #
 #   ENGINE           podman (default where there is one) or docker
 #   ENGINE_OPTIONS   words before its command: --storage-driver vfs
@@ -79,8 +79,9 @@ restricted=(
 e run --rm "${restricted[@]}" "$image" sh -c '
   set -e
   test "$(id -u)" = 1000
-  ! touch /opt/puregrid/x 2> /dev/null
-  ! touch "$HOME/x" 2> /dev/null
+  for path in /opt/puregrid "$HOME" /usr/local; do
+    if touch "$path/x" 2> /tmp/touched; then echo "$path can be written"; exit 1; fi
+  done
   python -c "import timm, robustbench, s3fs, ray; from importlib.metadata import version
 print(*(name + \" \" + version(name) for name in (\"torch\", \"ray\", \"timm\", \"robustbench\")), sep=\", \")"
 ' | while read -r line; do say "user 1000, read-only root; $line"; done
@@ -98,22 +99,28 @@ cluster=(
   --detach --network "$name" --env RAY_AUTH_MODE=token --volume "$scratch/auth_token:/home/ray/.ray/auth_token:ro"
 )
 e run "${cluster[@]}" --name "$name-head" "${restricted[@]}" "$image" \
-  ray start --head --num-cpus=0 --port=6379 --dashboard-host=127.0.0.1 --disable-usage-stats --block > "$scratch/head.id"
+  ray start --head --num-cpus=0 --port=6379 --dashboard-host=127.0.0.1 --object-store-memory=200000000 \
+  --disable-usage-stats --block > "$scratch/head.id"
 head=$(e inspect "$name-head" --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}')
 e run "${cluster[@]}" --name "$name-worker" "${restricted[@]}" "$image" \
-  ray start --address="$head:6379" --num-cpus=2 --disable-usage-stats --block > "$scratch/worker.id"
+  ray start --address="$head:6379" --num-cpus=2 --object-store-memory=200000000 --disable-usage-stats --block \
+  > "$scratch/worker.id"
 on_head() { e exec "$name-head" "$@"; }
 ready=
-for _ in $(seq 60); do
+for _ in $(seq 120); do
   if on_head ray list nodes --format json 2> "$scratch/nodes.log" | grep -c ALIVE | grep -qx 2; then ready=yes; break; fi
   sleep 2
 done
 [ -n "$ready" ] || { cat "$scratch/nodes.log" >&2; e logs "$name-head" >&2; e logs "$name-worker" >&2; exit 1; }
-say "two containers are one Ray cluster: head $head, worker $(e inspect "$name-worker" --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}')"
+worker=$(e inspect "$name-worker" --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}')
+say "two containers are one Ray cluster: head $head, worker $worker"
+e exec "$name-worker" ray status --address "$head:6379" > "$scratch/status.log" 2>&1 \
+  || { cat "$scratch/status.log" >&2; exit 1; }
 if e exec --env RAY_AUTH_MODE=disabled "$name-worker" ray status --address "$head:6379" > "$scratch/stranger.log" 2>&1; then
   echo "The cluster talks to somebody without the token." >&2; exit 1
 fi
-say "without the token: refused"
+grep -qiE 'unauthenticated|token' "$scratch/stranger.log" || { cat "$scratch/stranger.log" >&2; exit 1; }
+say "with the token: an answer; without it: refused"
 on_head puregrid run "$sweep" --store /store/cluster --address auto --mlflow off "${options[@]}" > "$scratch/cluster.log" 2>&1 \
   || { tail -n 30 "$scratch/cluster.log" >&2; exit 1; }
 say "puregrid run --address auto: $(find "$scratch/store/cluster/rows" -name '*.parquet' | wc -l) units"
