@@ -64,7 +64,7 @@ def test_a_worker_whose_answer_is_lost_is_not_waited_for(
     # As after a cut of the link: the unit is committed and its worker says nothing. It has a second one in its queue.
     monkeypatch.setattr(engine, "_SILENT_SECONDS", 1.0)
     monkeypatch.setattr(engine, "_OVERDUE_UNKNOWN", 1.0)
-    plan, store = plan_of([Nap(number=1, seconds=60), Nap(number=2)], 1), Store(str(tmp_path / "store"))
+    plan, store = plan_of([Nap(number=1, seconds=600), Nap(number=2)], 1), Store(str(tmp_path / "store"))
     silent = plan.stages[0]
 
     def commit() -> None:
@@ -82,7 +82,7 @@ def test_a_worker_whose_answer_is_lost_is_not_waited_for(
         committed = threads.submit(commit)
         outcome = go(plan, Pool(store.uri, 1), store)
         committed.result()
-    assert time.monotonic() - began < 50
+    assert time.monotonic() - began < 300
     assert_whole(plan, store)
     found = store.committed("nap", silent.id, silent.chunks[0].name)
     assert found is not None and found.attempt == "its own"
