@@ -35,20 +35,21 @@ def s3(_s3_session: S3Server) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def _ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRay]:
-    from naps import SharedRay, machines
+def _shared_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRay]:
+    from naps import SharedRay
 
-    with machines(0) as cluster:
-        yield SharedRay(cluster, tmp_path_factory.mktemp("ray"))
+    shared = SharedRay(tmp_path_factory.mktemp("ray"))
+    yield shared
+    shared.close()
 
 
 @pytest.fixture
-def two_slots(_ray_session: SharedRay) -> SharedRay:
+def two_slots(_shared_ray: SharedRay) -> SharedRay:
     """A Ray cluster with two slots on one node; runs join it by its address."""
-    return _ray_session.two_slots()
+    return _shared_ray.two_slots()
 
 
 @pytest.fixture
-def no_slots(_ray_session: SharedRay) -> Cluster:
+def no_slots(_shared_ray: SharedRay) -> Cluster:
     """A Ray cluster without a slot; tests add nodes, and take them away."""
-    return _ray_session.no_slots()
+    return _shared_ray.no_slots()

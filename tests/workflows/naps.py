@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -154,40 +154,52 @@ class SharedRay:
     """One Ray cluster for all tests of a process: a head without slots, and a node of two when it is asked for.
 
     A Ray that starts for one test takes ten processor seconds. What differs between tests reaches the workers of the
-    shared node through files whose names are known when it starts.
+    shared node through files whose names are known when it starts. A test that breaks the cluster, or comes when the
+    machine is too busy to start it, leaves the next one a new start.
 
     Arguments:
-        cluster: The head.
         folder: Of those files.
     """
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
-        self._cluster = cluster
-        self._node: Any = None
+    def __init__(self, folder: Path) -> None:
         self.naps_log = folder / "naps.log"
         self.orders = folder / "orders"
+        self._open = ExitStack()
+        self._found: Cluster | None = None
+        self._node: Any = None
 
     @property
     def address(self) -> str:
         return str(self._cluster.address)
 
+    @property
+    def _cluster(self) -> Cluster:
+        if self._found is not None and not self._found.head_node.remaining_processes_alive():
+            self.close()
+        if self._found is None:
+            self._found = self._open.enter_context(machines(0))
+        return self._found
+
     def two_slots(self) -> SharedRay:
         """Have the node of two slots, and an empty log of naps."""
         self.naps_log.write_text("")
-        if self._node is None:
-            own = {
-                "NAPS_LOG": str(self.naps_log),
-                "UNRULY": str(self.orders),
-                "PYTHONPATH": HERE,
-                "PYTHONDONTWRITEBYTECODE": "1",
-            }
-            with patch.dict(os.environ, own):
-                self._node = add_machine(self._cluster, 2, 9)
+        cluster = self._cluster
+        if self._node is None or not self._node.remaining_processes_alive():
+            self.no_slots()
+            own = {"NAPS_LOG": str(self.naps_log), "UNRULY": str(self.orders), "PYTHONPATH": HERE}
+            with patch.dict(os.environ, {**own, "PYTHONDONTWRITEBYTECODE": "1"}):
+                self._node = add_machine(cluster, 2, 9)
         return self
 
     def no_slots(self) -> Cluster:
         """The cluster without nodes, for tests that bring their own and take them away."""
-        if self._node is not None:
-            self._cluster.remove_node(self._node)
-            self._node = None
-        return self._cluster
+        cluster = self._cluster
+        for node in list(cluster.worker_nodes):  # also what a test that failed has left
+            cluster.remove_node(node)
+        self._node = None
+        return cluster
+
+    def close(self) -> None:
+        """End it."""
+        self._open.close()
+        self._found = self._node = None
