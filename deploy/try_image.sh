@@ -34,6 +34,7 @@ sweep=quickstart
 options=("$@")
 
 e() { "$engine" "${engine_options[@]}" "$@"; }
+size() { e image inspect "$1" --format '{{.Size}}' | awk '{printf "%.0f", $1 / 1e6}'; }
 say() { printf '%5d s  %s\n' "$SECONDS" "$*"; }
 clean() {
   e rm --force "$name-head" "$name-worker" > "$scratch/removed.log" 2>&1 || true
@@ -45,13 +46,18 @@ trap clean EXIT
 # --- build
 base=()
 if [ "${BASE:-}" = debootstrap ]; then
-  [ -d "$scratch/root" ] || debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv \
-    bookworm "$scratch/root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} > "$scratch/debootstrap.log"
-  # `python` and `pip` in /usr/local, as Python's own images have them.
-  [ -x "$scratch/root/usr/local/bin/pip" ] || chroot "$scratch/root" python3 -m venv /usr/local
-  tar --directory "$scratch/root" --one-file-system --create . | e import - localhost/puregrid-base:try > "$scratch/base.log" 2>&1
+  # One that was made before is taken again, and with it the layers that were built on it.
+  if ! e image inspect localhost/puregrid-base:try > "$scratch/base.log" 2>&1; then
+    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv \
+      bookworm "$scratch/root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} > "$scratch/debootstrap.log"
+    # `python` and `pip` in /usr/local, as Python's own images have them.
+    chroot "$scratch/root" python3 -m venv /usr/local
+    tar --directory "$scratch/root" --one-file-system --create . | e import - localhost/puregrid-base:try \
+      > "$scratch/base.log" 2>&1
+    rm -rf "$scratch/root"
+  fi
   base=(--build-arg BASE=localhost/puregrid-base:try)
-  say "base of $(du -sm "$scratch/root" | cut -f1) MB made from Debian's packages"
+  say "base of $(size localhost/puregrid-base:try) MB made from Debian's packages"
 elif [ -n "${BASE:-}" ]; then
   base=(--build-arg "BASE=$BASE")
 fi
@@ -65,7 +71,7 @@ commit=$(git rev-parse HEAD)
 e build --tag "$image" --file Dockerfile "${base[@]}" --build-arg COMMIT="$commit" \
   ${TORCH_INDEX+--build-arg TORCH_INDEX="$TORCH_INDEX"} "${build_options[@]}" . > "$scratch/build.log" 2>&1 \
   || { tail -n 30 "$scratch/build.log" >&2; exit 1; }
-say "image of $(e image inspect "$image" --format '{{.Size}}' | awk '{printf "%.0f", $1 / 1e6}') MB built"
+say "image of $(size "$image") MB built from commit $commit"
 
 # --- one container
 umask 077
