@@ -88,9 +88,18 @@ e run --rm "${restricted[@]}" "$image" sh -c '
   for path in /opt/puregrid "$HOME" /usr/local; do
     if touch "$path/x" 2> /tmp/touched; then echo "$path can be written"; exit 1; fi
   done
-  python -c "import timm, robustbench, s3fs, ray; from importlib.metadata import version
-print(*(name + \" \" + version(name) for name in (\"torch\", \"ray\", \"timm\", \"robustbench\")), sep=\", \")"
-' | while read -r line; do say "user 1000, read-only root; $line"; done
+  python -c "
+from importlib.metadata import version
+print(*(name + \" \" + version(name) for name in (\"torch\", \"torchvision\", \"ray\", \"timm\", \"robustbench\")), sep=\", \")
+if (\"+cpu\" in version(\"torch\")) != (\"+cpu\" in version(\"torchvision\")):
+    print(\"torchvision is not of this torch: no index here has the build; timm and robustbench are not imported\")
+else:
+    import torchvision, timm, robustbench
+    print(\"torchvision, timm and robustbench are imported\")
+"
+' > "$scratch/user.log" 2>&1 || { tail -n 30 "$scratch/user.log" >&2; exit 1; }
+say "user 1000, read-only root"
+while read -r line; do say "$line"; done < "$scratch/user.log"
 e run --rm "${restricted[@]}" "$image" puregrid run "$sweep" --store /store/one "${options[@]}" > "$scratch/one.log" 2>&1 \
   || { tail -n 30 "$scratch/one.log" >&2; exit 1; }
 say "quickstart in one container: $(find "$scratch/store/one/rows" -name '*.parquet' | wc -l) units"
