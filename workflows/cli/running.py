@@ -238,13 +238,13 @@ def status(
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.engine.failures import failures
         from workflows.monitoring.ledger import utilisation_table
-        from workflows.monitoring.run_record import read_runs, run_line
+        from workflows.monitoring.run_record import look_for_drivers, read_runs, run_line
         from workflows.planning.plan import make_plan
         from workflows.planning.summary import summarise
 
         summary = summarise(loaded, make_plan(loaded), opened)
         failed = failures(loaded, opened) if summary.missing else []
-        runs = read_runs(opened, loaded.id)
+        runs = look_for_drivers(opened, loaded.id, read_runs(opened, loaded.id))
         if json_:
             content = {
                 **summary.to_json(),
@@ -265,6 +265,8 @@ def status(
             typer.echo(f"failed: {failure.unit} after {attempts}{why}")
             typer.echo(failure.traceback or failure.error)
         typer.echo(f"estimated: {_duration(summary)}")
+        for notice in summary.notices:
+            typer.echo(f"note: {notice}")
         for line in filter(None, map(run_line, runs if summary.missing else [])):
             typer.echo(line)
         if workers:

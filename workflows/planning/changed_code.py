@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from defense.errors import StoreError
 from defense.spec import CODE
 from workflows.planning.plan import Plan, PlannedStage
 from workflows.store import Store
@@ -40,8 +41,8 @@ def changed_code(plan: Plan, store: Store) -> list[str]:
         if old_id in planned:
             continue
         try:
-            old = json.loads(store.files.read(f"specs/{name}"))
-        except (ValueError, RecursionError):  # damaged, of a stage that is not asked for here
+            old = store.spec(old_id)
+        except StoreError:  # damaged, of a stage that is not asked for here
             continue
         for stage in wanted.get(_without_code(old), []):
             chunks = {chunk.name for chunk in stage.chunks}
