@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -44,12 +45,14 @@ from workflows.store import DamagedCommit, NewerCommit, Store, StoreUnavailable
 
 TINY = SMALL.replace("first: 20", "first: 4").replace("chunk: 8", "chunk: 2")
 UNITS = 10
+PATHS: list[tuple[str, str, str]] = []
+"""Stage, its id and chunk of every unit."""
 CONTEXT = Context("cpu")
 """Keeps the models of all stores."""
 
 
 def run_here(sweep: Sweep, store: Store) -> tuple[int, list[str]]:
-    """What ``puregrid run`` does, with a worker in this process; returns how many units it computed, and its notes."""
+    """Do what ``puregrid run`` does, with a worker in this process; returns the units computed, and notes."""
     plan, notes = make_plan(sweep), list[str]()
     done = verified(plan, store, notes.append)
     record_sweep(sweep, plan, store)
@@ -63,10 +66,17 @@ def run_here(sweep: Sweep, store: Store) -> tuple[int, list[str]]:
     return computed, notes
 
 
-def data(store: Path) -> dict[str, str]:
-    """Hash of every row and image file."""
-    files = [path for kind in ("rows", "adversarial") for path in (store / kind).rglob("*") if path.is_file()]
-    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def data(store: Path | Store) -> dict[str, str]:
+    """Hash of the rows and images of every committed unit, by where its first attempt puts them."""
+    opened = store if isinstance(store, Store) else Store(str(store))
+    found = {}
+    for path in PATHS:
+        commit = opened.committed(*path)
+        assert commit is not None
+        for place in commit.sha256:
+            usual = re.sub(r"\.[0-9a-f]{12}(?=\.parquet$)", "", place)
+            found[usual] = hashlib.sha256(opened.files.read(place)).hexdigest()
+    return found
 
 
 class Finished:
@@ -79,6 +89,7 @@ class Finished:
         self.sweep = load_sweep(path)
         store = Store(str(self.store))
         plan = make_plan(self.sweep)
+        PATHS[:] = [(stage.spec.stage, stage.id, chunk.name) for stage in plan.stages for chunk in stage.chunks]
         assert run_here(self.sweep, store)[0] == UNITS
         recorder = RunRecorder(store, self.sweep.id, "run", 0.0, UNITS)
         recorder.finish("finished", 0, workers_at_most=1)
@@ -277,7 +288,7 @@ def test_any_value_in_any_field_of_a_baseline(finished: Finished) -> None:
         else:
             str(compare_runs(found, baseline))
     newer = json.dumps({**content, "energy": 1, "cells": [{**cell, "watts": 2} for cell in content["cells"]]})
-    assert from_text(newer, "b.json").cells == baseline.cells[:1]
+    assert json.loads(to_text(from_text(newer, "b.json"))) == content
     later = json.dumps({**content, "schema": "puregrid-baseline/2"})
     with pytest.raises(InvalidInput, match="a later version of puregrid wrote this baseline"):
         from_text(later, "b.json")
@@ -366,7 +377,7 @@ def test_a_file_where_a_folder_belongs(finished: Finished) -> None:
         look(finished, store)
         heals(finished, store)
         kept = [path.read_text() for path in (Path(store.uri) / "aside").rglob("*") if path.is_file()]
-        assert name == "preflight" or kept == ["somebody's"]
+        assert name == "preflight" or "somebody's" in kept
 
 
 def test_a_link_to_a_disk_that_is_not_mounted_is_named_and_nothing_is_hidden(finished: Finished) -> None:
@@ -469,7 +480,7 @@ class TestOtherVersions:
         messages = look(finished, store)
         assert [message for message in messages if "later version" not in message] == []
         assert bool(messages) is not readable
-        with pytest.raises(NewerCommit, match="was written by a later version of puregrid.*nothing was changed"):
+        with pytest.raises(NewerCommit, match=r"was written by a later version of puregrid.*nothing was changed"):
             run_here(finished.sweep, store)
         _, stage, stage_id, name = paths[0].with_suffix("").relative_to(store.uri).parts
         for touch in (store.settled, store.revoke) if not readable else ():
@@ -514,7 +525,7 @@ def test_files_and_folders_that_may_not_be_read_or_written_are_named(finished: F
     for path, mode in ((commit, 0o600), (rows, 0o600), (root / "commits" / "attack", 0o700)):
         was = path.stat().st_mode
         path.chmod(mode)
-        with nobody(), pytest.raises(StoreUnavailable, match="refuses.*PermissionError.*Check its rights"):
+        with nobody(), pytest.raises(StoreUnavailable, match=r"refuses.*PermissionError.*Check its rights"):
             run_here(finished.sweep, store)
         path.chmod(was)
     # A store that one may only read is read.
@@ -545,9 +556,8 @@ def test_a_bucket_heals_too(finished: Finished, where: str, request: pytest.Fixt
     for place, (path, content) in enumerate(whole.items()):
         store.files.write(path, tenths(content)[place % ways])
     run_here(finished.sweep, store)
-    for path, content in whole.items():
-        if path.startswith(("rows", "adversarial", "specs")):
-            assert store.files.read(path) == content
+    assert data(store) == finished.rows
+    assert all(store.files.read(path) == content for path, content in whole.items() if path.startswith("specs"))
     assert run_here(finished.sweep, store) == (0, [])
     path = next(path for path in whole if path.startswith("commits/evaluate"))
     commit = json.loads(store.files.read(path))

@@ -452,7 +452,10 @@ class Store:
         path = self.commit_path(stage, stage_id, chunk)
         try:
             commit, raw = self._commit(stage, stage_id, chunk)
-        except DamagedCommit:  # the data that it named is never read, and the next commit removes it
+        except DamagedCommit:  # which bytes it named, nobody knows; if they are whole, equal ones will be wanted
+            for place in (self.rows_path(stage, stage_id, chunk), self.images_path(stage_id, chunk)):
+                if not self._plausible(place, stage_id, chunk):
+                    self.files.set_aside(place)
             self._drop(path, stage, stage_id, chunk)
             return
         if commit is None:
@@ -462,6 +465,17 @@ class Store:
             if located is not None and (located != place or not self._whole(commit, located)):
                 self.files.set_aside(located)
         self._drop(path, stage, stage_id, chunk, judged=raw)
+
+    def _plausible(self, path: str, stage_id: str, chunk: str) -> bool:
+        """Return whether a data file can be read and says that it is that unit's; its bytes may still be others."""
+        try:
+            metadata = pq.read_table(pa.BufferReader(self.files.read(path))).schema.metadata or {}
+        except (FileNotFoundError, pa.ArrowException, OSError) as error:
+            if isinstance(error, StoreError):
+                raise
+            return isinstance(error, FileNotFoundError)
+        said = metadata.get(b"puregrid.stage_id"), metadata.get(b"puregrid.chunk")
+        return said == (stage_id.encode(), chunk.encode())
 
     def _whole(self, commit: Commit, path: str) -> bool:
         try:
