@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,6 +51,10 @@ RUN_HELP = (
 )
 
 
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
+"""What a disk or its owner says no to; of a store, :class:`workflows.store.StoreUnavailable` says more."""
+
+
 def say(message: str) -> None:
     """Print a note to stderr."""
     typer.echo(message, err=True)
@@ -65,6 +70,11 @@ def errors() -> Iterator[None]:
         raise typer.Exit(2) from error
     except PuregridError as error:
         say(f"error: {error}")
+        raise typer.Exit(1) from error
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        say(f"error: {error}. Make room, or see to the rights, and run the same command again.")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         say("stopped; all committed units are kept. Run the same command again to continue.")

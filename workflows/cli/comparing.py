@@ -88,6 +88,7 @@ def check(
 
         gate = Gate(margin, alpha, detect, cost_margin, seconds_margin)
         loaded, opened = open_sweep(sweep, set_, store)
+        from workflows.formats.writing import write_text
         from workflows.regression.baselines import load
         from workflows.regression.check import check as checked
         from workflows.regression.check import junit as junit_xml
@@ -104,7 +105,7 @@ def check(
         verdicts = checked(before, of_results(Results(opened, loaded)), gate)
         verdict = verdict_of(verdicts)
         if junit is not None:
-            junit.write_text(junit_xml(verdicts, loaded.name), encoding="utf-8")
+            write_text(junit, junit_xml(verdicts, loaded.name))
         if json_:
             cells = [cell.as_dict() for cell in verdicts]
             typer.echo(
@@ -143,6 +144,7 @@ def promote(
     """Make the results of a sweep the baseline of `puregrid check`: in MLflow, or in a file."""
     with errors():
         loaded, opened = open_sweep(sweep, set_, store)
+        from workflows.formats.writing import write_text
         from workflows.regression.baselines import complete_text
         from workflows.results.reader import Results
         from workflows.tracking import aliases
@@ -152,7 +154,7 @@ def promote(
             aliases.valid_alias(alias)
         text = complete_text(Results(opened, loaded))
         if to is not None:
-            to.write_text(text, encoding="utf-8")
+            write_text(to, text)
             typer.echo(to)
         if alias is not None or to is None:
             name = alias or "champion"

@@ -11,6 +11,7 @@ import numpy as np
 
 from workflows.analysis import Analysis
 from workflows.audit import Finding, rules_on
+from workflows.formats.writing import write_text
 from workflows.tables.table import Table, cells_of
 
 __all__ = ["csv", "json_text", "write_csv"]
@@ -44,9 +45,9 @@ def write_csv(analysis: Analysis, folder: Path, only: str | None = None) -> list
     written = []
     for table in tables:
         written.append(folder / f"{table.name}.csv")
-        written[-1].write_text(csv(table, analysis.audited), encoding="utf-8")
+        write_text(written[-1], csv(table, analysis.audited))
     written.append(folder / "README.md")
-    written[-1].write_text(_read_me(analysis, tables), encoding="utf-8")
+    write_text(written[-1], _read_me(analysis, tables))
     return written
 
 

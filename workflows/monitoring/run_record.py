@@ -221,7 +221,7 @@ def look_for_drivers(
         unsure = [run for run, seen in there.items() if seen is None and found[run] == watched[run]]
         if not unsure or time.monotonic() > end:
             break
-        time.sleep(0.25)
+        time.sleep(0.5)
     gone = {run for run, seen in there.items() if seen is False or run in unsure}
     judged = [found[record.run] for record in records]
     return [

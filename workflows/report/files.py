@@ -10,6 +10,7 @@ from defense.errors import InvalidInput
 from workflows.analysis import Analysis
 from workflows.formats import render
 from workflows.formats.latex import PACKAGES
+from workflows.formats.writing import write_text
 from workflows.report.figures import Figure, figures
 from workflows.report.page import report
 
@@ -43,7 +44,7 @@ def report_to(analysis: Analysis, out: Path | None, how: Format, *, command: str
         if path.is_dir() or not path.parent.is_dir():
             what = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
             raise InvalidInput(f"{path} {what}: give a file to write the page to.", where="--out")
-        path.write_text(report(analysis, command=command, images=images), encoding="utf-8")
+        write_text(path, report(analysis, command=command, images=images))
         return path
     if path.exists() and not path.is_dir():
         raise InvalidInput(f"{path} is a file: with --format {how} give a folder.", where="--out")
@@ -54,8 +55,8 @@ def _folder(analysis: Analysis, folder: Path, how: Literal["md", "latex"], comma
     drawn = figures(analysis)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for figure in drawn:
-        (folder / "figures" / f"{figure.name}.svg").write_text(figure.drawing.file(), encoding="utf-8")
-        (folder / "figures" / f"{figure.name}.csv").write_text(figure.frame.to_csv(index=False), encoding="utf-8")
+        write_text(folder / "figures" / f"{figure.name}.svg", figure.drawing.file())
+        write_text(folder / "figures" / f"{figure.name}.csv", figure.frame.to_csv(index=False))
     tables = render(analysis, how)
     sentences = [*analysis.warnings, *analysis.summary]
     if how == "md":
@@ -66,7 +67,7 @@ def _folder(analysis: Analysis, folder: Path, how: Literal["md", "latex"], comma
         head += [f"figures/{figure.name}.svg: {figure.topic}: {figure.caption}" for figure in drawn]
         text = "".join(f"% {' '.join(line.split())}\n" for line in head) + "\n" + tables
     path = folder / ("report.md" if how == "md" else "report.tex")
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 
