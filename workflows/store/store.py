@@ -362,11 +362,11 @@ class Store:
         place = self.files.set_aside(path)
         if place is None:
             return
-        raw = self.files.read(place)
         try:
+            raw = self.files.read(place)
             if judged is None:
                 _check_place(Commit.from_text(raw), *unit)
-        except ValueError:
+        except (FileNotFoundError, ValueError):
             return
         except NewerCommit:
             pass
