@@ -386,7 +386,11 @@ class Place:
 def processes(driver: int, word: str) -> list[psutil.Process]:
     """Processes below a driver whose command line has a word in it."""
     found = []
-    for process in psutil.Process(driver).children(recursive=True):
+    try:
+        family = psutil.Process(driver).children(recursive=True)
+    except psutil.Error:  # it has ended
+        return []
+    for process in family:
         try:
             if any(word in part for part in process.cmdline()):
                 found.append(process)
