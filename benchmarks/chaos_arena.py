@@ -359,10 +359,18 @@ class Place:
             time.sleep(0.02)
 
     def underway(self) -> Child:
-        """Start a run and wait until some of its units are committed."""
-        process, aim = self.start("run"), self.luck.randrange(2, self.arena.units // 2)
-        self.wait(process, lambda: self.commits() >= aim)
-        return process
+        """Start a run and wait until some more of its units are committed.
+
+        Raises:
+            Skipped: Three times it ended before that: a blow would strike nothing.
+        """
+        for _ in range(3):
+            process, aim = self.start("run"), self.commits() + self.luck.randrange(2, self.arena.units // 3)
+            self.wait(process, lambda aim=aim: self.commits() >= aim)  # type: ignore[misc]
+            if process.poll() is None:
+                return process
+            self.end(process, "run, ended too early")
+        raise Skipped("no run lasted long enough to be struck")
 
     def verdict(self, store: Path | None = None, expected: Mapping[str, str] | None = None) -> str:
         """Compare the rows and images with the undisturbed ones.
