@@ -62,7 +62,8 @@ def test_the_workflow_runs_weekly_and_on_demand_and_asks_for_little() -> None:
     for name in ("SWEEP", "BASELINE"):
         default = re.search(r"'(.*)'", WORKFLOW["env"][name])
         assert default is not None and (ROOT / default[1]).is_file()
-    assert step("Install")["run"].count("-c constraints.txt") == step("Install")["run"].count("pip install")
+    (set_up,) = (one for one in STEPS if one.get("uses") == "./.github/actions/set-up")
+    assert set_up["with"]["versions"] == "locked" and not [one for one in STEPS if "pip" in one.get("run", "")]
     assert step("Publish")["if"] == step("Report")["if"] == "${{ !cancelled() }}"
 
 

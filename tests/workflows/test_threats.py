@@ -173,6 +173,13 @@ def test_mean_corruption_errors_need_a_named_baseline_and_the_whole_benchmark(co
         named(computed, mce="digits-cnn")
 
 
+def shares(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {
+        str(defence): part.pivot(index=["corruption", "severity"], columns="image_id", values="correct")
+        for defence, part in frame.groupby("defence", sort=False)
+    }
+
+
 def test_mean_corruption_error_is_the_mean_ratio_of_errors(
     computed: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +198,7 @@ def test_mean_corruption_error_is_the_mean_ratio_of_errors(
         ]
     )
     identity = {"dataset": "digits", "classifier": "net", "seed": 0, "origin": "official"}
-    monkeypatch.setattr(type(computed), "corrupted", lambda self: [(identity, frame)])
+    monkeypatch.setattr(type(computed), "corrupted", lambda self: [(identity, shares(frame))])
     table = named(computed, mce="net")["mce"]
 
     def total(defence: str, name: str) -> float:
@@ -213,7 +220,7 @@ def test_lines_of_several_seeds_can_be_distinguished(computed: Results, monkeypa
         ]
     )
     place = {"dataset": "digits", "classifier": "net", "origin": "official"}
-    groups = [({**place, "seed": seed}, frame) for seed in (4, 7)]
+    groups = [({**place, "seed": seed}, shares(frame)) for seed in (4, 7)]
     monkeypatch.setattr(type(computed), "corrupted", lambda self: groups)
     for name, each in (("corruptions", 2), ("corruption_gains", 2)):
         table = named(computed)[name]
