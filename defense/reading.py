@@ -7,18 +7,22 @@ Parsers of other libraries raise what they like on a damaged file (``struct.erro
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from defense.errors import InvalidInput, PuregridError
+from defense.files import existing, read_text
 
 __all__ = ["read_object", "reading"]
 
 _LONGEST_CAUSE = 300
+_JSON_BYTES = 256 << 20
 
 
 @contextmanager
@@ -31,8 +35,11 @@ def reading(path: str | Path, what: str, *, hint: str = "Fetch it again, or give
         hint: What to do.
 
     Raises:
-        InvalidInput: Something inside raised.
+        InvalidInput: Something inside raised; or the file is a device, a pipe or a socket, which may have no end.
     """
+    with suppress(OSError, ValueError):  # what is not there is said by whoever opens it
+        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+            existing(path, what, kind="either")
     try:
         yield
     except (PuregridError, torch.OutOfMemoryError):
@@ -60,7 +67,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
         InvalidInput: It is missing, no JSON, or no mapping.
     """
     with reading(path, what, hint="It must be JSON. Fetch it again, or correct it."):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, what, most=_JSON_BYTES))
     if not isinstance(content, dict):
         raise InvalidInput(f"{what} {str(path)!r} holds {type(content).__name__}, and must hold one JSON mapping.")
     return content

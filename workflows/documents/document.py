@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from defense.errors import InvalidInput
+from defense.files import read_text
 
 __all__ = ["Document", "Keys", "document_of", "expanded", "read_document", "strings", "written"]
 
@@ -163,15 +164,9 @@ def read_document(
         keys: The keys that messages name.
 
     Raises:
-        InvalidInput: No such file, not YAML, a key given twice, no mapping, or an unset environment variable.
+        InvalidInput: No such file, one that is no text of 16 MiB at most, not YAML, a key given twice, no mapping, or an unset environment variable.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InvalidInput(
-            f"the {what} cannot be read ({cause}). Give the path of an existing YAML file.", where=str(path)
-        ) from error
+    text = read_text(path, f"the {what}", where=str(path))
     document = Document(path, {}, text)
     try:
         loader = _Loader(text)
