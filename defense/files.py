@@ -17,7 +17,18 @@ from typing import Literal
 
 from defense.errors import InvalidInput, PuregridError
 
-__all__ = ["TEXT_BYTES", "existing", "path_of", "read_text", "shown", "writable", "writable_folder", "write_text"]
+__all__ = [
+    "TEXT_BYTES",
+    "existing",
+    "found",
+    "make_folder",
+    "path_of",
+    "read_text",
+    "shown",
+    "writable",
+    "writable_folder",
+    "write_text",
+]
 
 TEXT_BYTES = 16 << 20
 """Most bytes of a text that people write: a sweep file, a list of classes."""
@@ -92,7 +103,8 @@ def existing(
         where: See there.
 
     Raises:
-        InvalidInput: As :func:`path_of`; or it is not there, is of another kind (a device, a pipe), or may not be read.
+        InvalidInput: As :func:`path_of`; or it is not there, is no file or folder (a device, a pipe), or may not be
+            read.
     """
     path_of(name, what, base=base, where=where)
     path = (base or Path.cwd()) / name
@@ -105,6 +117,32 @@ def existing(
         problem = "may not be read by this user; correct its rights"
     if problem is not None:
         raise _error(name, what, problem, where)
+    return path
+
+
+def found(
+    name: str | Path,
+    what: str,
+    *,
+    kind: Literal["file", "folder", "either"] = "file",
+    base: Path | None = None,
+    where: str | None = None,
+) -> Path:
+    """Return the absolute path of a file or folder, for a caller who has more to say of one that is not there.
+
+    Arguments:
+        name: As :func:`path_of`.
+        what: See there.
+        kind: What it must be, if it is there.
+        base: See there.
+        where: See there.
+
+    Raises:
+        InvalidInput: As :func:`existing`, but not where there is nothing.
+    """
+    path = path_of(name, what, base=base, where=where)
+    if os.path.lexists((base or Path.cwd()) / name):
+        existing(name, what, kind=kind, base=base, where=where)
     return path
 
 
@@ -165,8 +203,8 @@ def writable(name: str | Path, what: str, *, where: str | None = None, make_fold
         writable_folder(path.parent, f"the folder of {what}", where=where)
     elif not path.parent.is_dir():
         raise _error(name, what, f"lies in {shown(path.parent)}, which is no folder; make it first", where)
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
-        raise _error(name, what, f"lies in {shown(path.parent)}, where this user may not write; give another", where)
+    elif (refusal := _refusal(path.parent)) is not None:
+        raise _error(name, what, f"lies in {shown(path.parent)}, where nothing can be written{refusal}", where)
     return path
 
 
@@ -196,18 +234,27 @@ def writable_folder(name: str | Path, what: str, *, where: str | None = None) ->
     if not stat.S_ISDIR(mode):
         problem = _other_kind(mode, "folder") if there == path else f"lies below {shown(there)}, which is no folder"
         raise _error(name, what, problem or "", where)
-    if not os.access(there, os.W_OK | os.X_OK):
-        problem = "may not be written by this user" if there == path else f"cannot be made in {shown(there)}: no rights"
-        raise _error(name, what, f"{problem}; give another", where)
+    if (refusal := _refusal(there)) is not None:
+        problem = "cannot be written" if there == path else f"cannot be made in {shown(there)}"
+        raise _error(name, what, f"{problem}{refusal}", where)
     return path
 
 
+def _refusal(folder: Path) -> str | None:
+    """Return why no file can be made in a folder, or None; one without a name is made, where the system has these."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return f" ({error.strerror or error})"
+    return None
+
+
 def write_text(path: Path, text: str, what: str) -> None:
-    """Write a file beside the one that is there, and put it in its place when it is whole.
+    r"""Write a file beside the one that is there, and put it in its place when it is whole.
 
     Arguments:
         path: The file; a link is followed.
-        text: Its content, written as UTF-8; surrogates as ``\\udcXX``.
+        text: Its content, written as UTF-8; surrogates as ``\udcXX``.
         what: What it is, for messages.
 
     Raises:
@@ -235,6 +282,18 @@ def write_text(path: Path, text: str, what: str) -> None:
             f"{what} {shown(path)} could not be written ({error.strerror or error}){old}. Make room or give another "
             "place, then run the same command again."
         ) from error
+
+
+def make_folder(path: Path, what: str) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        PuregridError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PuregridError(f"{what} {shown(path)} could not be made ({error.strerror or error}).") from error
 
 
 def _usual_mode() -> int:

@@ -16,7 +16,7 @@ _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\
 
 
 def visible(text: str, keep: str = _KEPT) -> str:
-    """Return a text with its control characters written out: ``\\x1b``, ``\\u202e``.
+    r"""Return a text with its control characters written out: ``\x1b``, ``\u202e``.
 
     Arguments:
         text: Any text, lone surrogates among it.

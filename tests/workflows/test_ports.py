@@ -139,7 +139,7 @@ def test_no_port_of_a_run_is_reached_from_outside_or_without_a_token(
             if text.is_file():
                 assert token.encode() not in text.read_bytes(), text
     finally:
-        out, err = run.communicate(timeout=200)
+        _, err = run.communicate(timeout=200)
     assert run.returncode == 0, err
     assert "run: 4 units" in err
     assert no_folder.read_text() == "not a folder"

@@ -104,6 +104,10 @@ class Builder:
         name = document.data.get("sweep", None if document.path is None else document.path.stem)
         if not isinstance(name, str) or not name:
             raise document.error(("sweep",), "the name of a sweep is a string.")
+        if not name.isprintable():
+            raise document.error(
+                ("sweep",), f"the name {name!r} has control characters, which tables and terminals cannot show."
+            )
         axes = {axis: self._axis(axis, (axis,)) for axis in _AXES}
         if not any(axes[axis] for axis in _THREATS):
             axes["attacks"] = [None]

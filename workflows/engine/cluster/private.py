@@ -2,12 +2,12 @@
 
 Who reaches a port of Ray's runs code as you. Ray binds each of its servers to the loopback interface if the node's
 address is 127.0.0.1, and otherwise to all interfaces; but ``ray.init`` replaces 127.0.0.1 by the address under which
-the machine is reached from outside, except where Ray knows no clusters (macOS, Windows). Here it is told that it knows
-none, for as long as it starts. ``docs/running.md`` has the sockets as measured.
+the machine is reached from outside, except where Ray knows no clusters (macOS, Windows). Here it is told that it
+knows none, for as long as it starts. ``docs/running.md`` has the sockets as measured.
 
 A token (Ray 2.52 and later) keeps out the other users of the machine, who reach its loopback interface too. Ray's own
-token would lie in ``~/.ray/auth_token``, which it writes with the modes of the umask, mostly for everybody to read. The
-token of a run is in the environment of its processes instead, so that nothing need be written below HOME either.
+token would lie in ``~/.ray/auth_token``, which it writes with the mode of the umask, mostly for everybody to read.
+The token of a run is in the environment of its processes instead, so that nothing need be written below HOME either.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import ray
+from ray import _raylet
 from ray._private import ray_constants, worker
-from ray._raylet import AuthenticationTokenLoader, Config
 
 from defense.errors import InvalidInput, PuregridError
 
@@ -55,8 +56,9 @@ def private() -> Iterator[None]:
 
 def _read_again() -> None:
     """Have Ray look at the environment again, which it reads once in a process."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = _raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def start(workers: int) -> None:
@@ -67,7 +69,8 @@ def start(workers: int) -> None:
     """
     with patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
         ray.init(
-            address="local",  # without it Ray joins a cluster that happens to run on this machine, and refuses num_cpus
+            # Without it Ray joins a cluster that happens to run on this machine, and refuses num_cpus.
+            address="local",
             num_cpus=workers,
             include_dashboard=False,
             log_to_driver=False,
