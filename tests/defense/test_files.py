@@ -89,8 +89,8 @@ def test_what_is_no_file_is_told_without_opening_it(
     if name not in ("nowhere", "file/below"):
         with pytest.raises(InvalidInput):
             found(name, "weights")
-    with pytest.raises(InvalidInput, match="cannot be read|is needed"), reading(name, "weights"):
-        open(name)
+    with pytest.raises(InvalidInput, match=r"cannot be read|is needed"), reading(name, "weights"):
+        Path(name).read_bytes()
     if name != "nowhere":
         with pytest.raises(InvalidInput):
             writable(name, "weights")
@@ -99,7 +99,7 @@ def test_what_is_no_file_is_told_without_opening_it(
 @pytest.mark.parametrize("name", ["file", "pipe", "/dev/full", "file/below", "dangling"])
 def test_what_can_be_no_folder_is_told(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    with pytest.raises(InvalidInput, match="a folder is needed|which is no folder|which does not exist"):
+    with pytest.raises(InvalidInput, match=r"a folder is needed|which is no folder|which does not exist"):
         writable_folder(name, "the folder")
     assert writable_folder("new/below", "the folder") == place / "new/below" and not (place / "new").exists()
 

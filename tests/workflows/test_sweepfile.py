@@ -176,9 +176,9 @@ class TestWrongFiles:
     def test_missing_file_folder_and_binary_file(self, tmp_path: Path) -> None:
         (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
         for name, cause in (
-            ("missing.yaml", "No such file"),
-            (".", "Is a directory"),
-            ("binary", "it is not UTF-8 text"),
+            ("missing.yaml", "does not exist"),
+            (".", "is a folder, and a file is needed"),
+            ("binary", "is not UTF-8 text"),
         ):
             with pytest.raises(InvalidInput, match=cause) as caught:
                 read_document(tmp_path / name)

@@ -107,7 +107,8 @@ def _root(root: Path | None, variable: str, what: str) -> Path:
     folder = os.environ.get(variable) if root is None else root
     if not folder or not str(folder).strip():
         raise InvalidInput(f"give --root FOLDER or set {variable}: where {what} shall lie.")
-    return found(folder, "folder", kind="folder", where="--root" if root is not None else variable)
+    found(folder, "folder", kind="folder", where="--root" if root is not None else variable)
+    return Path(folder)
 
 
 def _tar(release: Release) -> RemoteFile:

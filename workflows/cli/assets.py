@@ -82,7 +82,10 @@ Root = Annotated[
 
 
 def _given(root: str | None) -> Path | None:
-    return None if root is None else path_of(root, "folder", where="--root")
+    if root is None:
+        return None
+    path_of(root, "folder", where="--root")
+    return Path(root)
 
 
 @data.command()

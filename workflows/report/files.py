@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -61,7 +62,7 @@ def check_out(out: Path | str | None, how: Format) -> Path:
     path = Path(name)
     if how == "html":
         writable(name, "the page", where="--out")
-    elif path.is_file():
+    elif os.path.isfile(name):
         raise InvalidInput(f"{path} is a file: with --format {how} give a folder.", where="--out")
     else:
         writable_folder(name, "the folder of the report", where="--out")
