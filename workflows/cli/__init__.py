@@ -60,6 +60,7 @@ def main() -> None:
     steady_streams()
     try:
         app()
-    except OSError as error:  # of what typer prints by itself, such as help
-        say(f"error: {OutputLost(error)}")
-        raise SystemExit(1) from error
+    except OutputLost as error:  # of what Typer prints by itself, such as help
+        if not error.quiet:
+            say(f"error: {error}")
+        raise SystemExit(error.status) from error

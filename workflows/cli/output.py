@@ -11,7 +11,8 @@ import errno
 import os
 import shutil
 import sys
-from typing import IO, Any
+from collections.abc import Callable
+from typing import IO, Any, TextIO, cast
 
 from defense.errors import PuregridError
 from defense.text import visible
@@ -47,6 +48,31 @@ class OutputLost(PuregridError):
         )
 
 
+class _Watched:
+    """A stream whose writes raise :class:`OutputLost`: Typer prints help by itself and makes status 1 of EPIPE."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> Any:
+        """See :class:`io.TextIOBase`."""
+        return self._watched(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        """See :class:`io.TextIOBase`."""
+        self._watched(self._stream.flush)
+
+    def _watched(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except OSError as error:
+            _to_nowhere(self._stream)
+            raise OutputLost(error) from error
+
+
 def steady_streams() -> None:
     """Make the three standard streams safe to use.
 
@@ -68,6 +94,8 @@ def steady_streams() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+    if sys.stdout is not None:
+        sys.stdout = cast(TextIO, _Watched(sys.stdout))
 
 
 def tell(text: object, *, end: str = "\n") -> None:
