@@ -174,7 +174,7 @@ def test_the_folder_of_a_training(place: Path) -> None:
     for out in NO_FOLDERS:
         lines = [line for line in text.splitlines() if not line.startswith("out:")]
         (place / "o.yaml").write_text("\n".join([*lines, f"out: {quoted(out)}"]))
-        refused(call("train", "o.yaml"), "o.yaml: out: ")
+        refused(call("train", "o.yaml"), "error: o.yaml:", " out: ")
 
 
 PLUGINS = {
