@@ -19,7 +19,9 @@ import pytest
 from heads import below
 from lab import Lab
 
-pytestmark = pytest.mark.slow
+from defense.errors import InvalidInput
+from workflows.engine.cluster import cluster
+from workflows.engine.cluster.private import check_token, private
 
 SWEEP = """
 sweep: ports
@@ -100,6 +102,7 @@ def answer(port: int, method: str, token: str | None) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
+@pytest.mark.slow
 def test_no_port_of_a_run_is_reached_from_outside_or_without_a_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,3 +146,59 @@ def test_no_port_of_a_run_is_reached_from_outside_or_without_a_token(
     assert run.returncode == 0, err
     assert "run: 4 units" in err
     assert no_folder.read_text() == "not a folder"
+
+
+class TestTokens:
+    @pytest.fixture(autouse=True)
+    def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        return tmp_path
+
+    def test_a_run_has_a_token_of_its_own_and_leaves_the_environment_as_it_was(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        tokens = []
+        for _ in range(2):
+            with private():
+                tokens.append(os.environ["RAY_AUTH_TOKEN"])
+                assert os.environ["RAY_AUTH_MODE"] == "token"
+            assert os.environ["RAY_AUTH_MODE"] == "disabled" and "RAY_AUTH_TOKEN" not in os.environ
+        assert len(set(tokens)) == 2 and {len(token) for token in tokens} == {64}
+        assert list(home.iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["", "nowhere", "folder", "pipe", "empty", "a" * 300])
+    def test_a_token_that_is_named_must_be_there(
+        self, name: str, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (home / "folder").mkdir()
+        (home / "empty").touch()
+        os.mkfifo(home / "pipe")
+        (home / "token").write_text("f" * 64)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / name) if name else "")
+        if not name:  # as Ray: as if it were not set
+            with private():
+                assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+            return
+        with pytest.raises(InvalidInput, match=r"^RAY_AUTH_TOKEN_PATH: .* is no file with a token"), private():
+            pass
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
+        with private():
+            assert "RAY_AUTH_TOKEN" not in os.environ
+
+    def test_a_token_that_others_can_read_is_closed(self, home: Path) -> None:
+        token = home / ".ray" / "auth_token"
+        token.parent.mkdir(mode=0o755)
+        token.write_text("f" * 64)
+        token.chmod(0o644)
+        check_token()
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600 and stat.S_IMODE(token.parent.stat().st_mode) == 0o700
+
+    def test_a_cluster_that_asks_for_a_token_needs_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        for home in ("", "/dev/null", "/nonexistent"):
+            monkeypatch.setenv("HOME", home)
+            with pytest.raises(InvalidInput, match="asks for a token and there is none"), cluster(1, "127.0.0.1:1"):
+                pass

@@ -16,7 +16,7 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -46,11 +46,17 @@ def private() -> Iterator[None]:
     # Metrics are for everybody who asks, without a token; nobody asks a Ray that lives as long as a run.
     own = {_MODE: "token", "RAY_enable_metrics_collection": "0"}
     own |= {} if given else {_TOKEN: secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
     try:
-        with patch.dict(os.environ, own):
-            _read_again()
-            yield
+        _read_again()
+        yield
     finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         _read_again()
 
 
@@ -89,13 +95,10 @@ def start(workers: int) -> None:
     os.chmod(worker._global_node.get_session_dir_path(), stat.S_IRWXU)
 
 
-def check_token(say: Callable[[str], None] = lambda message: None) -> None:
+def check_token() -> None:
     """Check that the token that the user names can be read, since Ray ends the process if it cannot.
 
-    A token in ``~/.ray/auth_token`` that other users can read is made unreadable to them.
-
-    Arguments:
-        say: Where a note goes.
+    A token in ``~/.ray/auth_token`` that other users can read is made unreadable to them, and so is its folder.
 
     Raises:
         InvalidInput: ``RAY_AUTH_TOKEN_PATH`` names no file with a token.
@@ -113,7 +116,7 @@ def check_token(say: Callable[[str], None] = lambda message: None) -> None:
     home = os.environ.get("HOME")
     if home:
         with contextlib.suppress(OSError, ValueError):
-            _close(Path(home, ".ray", "auth_token"), say)
+            _close(Path(home, ".ray", "auth_token"))
 
 
 def has_token() -> bool:
@@ -135,8 +138,10 @@ def _text_of(path: Path) -> str:
         return ""
 
 
-def _close(path: Path, say: Callable[[str], None]) -> None:
-    found = path.stat()
-    if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and found.st_mode & _OTHERS:
-        path.chmod(found.st_mode & stat.S_IRWXU)
-        say(f"note: {path} could be read by other users of this machine; its mode is 0600 now.")
+def _close(token: Path) -> None:
+    if not stat.S_ISREG(token.lstat().st_mode):
+        return  # a link leads to a file that others may share
+    for path in (token, token.parent):
+        found = path.stat()
+        if found.st_uid == os.getuid() and found.st_mode & _OTHERS:
+            path.chmod(stat.S_IMODE(found.st_mode) & stat.S_IRWXU)
