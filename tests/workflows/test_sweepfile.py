@@ -162,7 +162,9 @@ class TestWrongFiles:
 
     def test_python_objects_are_not_made(self, tmp_path: Path) -> None:
         text = f"a: !!python/object/apply:os.mkdir [{tmp_path / 'made'}]\nb: !!python/name:os.mkdir x\n"
-        assert "could not determine a constructor" in _refused(tmp_path, text).message
+        error = _refused(tmp_path, text)
+        assert error.where == f"{tmp_path / 'some.yaml'}:1"
+        assert "the tag '!!python/object/apply:os.mkdir' is refused" in error.message
         assert not (tmp_path / "made").exists()
 
     @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ class TestWrongFiles:
     def test_missing_file_folder_and_binary_file(self, tmp_path: Path) -> None:
         (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
         for name, cause in (
-            ("missing.yaml", "does not exist"),
+            ("missing.yaml", "No such file"),
             (".", "is a folder, and a file is needed"),
             ("binary", "is not UTF-8 text"),
         ):

@@ -442,7 +442,7 @@ class TestWrongConfigs:
     def test_missing_broken_and_empty_configs(self, tmp_path: Path) -> None:
         path = tmp_path / "c.yaml"
         for text, says in (
-            (None, f"{path}: the training config does not exist"),
+            (None, f"{path}: the training config cannot be read (No such file or directory)"),
             ("train: [", f"{path}:1: not valid YAML"),
             (
                 "",

@@ -360,7 +360,7 @@ def test_a_missing_sweep_file_is_named(tmp_path: Path, without_ray: None) -> Non
     path = tmp_path / "nowhere.yaml"
     result = CliRunner().invoke(app, ["run", str(path), "--store", str(tmp_path / "store")])
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: {path}: the sweep file does not exist. Give the path of another.")
+    assert result.stderr.startswith(f"error: {path}: the sweep file cannot be read (No such file or directory).")
     assert not (tmp_path / "store").exists()
 
 

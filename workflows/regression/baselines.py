@@ -26,7 +26,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from defense.errors import InvalidInput
-from defense.files import found, read_text, shown
+from defense.files import found, shown
+from defense.reading import LARGEST_JSON, parse_json, reading
 from defense.spec import digest
 from workflows.grid.load import load_sweep
 from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, of_results, of_store
@@ -42,7 +43,7 @@ SCHEMA = "puregrid-baseline/1"
 class _Packed(BaseModel):
     """Shares in a file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     of: int = Field(ge=1, le=65535)
     data: str
 
@@ -62,7 +63,7 @@ class _Packed(BaseModel):
 
 
 class _CellFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     name: str
     spec: dict[str, Any]
     data: str
@@ -75,7 +76,7 @@ class _CellFile(BaseModel):
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     schema_: Literal["puregrid-baseline/1"] = Field(alias="schema")
     sweep: str
     versions: dict[str, str]
@@ -125,8 +126,8 @@ def from_text(text: str, where: str) -> Snapshot:
         InvalidInput: It is something else, of another schema version, or damaged.
     """
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise InvalidInput(f"this is no JSON ({error}). {_HOW}", where=where) from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(content, dict) and "robustness" in content:
@@ -177,7 +178,6 @@ def _ranges(images: Sequence[int]) -> str:
 
 
 _MOST_IMAGES = 10_000_000
-_MOST = 1 << 30
 
 
 def _from_ranges(text: str) -> tuple[int, ...]:
@@ -210,7 +210,9 @@ def load(reference: str, *, sweep: str | None, tracking_uri: str | None, where: 
     if "://" not in reference:
         found(reference, "baseline", kind="either", where=where)
     if os.path.isfile(reference):
-        return from_text(read_text(reference, "baseline", most=_MOST, where=where, errors="replace"), where)
+        with reading(reference, "baseline"), Path(reference).open("rb") as file:
+            text = file.read(LARGEST_JSON + 1).decode(errors="replace")
+        return from_text(text, where)
     if "://" not in reference and not os.path.isdir(reference):
         raise InvalidInput("there is no such file or store.", where=where)
     return of_store(Store(reference), sweep, where)
