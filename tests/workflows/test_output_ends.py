@@ -53,9 +53,8 @@ def child(case):
             target = os.open(end, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(target, int(number))
         os.close(target)
-    if "encoding" in case:
-        sys.stdout.reconfigure(encoding=case["encoding"])
-        sys.stderr.reconfigure(encoding=case["encoding"])
+        stream = os.fdopen(int(number), "w", encoding=case.get("encoding", "utf-8"), closefd=False)
+        setattr(sys, ("stdin", "stdout", "stderr")[int(number)], stream)
     sys.argv = ["puregrid", *case["command"]]
     main()
 

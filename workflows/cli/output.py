@@ -93,7 +93,8 @@ def steady_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError, ValueError):
+                reconfigure(errors="backslashreplace")
     if sys.stdout is not None:
         sys.stdout = cast(TextIO, _Watched(sys.stdout))
 
