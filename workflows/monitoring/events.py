@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from defense.errors import InvalidInput
+from defense.files import writable
 
 __all__ = ["LOGGER", "Field", "JsonLines", "enabled", "log_event", "log_to"]
 
@@ -87,6 +88,7 @@ def log_to(path: Path | None, **constant: Field) -> Iterator[None]:
     if path is None:
         yield
         return
+    writable(path, "the log", where="--log")
     try:
         handler = _Lines(path, encoding="utf-8")
     except OSError as error:
