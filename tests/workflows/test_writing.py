@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 
 from workflows.cli.base import errors
-from workflows.monitoring.events import log_event, log_to
+from workflows.monitoring.events import LOGGER, log_event, log_to
 
 FULL = Path("/dev/full")
 
@@ -22,8 +23,10 @@ def test_whatever_a_command_writes_a_full_disk_is_no_traceback(capsys: pytest.Ca
         Path("/").write_text("x")
 
 
-def test_a_log_on_a_full_disk_is_given_up_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with log_to(FULL):
+def test_a_log_on_a_full_disk_is_given_up_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to(tmp_path / "events.jsonl"):
+        (handler,) = (handler for handler in LOGGER.handlers if isinstance(handler, logging.FileHandler))
+        handler.setStream(FULL.open("w"))
         for number in range(3):
             log_event("committed", unit=str(number))
     said = capsys.readouterr().err
