@@ -9,11 +9,16 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from defense.redaction import redacted
+
 __all__ = ["InvalidInput", "PuregridError", "StoreError", "inside", "nearest"]
 
 
 class PuregridError(Exception):
-    """Base of everything that puregrid raises on purpose."""
+    """Base of everything that puregrid raises on purpose; its text holds no credentials of a URI."""
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class InvalidInput(PuregridError):
@@ -52,7 +57,7 @@ class InvalidInput(PuregridError):
         place = ".".join(map(str, self.keys))
         if self.message.startswith(f"{place} "):  # ``eps = 0.0 (float): ...`` says so itself
             place = ""
-        return ": ".join(part for part in (self.where, place, self.message) if part)
+        return redacted(": ".join(part for part in (self.where, place, self.message) if part))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders through pickle, which calls the class with `args` alone.

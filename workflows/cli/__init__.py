@@ -7,10 +7,12 @@ Ctrl-C. Modules of the commands are imported inside them: ``--help`` must not wa
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated
 
 import typer
 
+from defense.redaction import RedactingStream, remember, remember_environment
 from workflows.cli.assets import data, list_, train
 from workflows.cli.comparing import check, compare, promote
 from workflows.cli.results import compact, report, tables
@@ -56,4 +58,9 @@ def main() -> None:
     # Ray would otherwise ask about usage statistics, and warn of an accelerator variable that we do not use.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # The last of several: usage errors, tracebacks and libraries write here too.
+    sys.stdout, sys.stderr = RedactingStream(sys.stdout), RedactingStream(sys.stderr)  # type: ignore[assignment]
+    for given in sys.argv[1:]:
+        remember(given)
+    remember_environment(os.environ)
     app()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defense.errors import InvalidInput, PuregridError
+from defense.redaction import redacted
 
 if TYPE_CHECKING:
     from workflows.grid.load import Sweep
@@ -52,7 +53,7 @@ RUN_HELP = (
 
 def say(message: str) -> None:
     """Print a note to stderr."""
-    typer.echo(message, err=True)
+    typer.echo(redacted(message), err=True)
 
 
 @contextlib.contextmanager

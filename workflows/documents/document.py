@@ -14,12 +14,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 
 from defense.errors import InvalidInput
+from defense.redaction import has_credentials, redacted, remember
 
-__all__ = ["Document", "Keys", "document_of", "expanded", "read_document", "strings", "written"]
+__all__ = [
+    "Document",
+    "Keys",
+    "document_of",
+    "expanded",
+    "parsed",
+    "read_document",
+    "recorded_overrides",
+    "strings",
+    "written",
+]
 
 Keys = tuple[str | int, ...]
 
@@ -39,6 +51,13 @@ for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
+
+_SECRET_FIELD = re.compile(
+    r"(?i)(?:\w*_)?(?:password|passwd|secret|token|secret_?key|access_?key(?:_id)?|account_?key|api_?key|sas_?token"
+    r"|connection_?string|credentials?)"
+)
+
+_OVERRIDDEN = "# overridden by: --set "
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -120,7 +139,7 @@ class Document:
             del self.lines[old]
         self.lines.update(dict.fromkeys(created, place))
         # What is put on record must give this sweep again.
-        self.text = f"{self.text.rstrip()}\n# overridden by: {place}\n"
+        self.text = f"{self.text.rstrip()}\n{_OVERRIDDEN}{setting}\n"
 
     def unset_variables(self) -> dict[str, Keys]:
         """Return the unset environment variables that the values name, each with a place that names it."""
@@ -143,6 +162,29 @@ class Document:
                 f"environment variable {name} is not set; set it (`export {name}=...`) or write the value itself.",
             )
         self.data = expanded(self.data)
+        self.check_credentials()
+
+    def check_credentials(self) -> None:
+        """Refuse values with credentials: a document is stored and logged with the results.
+
+        Raises:
+            InvalidInput: A URI has a password, key or token, or a field is called like one.
+        """
+        for keys, text in strings(self.data):
+            remember(text)
+            if has_credentials(text) or has_credentials(unquote(text)):
+                raise self.error(
+                    keys,
+                    f"{redacted(text)!r} holds a password or key, which would be stored with the results. Write it "
+                    "without: credentials come from the environment or the machine's role.",
+                )
+            named = next((str(key) for key in keys if _SECRET_FIELD.fullmatch(str(key))), None)
+            if named is not None:
+                raise self.error(
+                    keys,
+                    f"the value of {named!r} would be stored with the results. Leave it out: credentials come "
+                    "from the environment or the machine's role.",
+                )
 
 
 def read_document(
@@ -172,6 +214,28 @@ def read_document(
         raise InvalidInput(
             f"the {what} cannot be read ({cause}). Give the path of an existing YAML file.", where=str(path)
         ) from error
+    document = parsed(text, path, what=what, keys=keys)
+    for setting in overrides:
+        document.override(setting)
+    if expand:
+        document.expand_variables()
+    return document
+
+
+def parsed(
+    text: str, path: Path, *, what: str = "sweep file", keys: str = "sweep, datasets, classifiers, defences, ..."
+) -> Document:
+    """Return the document of a text, as it is written: without overrides and variables.
+
+    Arguments:
+        text: YAML.
+        path: The file for messages, in the folder where relative paths start.
+        what: What messages call the file.
+        keys: The keys that messages name.
+
+    Raises:
+        InvalidInput: Not YAML, a key given twice, or no mapping.
+    """
     document = Document(path, {}, text)
     try:
         loader = _Loader(text)
@@ -199,11 +263,12 @@ def read_document(
         have = "this one is empty" if data is None else f"this one holds a {type(data).__name__}"
         raise InvalidInput(f"a {what} is a mapping with the keys {keys}; {have}.", where=f"{path}:1")
     document.data, document.original = data, copy.deepcopy(data)
-    for setting in overrides:
-        document.override(setting)
-    if expand:
-        document.expand_variables()
     return document
+
+
+def recorded_overrides(text: str) -> list[str]:
+    """Return the ``KEY=VALUE`` settings that the text of a document records, in order."""
+    return re.findall(rf"^{re.escape(_OVERRIDDEN)}(.*)$", text, re.MULTILINE)
 
 
 def document_of(data: Mapping[str, Any], takes: type | tuple[type, ...] = ()) -> Document:

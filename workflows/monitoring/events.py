@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from defense.errors import InvalidInput
+from defense.redaction import redacted
 
 __all__ = ["LOGGER", "Field", "JsonLines", "enabled", "log_event", "log_to"]
 
@@ -38,7 +39,8 @@ class JsonLines(logging.Formatter):
         """See :class:`logging.Formatter`."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         fields = getattr(record, "fields", {})
-        return json.dumps({"time": time, "event": record.getMessage(), **self._constant, **fields}, default=str)
+        text = {name: redacted(value) if isinstance(value, str) else value for name, value in fields.items()}
+        return json.dumps({"time": time, "event": record.getMessage(), **self._constant, **text}, default=str)
 
 
 def enabled() -> bool:

@@ -20,9 +20,9 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from defense.errors import InvalidInput
+from defense.redaction import has_credentials, redacted, remember
 from workflows.store.outage import StoreUnavailable, is_outage, patient
 
 __all__ = ["Files", "FsspecFiles", "LocalFiles", "open_files"]
@@ -203,10 +203,12 @@ class FsspecFiles(Files):
         import fsspec
 
         self.uri = uri.rstrip("/")
-        if urlsplit(uri).password:
+        remember(uri)
+        if has_credentials(uri):
             raise InvalidInput(
-                f"store {uri.split('://')[0]}://... holds a password, which would end up in logs and reports; "
-                "credentials come from the environment."
+                f"store {redacted(uri)} holds a password or key, which would end up in logs and reports; credentials "
+                "come from the environment.",
+                where="--store",
             )
         try:
             self._system, self._root = fsspec.core.url_to_fs(self.uri)
