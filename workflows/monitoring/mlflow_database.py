@@ -181,7 +181,7 @@ def trouble(path: Path, *, write: bool = True) -> str | None:
         return f"it may not be read by you; it belongs to user {place.st_uid}"
     if head != _MAGIC:
         return "it is no SQLite database"
-    if write and not os.access(path, os.W_OK):
+    if write and not os.access(path, os.W_OK, effective_ids=True):
         raise PuregridError(f"you may not write to {path}, which belongs to user {place.st_uid}")
     wrong = _inside(path)
     end = time.monotonic() + _STILL_SECONDS
@@ -197,7 +197,11 @@ def trouble(path: Path, *, write: bool = True) -> str | None:
 def _inside(path: Path) -> str | None:
     """What is wrong in a SQLite file: its pages, or MLflow's tables."""
     # One that may not be written cannot have a torn transaction that must be rolled back first.
-    mode = "rw" if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) else "ro"
+    mode = (
+        "rw"
+        if os.access(path, os.W_OK, effective_ids=True) and os.access(path.parent, os.W_OK, effective_ids=True)
+        else "ro"
+    )
     try:
         with contextlib.closing(
             sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=15)

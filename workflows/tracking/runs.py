@@ -31,7 +31,8 @@ class RunLog:
         self._client = client
         self._sweep = sweep
         self._experiment = writable_experiment(client, sweep.name, places)
-        self._written: set[str] = set()
+        self._have: dict[str, Any] = {}
+        """The runs that are written to, as they were found: each is asked for once."""
 
     def run(self, key: str, name: str, parent: str | None) -> str:
         """Return the run with this key; make it if necessary."""
@@ -45,7 +46,7 @@ class RunLog:
             if found[0].info.run_id != made:
                 self._client.delete_run(made)
         run_id = str(found[0].info.run_id)
-        self._written.add(run_id)
+        self._have[run_id] = found[0]
         if found[0].info.status != "RUNNING":
             self._client.set_terminated(run_id, status="RUNNING")
         return run_id
@@ -76,13 +77,13 @@ class RunLog:
         for run in sorted(found, key=_order):
             key = run.data.tags["puregrid.key"]
             if first.setdefault(key, run.info.run_id) != run.info.run_id:
-                lost |= run.info.run_id in self._written
+                lost |= run.info.run_id in self._have
                 self._client.delete_run(run.info.run_id)
         return lost
 
     def tags(self, run: str, tags: Mapping[str, str]) -> None:
         """Set tags that differ."""
-        have = self._client.get_run(run).data.tags
+        have = self._have[run].data.tags
         for key, value in _without_credentials(tags).items():
             if have.get(key) != value:
                 self._client.set_tag(run, key, value)
@@ -91,30 +92,34 @@ class RunLog:
         """Log parameters that are not there; those of one key never change, it is made of them."""
         from mlflow.entities import Param
 
-        have = self._client.get_run(run).data.params
+        have = self._have[run].data.params
         new = [Param(key, redacted(str(value))) for key, value in params.items() if key not in have]
-        self._client.log_batch(run, params=new)
+        if new:
+            self._client.log_batch(run, params=new)
 
     def metrics(self, run: str, metrics: Mapping[str, float]) -> None:
         """Log metrics whose value differs from the last: MLflow appends, so equal ones would pile up."""
         from mlflow.entities import Metric
 
-        have = self._client.get_run(run).data.metrics
+        have = self._have[run].data.metrics
         now = int(time.time() * 1000)
         new = [Metric(key, value, now, 0) for key, value in metrics.items() if have.get(key) != value]
-        self._client.log_batch(run, metrics=new)
+        if new:
+            self._client.log_batch(run, metrics=new)
 
     def curves(self, run: str, curves: Mapping[str, Mapping[int, float]]) -> None:
         """Log points of stepped metrics that are not in their history."""
         for key, line in curves.items():
-            have = {point.step: point.value for point in self._client.get_metric_history(run, key)}
+            have: dict[int, float] = {}
+            if key in self._have[run].data.metrics:
+                have = {point.step: point.value for point in self._client.get_metric_history(run, key)}
             for step, value in sorted(line.items()):
                 if have.get(step) != value:
                     self._client.log_metric(run, key, value, step=step)
 
     def texts(self, run: str, texts: Mapping[str, str]) -> None:
         """Write artifacts that differ, or are gone."""
-        entity = self._client.get_run(run)
+        entity = self._have[run]
         texts = _without_credentials(texts)
         have = entity.data.tags
         same = [path for path, text in texts.items() if have.get(f"puregrid.artifact.{path}") == digest(text)]
@@ -138,7 +143,7 @@ class RunLog:
         """The data set with its digest and the image ids' digest, as the run's input."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        if self._client.get_run(run).inputs.dataset_inputs:
+        if self._have[run].inputs.dataset_inputs:
             return
         config = cell.images.dataset
         images = digest("".join(chunk.name for chunk in cell.images.chunks))
