@@ -21,7 +21,11 @@ __all__ = ["RedactingStream", "has_credentials", "redacted", "remember", "rememb
 
 _GAP = "..."
 
-_URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://(?P<rest>[^\s\"'<>`|]*)")
+_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://"
+_NEXT = r"(?!::[A-Za-z][A-Za-z0-9+.\-]*://)"
+_URI = re.compile(rf"{_SCHEME}(?P<rest>(?:{_NEXT}[^\s\"'<>`|])*)")
+_WHOLE_URI = re.compile(rf"{_SCHEME}(?P<rest>(?:{_NEXT}\S)*)")
+"""A URI in a text, and one that is given alone, in which quotes are a part of it."""
 
 _NAMED_USERS = {"abfs", "abfss", "adl", "hdfs", "sftp", "smb", "ssh", "wasb", "wasbs", "webhdfs"}
 """Schemes in which a name alone before the host is a container or a login, and no credential."""
@@ -111,7 +115,7 @@ def remember_environment(variables: Mapping[str, str]) -> None:
 
 def _credentials(uri: str) -> Iterator[str]:
     """The passwords in a URI: of a user, a token in a user's place, and values of parameters."""
-    for match in _URI.finditer(uri):
+    for match in _WHOLE_URI.finditer(uri):
         scheme, rest = match["scheme"].lower(), match["rest"]
         user = rest[: len(rest) - len(_after_user(scheme, rest))].removesuffix("@")
         name, colon, password = user.partition(":")

@@ -31,6 +31,9 @@ from workflows.monitoring import mlflow_database
 from workflows.monitoring.artifact_places import local_path, other_store
 from workflows.monitoring.mlflow_database import Busy, exclusive, prepare, trouble
 from workflows.monitoring.mlflow_uri import client_uri, how_to_look, is_own, sqlite_path
+from workflows.planning.plan import make_plan
+from workflows.results.records import record_sweep
+from workflows.store import Store
 
 TEXT = """\
 sweep: {name}
@@ -54,7 +57,9 @@ def complete(folder: Path, *names: str) -> Path:
     for number, name in enumerate(names):
         file = folder / f"{name}.yaml"
         file.write_text(TEXT.format(name=name, seeds=f"{2 * number}, {2 * number + 1}"))
-        compute(load_sweep(file), str(store))
+        sweep = load_sweep(file)
+        record_sweep(sweep, make_plan(sweep), Store(str(store)))
+        compute(sweep, str(store))
     return store
 
 

@@ -19,7 +19,7 @@ from defense.errors import PuregridError
 from defense.redaction import redacted, remember
 from workflows.monitoring.mlflow_uri import client_uri, sqlite_path
 
-__all__ = ["ASKING_SECONDS", "BoundedClient", "NoAnswer", "cause"]
+__all__ = ["ASKING_SECONDS", "BoundedClient", "NoAnswer", "cause", "is_conflict"]
 
 ASKING_SECONDS = 15.0
 """How long a server may take to say that it is there."""
@@ -133,3 +133,18 @@ def cause(error: Exception) -> str:
     system = [link for link in chain if isinstance(link, OSError) and link.errno is not None]
     first = (str(system[-1] if system else error).strip().splitlines() or [""])[0]
     return redacted(f"{type(system[-1] if system else error).__name__}: {first}")[:300]
+
+
+def is_conflict(error: Exception) -> bool:
+    """Return whether MLflow refused what another client was doing at the same time, so that it may be tried again.
+
+    Two that set one tag, of which neither is there yet, meet in the database; one of them is refused.
+    """
+    from mlflow.exceptions import MlflowException
+
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, (OSError, NoAnswer)):
+            return False
+        link = link.__cause__ or link.__context__
+    return isinstance(error, MlflowException)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 from defense.errors import PuregridError
 from defense.redaction import redacted
 from workflows.grid.load import Sweep
-from workflows.monitoring.mlflow_client import ASKING_SECONDS, BoundedClient, cause
+from workflows.monitoring.mlflow_client import ASKING_SECONDS, BoundedClient, cause, is_conflict
 from workflows.monitoring.mlflow_database import Busy, damage, exclusive, prepare, set_aside
 from workflows.monitoring.mlflow_uri import how_to_look, is_own, sqlite_path
 from workflows.tracking.experiments import Places, writable_experiment
@@ -21,6 +23,10 @@ _DO = "Start the server, or correct --mlflow (or MLFLOW_TRACKING_URI), or give -
 
 _ASKING_OTHERS = 60.0
 """How long the start of a run waits for another driver that writes to MLflow."""
+
+
+_TRIES = 4
+"""How often a sweep is logged where drivers on two machines, which no lock parts, get into each other's way."""
 
 
 @dataclass
@@ -96,15 +102,21 @@ class Tracker:
             prepare(self.uri, self._folder, self.say)
         else:  # at the start; it may have come back
             self._find()
-        try:
-            log(self.uri)
-        except Exception as error:
-            path = sqlite_path(self.uri)
-            if path is None or not is_own(self.uri, self._folder) or (wrong := damage(error)) is None:
-                raise
-            set_aside(path, wrong, self.say)
-            self._find()
-            log(self.uri)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                log(self.uri)
+                return
+            except Exception as error:
+                path = sqlite_path(self.uri)
+                if not tries_left:
+                    raise
+                if path is not None and is_own(self.uri, self._folder) and (wrong := damage(error)) is not None:
+                    set_aside(path, wrong, self.say)
+                    self._find()
+                elif is_conflict(error):
+                    time.sleep(random.uniform(0.2, 2))  # noqa: S311 - so that the two do not meet again
+                else:
+                    raise
 
     def _find(self) -> None:
         local = sqlite_path(self.uri) is not None
