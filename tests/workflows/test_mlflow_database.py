@@ -69,7 +69,7 @@ def call(*arguments: object) -> Result:
 
 def runs_of(database: Path) -> Counter[str]:
     """How often each run is in a database, by its key; all of them must have ended well."""
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+    with sqlite3.connect(database) as connection:
         rows = connection.execute(
             "SELECT value, status FROM tags JOIN runs USING (run_uuid) "
             "WHERE key = 'puregrid.key' AND lifecycle_stage = 'active'"
@@ -411,7 +411,7 @@ def test_drivers_that_begin_at_once_in_a_fresh_store_all_end_well_and_log_everyt
     drivers = [
         Process(("run", tmp_path / f"{name}.yaml", "--store", store)).start() for name in ("one", "one", "other")
     ]
-    ended = [(process.communicate(timeout=400)[1], process.returncode) for process in drivers]
+    ended = [(process.communicate(timeout=900)[1], process.returncode) for process in drivers]
     assert [status for _, status in ended] == [0, 0, 0], ended
     assert all("logged to MLflow" in said and "warning" not in said for said, _ in ended), ended
     assert sorted(runs_of(store / "mlflow.db").values()) == [1] * 6

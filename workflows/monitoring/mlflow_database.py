@@ -229,7 +229,7 @@ def _schema(tables: set[str], revisions: list[str]) -> str | None:
         return "its tables are half made"
     newest, known = _revisions()
     (revision,) = revisions
-    if revision != newest:
+    if newest is not None and revision != newest:
         how = "an older" if revision in known else "a newer or foreign"
         return f"its tables are those of {how} version of MLflow (revision {revision}, not {newest})"
     missing = _tables() - tables
@@ -238,12 +238,17 @@ def _schema(tables: set[str], revisions: list[str]) -> str | None:
 
 @cache
 def _revisions() -> tuple[str | None, frozenset[str]]:
-    """The revision of the installed MLflow's tables, and all that it knows."""
+    """The revision of the installed MLflow's tables, None if its scripts do not say, and all that it knows."""
     import mlflow
-    from alembic.script import ScriptDirectory
 
-    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
+    known, followed = set(), set()
+    for script in (Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions").glob("*.py"):
+        text = script.read_text(encoding="utf-8")
+        known |= set(re.findall(r"^revision\b[^=\n]*=\s*[\"'](\w+)", text, re.MULTILINE))
+        for earlier in re.findall(r"^down_revision\b[^=\n]*=(.*)$", text, re.MULTILINE):
+            followed |= set(re.findall(r"[\"'](\w+)[\"']", earlier))
+    newest = known - followed
+    return (newest.pop() if len(newest) == 1 else None), frozenset(known)
 
 
 @cache
