@@ -245,6 +245,7 @@ def main() -> None:
     parser.add_argument("--down", type=float, default=5.0, help="Seconds from the server's death to its new start.")
     options = parser.parse_args()
     where = programs()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end too
     folder = Path(tempfile.mkdtemp(prefix="puregrid-mlflow-server-"))
     folder.chmod(0o755)  # PostgreSQL's user must get to its own folder in it
     server: Server | None = None

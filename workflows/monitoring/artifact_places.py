@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["FOLDER", "local_path", "other_store", "relocate"]
+__all__ = ["FOLDER", "local_path", "log_text", "other_store", "relocate"]
 
 FOLDER = "mlartifacts"
 """The folder of artifacts beside a database."""
@@ -44,6 +46,36 @@ def other_store(location: str, *folders: Path | None) -> Path | None:
     store = Path(*path.parts[:place])
     ours = {os.path.realpath(folder) for folder in folders if folder is not None}
     return None if os.path.realpath(store) in ours else store
+
+
+def log_text(client: Any, run: Any, path: str, text: str) -> None:
+    """Write an artifact of a run; one on this machine atomically.
+
+    MLflow's client remembers in its process where the artifacts of a run are, by the run's id alone: with a store and
+    then with its copy, it would write to the first one.
+
+    Arguments:
+        client: MLflow.
+        run: The run, as MLflow has it now.
+        path: Where below the run's artifacts.
+        text: What.
+    """
+    folder = local_path(run.info.artifact_uri)
+    if folder is None:
+        client.log_text(run.info.run_id, text, path)
+        return
+    target = folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def relocate(database: Path, folder: Path, say: Callable[[str], None]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from defense.errors import InvalidInput
 from defense.redaction import redacted
 from workflows.grid.load import Sweep
-from workflows.monitoring.artifact_places import FOLDER
+from workflows.monitoring.artifact_places import FOLDER, log_text
 from workflows.monitoring.mlflow_client import BoundedClient
 from workflows.monitoring.mlflow_database import exclusive, prepare, trouble
 from workflows.monitoring.mlflow_uri import sqlite_path
@@ -79,7 +79,7 @@ def promote(uri: str | None, sweep: Sweep, alias: str, text: str, *, store_uri: 
                 where="--alias",
             )
         run_id = str(run.info.run_id)
-        client.log_text(run_id, text, _artifact(alias))
+        log_text(client, run, _artifact(alias), text)
         client.set_tag(run_id, tag, datetime.now(UTC).isoformat(timespec="milliseconds"))
         for other in _tagged(client, [run.info.experiment_id], tag):
             if other.info.run_id != run_id:
@@ -146,11 +146,12 @@ def restore_baselines(client: BoundedClient, sweep: Sweep, run_id: str, folder: 
     ):
         if _is_run(path.parts[-4]) and not _knows(client, path.parts[-4]) and _sweep_of(path) == sweep.name:
             lost[path.stem] = path
-    experiment = client.get_run(run_id).info.experiment_id
+    run = client.get_run(run_id)
+    experiment = run.info.experiment_id
     restored = []
     for alias, path in lost.items():
         if not _tagged(client, [experiment], _tag(alias)):
-            client.log_text(run_id, path.read_text(encoding="utf-8"), _artifact(alias))
+            log_text(client, run, _artifact(alias), path.read_text(encoding="utf-8"))
             promoted = datetime.fromtimestamp(path.stat().st_mtime, UTC)
             client.set_tag(run_id, _tag(alias), promoted.isoformat(timespec="milliseconds"))
             restored.append(alias)

@@ -11,7 +11,7 @@ from typing import Any
 from defense.redaction import redacted
 from defense.spec import digest
 from workflows.grid.load import Cell, Sweep
-from workflows.monitoring.artifact_places import local_path
+from workflows.monitoring.artifact_places import local_path, log_text
 from workflows.monitoring.mlflow_client import BoundedClient
 from workflows.tracking.experiments import Places, writable_experiment
 
@@ -126,7 +126,7 @@ class RunLog:
         there = self._there(run, entity.info.artifact_uri, {path: texts[path] for path in same})
         for path, text in texts.items():
             if path not in there:
-                self._client.log_text(run, text, path)
+                log_text(self._client, entity, path, text)
             if path not in same:
                 self._client.set_tag(run, f"puregrid.artifact.{path}", digest(text))
 
