@@ -14,6 +14,10 @@ from defense.redaction import redacted
 __all__ = ["InvalidInput", "PuregridError", "StoreError", "inside", "nearest"]
 
 
+_LONGEST = 8000
+"""Characters of a message; it may quote what a file holds, and that may be a megabyte."""
+
+
 class PuregridError(Exception):
     """Base of everything that puregrid raises on purpose; its text holds no credentials of a URI."""
 
@@ -57,7 +61,10 @@ class InvalidInput(PuregridError):
         place = ".".join(map(str, self.keys))
         if self.message.startswith(f"{place} "):  # ``eps = 0.0 (float): ...`` says so itself
             place = ""
-        return redacted(": ".join(part for part in (self.where, place, self.message) if part))
+        text = redacted(": ".join(part for part in (self.where, place, self.message) if part))
+        if len(text) <= _LONGEST:
+            return text
+        return f"{text[: _LONGEST - 500]} [... {len(text) - _LONGEST:,} characters ...] {text[-500:]}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders through pickle, which calls the class with `args` alone.
