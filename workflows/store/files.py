@@ -207,8 +207,7 @@ class FsspecFiles(Files):
         if has_credentials(uri):
             raise InvalidInput(
                 f"store {redacted(uri)} holds a password or key, which would end up in logs and reports; credentials "
-                "come from the environment.",
-                where="--store",
+                "come from the environment."
             )
         try:
             self._system, self._root = fsspec.core.url_to_fs(self.uri)
