@@ -119,7 +119,7 @@ class Tracker:
                     raise
 
     def _find(self) -> None:
-        local = sqlite_path(self.uri) is not None
+        local = self.uri.startswith("sqlite")
         prepare(self.uri, self._folder, self.say)
         client = BoundedClient(self.uri, 4 * ASKING_SECONDS if local else ASKING_SECONDS)
         writable_experiment(client, self.sweep.name, Places.of(self.uri, self.store_uri), self.say)
