@@ -15,6 +15,7 @@ import typer
 from defense.redaction import RedactingStream, has_credentials, remember, remember_environment
 from workflows.cli.assets import data, list_, train
 from workflows.cli.comparing import check, compare, promote
+from workflows.cli.output import OutputLost, say, steady_streams, tell
 from workflows.cli.results import compact, report, tables
 from workflows.cli.running import plan, run, status
 from workflows.cli.tracking import track
@@ -34,7 +35,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"puregrid {version('puregrid')}")
+        tell(f"puregrid {version('puregrid')}")
         raise typer.Exit
 
 
@@ -76,9 +77,17 @@ def main() -> None:
     # Ray would otherwise ask about usage statistics, and warn of an accelerator variable that we do not use.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    steady_streams()
     # The last of several: usage errors, tracebacks and libraries write here too.
-    sys.stdout, sys.stderr = RedactingStream(sys.stdout), RedactingStream(sys.stderr)  # type: ignore[assignment]
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:
+            setattr(sys, name, RedactingStream(stream))
     for given in sys.argv[1:]:
         remember(given)
     remember_environment(os.environ)
-    app()
+    try:
+        app()
+    except OutputLost as error:  # of what Typer prints by itself, such as help
+        if not error.quiet:
+            say(f"error: {error}")
+        raise SystemExit(error.status) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defense.errors import InvalidInput, PuregridError
-from workflows.cli.base import Overrides, StoreUri, errors, open_sweep, say
+from workflows.cli.base import NoPlugins, Overrides, StoreUri, errors, open_sweep, say
 
 if TYPE_CHECKING:
     from workflows.grid.load import Sweep
@@ -41,9 +41,10 @@ def open_tracker(mlflow: str | None, sweep: Sweep, store_uri: str, *, strict: bo
     Raises:
         InvalidInput: There must be a tracker and there is none; or one is named and MLflow is not installed.
     """
+    from workflows.monitoring.mlflow_client import named_uri
     from workflows.tracking.track import default_uri
 
-    uri = mlflow or default_uri(store_uri)
+    uri = named_uri(mlflow, "--mlflow") or default_uri(store_uri)
     if uri == "off":
         if wanted:
             raise InvalidInput("--mlflow off logs nowhere: give a URI, or leave it out.", where=wanted)
@@ -67,9 +68,10 @@ def track(
     store: StoreUri = "results",
     mlflow: Mlflow = None,
     set_: Overrides = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Log what is committed of a sweep, or of every sweep of a store, to MLflow; computes nothing."""
-    with errors():
+    with errors(plugins=not no_plugins):
         if sweep is not None:
             loaded, opened = open_sweep(sweep, set_, store)
             if not _track(loaded, opened, mlflow):

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import yaml
 
 from defense.errors import InvalidInput
+from defense.files import found
 from defense.redaction import has_credentials, redacted, remember
 from workflows.documents.parse import DEEPEST, LARGEST, MOST_VALUES, NotReadable, decode, forbidden, parse
 
@@ -114,6 +115,8 @@ class Document:
         """
         name, equals, value = setting.partition("=")
         place = f"--set {setting}"
+        if not _is_text(setting):
+            raise InvalidInput("an override is UTF-8 text, and this one has other bytes.", where=place)
         if not equals or not name:
             raise InvalidInput("an override has the form KEY=VALUE, for example seeds=[0,1].", where=place)
         keys: Keys = tuple(int(part) if _POSITION.fullmatch(part) else part for part in name.split("."))
@@ -218,8 +221,10 @@ def read_document(
         keys: The keys that messages name.
 
     Raises:
-        InvalidInput: No such file, not YAML, a key given twice, no mapping, or an unset environment variable.
+        InvalidInput: No such file, one that is no text of 16 MiB at most, not YAML, a key given twice, no mapping, or
+            an unset environment variable.
     """
+    found(path, f"the {what}", where=str(path))
     try:
         with path.open("rb") as file:
             text = decode(file.read(LARGEST + 1))
@@ -261,6 +266,9 @@ def parsed(
     if not isinstance(data, dict):
         have = "this one is empty" if data is None else f"this one holds a {type(data).__name__}"
         raise InvalidInput(f"a {what} is a mapping with the keys {keys}; {have}.", where=f"{path}:1")
+    for keys_of, value in strings(data):
+        if not _is_text(value):
+            raise document.error(keys_of, f"{value!r} is half a character (a lone surrogate), which is no text.")
     document.data, document.original = data, copy.deepcopy(data)
     return document
 
@@ -346,6 +354,15 @@ class _FromPython:
 def written(data: Mapping[str, Any]) -> str:
     """Return the YAML text from which :func:`read_document` reads the same plain values."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _is_text(value: str) -> bool:
+    """Return whether a string can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def strings(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:

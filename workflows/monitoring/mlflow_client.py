@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from threading import Thread
 from typing import Any
 
-from defense.errors import PuregridError
+from defense.errors import InvalidInput, PuregridError
+from defense.files import found
 from defense.redaction import redacted, remember
 from workflows.monitoring.mlflow_uri import client_uri, sqlite_path
 
-__all__ = ["ASKING_SECONDS", "BoundedClient", "NoAnswer", "cause", "is_conflict"]
+__all__ = ["ASKING_SECONDS", "BoundedClient", "NoAnswer", "cause", "is_conflict", "named_uri"]
 
 ASKING_SECONDS = 15.0
 """How long a server may take to say that it is there."""
@@ -121,6 +122,26 @@ def _bounded_requests(variables: Mapping[str, str]) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
         for name in new:
             os.environ.pop(name, None)
+
+
+def named_uri(uri: str | None, where: str) -> str | None:
+    """Return the tracking URI that a user named, after a look at the file of a database on this machine.
+
+    Arguments:
+        uri: The option, or None.
+        where: Its name, for messages.
+
+    Raises:
+        InvalidInput: It is empty, or names what can be no database. One that cannot be reached or made is MLflow's to
+            report.
+    """
+    if uri is None:
+        return None
+    if not uri.strip():
+        raise InvalidInput("the tracking URI is empty: give one, or leave the option out.", where=where)
+    if (path := sqlite_path(uri)) is not None:
+        found(path, "the MLflow database", where=where)
+    return uri
 
 
 def cause(error: Exception) -> str:

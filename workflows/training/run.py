@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from defense.checkpoints import sha256_file
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, inside
+from defense.files import writable_folder
 from defense.reading import reading
 from defense.redaction import redacted
 from workflows.documents.parse import LARGEST, decode, parse
@@ -54,6 +55,8 @@ def train(
         KeyboardInterrupt: Ctrl-C; the checkpoint is written.
     """
     device = _settings(config)
+    with inside("out"):
+        writable_folder(config.out, "the folder of weights")
     data, test = (config.data_config(split).load() for split in ("train", "test"))
     objective = objective_of(config)(config, data)
     out = Path(config.out)

@@ -18,7 +18,7 @@ from defense.errors import PuregridError
 from defense.redaction import redacted
 from defense.spec import digest
 from workflows.monitoring.artifact_places import FOLDER
-from workflows.monitoring.mlflow_client import BoundedClient, cause
+from workflows.monitoring.mlflow_client import BoundedClient, cause, named_uri
 from workflows.monitoring.mlflow_database import prepare
 from workflows.monitoring.mlflow_uri import sqlite_path
 from workflows.training.config import Training
@@ -28,13 +28,18 @@ __all__ = ["TrainingLog", "tracking_uri"]
 _BUFFER = 200
 
 
+_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
 def tracking_uri(uri: str | None, out: str) -> str | None:
     """Return the tracking URI of ``--mlflow``: ``on`` is SQLite in the out folder, ``off`` and by default nothing.
 
     The environment variable ``MLFLOW_TRACKING_URI`` is the default where it is set, as in ``puregrid run``. Without
     it nothing is logged: the out folder is what one ships, and a database in it would be shipped along.
     """
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or "off"
+    chosen = (
+        named_uri(uri, "--mlflow") or named_uri(os.environ.get("MLFLOW_TRACKING_URI") or None, _VARIABLE) or "off"
+    )
     if chosen == "off":
         return None
     return f"sqlite:///{(Path(out) / 'mlflow.db').absolute()}" if chosen == "on" else chosen
