@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,6 +64,10 @@ RUN_HELP = (
 )
 
 
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
+"""What a disk or its owner says no to; of a store, :class:`workflows.store.StoreUnavailable` says more."""
+
+
 @contextlib.contextmanager
 def errors(*, plugins: bool = True) -> Iterator[None]:
     """Turn our own exceptions into a message and the exit status that the contract gives them.
@@ -86,6 +91,11 @@ def errors(*, plugins: bool = True) -> Iterator[None]:
         raise typer.Exit(2) from error
     except PuregridError as error:
         say(f"error: {error}")
+        raise typer.Exit(1) from error
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        say(f"error: {error}. Make room, or see to the rights, and run the same command again.")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         say("stopped; all committed units are kept. Run the same command again to continue.")

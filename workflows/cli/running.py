@@ -264,13 +264,13 @@ def status(
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.engine.failures import failures
         from workflows.monitoring.ledger import utilisation_table
-        from workflows.monitoring.run_record import read_runs, run_line
+        from workflows.monitoring.run_record import look_for_drivers, read_runs, run_line
         from workflows.planning.plan import make_plan
         from workflows.planning.summary import summarise
 
         summary = summarise(loaded, make_plan(loaded), opened)
         failed = failures(loaded, opened) if summary.missing else []
-        runs = read_runs(opened, loaded.id)
+        runs = look_for_drivers(opened, loaded.id, read_runs(opened, loaded.id))
         if json_:
             content = {
                 **summary.to_json(),
@@ -291,6 +291,8 @@ def status(
             tell(f"failed: {failure.unit} after {attempts}{why}")
             tell(failure.traceback or failure.error)
         tell(f"estimated: {_duration(summary)}")
+        for notice in summary.notices:
+            tell(f"note: {notice}")
         for line in filter(None, map(run_line, runs if summary.missing else [])):
             tell(line)
         if workers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from workflows.grid.load import Sweep
 from workflows.planning.plan import Plan, Unit
 from workflows.planning.scheduler import Failure
 from workflows.store import Record, Store
+from workflows.store.record import Count
 
 __all__ = ["FailureRecord", "describe", "failure_path", "failures", "record_failure"]
 
@@ -27,7 +29,7 @@ class FailureRecord(Record):
     """
 
     unit: str
-    attempts: int
+    attempts: Count
     error: str
     traceback: str
     final: bool = False
@@ -57,7 +59,11 @@ def record_failure(sweep: Sweep, plan: Plan, store: Store, failure: Failure) -> 
 def failures(sweep: Sweep, store: Store) -> list[FailureRecord]:
     """Return the quarantined units of the last runs of a sweep."""
     folder = f"sweeps/{sweep.id}/failures"
-    return [_read(store, f"{folder}/{name}") for name in store.files.names(folder)]
+    found = []
+    for name in store.files.names(folder):
+        with contextlib.suppress(FileNotFoundError):  # its unit was committed in this moment
+            found.append(_read(store, f"{folder}/{name}"))
+    return found
 
 
 def _read(store: Store, path: str) -> FailureRecord:

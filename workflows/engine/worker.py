@@ -177,7 +177,7 @@ class UnitWorker:
             inputs: Kind and id of each stage whose images are read, by role.
         """
         self._check_code(spec, stage_id)
-        if self.store.committed(spec.stage, stage_id, chunk.name) is not None:
+        if self.store.settled(spec.stage, stage_id, chunk.name) is not None:
             return Receipt(len(chunk.ids), 0.0, computed=False)
         tables: dict[str, pa.Table] = {}
         read: dict[str, str] = {}
@@ -193,7 +193,7 @@ class UnitWorker:
         with self.context.settings(spec.settings()):
             output = spec.run(chunk, tables, self.context)
         loading = self.context.loading_seconds - loading
-        seconds = time.perf_counter() - started - loading
+        seconds = max(time.perf_counter() - started - loading, 0.0)
         retries = self.context.memory_retries - retries
         attempt = Attempt(uuid.uuid4().hex, round(seconds, 4), socket.gethostname(), self._versions, read)
         if loading:

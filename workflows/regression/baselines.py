@@ -17,6 +17,7 @@ import base64
 import binascii
 import json
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,12 +39,15 @@ from workflows.store import Store
 __all__ = ["complete_text", "from_text", "load", "load_pair", "to_text"]
 
 SCHEMA = "puregrid-baseline/1"
+"""Its number is raised when an older puregrid would misunderstand a file, not when fields are added."""
+
+_CONFIG = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
 class _Packed(BaseModel):
     """Shares in a file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = _CONFIG
     of: int = Field(ge=1, le=65535)
     data: str
 
@@ -63,7 +67,7 @@ class _Packed(BaseModel):
 
 
 class _CellFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = _CONFIG
     name: str
     spec: dict[str, Any]
     data: str
@@ -76,7 +80,7 @@ class _CellFile(BaseModel):
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = _CONFIG
     schema_: Literal["puregrid-baseline/1"] = Field(alias="schema")
     sweep: str
     versions: dict[str, str]
@@ -134,6 +138,13 @@ def from_text(text: str, where: str) -> Snapshot:
         raise InvalidInput(
             "this is a table: it has accuracies but not which images were right, so that runs cannot be paired. "
             + _HOW,
+            where=where,
+        )
+    newer = re.fullmatch(r"puregrid-baseline/([1-9]\d{0,3})", schema) if isinstance(schema, str) else None
+    if newer and schema != SCHEMA:
+        raise InvalidInput(
+            f"a later version of puregrid wrote this baseline ({schema}; this version reads {SCHEMA}). Install that "
+            "version, or promote the run again with this one.",
             where=where,
         )
     if schema != SCHEMA:

@@ -18,8 +18,9 @@ from tasks.attacks.budgets import format_eps, read_eps
 from workflows.grid.sweep import Sweep
 from workflows.planning.plan import Plan
 from workflows.store import LocalFiles, Record, Store
+from workflows.store.record import Count
 
-__all__ = ["CellRecord", "current_name", "latest_path", "record_sweep", "recorded_sweeps"]
+__all__ = ["CellRecord", "LastSweep", "current_name", "latest_path", "record_sweep", "recorded_sweeps"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class CellRecord(Record):
     stage_id: str
     aggregation: Aggregation
     chunks: tuple[str, ...]
-    evaluations: dict[str, int] = field(default_factory=dict)
+    evaluations: dict[str, Count] = field(default_factory=dict)
 
     @staticmethod
     def name_of(row: Mapping[Any, Any]) -> str:
@@ -66,14 +67,8 @@ class CellRecord(Record):
     @classmethod
     def latest(cls, store: Store, sweep_name: str) -> list[CellRecord]:
         """Return the records of the last sweep of that name in a store; empty without one."""
-        try:
-            last = LastSweep.from_text(store.files.read(latest_path(sweep_name)))
-        except FileNotFoundError:
-            return []
-        except ValueError as error:
-            raise damaged(store, latest_path(sweep_name), error) from error
-        records = last.cells
-        return [replace(record, name=current_name(record.name)) for record in records]
+        last = LastSweep.read(store, latest_path(sweep_name))
+        return [replace(record, name=current_name(record.name)) for record in (last.cells if last else ())]
 
 
 @dataclass(frozen=True)
@@ -89,6 +84,25 @@ class LastSweep(Record):
     sweep: str
     sweep_id: str
     cells: tuple[CellRecord, ...]
+
+    @classmethod
+    def read(cls, store: Store, path: str) -> LastSweep | None:
+        """Read the record at a path; None where there is none.
+
+        Raises:
+            InvalidInput: It is damaged.
+        """
+        try:
+            last = cls.from_text(store.files.read(path))
+            if latest_path(last.sweep) != path:
+                raise ValueError(f"it is the record of {last.sweep[:80]!r}")
+            if not all(re.fullmatch(r"\w+", cell.stage_id) for cell in last.cells):
+                raise ValueError("it names no stage")
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise damaged(store, path, error) from error
+        return last
 
 
 def damaged(store: Store, path: str, error: Exception) -> InvalidInput:
@@ -156,9 +170,8 @@ def record_sweep(sweep: Sweep, plan: Plan, store: Store) -> None:
         "stages": stages,
     }
     store.files.write(f"{folder}/plan.json", (json.dumps(content, indent=1) + "\n").encode())
-    cells = [record.to_json() for record in CellRecord.of_sweep(sweep)]
-    latest = json.dumps({"sweep": sweep.name, "sweep_id": sweep.id, "cells": cells})
-    store.files.write(latest_path(sweep.name), latest.encode())
+    latest = LastSweep(sweep.name, sweep.id, tuple(CellRecord.of_sweep(sweep)))
+    store.files.write(latest_path(sweep.name), json.dumps(latest.checked()).encode())
     with ThreadPoolExecutor(16) as threads:
         for _ in threads.map(store.put_spec, (stage.spec for stage in plan.stages)):
             pass
