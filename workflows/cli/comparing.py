@@ -119,22 +119,28 @@ def check(
             tell(json.dumps({"verdict": verdict, "baseline": baseline, **asdict(gate), "cells": cells}, indent=1))
         else:
             tell(check_text(verdicts, gate, baseline, f"{sweep} in {opened.uri}"), end="")
-        _tag_verdict(uri, loaded, verdict, baseline, [cell for cell in verdicts if cell.verdict != "holds"])
+        _tag_verdict(
+            uri, opened.uri, loaded, verdict, baseline, [cell for cell in verdicts if cell.verdict != "holds"]
+        )
         if verdict != "holds":
             raise typer.Exit(1 if verdict == "regressed" else 2)
 
 
-def _tag_verdict(uri: str | None, sweep: Sweep, verdict: str, baseline: str, cells: list[Any]) -> None:
+def _tag_verdict(
+    uri: str | None, store_uri: str, sweep: Sweep, verdict: str, baseline: str, cells: list[Any]
+) -> None:
     """The verdict on the sweep's run in MLflow; a broken MLflow changes no verdict."""
+    from workflows.monitoring.mlflow_client import cause
     from workflows.tracking.aliases import record_verdict
 
     if uri is None or uri == "off":
         return
     why = "; ".join(f"{cell.cell}: {cell.why}" for cell in cells)
     try:
-        record_verdict(uri, sweep, {"verdict": verdict, "baseline": baseline, "why": why or "every cell holds"})
+        tags = {"verdict": verdict, "baseline": baseline, "why": why or "every cell holds"}
+        record_verdict(uri, sweep, tags, store_uri=store_uri, say=say)
     except Exception as error:  # MLflow raises whatever its stores and servers raise
-        say(f"the verdict could not be set in MLflow at {uri} ({type(error).__name__}: {error})")
+        say(f"the verdict could not be set in MLflow at {uri} ({cause(error)})")
 
 
 def promote(
@@ -167,5 +173,6 @@ def promote(
             tell(to)
         if alias is not None or to is None:
             name = alias or "champion"
-            run_id = aliases.promote(named_uri(mlflow, "--mlflow") or default_uri(opened.uri), loaded, name, text)
+            uri = named_uri(mlflow, "--mlflow") or default_uri(opened.uri)
+            run_id = aliases.promote(uri, loaded, name, text, store_uri=opened.uri, say=say)
             tell(f"mlflow:{name} is run {run_id}")

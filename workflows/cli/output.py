@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import IO, Any, TextIO, cast
 
 from defense.errors import PuregridError
+from defense.redaction import redacted
 from defense.text import visible
 
 __all__ = ["BROKEN_PIPE", "OutputLost", "say", "steady_streams", "tell", "width"]
@@ -113,7 +114,7 @@ def tell(text: object, *, end: str = "\n") -> None:
     try:
         if stream is None:
             raise OSError(errno.EBADF, "stdout is closed")
-        stream.write(_fitting(visible(str(text), keep="\n\t\r") + end, stream))
+        stream.write(_fitting(visible(redacted(str(text)), keep="\n\t\r") + end, stream))
         stream.flush()
     except OSError as error:
         _to_nowhere(stream)
@@ -126,7 +127,7 @@ def say(message: str) -> None:
     if stream is None:
         return
     try:
-        stream.write(_fitting(visible(message) + "\n", stream))
+        stream.write(_fitting(visible(redacted(message)) + "\n", stream))
         stream.flush()
     except (OSError, ValueError):
         _to_nowhere(stream)

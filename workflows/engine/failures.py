@@ -6,6 +6,7 @@ import contextlib
 import json
 from dataclasses import dataclass
 
+from defense.redaction import redacted
 from workflows.grid.load import Sweep
 from workflows.planning.plan import Plan, Unit
 from workflows.planning.scheduler import Failure
@@ -51,7 +52,7 @@ def record_failure(sweep: Sweep, plan: Plan, store: Store, failure: Failure) -> 
     """Record that a unit is quarantined, with its traceback."""
     unit = describe(plan, failure.unit)
     record = FailureRecord(unit, failure.attempts, failure.error, failure.traceback, failure.final)
-    content = json.dumps(record.to_json(), indent=1)
+    content = redacted(json.dumps(record.to_json(), indent=1))
     store.files.write(failure_path(sweep, plan, failure.unit), content.encode())
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from defense.errors import InvalidInput
 from defense.files import writable
+from defense.redaction import redacted
 
 __all__ = ["LOGGER", "Field", "JsonLines", "enabled", "log_event", "log_to"]
 
@@ -40,7 +41,8 @@ class JsonLines(logging.Formatter):
         """See :class:`logging.Formatter`."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         fields = getattr(record, "fields", {})
-        return json.dumps({"time": time, "event": record.getMessage(), **self._constant, **fields}, default=str)
+        text = {name: redacted(value) if isinstance(value, str) else value for name, value in fields.items()}
+        return json.dumps({"time": time, "event": record.getMessage(), **self._constant, **text}, default=str)
 
 
 class _Lines(logging.FileHandler):

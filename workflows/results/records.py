@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from defense.aggregate import Aggregation
@@ -15,10 +17,10 @@ from defense.spec import digest
 from tasks.attacks.budgets import format_eps, read_eps
 from workflows.grid.sweep import Sweep
 from workflows.planning.plan import Plan
-from workflows.store import Record, Store
+from workflows.store import LocalFiles, Record, Store
 from workflows.store.record import Count
 
-__all__ = ["CellRecord", "LastSweep", "current_name", "latest_path", "record_sweep"]
+__all__ = ["CellRecord", "LastSweep", "current_name", "latest_path", "record_sweep", "recorded_sweeps"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,37 @@ def latest_path(sweep_name: str) -> str:
     return f"sweeps/latest-{digest(sweep_name)}.json"
 
 
+def recorded_sweeps(store: Store) -> list[tuple[str, str, Path]]:
+    """Return id, text and folder of every sweep that a store has on record; of a bucket the last one of each name.
+
+    The folder is where relative paths of the text start; the working directory, of a record that does not say it.
+    """
+    found = []
+    for sweep_id in _recorded_ids(store):
+        folder = Path.cwd()
+        try:
+            text = store.files.read(f"sweeps/{sweep_id}/sweep.yaml").decode()
+            folder = Path(json.loads(store.files.read(f"sweeps/{sweep_id}/plan.json"))["folder"])
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError):
+            pass
+        found.append((sweep_id, text, folder))
+    return found
+
+
+def _recorded_ids(store: Store) -> list[str]:
+    if isinstance(store.files, LocalFiles):
+        paths = (store.files.root / "sweeps").glob("*/sweep.yaml")
+        return [path.parent.name for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
+    ids = []
+    for name in store.files.names("sweeps"):
+        if name.startswith("latest-"):
+            with contextlib.suppress(ValueError):
+                ids.append(LastSweep.from_text(store.files.read(f"sweeps/{name}")).sweep_id)
+    return ids
+
+
 def record_sweep(sweep: Sweep, plan: Plan, store: Store) -> None:
     """Write the sweep's folder: its file, its plan, and the meaning of each stage id."""
     folder = f"sweeps/{sweep.id}"
@@ -129,7 +162,13 @@ def record_sweep(sweep: Sweep, plan: Plan, store: Store) -> None:
         {"id": stage.id, "stage": stage.spec.stage, "chunks": len(stage.chunks), "images": stage.images}
         for stage in plan.stages
     ]
-    content = {"sweep": sweep.name, "cells": [cell.id for cell in sweep.cells], "stages": stages}
+    # Where relative paths of its file start, for who makes the sweep again from this record.
+    content = {
+        "sweep": sweep.name,
+        "folder": str(sweep.document.folder),
+        "cells": [cell.id for cell in sweep.cells],
+        "stages": stages,
+    }
     store.files.write(f"{folder}/plan.json", (json.dumps(content, indent=1) + "\n").encode())
     latest = LastSweep(sweep.name, sweep.id, tuple(CellRecord.of_sweep(sweep)))
     store.files.write(latest_path(sweep.name), json.dumps(latest.checked()).encode())

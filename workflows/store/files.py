@@ -25,10 +25,10 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from defense.errors import InvalidInput
 from defense.files import found, path_of, shown, writable_folder
+from defense.redaction import has_credentials, redacted, remember
 from workflows.store.outage import StoreUnavailable, is_outage, patient
 
 __all__ = ["ASIDE", "Files", "FsspecFiles", "LocalFiles", "open_files"]
@@ -324,10 +324,11 @@ class FsspecFiles(Files):
         import fsspec
 
         self.uri = uri.rstrip("/")
-        if urlsplit(uri).password:
+        remember(uri)
+        if has_credentials(uri):
             raise InvalidInput(
-                f"store {uri.split('://')[0]}://... holds a password, which would end up in logs and reports; "
-                "credentials come from the environment."
+                f"store {redacted(uri)} holds a password or key, which would end up in logs and reports; credentials "
+                "come from the environment."
             )
         try:
             self._system, self._root = fsspec.core.url_to_fs(self.uri)
