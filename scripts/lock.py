@@ -8,8 +8,8 @@ is missing, so that versions stay in one file. Locked are the wheels that fit Li
 supported Pythons; a package without such a wheel is locked by its source archive.
 
 torch and torchvision come in two builds, which belong together and have files of their own. ``cpu.txt`` has those of
-PyTorch's own index, whose hashes are in ``requirements/pytorch-cpu.sha256``, in the form of sha256sum, and
-``cuda.txt`` PyPI's with CUDA's libraries.
+PyTorch's own index, whose hashes are in ``requirements/pytorch-cpu.sha256``, in the form of sha256sum. ``cuda.txt``
+has PyPI's, with CUDA's libraries.
 """
 
 from __future__ import annotations
