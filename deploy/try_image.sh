@@ -126,7 +126,7 @@ e run "${cluster[@]}" --name "$name-worker" "${restricted[@]}" "$image" \
 on_head() { e exec "$name-head" "$@"; }
 ready=
 for _ in $(seq 120); do
-  if on_head ray list nodes --format json 2> "$scratch/nodes.log" | grep -c ALIVE | grep -qx 2; then ready=yes; break; fi
+  if on_head ray list nodes --format json 2> "$scratch/nodes.log" | grep -o ALIVE | wc -l | grep -qx 2; then ready=yes; break; fi
   sleep 2
 done
 [ -n "$ready" ] || { cat "$scratch/nodes.log" >&2; e logs "$name-head" >&2; e logs "$name-worker" >&2; exit 1; }
