@@ -11,6 +11,7 @@ import numpy as np
 
 from workflows.analysis import Analysis
 from workflows.audit import Finding, rules_on
+from workflows.formats.findings import reason
 from workflows.tables.table import Table, cells_of
 
 __all__ = ["csv", "json_text", "write_csv"]
@@ -65,8 +66,12 @@ def _read_me(analysis: Analysis, tables: Sequence[Table]) -> str:
         parts.append("")
     if analysis.audited:
         parts.append("## Findings\n")
-        parts += [f"* {finding.severity} `{finding.rule}`: {finding.text}" for finding in analysis.audited]
+        parts += [f"* {f.standing} `{f.rule}`: {f.text}{_reason(f)}" for f in analysis.audited]
     return "\n".join(parts) + "\n"
+
+
+def _reason(finding: Finding) -> str:
+    return f" Silenced because: {reason(finding)}" if finding.silenced else ""
 
 
 def _unit(declared: dict[str, Any]) -> str:

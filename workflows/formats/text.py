@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from workflows.audit import Finding
-from workflows.formats.findings import SHOWN, heading, numbered_findings
+from workflows.formats.findings import heading, numbered_findings, shown
 from workflows.tables.table import Table
 
 __all__ = ["document", "table_text"]
@@ -61,9 +61,10 @@ def _filled(text: str, indent: int = 0) -> str:
 def _findings(findings: Sequence[Finding], tables: Sequence[Table]) -> str:
     """Render the first findings, each with its cells, numbers and what to do."""
     blocks = [heading(findings)]
-    for finding in numbered_findings(findings, tables)[:SHOWN]:
+    room = shown(numbered_findings(findings, tables))
+    for finding in room:
         blocks.append(_filled(f"{finding.number:>2} {finding.severity:<8} {finding.rule}: {finding.text}", 14))
         blocks += [_filled(f"{'':<12}{name}: {text}", 14) for name, text in finding.parts.items()]
-    if len(findings) > SHOWN:
-        blocks.append(f"... and {len(findings) - SHOWN} more: `--format json` has them all")
+    if len(findings) > len(room):
+        blocks.append(f"... and {len(findings) - len(room)} more: `--format json` has them all")
     return "\n".join(blocks) + "\n"

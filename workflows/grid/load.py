@@ -28,4 +28,4 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     check_requirements(document)
     document.expand_variables()
     grid = Builder(document).grid()
-    return Sweep.of_cells(grid.name, document.text, grid.cells, document)
+    return Sweep.of_cells(grid.name, document.text, grid.cells, document, grid.silences)

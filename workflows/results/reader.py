@@ -56,7 +56,11 @@ class Results:
     def attack_rows(self, cell: Cell) -> pd.DataFrame:
         """Return the rows of the attack that made the cell's images; empty for a clean cell."""
         source = cell.attack_stage
-        return pd.DataFrame() if source is None else self._stage(source, cell)
+        return pd.DataFrame() if source is None else self.rows_of(source, cell)
+
+    def rows_of(self, stage: StageSpec, cell: Cell) -> pd.DataFrame:
+        """Return the rows of a stage on the images of a cell that needs it, such as a rung of its ladder."""
+        return self._stage(stage, cell)
 
     def _stage(self, spec: StageSpec, cell: Cell) -> pd.DataFrame:
         stage_id = spec.id
