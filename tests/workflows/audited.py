@@ -127,8 +127,8 @@ def _attacked(
 ) -> Output:
     """Images on the border of the ball, rows that say so; ``change`` may spoil either.
 
-    ``answers`` are how many images the bare classifier has right, before and after; ``ladder`` those that a ladder and
-    each of its rungs leave right.
+    ``answers`` are how many images the bare classifier has right, before and after; ``ladder`` those that a ladder
+    and each of its rungs leave right.
     """
     assert isinstance(spec, AttackStage)
     clean = DATA.images[ids].astype(np.float64)

@@ -30,7 +30,8 @@ def test_an_attack_that_did_nothing(tmp_path: Path) -> None:
     failed = Audited(tmp_path / "a", right, attacks=f"none, {PGD}", rows=still(0.1, True)).one("attack-did-nothing")
     assert failed.severity == "error"
     assert failed.evidence == {"share": 0.1, "images_right_before": 520, "accuracy_of_moved": 1.0}
-    assert Audited(tmp_path / "b", right, attacks=f"none, {PGD}", rows=still(0.05, True)).found == []
+    kept = by_threat({}, 1.0)
+    assert Audited(tmp_path / "b", kept, attacks=f"none, {PGD}", rows=still(0.05, True)).found == []
     # A search that returns only what it broke: everything that moved is wrong.
     search = '{attack: "audited:AutoAttack", norm: linf, eps: 0.1}'
     note = Audited(tmp_path / "c", right, attacks=f"none, {search}", rows=still(0.1, False)).one("attack-did-nothing")

@@ -235,8 +235,10 @@ class View:
         rows = self.attack_rows
         if self.static:
             return (rows["adversarial_prediction"] == rows["label"]).to_numpy(dtype=np.float64)
-        judged = pd.Series(self.correct.mean(1), index=self.image_ids)
-        return judged.reindex(rows["image_id"]).to_numpy(dtype=np.float64)
+        shares, ids = self.correct.mean(1), rows["image_id"].to_numpy()
+        if len(ids) == len(self.image_ids) and (ids == self.image_ids).all():
+            return shares
+        return pd.Series(shares, index=self.image_ids).reindex(ids).to_numpy(dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)

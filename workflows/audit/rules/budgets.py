@@ -116,7 +116,7 @@ def budget_not_used(all_views: Sequence[View]) -> Iterator[Finding]:
     for views in groups.values():
         view, attack = views[0], views[0].attack
         assert attack is not None
-        if attack.norm not in ("linf", "l2", "l1") or _searches(view):
+        if attack.norm not in ("linf", "l2", "l1"):
             continue
         rows, pixels = view.attack_rows, float(np.prod(view.cell.images.dataset.image_shape))
         left = view.right_before & (view.right_after > USED) & (rows["linf"].to_numpy() > STILL)
@@ -126,7 +126,7 @@ def budget_not_used(all_views: Sequence[View]) -> Iterator[Finding]:
         most = min(attack.eps, {"linf": 0.5, "l2": 0.5 * float(np.sqrt(pixels)), "l1": 0.5 * pixels}[attack.norm])
         used = _median(rows[attack.norm].to_numpy()[left]) / most
         spread = _median(rows["l1"].to_numpy()[left]) / (pixels * most) if attack.norm == "linf" else 1.0
-        if used >= USED and spread >= SPARSE:
+        if (used >= USED and spread >= SPARSE) or _searches(view):
             continue
         what = f"{percent(used)} of the radius" if used < USED else f"{percent(spread)} of what all pixels may change"
         yield about(

@@ -106,11 +106,11 @@ def _above_bare(view: View, bare: View | None) -> Excess | None:
         return exceeds(view, bare)
     if view.attack_rows.empty:
         return None
-    clean = view.attack_rows.set_index("image_id")
-    clean = clean[clean.index.isin(view.image_ids)].reindex(view.image_ids)
-    known = clean["label"].notna().to_numpy()
-    right = (clean["clean_prediction"] == clean["label"]).to_numpy()[known, None]
-    return significant_excess(view.correct[known], right)
+    ids = view.attack_rows["image_id"].to_numpy()
+    if len(ids) == len(view.image_ids) and (ids == view.image_ids).all():
+        return significant_excess(view.correct, view.right_before[:, None])
+    _, i, j = np.intersect1d(view.image_ids, ids, return_indices=True)
+    return significant_excess(view.correct[i], view.right_before[j, None])
 
 
 def adaptive_weaker_than_static(all_views: Sequence[View]) -> Iterator[Finding]:
