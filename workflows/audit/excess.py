@@ -1,7 +1,7 @@
 """Whether one judgement is more accurate than another on the same images, by the exact sign-flip test.
 
 A report makes many such tests. :func:`comparisons` counts them, and :func:`of_report` corrects p for their number, so
-that the chance that a sound report has any finding of a test is below 5 %, whatever the number of its cells
+that the chance that a sound report has any error or warning of a test is below 2 %, whatever the number of its cells
 (Bonferroni over all tests of the report; ``benchmarks/false_alarms.py`` measures the chance).
 """
 
@@ -36,7 +36,7 @@ __all__ = [
 LEVEL = 0.01
 """A comparison counts where p is below this."""
 
-REPORT_LEVEL = 0.05
+REPORT_LEVEL = 0.02
 """And where p, times the number of comparisons in the report, is below this."""
 
 

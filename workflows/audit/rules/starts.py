@@ -28,6 +28,9 @@ EXPECTED = 0.25
 LEAST = 5
 """Images that a share is taken of."""
 
+SATURATED = 1e-5
+"""Cross-entropy below which float32 has steps of 1e-7 and less than a hundred values."""
+
 SAME = 1e-6
 """Largest difference of a pixel that rounding on another device may make."""
 
@@ -61,11 +64,15 @@ class Starts:
     def verdict(self, view: View, members: Sequence[View]) -> Iterator[Finding]:
         """Yield ``no-gain-over-start`` where the images that are still right are random starts too often.
 
-        The attack returns the best of n + 1 points, and by noise alone that is the first one time in n + 1.
+        The attack returns the best of n + 1 points, and by noise alone that is the first one time in n + 1. Images on
+        which the loss is saturated are left out: a cross-entropy below 1e-5 has a few values in float32, and often the
+        same at all points. Where its gradient is zero as well, that is said by ``zero-gradients``.
         """
         if self._attack is None or not self._at_start:
             return
-        left = view.right_before & (np.nan_to_num(view.right_after) > 0.5)
+        loss = view.attack_rows["loss"].to_numpy()
+        saturated = (loss >= 0) & (loss < SATURATED) if self._attack.loss == "ce" else np.zeros(len(loss), dtype=bool)
+        left = view.right_before & (np.nan_to_num(view.right_after) > 0.5) & ~saturated
         ids = view.attack_rows["image_id"].to_numpy()[left]
         known = [self._at_start[image] for image in ids.tolist() if image in self._at_start]
         if len(known) < LEAST:
