@@ -65,8 +65,8 @@ class Starts:
         """Yield ``no-gain-over-start`` where the images that are still right are random starts too often.
 
         The attack returns the best of n + 1 points, and by noise alone that is the first one time in n + 1. Images on
-        which the loss is saturated are left out: a cross-entropy below 1e-5 has a few values in float32, and often the
-        same at all points. Where its gradient is zero as well, that is said by ``zero-gradients``.
+        which the loss is saturated are left out: a cross-entropy below 1e-5 has a few values in float32, and often
+        the same at all points. Where its gradient is zero as well, that is said by ``zero-gradients``.
         """
         if self._attack is None or not self._at_start:
             return
