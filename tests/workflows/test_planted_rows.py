@@ -223,3 +223,36 @@ def test_the_training_split_and_the_networks_that_have_seen_it(data: Results) ->
     assert rules["training-split"].severity == "warning"
     seen = rules["trained-on-judged-images"]
     assert seen.severity == "error" and (seen.evidence["seen"], seen.evidence["images"]) == (50, 50)
+
+
+# ------------------------------------------------------------------------------------------------------ sound
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Two sound classifiers; a small one stands for those of others."""
+    rungs = "rungs: [blind, exact, black-box], steps: 4, eot: 2, queries: 10, select: 2"
+    small = f"{{attack: ladder, norm: linf, eps: 0.1, {rungs}}}"
+    plain = "{purifier: jpeg, quality: 75}, {purifier: bit-depth, bits: 4}"
+    chain = "{purifier: diffpure, denoiser: ddpm, schedule: linear-1000, t_star: 40, steps: 2, draws: 2}"
+    return computed(
+        tmp_path_factory.mktemp("sound"),
+        datasets="{dataset: digits, images: {first: 24}}",
+        classifiers="digits-cnn, digits-at",
+        defences=f"none, {{purifier: gaussian-noise, sigma: 0.1, draws: 4}}, {plain}, {chain}",
+        attacks=f"none, {small}",
+    )
+
+
+@pytest.mark.parametrize("classifier", ["digits-cnn", "digits-at"])
+def test_sound_defences_have_no_finding_but_true_ones(sound: Results, classifier: str) -> None:
+    labels = sound.sweep.labels
+    names = {labels[cell.id]["defence"] for cell in sound.sweep.cells}
+    for name in sorted(names):
+        cells = [
+            c
+            for c in sound.sweep.cells
+            if (labels[c.id]["classifier"], labels[c.id]["defence"]) == (classifier, name)
+        ]
+        rules = findings(Results(sound.store, Sweep.of_cells("sound", sound.sweep.text, cells)))
+        assert {f.rule for f in rules} <= {"few-images"}, (name, [f.text for f in rules])
