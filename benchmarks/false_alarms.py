@@ -32,7 +32,7 @@ from tasks.attacks import AttackConfig, LadderConfig
 from tasks.stages import AttackStage, StageSpec
 from workflows.audit import Finding, findings
 from workflows.grid.load import Cell, Sweep, load_sweep
-from workflows.results.reader import Results
+from workflows.results.reader import Answers, Results
 from workflows.statistics.proportions import wilson
 from workflows.store import Store
 
@@ -129,6 +129,25 @@ class SoundResults(Results):
             made = self._attacked(spec, cell) if isinstance(spec, AttackStage) else self._judged(cell)
             self._frames[spec.id] = made
         return self._frames[spec.id]
+
+    def images(self, cell: Cell) -> int:
+        """See :class:`Results`."""
+        return len(self.rows(cell))
+
+    def answers(self, cell: Cell) -> Answers | None:
+        """See :class:`Results`."""
+        rows = self.rows(cell)
+        votes = np.stack(rows["prediction"].to_list())
+        return Answers(rows["image_id"].to_numpy(), rows["label"].to_numpy(), votes, np.zeros((len(rows), CLASSES)))
+
+    def _remember(self, cell: Cell) -> tuple[str, tuple[str, ...]]:
+        key = cell.evaluate.id, ()
+        if key not in self._right:
+            answers = self.answers(cell)
+            assert answers is not None
+            self._right[key] = np.packbits(answers.correct), (len(answers.label), cell.defence.draws)
+            self._ids_of[key] = answers.image_id.astype(np.int64)
+        return key
 
     def _p(self, source: AttackStage | None, cell: Cell) -> Floats:
         """Probability of a right draw on the submitted images."""

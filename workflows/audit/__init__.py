@@ -22,6 +22,7 @@ from workflows.audit.rules import (
     corruptions,
     ladders,
     ordering,
+    overrides,
     stored_images,
     threat_model,
 )
@@ -68,6 +69,7 @@ RULES: tuple[Rule, ...] = (
     training_split,
     ladders.rungs_not_judged,
     threat_model.clean_missing,
+    overrides.bound_lifted,
 )
 """The rules that look at the rows and specs of cells, in the order of their findings."""
 

@@ -73,23 +73,31 @@ class View:
     """The cells of one judgement: cells that differ only in how draws are aggregated share every row.
 
     Arguments:
-        cell: One of them.
+        cell: One of them, with committed rows.
         ids: Ids of them all.
-        rows: The judged rows, not empty.
-        attack_rows: Rows of the attack, empty for a clean cell.
+        results: Where rows are read when a rule asks: those of all views together need not fit into memory.
         attack_notes: Numbers in the notes of the attack's commits, summed over its chunks.
     """
 
     cell: Cell
     ids: tuple[str, ...]
-    rows: pd.DataFrame
-    attack_rows: pd.DataFrame
+    results: Results
     attack_notes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def stage(self) -> AttackStage | None:
         """The stage that made the images; None for clean ones."""
         return self.cell.attack_stage
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The judged rows, not empty."""
+        return self.results.rows(self.cell)
+
+    @property
+    def attack_rows(self) -> pd.DataFrame:
+        """Rows of the attack, empty for a clean cell."""
+        return self.results.attack_rows(self.cell)
 
     @property
     def attack(self) -> AttackConfig | None:
@@ -197,21 +205,22 @@ class View:
         attack = self.attack
         return *self.defended, *(("", 0.0) if attack is None else (attack.norm, attack.eps))
 
-    @cached_property
+    @property
     def predictions(self) -> npt.NDArray[np.int64]:
         """Answers, shape (images, draws)."""
-        return np.stack(self.rows["prediction"].to_numpy().tolist()).astype(np.int64)
+        answers = self.results.answers(self.cell)
+        assert answers is not None  # a view has rows
+        return answers.prediction.astype(np.int64)
 
-    @cached_property
+    @property
     def correct(self) -> npt.NDArray[np.bool_]:
         """Right answers, shape (images, draws)."""
-        correct: npt.NDArray[np.bool_] = self.predictions == self.rows["label"].to_numpy()[:, None]
-        return correct
+        return self.results.correct(self.cell)
 
-    @cached_property
+    @property
     def image_ids(self) -> npt.NDArray[np.int64]:
         """Ids of the judged images."""
-        return self.rows["image_id"].to_numpy(dtype=np.int64)
+        return self.results.image_ids(self.cell)
 
     @cached_property
     def accuracy(self) -> float:
@@ -246,10 +255,10 @@ class Rung(View):
     """An attack of a ladder, judged on the draws by which the ladder chose, which are its own and not the judge's.
 
     Arguments:
-        rows: ``image_id`` and ``label`` of the images that the rung attacked.
         source: The stage that made its images.
         number: Its place, from 1.
-        shares: Its shares of right draws, one for each of ``rows``.
+        attacked: Ids of the images that it attacked.
+        shares: Its shares of right draws, one for each of these.
         draws: How many draws these are of.
         compared: Whether its accuracy says something beside others: all images were attacked, and no cell of the
             sweep and no earlier rung has judged the same images.
@@ -257,6 +266,7 @@ class Rung(View):
 
     source: AttackStage | None = None
     number: int = 0
+    attacked: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     shares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     draws: int = 1
     compared: bool = True
@@ -265,6 +275,22 @@ class Rung(View):
     def stage(self) -> AttackStage | None:
         """See :class:`View`."""
         return self.source
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """What the ladder's rows say of the images that it attacked: no judge has looked at its own images."""
+        rows = self.results.attack_rows(self.cell)
+        return rows.loc[rows["image_id"].isin(self.attacked), ["image_id", "label"]]
+
+    @property
+    def attack_rows(self) -> pd.DataFrame:
+        """See :class:`View`."""
+        return pd.DataFrame() if self.source is None else self.results.rows_of(self.source, self.cell)
+
+    @property
+    def image_ids(self) -> npt.NDArray[np.int64]:
+        """See :class:`View`."""
+        return self.attacked
 
     @property
     def name(self) -> str:
@@ -290,11 +316,16 @@ class Certified:
 
     Arguments:
         cell: The cell.
-        rows: Its certificates, one an image, not empty.
+        results: Where its rows are read, one certificate an image, not empty.
     """
 
     cell: Cell
-    rows: pd.DataFrame
+    results: Results
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Its certificates."""
+        return self.results.rows(self.cell)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -342,8 +373,7 @@ class Certified:
 
 def certificates(results: Results) -> list[Certified]:
     """Return the certificate cells with committed rows, in the sweep's order."""
-    cells = ((cell, results.rows(cell)) for cell in results.sweep.certified)
-    return [Certified(cell, rows) for cell, rows in cells if not rows.empty]
+    return [Certified(cell, results) for cell in results.sweep.certified if results.images(cell)]
 
 
 def views(results: Results, cells: Iterable[Cell] | None = None) -> list[View]:
@@ -358,10 +388,9 @@ def views(results: Results, cells: Iterable[Cell] | None = None) -> list[View]:
         groups[cell.evaluate.id, tuple(chunk.name for chunk in cell.images.chunks)].append(cell)
     judgements = []
     for same in groups.values():
-        rows = results.rows(same[0])
-        if not rows.empty:
+        if results.images(same[0]):
             ids = tuple(cell.id for cell in same)
-            judgements.append(View(same[0], ids, rows, results.attack_rows(same[0]), _notes(results, same[0])))
+            judgements.append(View(same[0], ids, results, _notes(results, same[0])))
     return judgements
 
 
@@ -382,20 +411,19 @@ def rungs(results: Results, ladders: Iterable[View]) -> list[Rung]:
         for place, source in enumerate(rung_stages(view.stage)):
             if place >= rights.shape[1]:
                 break
-            rows = results.rows_of(source, view.cell)
             attacked = ~np.isnan(rights[:, place])
-            if rows.empty or not attacked.any():
+            if results.rows_of(source, view.cell).empty or not attacked.any():
                 continue
             key = (view.defended, source.id)
             found.append(
                 Rung(
                     view.cell,
                     view.ids,
-                    view.attack_rows.loc[attacked, ["image_id", "label"]],
-                    rows,
+                    results,
                     _notes(results, view.cell, source),
                     source=source,
                     number=place + 1,
+                    attacked=view.attack_rows["image_id"].to_numpy(dtype=np.int64)[attacked],
                     shares=rights[attacked, place],
                     draws=view.attack.select if view.stochastic else 1,
                     compared=bool(attacked.all()) and key not in seen,

@@ -13,6 +13,7 @@ import typer
 
 from workflows.cli.assets import data, list_, train
 from workflows.cli.comparing import check, compare, promote
+from workflows.cli.output import OutputLost, say, steady_streams, tell
 from workflows.cli.results import compact, report, tables
 from workflows.cli.running import plan, run, status
 from workflows.cli.tracking import track
@@ -32,7 +33,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"puregrid {version('puregrid')}")
+        tell(f"puregrid {version('puregrid')}")
         raise typer.Exit
 
 
@@ -56,4 +57,10 @@ def main() -> None:
     # Ray would otherwise ask about usage statistics, and warn of an accelerator variable that we do not use.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    app()
+    steady_streams()
+    try:
+        app()
+    except OutputLost as error:  # of what Typer prints by itself, such as help
+        if not error.quiet:
+            say(f"error: {error}")
+        raise SystemExit(error.status) from error

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from defense.bounds import MOST_WORKERS
 from defense.errors import InvalidInput, PuregridError
+from workflows.cli.output import OutputLost, say, tell
 
 if TYPE_CHECKING:
     from workflows.grid.load import Sweep
@@ -20,6 +21,7 @@ __all__ = [
     "Address",
     "AsJson",
     "GpusPerWorker",
+    "NoPlugins",
     "Overrides",
     "StoreUri",
     "SweepFile",
@@ -27,10 +29,11 @@ __all__ = [
     "errors",
     "open_sweep",
     "say",
+    "tell",
 ]
 
 SweepFile = Annotated[
-    Path, typer.Argument(metavar="SWEEP", help="The sweep file, or a bundled sweep's name (`puregrid list sweeps`).")
+    str, typer.Argument(metavar="SWEEP", help="The sweep file, or a bundled sweep's name (`puregrid list sweeps`).")
 ]
 StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="Folder or bucket for rows and commits.")]
 Overrides = Annotated[
@@ -39,27 +42,45 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a value of the sweep file: datasets.0.images.first=100."
     ),
 ]
-Workers = Annotated[int | None, typer.Option(min=1, metavar="N", help="Workers [one per processor or GPU].")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=MOST_WORKERS, metavar="N", help="Workers [one per processor or GPU].")
+]
 GpusPerWorker = Annotated[
-    float, typer.Option(min=0, metavar="F", help="GPUs per worker, fractions allowed; 0 runs on CPUs.")
+    float,
+    typer.Option(min=0, max=MOST_WORKERS, metavar="F", help="GPUs per worker, fractions allowed; 0 runs on CPUs."),
 ]
 Address = Annotated[str | None, typer.Option(metavar="auto|HOST", help="A running Ray cluster.")]
+NoPlugins = Annotated[
+    bool,
+    typer.Option(
+        "--no-plugins",
+        help="Import no module that the file names: for the files of strangers. Such a name is then refused.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RUN_HELP = (
     "SWEEP.yaml (in --store), SWEEP.yaml@STORE, a store, a file that promote wrote, mlflow:ALIAS or mlflow:RUN_ID."
 )
 
 
-def say(message: str) -> None:
-    """Print a note to stderr."""
-    typer.echo(message, err=True)
-
-
 @contextlib.contextmanager
-def errors() -> Iterator[None]:
-    """Turn our own exceptions into a message and the exit status that the contract gives them."""
+def errors(*, plugins: bool = True) -> Iterator[None]:
+    """Turn our own exceptions into a message and the exit status that the contract gives them.
+
+    Arguments:
+        plugins: Whether ``module:attribute`` may be imported inside.
+    """
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            if not plugins:
+                from defense.registry import no_plugins
+
+                stack.enter_context(no_plugins())
+            yield
+    except OutputLost as error:
+        if not error.quiet:
+            say(f"error: {error}")
+        raise typer.Exit(error.status) from error
     except InvalidInput as error:
         say(f"error: {error}")
         raise typer.Exit(2) from error
@@ -71,12 +92,21 @@ def errors() -> Iterator[None]:
         raise typer.Exit(130) from error
 
 
-def open_sweep(path: Path, overrides: list[str] | None, store: str) -> tuple[Sweep, Store]:
-    """A sweep file or bundled sweep with its overrides, and the store, which must be there or creatable."""
+def open_sweep(path: str, overrides: list[str] | None, store: str, *, writes: bool = False) -> tuple[Sweep, Store]:
+    """A sweep file or bundled sweep with its overrides, and the store, which must be there or creatable.
+
+    Arguments:
+        path: The sweep, as the user named it.
+        overrides: The options ``--set``.
+        store: The option ``--store``.
+        writes: Whether the command cannot do its work without writing to the store.
+    """
     from workflows.assets.bundled import find_sweep
     from workflows.grid.load import load_sweep
     from workflows.store import Store
 
     loaded, opened = load_sweep(find_sweep(path), overrides or ()), Store(store)
     opened.files.check()
+    if writes:
+        opened.files.check_writable()
     return loaded, opened

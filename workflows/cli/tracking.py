@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defense.errors import InvalidInput, PuregridError
-from workflows.cli.base import Overrides, StoreUri, SweepFile, errors, open_sweep, say
+from workflows.cli.base import NoPlugins, Overrides, StoreUri, SweepFile, errors, open_sweep, say
 
 if TYPE_CHECKING:
     from workflows.grid.load import Sweep
@@ -39,9 +39,10 @@ def open_tracker(mlflow: str | None, sweep: Sweep, store_uri: str, *, strict: bo
     Raises:
         InvalidInput: There must be a tracker and there is none; or one is named and MLflow is not installed.
     """
+    from workflows.monitoring.mlflow_client import named_uri
     from workflows.tracking.track import default_uri
 
-    uri = mlflow or default_uri(store_uri)
+    uri = named_uri(mlflow, "--mlflow") or default_uri(store_uri)
     if uri == "off":
         if wanted:
             raise InvalidInput("--mlflow off logs nowhere: give a URI, or leave it out.", where=wanted)
@@ -57,9 +58,15 @@ def open_tracker(mlflow: str | None, sweep: Sweep, store_uri: str, *, strict: bo
     return Tracker(uri, sweep, store_uri, strict, say)
 
 
-def track(sweep: SweepFile, store: StoreUri = "results", mlflow: Mlflow = None, set_: Overrides = None) -> None:
+def track(
+    sweep: SweepFile,
+    store: StoreUri = "results",
+    mlflow: Mlflow = None,
+    set_: Overrides = None,
+    no_plugins: NoPlugins = False,
+) -> None:
     """Log what is committed of a sweep to MLflow; computes nothing."""
-    with errors():
+    with errors(plugins=not no_plugins):
         loaded, opened = open_sweep(sweep, set_, store)
         tracker = open_tracker(mlflow, loaded, opened.uri, strict=True, wanted="track")
         assert tracker is not None

@@ -30,6 +30,7 @@ RULE_NAMES: tuple[str, ...] = (
     "autoattack-warning",
     "beats-bare-classifier",
     "black-box-beats-white-box",
+    "bound-lifted",
     "bpda-beats-exact",
     "budget-not-used",
     "certified-above-attacked",

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from defense.errors import InvalidInput
+from defense.files import writable
 
 __all__ = ["LOGGER", "Field", "JsonLines", "enabled", "log_event", "log_to"]
 
@@ -66,6 +67,7 @@ def log_to(path: Path | None, **constant: Field) -> Iterator[None]:
     if path is None:
         yield
         return
+    writable(path, "the log", where="--log")
     try:
         handler = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:

@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator
 from threading import Thread
 from typing import Any
 
-from defense.errors import PuregridError
+from defense.errors import InvalidInput, PuregridError
+from defense.files import found
 
-__all__ = ["ASKING_SECONDS", "BoundedClient", "NoAnswer", "cause", "shown"]
+__all__ = ["ASKING_SECONDS", "BoundedClient", "NoAnswer", "cause", "named_uri", "shown"]
 
 ASKING_SECONDS = 15.0
 """How long a server may take to say that it is there."""
+
+_SQLITE = "sqlite:///"
 
 _CALL_SECONDS = 60.0
 """How long any later call may take; the first one of a local database makes its tables."""
@@ -115,6 +118,26 @@ def _bounded_requests() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
         for name in new:
             os.environ.pop(name, None)
+
+
+def named_uri(uri: str | None, where: str) -> str | None:
+    """Return the tracking URI that a user named, after a look at the file of a database on this machine.
+
+    Arguments:
+        uri: The option, or None.
+        where: Its name, for messages.
+
+    Raises:
+        InvalidInput: It is empty, or names what can be no database. One that cannot be reached or made is MLflow's to
+            report.
+    """
+    if uri is None:
+        return None
+    if not uri.strip():
+        raise InvalidInput("the tracking URI is empty: give one, or leave the option out.", where=where)
+    if uri.startswith(_SQLITE) and (path := uri.removeprefix(_SQLITE).partition("?")[0]):
+        found(path, "the MLflow database", where=where)
+    return uri
 
 
 def shown(uri: str) -> str:

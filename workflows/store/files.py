@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from defense.errors import InvalidInput
+from defense.files import found, path_of, shown, writable_folder
 from workflows.store.outage import StoreUnavailable, is_outage, patient
 
 __all__ = ["Files", "FsspecFiles", "LocalFiles", "open_files"]
@@ -49,6 +50,13 @@ class Files(ABC):
         Raises:
             InvalidInput: It does not exist and will not be made, or may not be used.
             StoreUnavailable: It does not answer.
+        """
+
+    def check_writable(self) -> None:  # noqa: B027 - a bucket's rights show when it is written
+        """Check that the root can be written, as far as can be known without writing.
+
+        Raises:
+            InvalidInput: It cannot.
         """
 
     @abstractmethod
@@ -98,6 +106,11 @@ class LocalFiles(Files):
 
     def check(self) -> None:
         """See :class:`Files`; a folder that is missing is made by the first write."""
+        found(self.root, "store", kind="folder", where="--store")
+
+    def check_writable(self) -> None:
+        """See :class:`Files`."""
+        writable_folder(self.root, "store", where="--store")
 
     def room(self) -> str:
         """See :class:`Files`."""
@@ -332,7 +345,12 @@ def open_files(uri: str) -> Files:
     local = uri.removeprefix("file://").removeprefix("local://")
     if "://" in local:
         return FsspecFiles(uri)
-    root = Path(local).expanduser()
-    if root.exists() and not root.is_dir():
-        raise InvalidInput(f"store {str(root)!r} is a file, not a folder; give another --store.")
+    path_of(local, "store", where="--store")
+    root = Path(local)
+    if root.parts[:1] and root.parts[0].startswith("~"):
+        with contextlib.suppress(RuntimeError):  # nobody's home: it is a name like another
+            root = root.expanduser()
+    if root.is_file():
+        raise InvalidInput(f"store {shown(root)} is a file, not a folder; give another --store.")
+    found(root, "store", kind="folder", where="--store")
     return LocalFiles(root)

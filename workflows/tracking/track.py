@@ -21,7 +21,7 @@ from workflows.audit import counts, rules_on
 from workflows.formats import render
 from workflows.formats.machine import csv
 from workflows.grid.load import Cell, Sweep
-from workflows.monitoring.mlflow_client import BoundedClient
+from workflows.monitoring.mlflow_client import BoundedClient, named_uri
 from workflows.results.certificates import family
 from workflows.tables.table import records
 from workflows.tracking.aliases import OUTCOMES
@@ -37,7 +37,7 @@ _COMBINED = ("lowest", "selected", "fixed_aa_mean", "fixed_aa_any")
 
 def default_uri(store_uri: str) -> str | None:
     """Return the tracking URI for a store: the environment's, else SQLite beside local results, else none."""
-    environment = os.environ.get("MLFLOW_TRACKING_URI")
+    environment = named_uri(os.environ.get("MLFLOW_TRACKING_URI") or None, "MLFLOW_TRACKING_URI")
     if environment:
         return environment
     return None if "://" in store_uri else f"sqlite:///{Path(store_uri) / 'mlflow.db'}"

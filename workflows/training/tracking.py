@@ -16,12 +16,15 @@ from typing import Any
 
 from defense.errors import PuregridError
 from defense.spec import digest
-from workflows.monitoring.mlflow_client import BoundedClient
+from workflows.monitoring.mlflow_client import BoundedClient, named_uri
 from workflows.training.config import Training
 
 __all__ = ["TrainingLog", "tracking_uri"]
 
 _BUFFER = 200
+
+
+_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def tracking_uri(uri: str | None, out: str) -> str | None:
@@ -30,7 +33,9 @@ def tracking_uri(uri: str | None, out: str) -> str | None:
     The environment variable ``MLFLOW_TRACKING_URI`` is the default where it is set, as in ``puregrid run``. Without
     it nothing is logged: the out folder is what one ships, and a database in it would be shipped along.
     """
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or "off"
+    chosen = (
+        named_uri(uri, "--mlflow") or named_uri(os.environ.get("MLFLOW_TRACKING_URI") or None, _VARIABLE) or "off"
+    )
     if chosen == "off":
         return None
     return f"sqlite:///{(Path(out) / 'mlflow.db').absolute()}" if chosen == "on" else chosen

@@ -359,7 +359,7 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
         for same in group_by([view for view in members if view.judged], "defended"):
             clean = next((view for view in same if view.attack is None), None)
             for view in same:
-                if clean is None or not view.followed or len(clean.rows) != len(view.rows):
+                if clean is None or not view.followed or len(clean.image_ids) != len(view.image_ids):
                     continue
                 changed = float((clean.predictions != view.predictions).any(1).mean())
                 fallen = _bare_falls(view, members) if changed < FEW else None
@@ -370,8 +370,8 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
                     "nothing-changed",
                     "warning" if changed else "error",
                     (view, clean),
-                    f"{share} {len(view.rows)} images under attack, at a budget that takes the bare classifier from "
-                    f"{percent(fallen.higher)} to {percent(fallen.lower)}. The answer may not depend on the image.",
+                    f"{share} {len(view.image_ids)} images under attack, at a budget that takes the bare classifier "
+                    f"from {percent(fallen.higher)} to {percent(fallen.lower)}. The answer may not depend on the image.",
                     {**fallen.evidence("bare_clean", "bare_attacked"), "changed": changed},
                     "Look for images of the test set, or their numbers, in what the purifier holds; try eps 1.",
                 )
