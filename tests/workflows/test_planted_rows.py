@@ -125,7 +125,9 @@ CLASSIFIERS = {
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Results:
     entries = ", ".join(f'{{classifier: "planted_rows:{name}", name: {name}}}' for name in CLASSIFIERS)
-    return computed(tmp_path_factory.mktemp("classifiers"), classifiers=entries)
+    return computed(
+        tmp_path_factory.mktemp("classifiers"), datasets="{dataset: digits, images: {first: 90}}", classifiers=entries
+    )
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -204,10 +206,10 @@ DATA = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Results:
     entries = [
-        f'{{dataset: "planted_rows:Data", how: {how}, {accept}images: {{first: 50}}}}'
+        f'{{dataset: "planted_rows:Data", how: {how}, {accept}images: {{first: 90}}}}'
         for how, (accept, _) in DATA.items()
     ]
-    entries.append("{dataset: digits, split: train, images: {first: 50}}")
+    entries.append("{dataset: digits, split: train, images: {first: 90}}")
     folder = tmp_path_factory.mktemp("data")
     return computed(folder, datasets=", ".join(entries), attacks=f"none, {LADDER.replace('EPS', '0.2')}")
 
@@ -222,7 +224,7 @@ def test_the_training_split_and_the_networks_that_have_seen_it(data: Results) ->
     rules = report(data, "dataset", "digits (train)")
     assert rules["training-split"].severity == "warning"
     seen = rules["trained-on-judged-images"]
-    assert seen.severity == "error" and (seen.evidence["seen"], seen.evidence["images"]) == (50, 50)
+    assert seen.severity == "error" and (seen.evidence["seen"], seen.evidence["images"]) == (90, 90)
 
 
 # ------------------------------------------------------------------------------------------------------ sound

@@ -243,11 +243,13 @@ class View:
         """
         rows = self.attack_rows
         if self.static:
-            return (rows["adversarial_prediction"] == rows["label"]).to_numpy(dtype=np.float64)
-        shares, ids = self.correct.mean(1), rows["image_id"].to_numpy()
-        if len(ids) == len(self.image_ids) and (ids == self.image_ids).all():
-            return shares
-        return pd.Series(shares, index=self.image_ids).reindex(ids).to_numpy(dtype=np.float64)
+            right: npt.NDArray[np.float64] = (rows["adversarial_prediction"] == rows["label"]).to_numpy(np.float64)
+            return right
+        shares: npt.NDArray[np.float64] = self.correct.mean(1, dtype=np.float64)
+        ids = rows["image_id"].to_numpy()
+        if len(ids) != len(self.image_ids) or (ids != self.image_ids).any():
+            shares = pd.Series(shares, index=self.image_ids).reindex(ids).to_numpy(np.float64)
+        return shares
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ class NumberedFinding:
 
 def tally(findings: Sequence[Finding]) -> str:
     """Count the findings of each severity: ``2 errors, 1 note``."""
-    plural = {severity: f"{severity}s" for severity in SEVERITIES}
+    plural: dict[str, str] = {severity: f"{severity}s" for severity in SEVERITIES}
     number = counts(findings).items()
     return ", ".join(f"{n} {plural.get(severity, severity) if n > 1 else severity}" for severity, n in number if n)
 

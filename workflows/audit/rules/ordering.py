@@ -366,12 +366,13 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
                 if fallen is None or (changed and fallen.higher - fallen.lower < FALLEN):
                     continue
                 share = f"Answers changed on {percent(changed)} of" if changed else "No answer changed on any draw of"
+                fell = f"from {percent(fallen.higher)} to {percent(fallen.lower)}"
                 yield about(
                     "nothing-changed",
                     "warning" if changed else "error",
                     (view, clean),
                     f"{share} {len(view.image_ids)} images under attack, at a budget that takes the bare classifier "
-                    f"from {percent(fallen.higher)} to {percent(fallen.lower)}. The answer may not depend on the image.",
+                    f"{fell}. The answer may not depend on the image.",
                     {**fallen.evidence("bare_clean", "bare_attacked"), "changed": changed},
                     "Look for images of the test set, or their numbers, in what the purifier holds; try eps 1.",
                 )
