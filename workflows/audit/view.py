@@ -243,12 +243,11 @@ class View:
         """
         rows = self.attack_rows
         if self.static:
-            right: npt.NDArray[np.float64] = (rows["adversarial_prediction"] == rows["label"]).to_numpy(np.float64)
-            return right
-        shares: npt.NDArray[np.float64] = self.correct.mean(1, dtype=np.float64)
+            return np.asarray(rows["adversarial_prediction"] == rows["label"], dtype=np.float64)
+        shares = np.asarray(self.correct.mean(1), dtype=np.float64)
         ids = rows["image_id"].to_numpy()
         if len(ids) != len(self.image_ids) or (ids != self.image_ids).any():
-            shares = pd.Series(shares, index=self.image_ids).reindex(ids).to_numpy(np.float64)
+            shares = np.asarray(pd.Series(shares, index=self.image_ids).reindex(ids), dtype=np.float64)
         return shares
 
 
