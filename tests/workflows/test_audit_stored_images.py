@@ -34,7 +34,8 @@ def test_an_attack_that_did_nothing(tmp_path: Path) -> None:
     assert Audited(tmp_path / "b", kept, attacks=f"none, {PGD}", rows=still(0.05, True)).found == []
     # A search that returns only what it broke: everything that moved is wrong.
     search = '{attack: "audited:AutoAttack", norm: linf, eps: 0.1}'
-    note = Audited(tmp_path / "c", right, attacks=f"none, {search}", rows=still(0.1, False)).one("attack-did-nothing")
+    rest = by_threat({"clean": 1.0}, 0.1)
+    note = Audited(tmp_path / "c", rest, attacks=f"none, {search}", rows=still(0.1, False)).one("attack-did-nothing")
     assert note.severity == "note" and note.evidence["accuracy_of_moved"] == 0
 
     # Nothing at all was moved, but the attack says that it looks for broken images alone.
@@ -45,7 +46,7 @@ def test_an_attack_that_did_nothing(tmp_path: Path) -> None:
     robust = Audited(tmp_path / "e", right, attacks=f"none, {search}", rows=nothing).one("attack-did-nothing")
     assert robust.severity == "note" and robust.evidence["share"] == 1
     # PGD is no such search.
-    assert Audited(tmp_path / "d", right, attacks=f"none, {PGD}", rows=still(0.1, False)).of("attack-did-nothing")[
+    assert Audited(tmp_path / "d", rest, attacks=f"none, {PGD}", rows=still(0.1, False)).of("attack-did-nothing")[
         0
     ].severity == ("error")
 
