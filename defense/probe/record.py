@@ -1,0 +1,138 @@
+"""What a probe found: checks with a verdict, gradients by mode, and numbers of the mechanism without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+__all__ = ["VERDICTS", "Check", "ModeGradient", "Number", "Part", "Probe", "Verdict"]
+
+Verdict = Literal["pass", "fail", "not-applicable"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+Part = Literal["purifier", "classifier"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to one part of a defence, and its answer.
+
+    Arguments:
+        name: Name of the check, in kebab case; :data:`defense.probe.DEMANDS` says what it asks.
+        part: Which part was asked.
+        verdict: Whether it holds; ``not-applicable`` where it cannot be asked, and ``text`` says why.
+        text: What was found.
+        measured: The measured number; None where nothing could be measured.
+        threshold: What it is held against, likewise.
+    """
+
+    name: str
+    part: Part
+    verdict: Verdict
+    text: str
+    measured: float | None = None
+    threshold: float | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the check does not hold."""
+        return self.verdict == "fail"
+
+
+@dataclass(frozen=True)
+class ModeGradient:
+    """The gradient of one gradient mode beside central differences of the function.
+
+    Arguments:
+        part: Whose function.
+        mode: The gradient mode; ``autograd`` for a classifier.
+        exact: Whether this mode is meant to be the gradient of the function.
+        error: Median over images and directions of the relative error, each at the step size that agrees best.
+        share: Share of images and directions whose relative error exceeds the tolerance at every step size.
+        cosine: Cosine of autograd's slopes and the differences at the scale of an attack's steps, over images and
+            directions; None where neither moves.
+    """
+
+    part: Part
+    mode: str
+    exact: bool
+    error: float
+    share: float
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of the mechanism, which has no verdict.
+
+    Arguments:
+        name: Its name, in kebab case.
+        value: Its value; None where it has none, and ``meaning`` says why.
+        meaning: What it is, in a sentence.
+    """
+
+    name: str
+    value: float | None
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """All that a probe found of a defence.
+
+    Arguments:
+        label: Name of the defence.
+        checks: The checks, in order.
+        gradients: Gradients by mode.
+        mechanism: Numbers without a verdict.
+        seconds: How long it took; no part of equality.
+    """
+
+    label: str
+    checks: tuple[Check, ...]
+    gradients: tuple[ModeGradient, ...] = ()
+    mechanism: tuple[Number, ...] = ()
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.failed)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return not self.failures
+
+    def check(self, name: str) -> Check:
+        """Return the check of that name, a failed one first if several parts have it.
+
+        Raises:
+            KeyError: There is none.
+        """
+        found = sorted((c for c in self.checks if c.name == name), key=lambda check: not check.failed)
+        if not found:
+            raise KeyError(f"no check {name!r}; there are {', '.join(sorted({c.name for c in self.checks}))}")
+        return found[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "passed": self.passed}
+
+    def __str__(self) -> str:
+        from defense.probe.text import as_text
+
+        return as_text(self)
+
+    @classmethod
+    def together(cls, label: str, probes: Iterable[Probe]) -> Probe:
+        """Join the probes of the parts of one defence."""
+        parts = list(probes)
+        return cls(
+            label,
+            tuple(check for part in parts for check in part.checks),
+            tuple(gradient for part in parts for gradient in part.gradients),
+            tuple(number for part in parts for number in part.mechanism),
+            sum(part.seconds for part in parts),
+        )
