@@ -63,7 +63,7 @@ _DEMANDS = (
     Demand(
         "global-randomness",
         "Are global random generators neither read nor moved?",
-        "calls, of two, that moved a global generator, plus one if the output depends on a global seed",
+        "one if a call moves a global generator, plus one if the output depends on a global seed",
         0,
         "a global seed would decide a result, or a hidden seed would make every draw the same",
         "Draw from `omega.normal`, `omega.uniform` or `omega.generators`, and seed nothing.",
@@ -112,7 +112,7 @@ _DEMANDS = (
     Demand(
         "frozen",
         "Are all parts in evaluation mode, with no parameter that wants a gradient?",
-        "parts and parameters that are not",
+        "kinds of things that are not: parameters, parts",
         0,
         "dropout and running statistics are state and randomness outside of `omega`",
         "End `build()` with `.eval().requires_grad_(False)`.",
@@ -137,9 +137,10 @@ _DEMANDS = (
     Demand(
         "gradient-at-attack-scale",
         "Does the gradient predict what a step of an attack's size changes?",
-        "largest cosine of predicted and measured changes over steps of 4 and 16 / 255",
+        "agreement of predicted and measured changes, the larger one of steps of 4/255 and 16/255",
         0.2,
-        "random directions have a cosine of 0 +- 0.2; below it the gradient says nothing about the step",
+        "equal changes have 1, unrelated ones or those of another size 0; shipped purifiers and networks have 0.5 or "
+        "more",
         "The derivative is zero, shattered or noise although the function changes: attack with BPDA, a smoothed "
         "function or without gradients, and let `differentiable` say so.",
         at_least=True,

@@ -11,12 +11,17 @@ wrong at every h. So each image and direction is judged at the h that agrees bes
 share of them that agree at none.
 
 At the size of an attack's steps (:data:`ATTACK`) a true derivative may still say nothing: of a rounding it is zero,
-and that of a wave of short period points anywhere. There the cosine of s and a over images and directions says how
-much of a change the gradient predicts.
+and that of a wave of short period is large and points anywhere. There the agreement over images and directions,
+
+.. math:: 2 \langle s, a\rangle / (\|s\|^2 + \|a\|^2) = 1 - \|s - a\|^2 / (\|s\|^2 + \|a\|^2),
+
+which is 1 for equal slopes and 0 for unrelated ones or where either is much larger, says how much of a change the
+gradient predicts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -98,12 +103,16 @@ class Differences:
 
     def cosine(self, gradient: Tensor) -> float | None:
         """Return the largest cosine with the slopes at the scale of attacks; None where nothing changes."""
-        a, best = self.along(gradient).flatten(), None
-        for s in self.slopes[len(LOCAL) :].flatten(1):
-            if float(s.norm()) > 0:
-                cosine = float(s @ a / (s.norm() * a.norm())) if float(a.norm()) > 0 else 0.0
-                best = cosine if best is None else max(best, cosine)
-        return best
+        return self._best(gradient, lambda s, a: float(s @ a / (s.norm() * a.norm())) if float(a.norm()) > 0 else 0.0)
+
+    def agreement(self, gradient: Tensor) -> float | None:
+        """Return the largest agreement with the slopes at the scale of attacks; None where nothing changes."""
+        return self._best(gradient, lambda s, a: float(2 * (s @ a) / (s @ s + a @ a)))
+
+    def _best(self, gradient: Tensor, how: Callable[[Tensor, Tensor], float]) -> float | None:
+        a = self.along(gradient).flatten()
+        moving = [s for s in self.slopes[len(LOCAL) :].flatten(1) if float(s.norm()) > 0]
+        return max((how(s, a) for s in moving), default=None)
 
 
 def measure(subject: Subject, images: int, directions: int) -> Differences:
@@ -174,12 +183,12 @@ def gradient(found: Differences) -> Check:
 
 def gradient_at_attack_scale(found: Differences) -> Check:
     """Compare the exact gradient with the slopes over steps of an attack's size."""
-    cosine = found.cosine(found.exact.double().cpu())
-    if cosine is None:
+    agreement = found.agreement(found.exact.double().cpu())
+    if agreement is None:
         text = "steps of 16/255 in random directions change nothing at all: the answer does not depend on the image"
         return answer("gradient-at-attack-scale", found.subject.part, 0.0, text)
-    text = f"predicted and measured changes have a cosine of {cosine:.2f}"
-    return answer("gradient-at-attack-scale", found.subject.part, cosine, text)
+    text = f"predicted and measured changes agree to {agreement:.2f}, where 1 is equal"
+    return answer("gradient-at-attack-scale", found.subject.part, agreement, text)
 
 
 def loss_gradient(subject: Subject) -> Check:

@@ -15,11 +15,11 @@ from defense.models import Models
 from defense.probe import claims, differences, mechanism, memory, purity
 from defense.probe.demands import DEMANDS, not_applicable
 from defense.probe.record import Check, ModeGradient, Number, Part, Probe
-from defense.probe.subject import Claims, Subject
+from defense.probe.subject import Claims, Subject, snapshot
 from defense.purifiers.base import IterativePurifier, Purifier, PurifierConfig
 from defense.purifiers.sequence import Sequence
 
-__all__ = ["IMAGES", "probe_classifier", "probe_purifier", "probe_subject"]
+__all__ = ["IMAGES", "in_double", "probe_classifier", "probe_purifier", "probe_subject"]
 
 IMAGES = 8
 """Images that a probe needs; a purifier is asked about the first half of them, as it costs more."""
@@ -101,7 +101,7 @@ def probe_subject(subject: Subject, reference: Tensor | None = None) -> Probe:
     subject, notes = _shortened(subject)
     try:
         first = subject.value(subject.images, subject.omega()).clone()
-        before = {name: value.clone() for name, value in subject.module.state_dict().items()}
+        before = snapshot(subject.module)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -114,7 +114,8 @@ def probe_subject(subject: Subject, reference: Tensor | None = None) -> Probe:
         *(_guarded(name, subject.part, lambda check=check: check(subject)) for name, check in _PURITY.items()),  # type: ignore[misc]
         _guarded("evaluations", subject.part, lambda: claims.evaluations(subject)),
     ]
-    more, gradients = _gradients(subject)
+    ill = [check.name for check in checks if check.failed and check.name in ("output", "same-randomness", "batch")]
+    more, gradients = _gradients(subject, ill)
     checks += more
     checks.append(_guarded("test-set-memory", subject.part, lambda: memory.memory(subject, reference)))
     numbers = _numbers(subject)
@@ -150,17 +151,20 @@ def _shortened(subject: Subject) -> tuple[Subject, tuple[Number, ...]]:
     return replace(subject, module=short, build=again), (Number("steps-probed", float(_STEPS), meaning),)
 
 
-def _gradients(subject: Subject) -> tuple[list[Check], tuple[ModeGradient, ...]]:
+def _gradients(subject: Subject, ill: list[str]) -> tuple[list[Check], tuple[ModeGradient, ...]]:
     """The checks and the table that rest on central differences."""
     part = subject.part
     names = ("gradient", "gradient-at-attack-scale", "gradient-elsewhere")
     loss = not_applicable("loss-gradient", part, "it concerns the classifier")
     if part == "classifier":
         loss = _guarded("loss-gradient", part, lambda: differences.loss_gradient(subject))
+    if ill:
+        why = f"differences cannot be taken while {' and '.join(ill)} fails"
+        return [*(not_applicable(name, part, why) for name in names), loss], ()
     cost = subject.claims.evaluations or 1
     images, directions = next((given[1:] for given in _EFFORT if cost <= given[0]), _EFFORT[-1][1:])
     try:
-        found = differences.measure(_in_double(subject), images, directions)
+        found = differences.measure(in_double(subject), images, directions)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -192,7 +196,7 @@ def _modes(module: nn.Module) -> Iterator[str]:
         yield from ("bpda", "blind")
 
 
-def _in_double(subject: Subject) -> Subject:
+def in_double(subject: Subject) -> Subject:
     """Return the part in float64, or as it is where it cannot compute so."""
     try:
         double = subject.doubled()

@@ -18,7 +18,7 @@ from defense.probe.record import Part
 from defense.purifiers.base import Purifier
 from defense.randomness import Omega
 
-__all__ = ["Claims", "Subject", "largest_difference", "seeded"]
+__all__ = ["Claims", "Subject", "largest_difference", "seeded", "snapshot"]
 
 _SEED = 20
 
@@ -133,6 +133,11 @@ def seeded() -> Iterator[None]:
         torch.set_rng_state(saved[0])
         np.random.set_state(saved[1])
         random.setstate(saved[2])
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a module's state, which no call may change."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def largest_difference(a: Tensor, b: Tensor, part: Part = "purifier") -> float:
