@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -73,14 +73,16 @@ def evaluations(subject: Subject) -> Check:
     if claimed is None:
         return not_applicable("evaluations", subject.part, "it does not say how many evaluations it costs")
     counted = None if subject.count is None else subject.count(subject.images, subject.omega())
-    if counted is None:
-        counted = _calls_of_own_networks(subject)
-    if counted is None:
+    counts = _calls_of_own_networks(subject) if counted is None else [counted]
+    if not counts:
         text = f"no network is evaluated, but config.evaluations is {claimed}" if claimed else "no network, none said"
         return answer("evaluations", subject.part, claimed, text)
+    # A network of several modules may count its calls by any of them, or all calls of all of them.
+    options = {*counts, sum(counts)}
+    nearest = min(options, key=lambda count: abs(count - claimed))
     text = f"config.evaluations is {claimed}, "
-    text += "as counted" if counted == claimed else f"but the network was evaluated {counted} times"
-    return answer("evaluations", subject.part, abs(counted - claimed), text)
+    text += "as counted" if nearest == claimed else f"but the network was evaluated {nearest} times"
+    return answer("evaluations", subject.part, abs(nearest - claimed), text)
 
 
 def counter_of(config: PurifierConfig, models: Models) -> Callable[[Tensor, Omega], int | None]:
@@ -151,26 +153,29 @@ def _count_calls(module: nn.Module, counts: list[int]) -> None:
             setattr(module, name, counted(getattr(module, name)))
 
 
-def _calls_of_own_networks(subject: Subject) -> int | None:
-    """Return the outermost calls of modules with parameters inside a purifier; None if there are no such modules."""
-    networks = [part for part in subject.module.children() if any(True for _ in part.parameters())]
-    if not networks:
-        return None
-    calls, depth = [0], [0]
+def _calls_of_own_networks(subject: Subject) -> list[int]:
+    """Return how often each outermost module with parameters is called in one purification."""
+    networks = list({id(network): network for network in _networks(subject.module)}.values())
+    calls = [0] * len(networks)
 
-    def enter(module: nn.Module, args: Any) -> None:
-        calls[0] += depth[0] == 0
-        depth[0] += 1
+    def counter(number: int) -> Callable[[nn.Module, Any], None]:
+        def count(module: nn.Module, args: Any) -> None:
+            calls[number] += 1
 
-    def leave(module: nn.Module, args: Any, out: Any) -> None:
-        depth[0] -= 1
+        return count
 
-    parts = {id(part): part for network in networks for part in network.modules() if any(True for _ in part.parameters())}
-    hooks = [part.register_forward_pre_hook(enter) for part in parts.values()]
-    hooks += [part.register_forward_hook(leave, always_call=True) for part in parts.values()]
+    hooks = [network.register_forward_pre_hook(counter(number)) for number, network in enumerate(networks)]
     try:
         subject.value(subject.images, subject.omega())
     finally:
         for hook in hooks:
             hook.remove()
-    return calls[0]
+    return calls
+
+
+def _networks(module: nn.Module) -> Iterator[nn.Module]:
+    for part in module.children():
+        if isinstance(part, Purifier | nn.ModuleList):
+            yield from _networks(part)
+        elif any(True for _ in part.parameters()):
+            yield part

@@ -138,7 +138,7 @@ _DEMANDS = (
         "gradient-at-attack-scale",
         "Does the gradient predict what a step of an attack's size changes?",
         "agreement of predicted and measured changes, the larger one of steps of 4/255 and 16/255",
-        0.2,
+        0.3,
         "equal changes have 1, unrelated ones or those of another size 0; shipped purifiers and networks have 0.5 or "
         "more",
         "The derivative is zero, shattered or noise although the function changes: attack with BPDA, a smoothed "
