@@ -19,7 +19,7 @@ from defense.purifiers.base import Purifier, PurifierConfig
 from defense.spec import Reading
 from tasks.datasets import DatasetConfig
 
-__all__ = ["defence_named", "probe"]
+__all__ = ["dataset_named", "defence_named", "probe"]
 
 
 def probe(
@@ -116,7 +116,7 @@ def _images(
     if images is not None and dataset is None:
         return images, reference
     if not isinstance(dataset, DatasetConfig):
-        dataset = DatasetConfig.from_entry(dataset or "digits", Reading(Path())).resolved(Path())
+        dataset = dataset_named(dataset or "digits")
     known = torch.from_numpy(dataset.load().images)
     return known[:IMAGES] if images is None else images, known if reference is None else reference
 
@@ -159,3 +159,18 @@ def _entry(text: str) -> Any:
     if len(named) != 1:
         raise InvalidInput(f"{text!r} names no purifier and no classifier by these keys.", where="DEFENCE")
     return named[0].from_entry(entry, Reading(Path())).resolved(Path())
+
+
+def dataset_named(text: str) -> DatasetConfig:
+    """Return what a command calls a data set: a name, or an entry of a sweep file as YAML.
+
+    Raises:
+        InvalidInput: There is no such data set, or its files are missing.
+    """
+    entry: Any = text
+    if text.lstrip().startswith("{"):
+        try:
+            entry = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InvalidInput(f"{text!r} is no YAML mapping: {error}", where="--dataset") from error
+    return DatasetConfig.from_entry(entry, Reading(Path())).resolved(Path())

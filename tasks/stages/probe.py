@@ -36,7 +36,7 @@ class ProbeStage(StageSpec):
         dataset: Whose images it is asked about, all of which are looked for among its outputs.
         purifier: The purifier; None to probe the classifier.
         classifier: The classifier; for a purifier the one that guides it, None if none does.
-        compute: How units compute; a probe is in full precision whatever it says.
+        compute: Its threads; nothing else has an influence, and a probe is in full precision.
     """
 
     stage: Literal["probe"] = "probe"
@@ -54,8 +54,8 @@ class ProbeStage(StageSpec):
 
     @classmethod
     def chunk(cls, ids: tuple[int, ...]) -> Chunk:
-        """Return the images, of those of a sweep, that a probe takes."""
-        return Chunk(ids[:IMAGES])
+        """Return the images, of those of a sweep, that a probe takes; to a single one its neighbour is added."""
+        return Chunk(ids[:IMAGES] if len(ids) > 1 else (ids[0], ids[0] - 1 if ids[0] else 1))
 
     @property
     def components(self) -> Components:
@@ -83,7 +83,7 @@ class ProbeStage(StageSpec):
         return float(_WORK * (1 if self.purifier is None else max(self.purifier.evaluations, 1)))
 
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
-        """Rows: see :data:`ROW_SCHEMAS`. Fewer than two images have none of the checks that compare them."""
+        """Rows: see :data:`ROW_SCHEMAS`."""
         data = context.images(self.dataset)
         images = context.tensor(data.images[np.array(chunk.ids)])
         if self.purifier is None:

@@ -17,6 +17,7 @@ from workflows.audit.rules import (
     autoattack,
     corruptions,
     ordering,
+    probes,
     stored_images,
     threat_model,
 )
@@ -100,6 +101,7 @@ def findings(results: Results, *, images: bool = True) -> list[Finding]:
     all_findings += [finding for rule in CERTIFIED_RULES for finding in rule(certified, adversarial)]
     all_findings += [finding for rule in CORRUPTED_RULES for finding in rule(corrupted, adversarial)]
     all_findings += threat_model.few_images([*adversarial, *corrupted, *certified])
+    all_findings += probes.failed_checks(results)
     if images:
         all_findings += stored_images.check_images(adversarial, results.store)
     named = [replace(finding, names=names_beside(sweep, finding.cells)) for finding in all_findings]

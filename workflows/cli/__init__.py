@@ -13,6 +13,7 @@ import typer
 
 from workflows.cli.assets import data, list_, train
 from workflows.cli.comparing import check, compare, promote
+from workflows.cli.probing import probe
 from workflows.cli.results import compact, report, tables
 from workflows.cli.running import plan, run, status
 from workflows.cli.tracking import track
@@ -45,7 +46,7 @@ def _options(
     """Evaluate diffusion-based adversarial purification on a grid, on one machine or a Ray cluster."""
 
 
-for command in (plan, run, status, tables, compare, check, promote, compact, report, track, train):
+for command in (plan, run, status, tables, compare, check, promote, compact, report, probe, track, train):
     app.command()(command)
 app.command("list")(list_)
 app.add_typer(data, name="data")

@@ -31,15 +31,18 @@ from tasks.stages import Chunk
 from tasks.stages.quality import QualityConfig
 from workflows.documents.document import Document, Keys
 from workflows.documents.entries import Combination, expand, image_ids, items, known_keys, located, validate
-from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, Threat
+from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, ProbeWhich, Threat
 from workflows.grid.compatibility import check_fit, check_one_choice_of_images
 from workflows.grid.record import record
 
 __all__ = ["Builder", "Grid"]
 
+PROBE: ProbeWhich = False
+"""What is probed where a sweep does not say."""
+
 _THREATS = ("attacks", "corruptions", "certificates")
 _AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
-_SECTIONS = {"sweep", "requires", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality"}
+_SECTIONS = {"sweep", "requires", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality", "probe"}
 _SECTIONS = {*_SECTIONS, "exclude", "include"}
 _MATCHERS = {*PARTS, "seed"}
 _BASES: dict[str, type[Spec]] = {
@@ -92,6 +95,7 @@ class Builder:
         self.chunk = self._chunk()
         self.resubmissions = self._resubmissions()
         self.quality = self._quality()
+        self.probe = self._probe()
         self.denoisers = self._denoisers()
 
     def grid(self) -> Grid:
@@ -130,6 +134,7 @@ class Builder:
             "compute": self.compute,
             "resubmissions": self.resubmissions,
             "quality": self.quality,
+            "probe": self.probe if "probe" in document.data else None,
             "exclude": self._list("exclude"),
         }
         return Grid(name, unique, record(name, axes, included, settings))
@@ -154,6 +159,7 @@ class Builder:
                 self.compute,
                 self.resubmissions,
                 quality=self.quality,
+                probe=self.probe,
                 entries=entries,
             )
 
@@ -234,6 +240,17 @@ class Builder:
             return located(self.document, keys, partial(fields.resolved, self.base))
         fields = known_keys(self.document, keys, {} if fields is True else fields, set(QualityConfig.model_fields))
         return validate(self.document, keys, QualityConfig, fields, reading=Reading(self.base))
+
+    def _probe(self) -> ProbeWhich:
+        """``probe: true`` probes every purifier and classifier, ``foreign`` those of others' code, ``false`` none."""
+        value = self.document.data.get("probe", PROBE)
+        if not isinstance(value, bool) and value != "foreign":
+            raise self.document.error(
+                ("probe",),
+                f"probe is true (every purifier and classifier), false (none) or foreign (those whose code is not "
+                f"puregrid's), not {value!r}.",
+            )
+        return value  # type: ignore[no-any-return]
 
     def _denoisers(self) -> dict[str, Spec]:
         section = self.document.data.get("denoisers", {})

@@ -27,7 +27,7 @@ from tasks.compute import Compute
 from tasks.stages.quality import QualityConfig
 from workflows.documents.document import Document, document_of, written
 from workflows.grid.build import Builder
-from workflows.grid.cells import PARTS, Cell
+from workflows.grid.cells import PARTS, Cell, ProbeWhich
 
 __all__ = ["Entry", "Sweep"]
 
@@ -58,6 +58,8 @@ class Sweep:
         include: Further grids, which inherit the axes that they do not name.
         quality: Whether image quality is measured, and how.
         resubmissions: M of worst-of-M accuracy; by default as many as there are draws.
+        probe: Whether purifiers and classifiers are probed: all (True), none, or ``"foreign"``, those whose code is
+            not puregrid's.
 
     Attributes:
         text: The text of a sweep file that says the same, for the record.
@@ -92,6 +94,7 @@ class Sweep:
         include: Sequence[Mapping[str, Any]] | None = None,
         quality: bool | Mapping[str, Any] | QualityConfig | None = None,
         resubmissions: int | None = None,
+        probe: ProbeWhich | None = None,
     ) -> None:
         sections = {
             "sweep": name,
@@ -109,6 +112,7 @@ class Sweep:
             "include": include,
             "quality": quality,
             "resubmissions": resubmissions,
+            "probe": probe,
         }
         stated = {section: value for section, value in sections.items() if value is not None}
         document = document_of(stated, Spec)

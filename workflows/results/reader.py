@@ -19,7 +19,7 @@ import pyarrow as pa
 from defense.aggregate import aggregate
 from tasks.attacks import AttackConfig
 from tasks.corruptions.config import CorruptionConfig
-from tasks.stages import ROW_SCHEMAS, SampleStage, SequenceStage, StageSpec
+from tasks.stages import ROW_SCHEMAS, ProbeStage, SampleStage, SequenceStage, StageSpec
 from workflows.grid.load import Cell, Sweep
 from workflows.planning.plan import make_plan
 from workflows.statistics.combined import fixed_aa_any, fixed_aa_mean, lowest_per_image, selected_per_image
@@ -221,6 +221,31 @@ class Results:
             ]
         return pd.concat([frame for frames in frames_of.values() for frame in frames] or [pd.DataFrame()])
 
+    def probes(self) -> pd.DataFrame:
+        """Rows of the committed probes, each with what was probed; empty without any.
+
+        Columns: ``dataset``, ``probed`` (the label of the purifier or classifier), ``cells`` (ids of the cells that use
+        it, a tuple), and those of the stage's rows, see :data:`tasks.stages.ROW_SCHEMAS`.
+        """
+        cells: dict[tuple[str, str], list[str]] = {}
+        found: dict[tuple[str, str], tuple[ProbeStage, str, str]] = {}
+        for cell in self.sweep.cells:
+            labels = self.sweep.labels[cell.id]
+            for spec, chunk in cell.probes:
+                key = (spec.id, chunk.name)
+                label = labels["classifier" if spec.purifier is None else "defence"]
+                found.setdefault(key, (spec, labels["dataset"], label))
+                cells.setdefault(key, []).append(cell.id)
+        frames = []
+        for (stage_id, chunk_name), (spec, dataset, label) in found.items():
+            if chunk_name not in self.store.committed_chunks(spec.stage, stage_id):
+                continue
+            rows = self._read(spec.stage, stage_id, chunk_name).to_pandas()
+            head = pd.DataFrame({"dataset": dataset, "probed": label}, index=rows.index)
+            head["cells"] = [tuple(cells[stage_id, chunk_name])] * len(rows)
+            frames.append(pd.concat([head, rows], axis=1))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
     def _missing_measures(self, cell: Cell) -> str:
         """Return why measures are missing, from the commits of the measurement."""
         assert cell.measure is not None
@@ -240,7 +265,7 @@ class Results:
         for stage in make_plan(self.sweep).stages:
             done = self.store.committed_chunks(stage.spec.stage, stage.id)
             commits = [
-                commit
+                (commit, len(chunk.ids))
                 for chunk in stage.chunks
                 if chunk.name in done
                 and (commit := self.store.committed(stage.spec.stage, stage.id, chunk.name)) is not None
@@ -255,11 +280,11 @@ class Results:
             spent.add(self._spent(stage.spec, stage.id, commits))
         return pd.DataFrame([{**identity, **spent.columns()} for identity, spent in groups.values()])
 
-    def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[Commit]) -> _Spent:
+    def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[tuple[Commit, int]]) -> _Spent:
         spent = _Spent()
-        for commit in commits:
+        for commit, images in commits:
             rows = self._read(spec.stage, stage_id, commit.chunk)
-            spent.images += commit.rows
+            spent.images += images
             spent.seconds += commit.seconds
             spent.denoiser += _sum(rows, "denoiser_evaluations")
             spent.classifier += _sum(rows, "classifier_evaluations")
