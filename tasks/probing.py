@@ -94,7 +94,7 @@ def _classifier(given: Any) -> tuple[ClassifierConfig | None, nn.Module]:
         given = ClassifierConfig(classifier=given)
     if not isinstance(given, ClassifierConfig):
         raise InvalidInput(
-            f"{given!r} is no purifier and no classifier: give a config, a torch module, or the name of a classifier.",
+            f"{given!r} is no purifier and no classifier: give a config, a torch module, or a classifier's name.",
             where="defence",
         )
     resolved = given.resolved(Path())
@@ -103,7 +103,9 @@ def _classifier(given: Any) -> tuple[ClassifierConfig | None, nn.Module]:
 
 def _of_architecture(architecture: Architecture) -> nn.Module:
     if architecture.weights is None:
-        raise InvalidInput("this architecture has no weights: give a ClassifierConfig with `weights`.", where="defence")
+        raise InvalidInput(
+            "this architecture has no weights: give a ClassifierConfig with `weights`.", where="defence"
+        )
     from defense.classifiers import Normalised
 
     net = architecture.loaded(architecture.weights)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from defense.models import Models
-from defense.probe.demands import answer, not_applicable
-from defense.probe.record import Check
+from defense.probe.record import Check, answer, not_applicable
 from defense.probe.subject import Subject
 from defense.purifiers.base import Purifier, PurifierConfig
 from defense.randomness import Omega
@@ -64,7 +63,9 @@ def value_range(subject: Subject) -> Check:
     mean = torch.stack(outs).mean(0)
     outside = float((mean - mean.clamp(0, 1)).abs().mean())
     low, high = min(float(out.min()) for out in outs), max(float(out.max()) for out in outs)
-    return answer("range", "purifier", outside, f"pixels from {low:.3g} to {high:.3g}, {outside:.3g} outside on average")
+    return answer(
+        "range", "purifier", outside, f"pixels from {low:.3g} to {high:.3g}, {outside:.3g} outside on average"
+    )
 
 
 def evaluations(subject: Subject) -> Check:

@@ -29,8 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from defense.probe.demands import answer, not_applicable
-from defense.probe.record import Check, ModeGradient
+from defense.probe.record import Check, ModeGradient, answer, not_applicable
 from defense.probe.subject import Subject
 
 __all__ = [
@@ -141,9 +140,10 @@ def measure(subject: Subject, images: int, directions: int) -> Differences:
 
 
 def _generic(x: Tensor) -> Tensor:
-    """Move images a little, into the inside of [0, 1]: black pixels and equal neighbours are kinks of clamps and medians.
+    """Move images a little, into the inside of [0, 1].
 
-    A kink at the point itself is at the middle of every difference, however small.
+    Black pixels and equal neighbours are kinks of clamps and medians, and a kink at the point itself is at the middle
+    of every difference, however small.
     """
     generator = torch.Generator().manual_seed(6)
     noise = 2 * torch.rand(x.shape, generator=generator).to(x) - 1

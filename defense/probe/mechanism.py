@@ -51,7 +51,9 @@ def mechanism(subject: Subject, draws: int) -> tuple[Number, ...]:
     for name, band in zip(("low", "middle", "high"), _bands(x), strict=True):
         before, after = (torch.fft.fft2(part.double()).abs()[..., band].norm() for part in (delta, change))
         value = float(after / before) if float(before) else None
-        numbers.append(Number(f"survival-{name}", value, f"share of a perturbation's {name} frequencies that is left"))
+        numbers.append(
+            Number(f"survival-{name}", value, f"share of a perturbation's {name} frequencies that is left")
+        )
     return tuple(numbers)
 
 

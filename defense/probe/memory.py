@@ -2,8 +2,8 @@ r"""Does the defence hold the images that it is judged on?
 
 Two questions. Of inputs that no data set holds (the mean of two test images, a test image with its pixels permuted,
 noise): is the output an image of the test set, that is nearer to one than a quarter of what usually lies between a
-test image and its nearest neighbour? And of perturbed test images: is exactly the clean one given back, to less than a
-twentieth of the perturbation, at both of two sizes? A generative model makes images like those of its data, and a
+test image and its nearest neighbour? And of perturbed test images: is exactly the clean one given back, to less than
+a twentieth of the perturbation, at both of two sizes? A generative model makes images like those of its data, and a
 denoiser takes perturbations away, but neither to the digit.
 """
 
@@ -12,8 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from defense.probe.demands import answer, not_applicable
-from defense.probe.record import Check
+from defense.probe.record import Check, answer, not_applicable
 from defense.probe.subject import Subject
 from defense.randomness import Omega
 
@@ -51,8 +50,8 @@ def memory(subject: Subject, reference: Tensor | None) -> Check:
     given_back = _given_back(subject, chosen)
     share = max(recalled, given_back)
     text = (
-        f"of {int(unlike.sum())} images unlike any of {len(reference)} test images {100 * recalled:.0f} % came out as "
-        f"one of them; {100 * given_back:.0f} % of perturbed test images were given back exactly clean"
+        f"of {int(unlike.sum())} images unlike any of {len(reference)} test images {100 * recalled:.0f} % came out "
+        f"as one of them; {100 * given_back:.0f} % of perturbed test images were given back exactly clean"
     )
     return answer(name, "purifier", share, text)
 

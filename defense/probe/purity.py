@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 import defense
 from defense.gradients import purify
-from defense.probe.demands import answer, not_applicable
-from defense.probe.record import Check
+from defense.probe.record import Check, answer, not_applicable
 from defense.probe.subject import Subject, largest_difference
 from defense.purifiers.base import Purifier
 from defense.randomness import Omega, relabelled

@@ -6,7 +6,20 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-__all__ = ["VERDICTS", "Check", "ModeGradient", "Number", "Part", "Probe", "Verdict"]
+from defense.probe.demands import DEMANDS
+
+__all__ = [
+    "VERDICTS",
+    "Check",
+    "ModeGradient",
+    "Number",
+    "Part",
+    "Probe",
+    "Verdict",
+    "answer",
+    "as_text",
+    "not_applicable",
+]
 
 Verdict = Literal["pass", "fail", "not-applicable"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -121,8 +134,6 @@ class Probe:
         return {**asdict(self), "passed": self.passed}
 
     def __str__(self) -> str:
-        from defense.probe.text import as_text
-
         return as_text(self)
 
     @classmethod
@@ -136,3 +147,53 @@ class Probe:
             tuple(number for part in parts for number in part.mechanism),
             sum(part.seconds for part in parts),
         )
+
+
+def answer(name: str, part: Part, measured: float, text: str) -> Check:
+    """Return the verdict on a measured number; NaN holds against nothing."""
+    demand = DEMANDS[name]
+    holds = measured >= demand.threshold if demand.at_least else measured <= demand.threshold
+    return Check(name, part, "pass" if holds else "fail", text, float(measured), demand.threshold)
+
+
+def not_applicable(name: str, part: Part, why: str) -> Check:
+    """Return the answer of a check that cannot be asked."""
+    return Check(name, part, "not-applicable", why)
+
+
+_SIGN = {"pass": "ok", "fail": "FAIL", "not-applicable": "-"}
+
+
+def as_text(probe: Probe) -> str:
+    """Return checks, gradients by mode and numbers, with what to do where a check failed."""
+    lines = [f"{probe.label}: {_counts(probe)} ({probe.seconds:.1f} s)", ""]
+    width = max(len(check.name) for check in probe.checks)
+    for check in probe.checks:
+        lines.append(f"  {_SIGN[check.verdict]:<4}  {check.part:<10}  {check.name:<{width}}  {check.text}")
+        if check.failed:
+            demand = DEMANDS[check.name]
+            limit = "at least" if demand.at_least else "at most"
+            indent = " " * (width + 20)
+            lines.append(f"{indent}{demand.quantity}: {limit} {demand.threshold:g}, since {demand.reason}")
+            lines.append(f"{indent}{demand.action}")
+    if probe.gradients:
+        lines += ["", "  gradient by central differences, at fixed randomness:"]
+        lines.append(f"  {'':<10}  {'mode':<22}  {'meant as':<13}  {'error':>8}  {'wrong':>5}  {'cosine':>6}")
+    for row in probe.gradients:
+        cosine = "-" if row.cosine is None else f"{row.cosine:.2f}"
+        meant = "the gradient" if row.exact else "a stand-in"
+        lines.append(
+            f"  {row.part:<10}  {row.mode:<22}  {meant:<13}  {row.error:>8.1e}  {100 * row.share:>4.0f}%  {cosine:>6}"
+        )
+    if probe.mechanism:
+        lines += ["", "  how it works:"]
+    for number in probe.mechanism:
+        value = "-" if number.value is None else f"{number.value:.3g}"
+        lines.append(f"  {number.name:<18}  {value:>8}  {number.meaning}")
+    return "\n".join(lines)
+
+
+def _counts(probe: Probe) -> str:
+    asked = [check for check in probe.checks if check.verdict != "not-applicable"]
+    failed = len(probe.failures)
+    return f"{failed} of {len(asked)} checks failed" if failed else f"all of {len(asked)} checks passed"

@@ -13,8 +13,8 @@ from defense.classifiers import ClassifierConfig
 from defense.errors import InvalidInput
 from defense.models import Models
 from defense.probe import claims, differences, mechanism, memory, purity
-from defense.probe.demands import DEMANDS, not_applicable
-from defense.probe.record import Check, ModeGradient, Number, Part, Probe
+from defense.probe.demands import DEMANDS
+from defense.probe.record import Check, ModeGradient, Number, Part, Probe, not_applicable
 from defense.probe.subject import Claims, Subject, snapshot
 from defense.purifiers.base import IterativePurifier, Purifier, PurifierConfig
 from defense.purifiers.sequence import Sequence
@@ -27,7 +27,7 @@ IMAGES = 8
 _LONG, _STEPS = 250, 20
 """A chain of more evaluations than the one is probed in as many steps a round as the other."""
 
-_EFFORT = ((25, 3, 4), (100, 2, 4), (_LONG, 2, 3))
+_EFFORT = ((2, 4, 5), (_LONG, 2, 4))
 """Evaluations of a purification up to which so many images and directions are compared with differences."""
 
 _DRAWS = 4

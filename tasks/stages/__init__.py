@@ -2,7 +2,8 @@
 
 *attack* turns clean images into adversarial ones, *corrupt* into corrupted ones; *evaluate* judges a defence on fresh
 draws of its randomness, *quality* measures what it does to images. *sample* and *sample-sequence* count the answers
-of a smoothed classifier, *certify* makes certificates of the counts, *probe* asks whether a defence is what it seems. A static attack on the bare classifier, or a
+of a smoothed classifier, *certify* makes certificates of the counts, *probe* asks whether a defence is the function
+that it seems to be. A static attack on the bare classifier, or a
 corruption, does not mention the defence, so all defences share it; an adaptive one holds the purifier, and one that
 is made of the images of others (a ladder, a transfer) holds their stages. A stage's ``version`` is raised when the
 results of its code change.

@@ -300,6 +300,9 @@ _PROBE = RowSchema(
 )
 
 ROW_SCHEMAS: Mapping[str, RowSchema] = MappingProxyType(
-    {schema.stage: schema for schema in (_ATTACK, _CORRUPT, _EVALUATE, _QUALITY, _SAMPLE, _SEQUENCE, _CERTIFY, _PROBE)}
+    {
+        schema.stage: schema
+        for schema in (_ATTACK, _CORRUPT, _EVALUATE, _QUALITY, _SAMPLE, _SEQUENCE, _CERTIFY, _PROBE)
+    }
 )
 """The schema of the rows of each kind of stage."""

@@ -104,7 +104,9 @@ class Faulty(Purifier):
         y = self.chain(x, omega)
         faults: dict[str, Callable[[], Tensor]] = {
             "negated gradient": lambda: Backward.apply(y, lambda g: -g),
-            "gradient in noise": lambda: Backward.apply(y, lambda g: g + 9 * torch.randn(g.shape, generator=_gen()).to(g)),
+            "gradient in noise": lambda: Backward.apply(
+                y, lambda g: g + 9 * torch.randn(g.shape, generator=_gen()).to(g)
+            ),
             "gradient of a sign": lambda: Backward.apply(y, torch.sign),
             "halved gradient": lambda: 0.5 * y + 0.5 * y.detach(),
             "gradient is NaN": lambda: y + 0 * ((x - x).abs() ** 0.5),
@@ -126,14 +128,14 @@ class Faulty(Purifier):
             "knows its spec": lambda: y + 0.1 * (omega.spec_id == PlantedConfig(fault="knows its spec").id),
             "knows the seed": lambda: y + 0.1 * (omega.seed == 0),
             "knows late draws": lambda: y + 0.1 * (max(omega.draws) > 500),
-            "knows images": lambda: y + 0.1 * torch.tensor([i % 2 for i in omega.image_ids]).to(y).view(-1, 1, 1, 1) / 9
-            if max(omega.image_ids) > 10**5
-            else y,
+            "knows images": lambda: (
+                y + 0.1 * torch.tensor([i % 2 for i in omega.image_ids]).to(y).view(-1, 1, 1, 1) / 9
+                if max(omega.image_ids) > 10**5
+                else y
+            ),
             "looks up who calls": lambda: y + 0.1 * ("evaluate.py" in _callers()),
             "looks for attack libraries": lambda: y + 0.1 * ("autopgd" in _callers()),
-            "detached for attackers": lambda: y.detach() + 0.3 * x
-            if omega.role == "attack"
-            else y + 0.3 * x,
+            "detached for attackers": lambda: y.detach() + 0.3 * x if omega.role == "attack" else y + 0.3 * x,
             "training flag": lambda: y + 0.1 * self.training,
             "alone": lambda: y + 0.1 * (len(x) == 1),
             "mean of the batch": lambda: y - 0.1 * y.mean() + 0.1,

@@ -88,6 +88,7 @@ PURIFIERS = {
 }
 """Each fault of a purifier, and the check that is about it."""
 
+
 @pytest.mark.parametrize("fault", PURIFIERS)
 def test_a_planted_fault_is_flagged_by_its_check(fault: str) -> None:
     found = probed(fault)

@@ -70,9 +70,7 @@ def probes(plan: Plan) -> list[str]:
 
 
 def test_one_probe_of_each_purifier_and_classifier_and_all_else_as_before(tmp_path: Path) -> None:
-    without, every, foreign = (
-        sweep(tmp_path, text) for text in ("", "probe: true\n", "probe: foreign\n")
-    )
+    without, every, foreign = (sweep(tmp_path, text) for text in ("", "probe: true\n", "probe: foreign\n"))
     plain, probed = make_plan(without), make_plan(every)
     assert probes(plain) == []
     assert probes(probed) == [

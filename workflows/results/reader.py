@@ -224,8 +224,8 @@ class Results:
     def probes(self) -> pd.DataFrame:
         """Rows of the committed probes, each with what was probed; empty without any.
 
-        Columns: ``dataset``, ``probed`` (the label of the purifier or classifier), ``cells`` (ids of the cells that use
-        it, a tuple), and those of the stage's rows, see :data:`tasks.stages.ROW_SCHEMAS`.
+        Columns: ``dataset``, ``probed`` (the label of the purifier or classifier), ``cells`` (ids of the cells that
+        use it, a tuple), and those of the stage's rows, see :data:`tasks.stages.ROW_SCHEMAS`.
         """
         cells: dict[tuple[str, str], list[str]] = {}
         found: dict[tuple[str, str], tuple[ProbeStage, str, str]] = {}

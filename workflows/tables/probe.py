@@ -40,7 +40,9 @@ def probe_table(frame: pd.DataFrame) -> Table | None:
     )
     note = "Checks of the defences themselves, on a few images; docs/probe.md has the meaning of each number."
     failed = int((rows["verdict"] == "fail").sum())
-    remarks = (f"{failed} checks failed: figures of the cells that use these parts stand under it.",) if failed else ()
+    remarks = (
+        (f"{failed} checks failed: figures of the cells that use these parts stand under it.",) if failed else ()
+    )
     return Table("probe", "Probe", columns, rows, note, remarks=remarks, cells=cells, groups=_GROUPS)
 
 
@@ -61,9 +63,7 @@ def probe_gradients_table(frame: pd.DataFrame) -> Table | None:
         Column("cosine", "cosine", "number", "With differences at the scale of an attack's steps.", digits=2),
     )
     note = "Autograd beside central differences at fixed randomness, in float64 where the part allows it."
-    return Table(
-        "probe_gradients", "Gradients beside differences", columns, rows, note, cells=cells, groups=_GROUPS
-    )
+    return Table("probe_gradients", "Gradients beside differences", columns, rows, note, cells=cells, groups=_GROUPS)
 
 
 def _error(row: object) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from defense.probe import DEMANDS
 from workflows.audit.finding import Finding
 from workflows.results.reader import Results
-from workflows.tables.table import records
 
 __all__ = ["failed_checks"]
 
@@ -18,7 +17,7 @@ def failed_checks(results: Results) -> Iterator[Finding]:
     An error, since it was measured on the part itself. See :mod:`defense.probe` for the checks and their thresholds.
     """
     frame = results.probes()
-    for row in records(frame[frame["verdict"] == "fail"]) if len(frame) else ():
+    for row in frame[frame["verdict"] == "fail"].to_dict("records") if len(frame) else ():
         demand = DEMANDS.get(row["name"])
         evidence = {name: float(row[name]) for name in ("value", "threshold") if row[name] == row[name]}
         yield Finding(
