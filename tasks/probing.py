@@ -59,8 +59,13 @@ def probe(
         defence = _made(defence)
     if isinstance(defence, PurifierConfig):
         defence.check_images(tuple(images.shape[1:]))  # type: ignore[arg-type]
+        if defence.uses_classifier and network is None:
+            raise InvalidInput(
+                f"purifier {defence.label()!r} is guided by the classifier that it protects: name one.",
+                where="classifier",
+            )
         models = Models(network)
-        built = defence.build(models)
+        built = _built(defence, models)
         probes.append(probe_purifier(built, images, config=defence, models=models, reference=reference))
     elif isinstance(defence, Purifier):
         probes.append(probe_purifier(defence, images, reference=reference))
@@ -69,8 +74,26 @@ def probe(
     else:
         config, network = _classifier(defence)
     if network is not None:
+        wanted = None if config is None else config.architecture.image_shape
+        if wanted not in (None, tuple(images.shape[1:])):
+            raise InvalidInput(
+                f"the classifier takes images of shape {wanted}, not {tuple(images.shape[1:])}: name a data set that "
+                "has such images.",
+                where="dataset",
+            )
         probes.append(probe_classifier(network, images, config=config))
     return Probe.together(" + ".join(found.label for found in probes), probes)
+
+
+def _built(config: PurifierConfig, models: Models) -> Purifier:
+    try:
+        return config.build(models)
+    except (InvalidInput, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # code from elsewhere raises whatever it raises
+        raise InvalidInput(
+            f"purifier {config.label()!r} cannot be built: {type(error).__name__}: {error}", where="defence"
+        ) from error
 
 
 def _made(kind: type[Any]) -> Any:

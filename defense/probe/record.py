@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -131,7 +132,8 @@ class Probe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "passed": self.passed}
+        found: dict[str, Any] = _finite({**asdict(self), "passed": self.passed})
+        return found
 
     def __str__(self) -> str:
         return as_text(self)
@@ -150,10 +152,11 @@ class Probe:
 
 
 def answer(name: str, part: Part, measured: float, text: str) -> Check:
-    """Return the verdict on a measured number; NaN holds against nothing."""
+    """Return the verdict on a measured number. NaN holds against nothing; what is not finite is not kept."""
     demand = DEMANDS[name]
     holds = measured >= demand.threshold if demand.at_least else measured <= demand.threshold
-    return Check(name, part, "pass" if holds else "fail", text, float(measured), demand.threshold)
+    number = float(measured) if math.isfinite(measured) else None
+    return Check(name, part, "pass" if holds else "fail", text, number, demand.threshold)
 
 
 def not_applicable(name: str, part: Part, why: str) -> Check:
@@ -162,6 +165,15 @@ def not_applicable(name: str, part: Part, why: str) -> Check:
 
 
 _SIGN = {"pass": "ok", "fail": "FAIL", "not-applicable": "-"}
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with null for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_text(probe: Probe) -> str:

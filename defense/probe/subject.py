@@ -123,16 +123,17 @@ class Subject:
 @contextmanager
 def seeded() -> Iterator[None]:
     """Fix the global generators within the block, and leave them as they were found."""
-    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.manual_seed(_SEED)
+    saved = np.random.get_state(), random.getstate()
     np.random.seed(_SEED)
     random.seed(_SEED)
     try:
-        yield
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(_SEED)
+            yield
     finally:
-        torch.set_rng_state(saved[0])
-        np.random.set_state(saved[1])
-        random.setstate(saved[2])
+        np.random.set_state(saved[0])
+        random.setstate(saved[1])
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
-from helpers_small import compute
+from helpers_small import ASSETS, compute
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -49,6 +49,22 @@ class Rounds(PurifierConfig):
         return _Rounds().eval()
 
 
+class Unbuildable(Rounds):
+    """Cannot be built."""
+
+    purifier: Literal["test_probe_stage:Unbuildable"] = "test_probe_stage:Unbuildable"  # type: ignore[assignment]
+
+    def label(self) -> str:
+        return "unbuildable"
+
+    def build(self, models: Models | None = None) -> Purifier:
+        raise KeyError("weights")
+
+
+GUIDED = (
+    f"{{purifier: distribution-transfer, denoiser: {{format: diffusers, path: {ASSETS / 'digits-ddpm'}, "
+    "schedule: linear-1000}, steps: 2}"
+)
 TEXT = """
 sweep: probed
 datasets: [{dataset: digits, images: {first: 20}}]
@@ -182,6 +198,8 @@ def test_the_command_probes_a_part_by_its_name() -> None:
         (["{purifier: jpeg}", "--classifier", "digits-cn"], "did you mean 'digits-cnn'?"),
         (["{classifier: digits-at}", "--classifier", "digits-cnn"], "is no purifier, so that no classifier"),
         (["{classifier: resnet20}"], "needs `weights`"),
+        ([GUIDED], "is guided by the classifier that it protects: name one"),
+        (["test_probe_stage:Unbuildable"], "purifier 'unbuildable' cannot be built: KeyError: 'weights'"),
     ],
 )
 def test_wrong_use_of_the_command_is_explained(arguments: list[str], message: str) -> None:
