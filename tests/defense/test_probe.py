@@ -202,6 +202,14 @@ def test_numbers_travel_as_json_and_text() -> None:
     assert DEMANDS["gradient-at-attack-scale"].action in text
 
 
+def test_the_page_has_the_checks_of_the_code() -> None:
+    from scripts.probe_page import PAGE, checks, replaced
+
+    page = PAGE.read_text()
+    assert checks() in page
+    assert replaced(page, {"checks": checks()}) == page
+
+
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(InvalidInput, match=r"at least two images of shape \(N, C, H, W\), not \(1, 1, 8, 8\)"):
         probe_classifier(Net(), IMAGES[:1])
