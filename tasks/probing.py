@@ -179,11 +179,12 @@ def _entry(text: str) -> Any:
         entry = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InvalidInput(f"{text!r} is no YAML mapping: {error}", where="DEFENCE") from error
-    kinds = {"purifier": PurifierConfig, "classifier": ClassifierConfig}
-    named = [kind for key, kind in kinds.items() if isinstance(entry, dict) and key in entry]
-    if len(named) != 1:
+    fields = entry if isinstance(entry, dict) else {}
+    if ("purifier" in fields) == ("classifier" in fields):
         raise InvalidInput(f"{text!r} names no purifier and no classifier by these keys.", where="DEFENCE")
-    return named[0].from_entry(entry, Reading(Path())).resolved(Path())
+    if "purifier" in fields:
+        return PurifierConfig.from_entry(entry, Reading(Path())).resolved(Path())
+    return ClassifierConfig.from_entry(entry, Reading(Path())).resolved(Path())
 
 
 def dataset_named(text: str) -> DatasetConfig:

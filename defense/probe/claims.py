@@ -24,7 +24,7 @@ def output(subject: Subject) -> Check:
     """Look at shape, dtype and values of the outputs, and at the input afterwards."""
     x, what = subject.images, subject.part
     given = x.clone()
-    out = subject.value(given, subject.omega())
+    out: object = subject.value(given, subject.omega())  # of a module of others it may be anything
     defects = []
     if not torch.equal(given, x):
         defects.append(f"the {what} changed its input in place")

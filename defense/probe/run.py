@@ -147,8 +147,14 @@ def _shortened(subject: Subject) -> tuple[Subject, tuple[Number, ...]]:
         return subject, ()
     meaning = f"steps a round in which the chain was probed: in full it takes {cost} evaluations"
     build = subject.build
-    again = None if build is None else lambda: build().surrogate(_STEPS)  # type: ignore[attr-defined]
-    return replace(subject, module=short, build=again), (Number("steps-probed", float(_STEPS), meaning),)
+
+    def again() -> nn.Module:
+        assert build is not None
+        built = build()
+        return built.surrogate(_STEPS) if isinstance(built, Purifier) else built
+
+    shown = Number("steps-probed", float(_STEPS), meaning)
+    return replace(subject, module=short, build=None if build is None else again), (shown,)
 
 
 def _gradients(subject: Subject, ill: list[str]) -> tuple[list[Check], tuple[ModeGradient, ...]]:

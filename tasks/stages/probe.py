@@ -145,8 +145,5 @@ def probe_rows(found: Probe) -> pa.Table:
     ]
     schema = ROW_SCHEMAS["probe"]
     return schema.table(
-        {
-            column.name: pa.array([row.get(column.name) for row in rows], column.type)  # type: ignore[attr-defined]
-            for column in schema.columns
-        }
+        {column.name: pa.array([row.get(column.name) for row in rows], column.type) for column in schema.columns}
     )

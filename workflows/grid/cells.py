@@ -200,13 +200,13 @@ class Cell:
         ids = tuple(i for chunk in self.images.chunks for i in chunk.ids)
         # Nothing else of how units compute has an influence on a probe.
         compute = Compute(threads=self.compute.threads)
-        purifier, shared = self.defence.purifier, {"dataset": self.images.dataset, "compute": compute}
+        purifier, dataset = self.defence.purifier, self.images.dataset
         parts: list[ProbeStage] = []
         if self._probed(purifier) and not isinstance(purifier, NoPurifierConfig):
             guide = self.classifier if purifier.uses_classifier else None
-            parts.append(ProbeStage(purifier=purifier, classifier=guide, **shared))
+            parts.append(ProbeStage(dataset=dataset, purifier=purifier, classifier=guide, compute=compute))
         if self._probed(self.classifier):
-            parts.append(ProbeStage(classifier=self.classifier, **shared))
+            parts.append(ProbeStage(dataset=dataset, classifier=self.classifier, compute=compute))
         return tuple((part, ProbeStage.chunk(ids)) for part in parts)
 
     def _probed(self, part: PurifierConfig | ClassifierConfig) -> bool:
