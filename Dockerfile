@@ -1,11 +1,19 @@
 # The image of every node: Ray, puregrid at /opt/puregrid, nothing of yours. Data, weights and results are mounted or
 # named by URI, credentials come from the machine's role or the environment; none of it is built in.
 #
-#   docker build -t puregrid:0.1.0 .                                    CPU
-#   docker build -t puregrid:0.1.0-cuda --build-arg TORCH_INDEX= .      CUDA: PyPI's wheels bring the libraries along
-FROM python:3.11.14-slim-bookworm
+#   docker build -t puregrid:0.1.0 --build-arg COMMIT="$(git rev-parse HEAD)" .
+#   docker build -t puregrid:0.1.0-cuda --build-arg COMMIT="$(git rev-parse HEAD)" --build-arg TORCH=cuda .
+#
+# deploy/try_image.sh builds the first and tries it.
 
-# Where torch comes from before PyPI; empty for PyPI alone.
+# Any image of Debian or Ubuntu whose `python` is one of 3.11 to 3.13 with pip.
+ARG BASE=python:3.11.14-slim-bookworm
+# hadolint ignore=DL3006
+FROM ${BASE}
+
+# cpu or cuda: requirements/cpu.txt or cuda.txt.
+ARG TORCH=cpu
+# Which index besides pip's own has the CPU build; none if this is empty.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 # openssh-client and rsync are what `ray up` reaches nodes with, wget is what older KubeRay probes them with.
@@ -19,16 +27,22 @@ RUN apt-get update \
 WORKDIR /opt/puregrid
 
 # Packages before code: a change of code does not download torch again.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" pip install --no-cache-dir -c constraints.txt torch torchvision \
-    && pip install --no-cache-dir -c constraints.txt ".[cluster]" \
-    && pip uninstall --yes puregrid && rm -rf build ./*.egg-info
+COPY requirements/ requirements/
+RUN TORCH="${TORCH}" PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" requirements/install.sh python cluster --no-cache-dir
+COPY pyproject.toml README.md LICENSE ./
 COPY defense/ defense/
 COPY puregrid/ puregrid/
 COPY tasks/ tasks/
 COPY workflows/ workflows/
 COPY deploy/ deploy/
-RUN pip install --no-cache-dir --no-deps -c constraints.txt -e .
+# Compiled here, once: the user of the image may not write beside the code.
+RUN pip install --no-cache-dir --no-deps --no-build-isolation -e . \
+    && python -m compileall -q defense puregrid tasks workflows
+
+# The image has no repository that says which commit it holds; rows, reports and MLflow record this one. Not an
+# environment variable: a job that brings its own code must not take it along.
+ARG COMMIT
+RUN test -z "${COMMIT}" || { echo "${COMMIT}" > COMMIT && grep -qEx '[0-9a-f]{40}( modified)?' COMMIT; }
 
 # The NVIDIA container runtime hands over the GPUs that these name; without one they say nothing.
 ENV NVIDIA_VISIBLE_DEVICES=all \

@@ -2,9 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two processes, file by file in the order of tests/conftest.py.
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes with half of the tests each, in the order of tests/conftest.py; the one that is done first takes over
+# what the other has not begun.
+SIDE_BY_SIDE := -n 2 --dist worksteal
 READY := $(VENV)/.ready
+
+# Tests start many processes. Where this is set, each would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-fast lint format bench clean
 
@@ -35,14 +39,12 @@ bench: $(READY)
 	$(BIN)/python benchmarks/attack_overhead.py
 	$(BIN)/python benchmarks/pgd_peers.py
 
-# torch first: an installed one that fits keeps pip from looking for another build. torchattacks, a peer in tests and
-# benchmarks, pins a requests of 2020 that it does not need here.
-$(READY): pyproject.toml constraints.txt
-	@echo "Setting up $(VENV) with the versions of constraints.txt; this takes some minutes, once."
+# The build backend is the locked setuptools: an isolated build would fetch one without a hash.
+$(READY): pyproject.toml $(wildcard requirements/*)
+	@echo "Setting up $(VENV) with the locked versions of requirements/; this takes some minutes, once."
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps torchattacks
+	requirements/install.sh $(BIN)/python development --quiet
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 clean:

@@ -12,6 +12,10 @@ from contextlib import contextmanager
 __all__ = ["InvalidInput", "PuregridError", "StoreError", "inside", "nearest"]
 
 
+_LONGEST = 8000
+"""Characters of a message; it may quote what a file holds, and that may be a megabyte."""
+
+
 class PuregridError(Exception):
     """Base of everything that puregrid raises on purpose."""
 
@@ -52,7 +56,10 @@ class InvalidInput(PuregridError):
         place = ".".join(map(str, self.keys))
         if self.message.startswith(f"{place} "):  # ``eps = 0.0 (float): ...`` says so itself
             place = ""
-        return ": ".join(part for part in (self.where, place, self.message) if part)
+        text = ": ".join(part for part in (self.where, place, self.message) if part)
+        if len(text) <= _LONGEST:
+            return text
+        return f"{text[: _LONGEST - 500]} [... {len(text) - _LONGEST:,} characters ...] {text[-500:]}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders through pickle, which calls the class with `args` alone.

@@ -7,6 +7,7 @@ Parsers of other libraries raise what they like on a damaged file (``struct.erro
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from defense.errors import InvalidInput, PuregridError
 
-__all__ = ["read_object", "reading"]
+__all__ = ["LARGEST_JSON", "parse_json", "read_object", "reading"]
 
 _LONGEST_CAUSE = 300
 
@@ -49,6 +50,45 @@ def reading(path: str | Path, what: str, *, hint: str = "Fetch it again, or give
         raise InvalidInput(f"{what} {str(path)!r} cannot be read ({cause}). {hint}") from error
 
 
+LARGEST_JSON = 32_000_000
+"""Bytes of a JSON file; a baseline of a thousand cells on 10,000 images has about 10 MB."""
+
+
+def parse_json(text: str) -> Any:
+    """Return the values of a JSON text, strictly.
+
+    Raises:
+        ValueError: It is no JSON, too large or nested too deeply, has a key twice in one mapping (Python would
+            keep the last one), or a number that is infinite or none.
+    """
+    if len(text) > LARGEST_JSON:
+        raise ValueError(f"it is larger than {LARGEST_JSON // 1_000_000} MB")
+    try:
+        return json.loads(text, object_pairs_hook=_mapping, parse_constant=_constant, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("its lists and mappings are nested too deeply") from None
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:100]!r} is given twice in one mapping")
+    return result
+
+
+def _constant(word: str) -> float:
+    raise ValueError(f"{word} is no number in JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {digits[:40]} is beyond all that can be stored")
+    return number
+
+
 def read_object(path: Path, what: str) -> dict[str, Any]:
     """Return the mapping in a JSON file.
 
@@ -57,10 +97,10 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
         what: What it is, for the message.
 
     Raises:
-        InvalidInput: It is missing, no JSON, or no mapping.
+        InvalidInput: It is missing, no JSON (:func:`parse_json`), or no mapping.
     """
-    with reading(path, what, hint="It must be JSON. Fetch it again, or correct it."):
-        content = json.loads(path.read_text(encoding="utf-8"))
+    with reading(path, what, hint="It must be JSON. Fetch it again, or correct it."), path.open("rb") as file:
+        content = parse_json(file.read(LARGEST_JSON + 1).decode())
     if not isinstance(content, dict):
         raise InvalidInput(f"{what} {str(path)!r} holds {type(content).__name__}, and must hold one JSON mapping.")
     return content

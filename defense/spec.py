@@ -34,6 +34,7 @@ from pydantic import (
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
+from defense.bounds import Bound, check_bounds
 from defense.code import Code, code_of_class
 from defense.entries import EntryOf, Inside, Reading, Spelling, structured
 from defense.errors import InvalidInput, nearest
@@ -86,6 +87,11 @@ class Spec(BaseModel):
 
     unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """By field the values that are left out of the id: what was the only choice before there was the field."""
+
+    bounds: ClassVar[Mapping[str, Bound] | None] = {}
+    """By field the largest value that can be meant, where that is not the one of :data:`defense.bounds.BOUNDS`.
+
+    None for specs that no user writes: what they are made of has been looked at."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -198,7 +204,15 @@ class Spec(BaseModel):
         except ValidationError as error:  # of an after-validator
             raise cls._explained(error, fields, {}, ()) from error
         except InvalidInput as error:
-            raise error.at_field(fields) from error
+            raise cls._as_written(error.at_field(fields), fields) from error
+
+    @classmethod
+    def _as_written(cls, error: InvalidInput, data: Mapping[str, Any]) -> InvalidInput:
+        """Return the error at the name that a field was written by."""
+        written = {cls.spellings[name].field: name for name in data if name in cls.spellings}
+        if error.keys and error.keys[0] in written and error.keys[0] not in data:
+            return type(error)(error.message, where=error.where, keys=(written[str(error.keys[0])], *error.keys[1:]))
+        return error
 
     @classmethod
     def spelled(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,10 +264,14 @@ class Spec(BaseModel):
             for name in data.keys() - known - set(error.keys[:1]):
                 if difflib.get_close_matches(name, known - data.keys(), n=1):
                     raise _unknown(name, known) from error
-            error = error.at_field(data)
-            if error.keys and error.keys[0] in written and error.keys[0] not in data:
-                error = type(error)(error.message, keys=(written[str(error.keys[0])], *error.keys[1:]))
-            raise error
+            raise cls._as_written(error.at_field(data), data) from None
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> Self:
+        """Runs before the validators of subclasses, which may compute something as large as a number says."""
+        if type(self).bounds is not None:
+            check_bounds({name: getattr(self, name) for name in type(self).model_fields}, type(self).bounds or {})
+        return self
 
     @classmethod
     def _explained(
@@ -261,7 +279,9 @@ class Spec(BaseModel):
     ) -> InvalidInput:
         """Return the first mistake of pydantic's list, in our words."""
         mistakes = error.errors()
-        first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
+        # A spelling that no validator has taken in is no mistake: another field kept them from it.
+        others = [mistake for mistake in mistakes if str((*mistake["loc"], "")[0]) not in cls.spellings] or mistakes
+        first = next((mistake for mistake in others if mistake["type"] == "extra_forbidden"), others[0])
         message = first["msg"].removeprefix("Value error, ")
         if not first["loc"]:
             return InvalidInput(message)
@@ -349,7 +369,8 @@ class Spec(BaseModel):
         return {
             name: _plain(value)
             for name, value in values.items()
-            if value is not None or fields[name].get_default(call_default_factory=False) is not None
+            if (value is not None or fields[name].get_default(call_default_factory=False) is not None)
+            and not (fields[name].exclude and value == ())
         }
 
     def code(self) -> Code | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from defense.bounds import MOST_WORKERS
 from defense.errors import InvalidInput
 from defense.packages import installed
 
@@ -58,7 +59,7 @@ def _settings(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
     if not isinstance(overrides, Mapping):
         return list(overrides)
     try:
-        return [f"{key}={json.dumps(value, allow_nan=False)}" for key, value in overrides.items()]
+        return [f"{key}={json.dumps(value, allow_nan=False, ensure_ascii=False)}" for key, value in overrides.items()]
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"the value of an override is no number, text, list or mapping: {error}.") from error
 
@@ -248,6 +249,10 @@ def _at_least(smallest: int, **numbers: float | None) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and value >= smallest):
             raise InvalidInput(f"{name} is a number of at least {smallest}, not {value!r}.", where=name)
+        if value is not None and value > MOST_WORKERS and name != "unit_timeout":
+            raise InvalidInput(
+                f"{name} = {value!r} is more than {MOST_WORKERS:,}, which cannot be meant.", where=name
+            )
 
 
 def _notify(message: str) -> None:

@@ -18,6 +18,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from defense.bounds import UNBOUNDED
 from defense.certify import SequentialPlan, ceiling, smallest_k
 from defense.certify.certificate import Guarantee, Rule
 from defense.errors import InvalidInput
@@ -46,6 +47,7 @@ class CertificateConfig(Spec):
         guarantee: ``fixed-n``, or ``sequential``, which stops early with the same alpha.
         base: See the module; by default what the defence is made for. The smoothed classifier says it, not the id.
         shard: Samples of an image that are one unit of work. It changes no count, so it is not in the id.
+        unbounded: Fields that are meant although they are beyond their bounds (:mod:`defense.bounds`).
     """
 
     named_by: ClassVar[str | None] = "certificate"
@@ -58,6 +60,7 @@ class CertificateConfig(Spec):
     guarantee: Guarantee = "fixed-n"
     base: Base | None = Field(default=None, exclude=True)
     shard: int = Field(default=1000, ge=1, exclude=True)
+    unbounded: tuple[str, ...] = UNBOUNDED
 
     @model_validator(mode="after")
     def _can_certify(self) -> Self:
@@ -117,4 +120,5 @@ class CertificateConfig(Spec):
         every = purifier.parameter("steps") == purifier.t_star
         explicit = purifier.model_fields_set - {"t_star", "schedule", *(["steps"] if every else [])}
         fields = {name: getattr(purifier, name) for name in explicit}
-        return base, type(purifier).model_validate({**fields, "sigma_eq": self.sigma})
+        unbounded = (*purifier.unbounded, *(["sigma_eq"] if "sigma" in self.unbounded else []))
+        return base, type(purifier).model_validate({**fields, "sigma_eq": self.sigma, "unbounded": unbounded})

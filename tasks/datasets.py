@@ -337,8 +337,8 @@ class FolderConfig(DatasetConfig):
     root: str | None = Field(default=None, exclude=True)
     name: str | None = Field(default=None, exclude=True)
     classes: str | None = Field(default=None, exclude=True)
-    resize: int = Field(default=256, ge=1)
-    crop: int = Field(default=224, ge=1)
+    resize: int = Field(default=256, ge=1, le=16_384)
+    crop: int = Field(default=224, ge=1, le=16_384)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     per_class: int | None = Field(default=None, ge=1)
 

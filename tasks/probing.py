@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from defense.classifiers import Architecture, ClassifierConfig
@@ -19,14 +19,14 @@ from defense.purifiers.base import Purifier, PurifierConfig
 from defense.spec import Reading
 from tasks.datasets import DatasetConfig
 
-__all__ = ["dataset_named", "defence_named", "probe"]
+__all__ = ["imported", "probe"]
 
 
 def probe(
     defence: Any,
     classifier: Any = None,
     *,
-    dataset: DatasetConfig | str | None = None,
+    dataset: DatasetConfig | Mapping[str, Any] | str | None = None,
     images: Tensor | None = None,
     reference: Tensor | None = None,
 ) -> Probe:
@@ -37,8 +37,8 @@ def probe(
     >>> assert found.passed                                                          # doctest: +SKIP
 
     Arguments:
-        defence: A purifier or its config, a classifier or its config, architecture or name, or a
-            :class:`~defense.Defended` of both. A config says more of itself than a module does.
+        defence: A purifier or its config, a classifier or its config, architecture or name, a mapping as in a sweep
+            file, or a :class:`~defense.Defended` of both. A config says more of itself than a module does.
         classifier: The classifier behind a purifier, probed too; a purifier that it guides needs it.
         dataset: Data set of the images; by default the digits, if no images are given.
         images: Images in [0, 1], shape (N, C, H, W), at least two; by default the first of the data set.
@@ -51,6 +51,8 @@ def probe(
         InvalidInput: Something that is no defence, a data set without images for it, a file that is missing.
     """
     images, reference = _images(dataset, images, reference)
+    if isinstance(defence, Mapping):
+        defence = _of_entry(defence)
     if isinstance(defence, Defended):
         defence, classifier = defence.purifier, defence.classifier if classifier is None else classifier
     config, network = _classifier(classifier) if classifier is not None else (None, None)
@@ -107,6 +109,8 @@ def _made(kind: type[Any]) -> Any:
 
 def _classifier(given: Any) -> tuple[ClassifierConfig | None, nn.Module]:
     """Return config and network of a classifier, in whatever way it is given."""
+    if isinstance(given, Mapping):
+        given = _of_entry(given)
     if isinstance(given, type) and issubclass(given, nn.Module):
         given = _made(given)
     if isinstance(given, nn.Module):
@@ -136,28 +140,22 @@ def _of_architecture(architecture: Architecture) -> nn.Module:
 
 
 def _images(
-    dataset: DatasetConfig | str | None, images: Tensor | None, reference: Tensor | None
+    dataset: DatasetConfig | Mapping[str, Any] | str | None, images: Tensor | None, reference: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     if images is not None and dataset is None:
         return images, reference
     if not isinstance(dataset, DatasetConfig):
-        dataset = dataset_named(dataset or "digits")
+        dataset = DatasetConfig.from_entry(dataset or "digits", Reading(Path())).resolved(Path())
     known = torch.from_numpy(dataset.load().images)
     return known[:IMAGES] if images is None else images, known if reference is None else reference
 
 
-def defence_named(text: str) -> Any:
-    """Return what a command calls a defence.
-
-    Arguments:
-        text: ``module:Attribute``, or an entry of a sweep file as YAML: ``{purifier: jpeg, quality: 60}``,
-            ``{classifier: digits-at}``.
+def imported(text: str) -> Any:
+    """Return what ``module:Attribute`` names.
 
     Raises:
-        InvalidInput: It cannot be imported or read.
+        InvalidInput: It cannot be imported.
     """
-    if text.lstrip().startswith("{"):
-        return _entry(text)
     module, _, attribute = text.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -169,34 +167,15 @@ def defence_named(text: str) -> Any:
         raise InvalidInput(
             f"{text!r} cannot be imported ({type(error).__name__}: {error}); it must be module:attribute on the "
             "Python path.",
-            where="DEFENCE",
+            where="defence",
         ) from error
     return found
 
 
-def _entry(text: str) -> Any:
-    try:
-        entry = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidInput(f"{text!r} is no YAML mapping: {error}", where="DEFENCE") from error
-    fields = entry if isinstance(entry, dict) else {}
-    if ("purifier" in fields) == ("classifier" in fields):
-        raise InvalidInput(f"{text!r} names no purifier and no classifier by these keys.", where="DEFENCE")
-    if "purifier" in fields:
+def _of_entry(entry: Mapping[str, Any]) -> PurifierConfig | ClassifierConfig:
+    """Return the config of an entry of a sweep file."""
+    if ("purifier" in entry) == ("classifier" in entry):
+        raise InvalidInput(f"{entry!r} names no purifier and no classifier by these keys.", where="defence")
+    if "purifier" in entry:
         return PurifierConfig.from_entry(entry, Reading(Path())).resolved(Path())
     return ClassifierConfig.from_entry(entry, Reading(Path())).resolved(Path())
-
-
-def dataset_named(text: str) -> DatasetConfig:
-    """Return what a command calls a data set: a name, or an entry of a sweep file as YAML.
-
-    Raises:
-        InvalidInput: There is no such data set, or its files are missing.
-    """
-    entry: Any = text
-    if text.lstrip().startswith("{"):
-        try:
-            entry = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InvalidInput(f"{text!r} is no YAML mapping: {error}", where="--dataset") from error
-    return DatasetConfig.from_entry(entry, Reading(Path())).resolved(Path())

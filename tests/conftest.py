@@ -18,13 +18,20 @@ settings.load_profile("puregrid")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The engine's files first (``-n 2 --dist loadfile``): they take longest, and wait more than they compute."""
+    """Tests that share a Ray cluster one after the other, so that one process starts it, and the engine's others.
+
+    They take longest, and wait more than they compute: what is left at the end (``--dist worksteal``) is short.
+    """
 
     @cache
     def engine(path: Path) -> bool:
         return path.parent.name == "workflows" and "pytest.mark.slow" in path.read_text()
 
-    items.sort(key=lambda item: engine(item.path), reverse=True)
+    def place(item: pytest.Item) -> int:
+        fixtures = getattr(item, "fixturenames", ())
+        return 0 if "two_slots" in fixtures else 1 if "no_slots" in fixtures else 2 if engine(item.path) else 3
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from defense.bounds import UNBOUNDED
 from defense.errors import InvalidInput
 from defense.models import Models
 from defense.randomness import Omega
@@ -105,10 +106,15 @@ class IterativePurifier(Purifier):
 
 
 class PurifierConfig(Spec, ABC):
-    """The config of a purifier: its name under ``purifier`` and all its parameters."""
+    """The config of a purifier: its name under ``purifier`` and all its parameters.
+
+    Arguments:
+        unbounded: Fields that are meant although they are beyond their bounds (:mod:`defense.bounds`); ``draws`` too.
+    """
 
     named_by: ClassVar[str | None] = "purifier"
     purifier: str
+    unbounded: tuple[str, ...] = UNBOUNDED
 
     @classmethod
     def class_named(cls, name: str) -> type[PurifierConfig]:

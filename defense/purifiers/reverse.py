@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from defense.bounds import BOUNDS, beyond
 from defense.denoisers import DenoiserConfig
 from defense.errors import InvalidInput
 from defense.purifiers.base import PurifierConfig
@@ -88,6 +89,8 @@ class ReverseConfig(PurifierConfig):
         if sigma is not None:
             if isinstance(sigma, bool) or not isinstance(sigma, int | float):
                 raise InvalidInput(f"sigma_eq is a number in units of [0, 1] pixels, not {sigma!r}.")
+            if sigma > BOUNDS["sigma_eq"].most and "sigma_eq" not in (data.get("unbounded") or ()):
+                raise beyond("sigma_eq", sigma, BOUNDS["sigma_eq"], can_lift=True)
             data["t_star"] = schedule.t_for_sigma(sigma)
         t_star = data["t_star"]
         if isinstance(t_star, int) and not isinstance(t_star, bool):

@@ -21,7 +21,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from defense.errors import InvalidInput
+from defense.bounds import UNBOUNDED, Bound, beyond, diameter
+from defense.errors import InvalidInput, inside
 from defense.gradients import GradientMode
 from defense.purifiers import PurifierConfig
 from defense.randomness import Omega
@@ -33,6 +34,8 @@ __all__ = ["ATTACKS", "EPS", "EPS_255", "AttackConfig", "AttackResult", "Norm", 
 
 Norm = Literal["linf", "l2", "l1", "flow", "lpips"]
 Knowledge = Literal["classifier", "purifier", "randomness"]
+
+_NORMS = {"linf": "l_inf", "l2": "l_2", "l1": "l_1"}
 
 EPS = "eps is a number in units of [0, 1] pixels, like 0.031; to write 8/255 use `eps_255: 8`."
 EPS_255 = MappingProxyType(
@@ -79,6 +82,7 @@ class AttackConfig(Spec, ABC):
         eot: Draws per evaluation of the attacked function.
         attacked: What is made of these draws: ``mean-loss``, or the loss of ``mean-logits``, ``mean-probability`` or
             a ``vote``.
+        unbounded: Fields that are meant although they are beyond their bounds (:mod:`defense.bounds`), like ``eps``.
     """
 
     named_by: ClassVar[str | None] = "attack"
@@ -97,6 +101,7 @@ class AttackConfig(Spec, ABC):
     gradient: str | None = None
     eot: int = Field(default=1, ge=1)
     attacked: Attacked = "mean-loss"
+    unbounded: tuple[str, ...] = UNBOUNDED
 
     @classmethod
     def class_named(cls, name: str) -> type[AttackConfig]:
@@ -135,6 +140,50 @@ class AttackConfig(Spec, ABC):
             known = " or ".join(self.norms)
             raise InvalidInput(f"attack {self.attack!r} has no norm {self.norm!r}: write `norm: {known}`.")
         return self
+
+    @model_validator(mode="after")
+    def _within_the_images(self) -> Self:
+        self._check_distances(None)
+        return self
+
+    def _check_distances(self, image_shape: tuple[int, int, int] | None) -> None:
+        """Refuse a budget or step that is longer than the distance of any two images."""
+        longest = diameter(self.norm, image_shape)
+        for name in ("eps", "step_size"):
+            value = self.parameter(name)
+            # Beyond a rounding: sqrt(C H W) itself may be written.
+            if longest is None or value is None or name in self.unbounded or value <= longest * (1 + 1e-9):
+                continue
+            images = "" if image_shape is None else f" of shape {image_shape}"
+            why = f"the largest {_NORMS[self.norm]} distance between two images{images} with pixels in [0, 1]"
+
+            def meant(value: float, name: str = name) -> str:
+                written = f"eps_255: {value:g}" if name == "eps" else f"{name}: {value / 255:.3g}"
+                return f"did you mean `{written}`{'' if name == 'eps' else f', that is {value:g}/255'}? "
+
+            bound = Bound(longest, why, meant if value / 255 <= longest else lambda value: "")
+            raise beyond(name, value, bound, can_lift=True, also=f" ({value * 255:.6g}/255)")
+
+    def check_budget(self, image_shape: tuple[int, int, int]) -> None:
+        """Refuse a budget or step, also of an attack inside, that is longer than the distance of any two images.
+
+        Arguments:
+            image_shape: (C, H, W).
+
+        Raises:
+            InvalidInput: One is; with the path of the field.
+        """
+        self._check_distances(image_shape)
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, AttackConfig):
+                with inside(name):
+                    value.check_budget(image_shape)
+            elif isinstance(value, tuple):
+                for place, item in enumerate(value):
+                    if isinstance(item, AttackConfig):
+                        with inside(name, place):
+                            item.check_budget(image_shape)
 
     @model_validator(mode="after")
     def _static_has_no_draws(self) -> Self:

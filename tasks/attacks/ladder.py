@@ -60,7 +60,7 @@ class LadderConfig(DerivedAttackConfig):
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
-    hands_down: ClassVar[Mapping[str, tuple[str, ...]]] = {"rungs": ("norm", "eps")}
+    hands_down: ClassVar[Mapping[str, tuple[str, ...]]] = {"rungs": ("norm", "eps", "unbounded")}
     attack: Literal["ladder"] = "ladder"
     rungs: tuple[SerializeAsAny[AttackConfig], ...] = _RUNGS  # type: ignore[assignment]  # entries, read as such
     steps: int = Field(default=20, ge=1)

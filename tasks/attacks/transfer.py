@@ -40,7 +40,7 @@ class TransferConfig(DerivedAttackConfig):
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     black_box: ClassVar[bool] = True
-    hands_down: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": ("norm", "eps")}
+    hands_down: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": ("norm", "eps", "unbounded")}
     attack: Literal["transfer"] = "transfer"
     source: SerializeAsAny[AttackConfig]
     classifier: ClassifierConfig | None = None

@@ -6,13 +6,14 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from torch import Tensor
 
+from defense.bounds import Bound
 from defense.classifiers import ClassifierConfig
 from defense.purifiers import PurifierConfig
 from defense.spec import Spec, digest
@@ -72,6 +73,7 @@ class Components(NamedTuple):
 class StageSpec(Spec):
     """A stage of a cell. Subclasses are frozen and define what is computed for one chunk."""
 
+    bounds: ClassVar[Mapping[str, Bound] | None] = None
     stage: str
     version: int
 

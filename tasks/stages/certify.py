@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import Field, SerializeAsAny
 from torch import Tensor
 
+from defense.bounds import Bound
 from defense.certify import ESTIMATE, SELECT, Certificate, Counts, certify
 from defense.certify.certificate import Role
 from defense.classifiers import ClassifierConfig
@@ -72,6 +73,7 @@ class Smoothed(Spec):
         compute: How units compute; the batch is of samples of one image.
     """
 
+    bounds: ClassVar[Mapping[str, Bound] | None] = None
     dataset: SerializeAsAny[DatasetConfig]
     classifier: ClassifierConfig
     purifier: SerializeAsAny[PurifierConfig]

@@ -25,17 +25,17 @@ def correct(classifier: nn.Module, data: ImageSet, first: int | None = None) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "file", "accuracy", "attacked"),
+    ("name", "file", "right", "attacked"),
     [
-        ("resnet4b", "resnet4b_adv_eps2.pth", 0.7720, 0.618),
-        ("cnn-a", "cnn_a_mix4.pth", 0.6935, 0.565),
+        ("resnet4b", "resnet4b_adv_eps2.pth", 7720, 0.618),
+        ("cnn-a", "cnn_a_mix4.pth", 6935, 0.565),
     ],
 )
 def test_a_public_robust_checkpoint_has_its_accuracies(
-    weights_root: Path, cifar10_test: ImageSet, name: str, file: str, accuracy: float, attacked: float
+    weights_root: Path, cifar10_test: ImageSet, name: str, file: str, right: int, attacked: float
 ) -> None:
     classifier = ClassifierConfig(classifier=name, weights=str(weights_root / file)).resolved(Path()).build()
-    assert correct(classifier, cifar10_test) / 10_000 == pytest.approx(accuracy, abs=1.5e-4)
+    assert correct(classifier, cifar10_test) == pytest.approx(right, abs=1.5)
     # PGD-20 at 2/255 on the first 1,000; another random start moves it by an image or two.
     attack = PGDConfig(norm="linf", eps=2 / 255)
     x, y = torch.from_numpy(cifar10_test.images[:1000]), torch.from_numpy(cifar10_test.labels[:1000])
@@ -53,15 +53,16 @@ def public(weights_root: Path, depth: int) -> nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("depth", "accuracy"), [(20, 0.9173), (56, 0.9339)])
-def test_the_public_checkpoint_has_its_accuracy_on_all_test_images(
-    weights_root: Path, cifar10_test: ImageSet, depth: int, accuracy: float
+def test_a_public_checkpoint_has_its_accuracy_on_all_test_images(weights_root: Path, cifar10_test: ImageSet) -> None:
+    assert correct(public(weights_root, 20), cifar10_test) == pytest.approx(9173, abs=1.5)
+
+
+# ResNet-56, which has 93.39 % on all 10,000 (a minute), is right on 926 of these.
+@pytest.mark.parametrize(("depth", "right"), [(20, 915), pytest.param(56, 926, marks=pytest.mark.slow)])
+def test_a_public_checkpoint_has_its_accuracy_on_the_first_images(
+    weights_root: Path, cifar10_test: ImageSet, depth: int, right: int
 ) -> None:
-    assert correct(public(weights_root, depth), cifar10_test) / 10_000 == pytest.approx(accuracy, abs=1.5e-4)
-
-
-def test_the_public_resnet20_has_its_accuracy_on_the_first_images(weights_root: Path, cifar10_test: ImageSet) -> None:
-    assert correct(public(weights_root, 20), cifar10_test, 1000) == pytest.approx(915, abs=1)
+    assert correct(public(weights_root, depth), cifar10_test, 1000) == pytest.approx(right, abs=1)
 
 
 def test_the_shipped_digits_network_is_what_its_card_says(digits_test: ImageSet) -> None:

@@ -32,6 +32,8 @@ OMEGA = omega(4, 9, 2)
 every = pytest.mark.parametrize("name", EVERY)
 
 DIFFUSING = [name for name in EVERY if name != "ldsde"]
+FAMILIES = ("ddpm small", "gradual-noise", "gdmp mse", "from noise ssim", "robust entropy input noisy", "chain")
+"""One of each: how states are chosen and segments are cut does not depend on the sampler and the form of guidance."""
 
 
 class TestDeviation:
@@ -40,8 +42,13 @@ class TestDeviation:
     def total(self, images: Tensor, deviation: Tensor) -> Tensor:
         return loss(images) + (self.WEIGHTS.to(deviation) * deviation).sum()
 
-    @pytest.mark.parametrize(("every", "segment"), [(3, None), (3, 1), (3, 4), (1, 3), (2, 1000)])
-    @pytest.mark.parametrize("name", DIFFUSING)
+    @pytest.mark.parametrize(
+        ("name", "every", "segment"),
+        [
+            *((name, 3, 4) for name in DIFFUSING),
+            *((name, *cut) for name in FAMILIES for cut in ((3, None), (3, 1), (1, 3), (2, 1000))),
+        ],
+    )
     def test_value_and_gradient_are_those_of_the_formula(self, name: str, every: int, segment: int | None) -> None:
         purifier, x = EVERY[name], images().requires_grad_()
         out, terms = deviation_by_hand(purifier, x, OMEGA, every)

@@ -85,12 +85,14 @@ class TestMixture:
     def test_noising_and_reversing_returns_the_law_of_the_data(
         self, mixture: GaussianMixtureDenoiser, t: int, variance: Variance, listed: float
     ) -> None:
-        data, noise = law(mixture, SAMPLES, 0).float(), fresh(t)
+        # A quarter of the samples where the chain is long: sampling errors are twice as large.
+        samples, times = (SAMPLES // 4, 2) if t > 100 else (SAMPLES, 1)
+        data, noise = law(mixture, samples, 0).float(), fresh(t)
         z = forward_noise(data, mixture.schedule.level(t).abar, noise(0, data))
         out = ancestral(mixture, z, time_grid(t), noise, variance=variance)
-        assert wasserstein_distance(out, data) < listed + FLOOR
-        assert out.std().item() == pytest.approx(0.5218, abs=0.005)
-        assert (out > 0).float().mean().item() == pytest.approx(0.700, abs=0.005)
+        assert wasserstein_distance(out, data) < listed + times * FLOOR
+        assert out.std().item() == pytest.approx(0.5218, abs=times * 0.005)
+        assert (out > 0).float().mean().item() == pytest.approx(0.700, abs=times * 0.005)
 
     # DDIM is deterministic, so exact quantiles show the bias of the solver alone; methods.md lists .002, .015, .041
     # from samples (its 50 steps lie on another grid). A coarse grid is visibly biased: a regression, not an equality.

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from scripts.lock import pins
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -70,3 +72,26 @@ def test_data_and_weights_have_one_path_on_all_machines(config: dict[str, Any]) 
     variables = dict(option[3:].split("=", 1) for option in config["docker"]["run_options"] if option[:3] == "-e ")
     for name in ("PUREGRID_DATA", "PUREGRID_WEIGHTS"):
         assert any(variables[name].startswith(f"{target}/") for target in config["file_mounts"])
+
+
+DRIVERS = {"12": "525", "13": "580"}
+"""CUDA's major version and the oldest branch of NVIDIA's driver that runs it (NVIDIA's table "CUDA and Drivers")."""
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "deploy/rayjob.yaml", "deploy/cron.yaml", "docs/cluster.md"])
+def test_the_driver_that_is_asked_for_runs_the_locked_torch(name: str) -> None:
+    major = pins((ROOT / "requirements/cuda.txt").read_text())["cuda-toolkit"].partition(".")[0]
+    text = (ROOT / name).read_text()
+    assert f"CUDA {major}" in text and f"{DRIVERS[major]} or" in text
+    assert not [driver for other, driver in DRIVERS.items() if other != major and f"{driver} or" in text]
+
+
+def test_machines_are_of_an_image_that_somebody_chose(config: dict[str, Any]) -> None:
+    aws = pytest.importorskip("ray.autoscaler._private.aws.config", reason="boto3 is an extra: puregrid[cluster]")
+    nodes = prepare_config(config)["available_node_types"].values()
+    chosen = {node["node_config"]["ImageId"] for node in nodes}
+    # Ray's own are of Ubuntu 18.04; what stands here is no real id, so that nobody starts something by accident.
+    assert "18.04" in aws.DEFAULT_AMI_NAME and chosen == {"ami-00000000000000000"}
+    before = copy.deepcopy(config)
+    aws._check_ami(config)
+    assert config["available_node_types"] == before["available_node_types"]

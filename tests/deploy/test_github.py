@@ -50,16 +50,18 @@ def test_a_workflow_may_read_alone_ends_and_pastes_no_input_into_scripts(name: s
         assert 0 < job["timeout-minutes"] <= 120 and "permissions" not in job
         for step in job["steps"]:
             assert "${{" not in step.get("run", "")
-            # By major version; an action of this repository is as it is in the commit.
-            assert re.fullmatch(r"actions/[\w-]+@v\d+|\./\.github/actions/set-up", step.get("uses", "actions/x@v1"))
+            # By commit: a tag can be moved. An action of this repository is as it is in the commit.
+            used = step.get("uses", "./.github/actions/set-up")
+            assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}|\./\.github/actions/set-up", used)
     assert "pull_request_target" not in (FOLDER / f"{name}.yml").read_text()
 
 
-def test_all_workflows_use_one_version_of_an_action() -> None:
+def test_all_workflows_use_one_version_of_an_action_and_name_it() -> None:
     texts = [path.read_text() for path in (ROOT / ".github").rglob("*.yml")]
     assert len(texts) == 4
-    used = {tuple(name.split("@")) for text in texts for name in re.findall(r"uses: (actions/\S+)", text)}
-    assert len({name for name, _ in used}) == len(used) == 3
+    used = {line for text in texts for line in re.findall(r"uses: (actions/.*)$", text, re.MULTILINE)}
+    assert len({line.split("@")[0] for line in used}) == len(used) == 3
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line) for line in used)
 
 
 def test_tests_run_on_the_oldest_and_the_newest_python_torch_and_ray() -> None:
@@ -71,25 +73,42 @@ def test_tests_run_on_the_oldest_and_the_newest_python_torch_and_ray() -> None:
     assert oldest is not None and oldest[1] == supported[0]
     for workflow in (PULL_REQUEST, NIGHTLY):
         matrix = {entry["versions"]: entry for entry in workflow["jobs"]["test"]["strategy"]["matrix"]["include"]}
-        assert set(matrix) == {"oldest", "pinned", "newest"}
+        assert set(matrix) == {"oldest", "locked", "newest"}
         assert matrix["oldest"]["python"] == supported[0] and matrix["newest"]["python"] == supported[-1]
-        assert matrix["oldest"]["constraints"] == "constraints-oldest.txt"
-        assert matrix["pinned"]["constraints"] == "constraints.txt" and matrix["newest"]["constraints"] == ""
         # A fault in one of them must not hide one in another.
         assert workflow["jobs"]["test"]["strategy"]["fail-fast"] is False
-        wanted = {"python-version": "${{ matrix.python }}", "constraints": "${{ matrix.constraints }}"}
+        wanted = {"python-version": "${{ matrix.python }}", "versions": "${{ matrix.versions }}"}
         assert next(step["with"] for step in steps(workflow, "test") if "set-up" in step.get("uses", "")) == wanted
     floor = (ROOT / "constraints-oldest.txt").read_text()
     assert re.search(r"^torch==\d", floor, re.MULTILINE) and re.search(r"^ray==\d", floor, re.MULTILINE)
 
 
-def test_set_up_installs_as_the_makefile_does() -> None:
-    install = ACTION["runs"]["steps"][-1]
-    assert install["env"] == {"CONSTRAINTS": "${{ inputs.constraints || '/dev/null' }}"}
-    made = re.findall(r"-m pip install --quiet -c constraints\.txt (.*)", (ROOT / "Makefile").read_text())
-    assert re.findall(r'-m pip install -c "\$CONSTRAINTS" (.*)', install["run"]) == made and len(made) == 3
-    assert set(ACTION["inputs"]) == {"python-version", "constraints"}
+def test_set_up_installs_as_the_makefile_does_and_else_the_oldest_or_newest_versions() -> None:
+    made = (ROOT / "Makefile").read_text().split("\n$(READY): ")[1].split("\n\n")[0]
+    commands = re.findall(
+        r"^\t(?:\$\(BIN\)/)?((?:requirements|python).*)$", made.replace("$(BIN)/python", "python"), re.M
+    )
+    locked, others = (step for step in ACTION["runs"]["steps"] if step.get("name", "").startswith("Install"))
+    assert locked["run"].splitlines() == [command.replace(" --quiet", "") for command in commands]
+    assert len(commands) == 2 and "install.sh python development" in commands[0] and "--no-deps" in commands[1]
+    assert (
+        locked["if"] == "${{ inputs.versions == 'locked' }}" and others["if"] == "${{ inputs.versions != 'locked' }}"
+    )
+    assert others["env"]["CONSTRAINTS"].startswith("${{ inputs.versions == 'oldest' && 'constraints-oldest.txt' ||")
+    for line in others["run"].splitlines():
+        assert line.startswith('python -m pip install -c "$CONSTRAINTS" ')
+    assert ACTION["inputs"]["versions"]["default"] == "locked"
     assert all(set(entry) >= {"description", "required"} for entry in ACTION["inputs"].values())
+
+
+def test_the_locks_are_audited_every_night_by_a_locked_tool() -> None:
+    install, audit = commands(NIGHTLY, "audit")[0], " ".join(commands(NIGHTLY, "audit")[1:])
+    assert install == "python -m pip install --require-hashes --no-deps -r requirements/audit.txt"
+    # Without --strict a package that the service does not know, or an index that does not answer, passes.
+    assert {"--strict", "--disable-pip", "--require-hashes"} <= set(audit.split()) and "--ignore-vuln" not in audit
+    locks = {path.name for path in (ROOT / "requirements").glob("*.txt")}
+    # What cluster.txt has, development.txt has too (tests/deploy/test_lock.py), and cuda.txt has the torch of cpu.txt.
+    assert {path.name for path in map(Path, re.findall(r"-r (\S+)", audit))} == locks - {"cluster.txt", "cpu.txt"}
 
 
 def test_pull_requests_run_lint_types_and_the_fast_tests_and_nights_run_all() -> None:

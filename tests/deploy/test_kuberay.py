@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,64 @@ def test_pods_are_not_root() -> None:
         for container in group["template"]["spec"]["containers"]:
             assert container["securityContext"]["runAsNonRoot"] is True
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def lines(name: str) -> list[str]:
+    return (ROOT / "deploy" / name).read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["rayjob.yaml", "cron.yaml"])
+def test_what_is_yours_to_change_is_marked_the_sweep_too(name: str) -> None:
+    text = lines(name)
+    entrypoint = next(i for i, line in enumerate(text) if "entrypoint:" in line)
+    comment = "\n".join(line for line in text[entrypoint - 4 : entrypoint] if line.strip().startswith("#"))
+    assert "CHANGE: the sweep" in comment and "/sweep/" in comment
+    for i, line in enumerate(text):
+        if (
+            re.search(r"registry\.example\.com|claimName: puregrid-inputs|serviceAccountName", line)
+            and line.strip()[0] != "#"
+        ):
+            near = "\n".join(text[max(0, i - 2) : i + 1])
+            assert "CHANGE" in near or "worker" in "\n".join(text[max(0, i - 8) : i]), line
+
+
+@pytest.mark.parametrize("name", ["rayjob.yaml", "cron.yaml"])
+def test_your_sweep_and_modules_are_on_every_pod_and_missing_ones_are_no_error(name: str) -> None:
+    spec = read(name)["spec"]
+    cluster = spec.get("jobTemplate", spec)["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert volumes["sweep"]["configMap"] == {"name": "puregrid-sweep", "optional": True}
+        (container,) = pod["containers"]
+        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounted["sweep"] in {env["value"] for env in container["env"] if env["name"] == "PYTHONPATH"}
+        assert set(mounted) == set(volumes)
+
+
+def test_the_lines_for_a_store_on_a_claim_are_valid_once_they_are_no_comments() -> None:
+    text = "\n".join(lines("rayjob.yaml"))
+    for line in (
+        "- {name: store, mountPath: /store}",
+        "- name: store",
+        "  persistentVolumeClaim: {claimName: puregrid-store}",
+    ):
+        assert text.count(f"# {line}") == 1
+        text = text.replace(f"# {line}", line)
+    manifest = yaml.safe_load(text)
+    assert problems(manifest) == []
+    group = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert {"name": "store", "mountPath": "/store"} in group["containers"][0]["volumeMounts"]
+    assert {"name": "store", "persistentVolumeClaim": {"claimName": "puregrid-store"}} in group["volumes"]
+
+
+def test_the_claim_of_the_page_can_be_mounted_on_several_nodes() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    (claim,) = (
+        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "Claim" in block
+    )
+    assert claim["kind"] == "PersistentVolumeClaim" and claim["metadata"]["name"] == "puregrid-store"
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
 def test_the_reduction_keeps_names_types_and_what_is_required() -> None:

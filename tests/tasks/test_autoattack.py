@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pyautoattack import AutoAttack
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
@@ -113,11 +114,16 @@ def same_as_directly(network: nn.Module, x: Tensor, y: Tensor, attack: AutoAttac
 def test_standard_on_the_shipped_network_is_the_package_image_by_image(
     network: nn.Module, digits_test: ImageSet, norm: Norm, eps: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # These two are most of the time, and get it in both of the runs that are compared.
-    for attack, setting, few in ((SquareAttack, "n_queries", 50), (FABAttack_PT, "n_iter", 10)):
+    # In both of the runs that are compared.
+    for attack, fewer in (
+        (SquareAttack, {"n_queries": 50}),
+        (FABAttack_PT, {"n_iter": 10}),
+        (APGDAttack, {"n_iter": 30, "n_iter_orig": 30}),
+        (APGDAttack_targeted, {"n_iter": 30, "n_iter_orig": 30}),
+    ):
 
-        def short(self: Any, x: Tensor, y: Tensor, whole: Any = attack.perturb, to: Any = (setting, few)) -> Any:
-            setattr(self, *to)
+        def short(self: Any, x: Tensor, y: Tensor, whole: Any = attack.perturb, fewer: Any = fewer) -> Any:
+            vars(self).update(fewer)
             return whole(self, x, y)
 
         monkeypatch.setattr(attack, "perturb", short)

@@ -1,4 +1,4 @@
-"""The S3 server that the suites of the store share."""
+"""The S3 server that the suites of the store share, and the Ray cluster of those that start workers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from naps import SharedRay
+    from ray.cluster_utils import Cluster
     from s3_server import S3Server
 
 
@@ -30,3 +32,24 @@ def s3(_s3_session: S3Server) -> Iterator[S3Server]:
     yield _s3_session
     _s3_session.conditional = True
     _s3_session.answer = lambda method, path: None
+
+
+@pytest.fixture(scope="session")
+def _shared_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRay]:
+    from naps import SharedRay
+
+    shared = SharedRay(tmp_path_factory.mktemp("ray"))
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def two_slots(_shared_ray: SharedRay) -> SharedRay:
+    """A Ray cluster with two slots on one node; runs join it by its address."""
+    return _shared_ray.two_slots()
+
+
+@pytest.fixture
+def no_slots(_shared_ray: SharedRay) -> Cluster:
+    """A Ray cluster without a slot; tests add nodes, and take them away."""
+    return _shared_ray.no_slots()

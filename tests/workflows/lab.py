@@ -18,8 +18,10 @@ from unittest.mock import patch
 
 import psutil
 from helpers_small import compute
-from naps import add_machine, machines
+from naps import HERE, SharedRay, add_machine, machines
+from typer.testing import CliRunner
 
+from workflows.cli import app
 from workflows.grid.load import load_sweep
 
 SWEEP = """
@@ -49,13 +51,23 @@ SMALL_UNITS = 5 * 2 + 5 * 3 * 2
 
 @dataclass
 class Lab:
-    """One store, one log, and the command line, which ``inside`` runs: a command such as ``ip netns exec NAME``."""
+    """One store, one log, and the command line.
+
+    Arguments:
+        folder: Where they are.
+        name: Of the store.
+        orders: What the purifier does to some images.
+        sweep: The sweep file.
+        inside: Command that runs the command line, such as ``ip netns exec NAME``.
+        shared: The Ray that runs join; without one each starts its own.
+    """
 
     folder: Path
     name: str
     orders: str = ""
     sweep: str = SWEEP
     inside: tuple[str, ...] = ()
+    shared: SharedRay | None = None
 
     @property
     def store(self) -> Path:
@@ -68,18 +80,32 @@ class Lab:
     @property
     def environment(self) -> dict[str, str]:
         """What the purifier needs to know; workers have it from their raylet."""
-        return {"UNRULY_LOG": str(self.log), "UNRULY": self.orders, "PYTHONPATH": str(Path(__file__).parent)}
+        orders = self.shared.orders if self.shared else self.folder / f"{self.name}.orders"
+        return {"UNRULY": str(orders), "PYTHONPATH": HERE}
 
-    def start(self, workers: int | None, *options: str) -> subprocess.Popen[str]:
+    def command(self, name: str, *options: str) -> list[str]:
+        """A command on this sweep and store, after log and orders are written where workers read them."""
         sweep = self.folder / "chaos.yaml"
         sweep.write_text(self.sweep)
         self.log.touch()
-        command = ["run", str(sweep), "--store", str(self.store), "--mlflow", "off"]
-        command.append("--no-preflight")  # the purifier counts who asks it
-        if workers is not None:
-            command += ["--workers", str(workers)]
+        Path(self.environment["UNRULY"]).write_text(f"{self.log}\n{self.orders}")
+        return [name, str(sweep), "--store", str(self.store), *options]
+
+    def run_command(self, workers: int | None, *options: str) -> list[str]:
+        # Without a preflight: the purifier counts who asks it.
+        slots = [] if workers is None else ["--workers", str(workers)]
+        where = ["--address", self.shared.address] if self.shared else []
+        return self.command("run", "--mlflow", "off", "--no-preflight", *slots, *where, *options)
+
+    def call(self, command: list[str]) -> tuple[int, str, str]:
+        """Exit status, stdout and stderr of a command in this process: it begins sooner than another process."""
+        with patch.dict(os.environ, self.environment):
+            result = CliRunner().invoke(app, command)
+        return result.exit_code, result.stdout, result.stderr
+
+    def start(self, workers: int | None, *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*self.inside, sys.executable, "-m", "workflows.cli", *command, *options],
+            [*self.inside, sys.executable, "-m", "workflows.cli", *self.run_command(workers, *options)],
             env={**os.environ, **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -88,9 +114,8 @@ class Lab:
         )
 
     def run(self, workers: int = 2, *options: str) -> tuple[int, str, str]:
-        process = self.start(workers, *options)
-        out, err = process.communicate(timeout=300)
-        return process.returncode, out, err
+        """A whole run in this process."""
+        return self.call(self.run_command(workers, *options))
 
     def commits(self) -> list[Path]:
         return sorted((self.store / "commits").rglob("*.json"))
@@ -108,14 +133,13 @@ def calm(folder: Path, sweep: str = SWEEP) -> dict[str, str]:
     """Hash of every row and image file of a sweep that is computed unit by unit in this process, without Ray."""
     lab = Lab(folder, "store", sweep=sweep)
     folder.mkdir(exist_ok=True)
-    path = folder / "chaos.yaml"
-    path.write_text(sweep)
+    lab.command("run")
     with patch.dict(os.environ, lab.environment), patch("time.sleep"):  # the purifier's, which no row depends on
-        compute(load_sweep(path), str(lab.store))
+        compute(load_sweep(folder / "chaos.yaml"), str(lab.store))
     return lab.data()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

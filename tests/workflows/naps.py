@@ -10,9 +10,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import pyarrow as pa
 import ray
@@ -27,6 +28,8 @@ from workflows.monitoring.progress import SweepProgress
 from workflows.planning.plan import Plan
 from workflows.planning.scheduler import Failure
 from workflows.store import Store
+
+HERE = str(Path(__file__).parent)
 
 
 class Nap(StageSpec):
@@ -111,17 +114,20 @@ def assert_whole(plan: Plan, store: Store) -> None:
 def machines(head_cpus: int, **options: Any) -> Iterator[Cluster]:
     """A Ray cluster of several nodes on this machine, each with a loopback address of its own.
 
-    A node that dies is noticed within a second or two instead of half a minute.
+    A node that dies is noticed within a second or two instead of half a minute. Ray's autoscaler and its reader of
+    logs, which no test asks for anything, are left out: each is a process that takes a second to start.
     """
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
     head = {
         "num_cpus": head_cpus,
         "include_dashboard": False,
+        "include_log_monitor": False,
+        "no_monitor": True,
         "object_store_memory": 80 * 1024**2,
         "node_ip_address": "127.0.0.2",
         "_system_config": {**quick, **options},
     }
-    found = Cluster(initialize_head=True, head_node_args=head)
+    found = _started(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
         yield found
     finally:
@@ -130,5 +136,70 @@ def machines(head_cpus: int, **options: Any) -> Iterator[Cluster]:
 
 
 def add_machine(cluster: Cluster, cpus: int, number: int) -> Any:
-    """A further node."""
-    return cluster.add_node(num_cpus=cpus, object_store_memory=80 * 1024**2, node_ip_address=f"127.0.0.{number}")
+    """A further node; its workers have the environment of this moment."""
+    return _started(
+        lambda: cluster.add_node(num_cpus=cpus, object_store_memory=80 * 1024**2, node_ip_address=f"127.0.0.{number}")
+    )
+
+
+def _started(start: Callable[[], Any]) -> Any:
+    """Once more where the first time failed: Ray gives a node 30 s, which a busy machine may be too slow for."""
+    try:
+        return start()
+    except Exception:  # Ray raises this very class
+        return start()
+
+
+class SharedRay:
+    """One Ray cluster for all tests of a process: a head without slots, and a node of two when it is asked for.
+
+    A Ray that starts for one test takes ten processor seconds. What differs between tests reaches the workers of the
+    shared node through files whose names are known when it starts. A test that breaks the cluster, or comes when the
+    machine is too busy to start it, leaves the next one a new start.
+
+    Arguments:
+        folder: Of those files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.naps_log = folder / "naps.log"
+        self.orders = folder / "orders"
+        self._open = ExitStack()
+        self._found: Cluster | None = None
+        self._node: Any = None
+
+    @property
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    @property
+    def _cluster(self) -> Cluster:
+        if self._found is not None and not self._found.head_node.remaining_processes_alive():
+            self.close()
+        if self._found is None:
+            self._found = self._open.enter_context(machines(0))
+        return self._found
+
+    def two_slots(self) -> SharedRay:
+        """Have the node of two slots, and an empty log of naps."""
+        self.naps_log.write_text("")
+        cluster = self._cluster
+        if self._node is None or not self._node.remaining_processes_alive():
+            self.no_slots()
+            own = {"NAPS_LOG": str(self.naps_log), "UNRULY": str(self.orders), "PYTHONPATH": HERE}
+            with patch.dict(os.environ, {**own, "PYTHONDONTWRITEBYTECODE": "1"}):
+                self._node = add_machine(cluster, 2, 9)
+        return self
+
+    def no_slots(self) -> Cluster:
+        """The cluster without nodes, for tests that bring their own and take them away."""
+        cluster = self._cluster
+        for node in list(cluster.worker_nodes):  # also what a test that failed has left
+            cluster.remove_node(node)
+        self._node = None
+        return cluster
+
+    def close(self) -> None:
+        """End it."""
+        self._open.close()
+        self._found = self._node = None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from audited import EXACT, GDMP, NOISE, PGD, Audited, by_threat, worse_than_notes
 from helpers_small import ASSETS
@@ -18,7 +18,7 @@ from defense.schedules import get_schedule
 from tasks.stages import AttackStage
 from workflows.audit import Finding
 from workflows.audit.rules.threat_model import depth_without_schedule, t_star_inconsistent
-from workflows.audit.view import views
+from workflows.audit.view import View, views
 from workflows.statistics.proportions import wilson
 
 
@@ -124,11 +124,22 @@ def test_no_clean_counterpart(tmp_path: Path) -> None:
     assert [(f.severity, f.rule) for f in audited.found] == [("note", "clean-missing")]
 
 
+def other_rows(view: View, **columns: float) -> View:
+    changed = view.rows.assign(**columns)
+
+    class Changed(View):
+        @property
+        def rows(self) -> pd.DataFrame:
+            return changed
+
+    return Changed(view.cell, view.ids, view.results)
+
+
 def test_a_t_star_without_its_schedule(tmp_path: Path) -> None:
     audited = Audited(tmp_path, by_threat({"clean": 0.9}), defences=GDMP, images=20)
     (view,) = views(audited.results)
     assert list(depth_without_schedule([view])) == []
-    (finding,) = depth_without_schedule([replace(view, rows=view.rows.assign(abar=np.nan))])
+    (finding,) = depth_without_schedule([other_rows(view, abar=np.nan)])
     assert finding.evidence == {"t_star": 36.0, "rows": 20}
 
 
@@ -137,7 +148,7 @@ def test_a_t_star_that_is_one_step_off_its_schedule(tmp_path: Path) -> None:
     (view,) = views(audited.results)
     assert list(t_star_inconsistent([view])) == []
     before = get_schedule("linear-1000").level(35)
-    off = replace(view, rows=view.rows.assign(abar=before.abar, sigma_eq=before.sigma_eq))
+    off = other_rows(view, abar=before.abar, sigma_eq=before.sigma_eq)
     (finding,) = t_star_inconsistent([off])
     assert finding.severity == "error" and "t* = 36 on linear-1000" in finding.text
     assert finding.evidence == {
@@ -147,7 +158,7 @@ def test_a_t_star_that_is_one_step_off_its_schedule(tmp_path: Path) -> None:
         "abar_of_t_star": float(get_schedule("linear-1000").abar[36]),
         "t_star_of_abar": 35,
     }
-    (sigma,) = t_star_inconsistent([replace(view, rows=view.rows.assign(sigma_eq=0.5))])
+    (sigma,) = t_star_inconsistent([other_rows(view, sigma_eq=0.5)])
     assert set(sigma.evidence) == {"abar", "sigma_eq", "sigma_eq_of_abar"}
 
 

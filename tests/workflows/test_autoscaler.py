@@ -15,10 +15,10 @@ pytestmark = pytest.mark.slow
 
 def test_nodes_start_for_a_sweep_and_end_after_it(tmp_path: Path) -> None:
     lab = Lab(tmp_path, "store", sweep=SMALL)
-    with patch.dict(os.environ, lab.environment), head(grows_to=3) as cluster:
+    with patch.dict(os.environ, lab.environment), head(grows_to=2) as cluster:
         assert len(cluster.parts("raylet")) == 1, "there is a node before there is work"
-        driver = lab.start(3, "--address", cluster.address)
-        wait_for(lambda: len(cluster.parts("raylet")) == 4 or driver.poll() is not None, 300)
+        driver = lab.start(2, "--address", cluster.address)
+        wait_for(lambda: len(cluster.parts("raylet")) == 3 or driver.poll() is not None, 300)
         _, err = driver.communicate(timeout=300)
         assert driver.returncode == 0, err
         wait_for(lambda: len(cluster.parts("raylet")) == 1, 60)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from helpers_small import compute
+from naps import SharedRay
 from typer.testing import CliRunner
 
 import defense
@@ -214,22 +215,23 @@ def test_a_worker_with_other_code_refuses_before_it_computes(tmp_path: Path) -> 
 
 
 SCRIPT = """
+import sys
 import puregrid
 sweep = puregrid.load_sweep("edited.yaml")
 module = open("tv.py").read()
 open("tv.py", "w").write(module.replace("x * 1", "x * 0"))
 try:
-    puregrid.run(sweep, "store", workers=1)
+    puregrid.run(sweep, "store", workers=1, address=sys.argv[1])
 except puregrid.PuregridError as error:
     print(error)
 open("tv.py", "w").write(module)
-print(puregrid.run(sweep, "store", workers=1))
+print(puregrid.run(sweep, "store", workers=1, address=sys.argv[1]))
 open("tv.py", "w").write(module.replace("x * 1", "x * 0"))
 """
 
 
 @pytest.mark.slow
-def test_a_run_stops_at_other_code_and_says_what_has_changed(tmp_path: Path) -> None:
+def test_a_run_stops_at_other_code_and_says_what_has_changed(two_slots: SharedRay, tmp_path: Path) -> None:
     module, line, *_ = PARTS["purifier"]
     (tmp_path / "edited.yaml").write_text(text(line))
     (tmp_path / "tv.py").write_text(module.replace("FACTOR", "1"))
@@ -253,13 +255,14 @@ def test_a_run_stops_at_other_code_and_says_what_has_changed(tmp_path: Path) -> 
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
-    python = call("-c", SCRIPT)
+    python = call("-c", SCRIPT, two_slots.address)
     stopped, ended = python.stdout.splitlines()
     assert stopped.startswith("stopped: the code of a part of ") and "than where the sweep was planned" in stopped
     assert "is tried again" not in python.stderr
     assert ended.startswith("<SweepRun of 'edited': complete, ")
 
     words = ["edited.yaml", "--store", "store", "--workers", "1", "--mlflow", "off", "--json"]
+    words += ["--address", two_slots.address]
     again = call("-m", "puregrid", "run", *words)
     notes = [line for line in again.stderr.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1 and notes[0].startswith("note: the code of tv:TV has changed since 2 units were computed;")

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
-from naps import Nap, add_machine, assert_whole, go, machines, plan_of, ran
+from naps import HERE, Nap, SharedRay, add_machine, assert_whole, go, plan_of, ran
+from ray.cluster_utils import Cluster
 
 from defense.errors import PuregridError
 from tasks.stages import Output
@@ -33,11 +34,11 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "naps.log"
     path.touch()
     monkeypatch.setenv("NAPS_LOG", str(path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", HERE)
     return path
 
 
-def test_a_stopped_worker_does_not_hold_up_the_end(log: Path, tmp_path: Path) -> None:
+def test_a_stopped_worker_does_not_hold_up_the_end(two_slots: SharedRay, tmp_path: Path) -> None:
     plan, store = plan_of([Nap(number=1, seconds=0.6)], 12), Store(str(tmp_path / "store"))
     stopped: list[int] = []
     told: list[float] = []
@@ -45,29 +46,29 @@ def test_a_stopped_worker_does_not_hold_up_the_end(log: Path, tmp_path: Path) ->
     def on_event(event: Event, failure: Failure | None) -> None:
         told.append(time.monotonic())
         if len(told) == 4:
-            stopped.append(int(log.read_text().splitlines()[-1].split()[1]))
+            stopped.append(int(two_slots.naps_log.read_text().splitlines()[-1].split()[1]))
             os.kill(stopped[0], signal.SIGSTOP)
 
-    with cluster(2, None):
+    with cluster(2, two_slots.address):
         outcome = go(plan, Pool(store.uri, 2, unit_timeout=3600), store, on_event)
     assert_whole(plan, store)
     assert outcome.computed == 12 and not outcome.failures and outcome.retries == 0
     # The stopped worker's unit was run a second time, and what waited behind it was taken away.
     assert outcome.copies == 1 and outcome.copies_first == 1
-    assert sorted(ran(log).values()) == [1] * 11 + [2]
+    assert sorted(ran(two_slots.naps_log).values()) == [1] * 11 + [2]
 
 
 def test_a_worker_whose_answer_is_lost_is_not_waited_for(
-    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_slots: SharedRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As after a cut of the link: the unit is committed and its worker says nothing. It has a second one in its queue.
     monkeypatch.setattr(engine, "_SILENT_SECONDS", 1.0)
     monkeypatch.setattr(engine, "_OVERDUE_UNKNOWN", 1.0)
-    plan, store = plan_of([Nap(number=1, seconds=60), Nap(number=2)], 1), Store(str(tmp_path / "store"))
+    plan, store = plan_of([Nap(number=1, seconds=600), Nap(number=2)], 1), Store(str(tmp_path / "store"))
     silent = plan.stages[0]
 
     def commit() -> None:
-        while not log.read_text():
+        while not two_slots.naps_log.read_text():
             time.sleep(0.05)
         values = [(1000 + image) % 7919 for image in silent.chunks[0].ids]
         rows = pa.table(
@@ -77,19 +78,19 @@ def test_a_worker_whose_answer_is_lost_is_not_waited_for(
         store.commit(silent.spec, silent.id, silent.chunks[0], Output(rows), record)
 
     began = time.monotonic()
-    with cluster(1, None), ThreadPoolExecutor(1) as threads:
+    with cluster(1, two_slots.address), ThreadPoolExecutor(1) as threads:
         committed = threads.submit(commit)
         outcome = go(plan, Pool(store.uri, 1), store)
         committed.result()
-    assert time.monotonic() - began < 50
+    assert time.monotonic() - began < 300
     assert_whole(plan, store)
     found = store.committed("nap", silent.id, silent.chunks[0].name)
     assert found is not None and found.attempt == "its own"
     assert outcome.replaced == 1 and not outcome.failures and outcome.retries == 0
-    assert set(ran(log).values()) == {1} and len(ran(log)) == 2
+    assert set(ran(two_slots.naps_log).values()) == {1} and len(ran(two_slots.naps_log)) == 2
 
 
-def test_a_batch_blames_the_unit_that_was_running(log: Path, tmp_path: Path) -> None:
+def test_a_batch_blames_the_unit_that_was_running(two_slots: SharedRay, tmp_path: Path) -> None:
     # Short units travel together; one kills its process and one raises, and no other counts an attempt.
     plan, store = plan_of([Nap(number=1, seconds=0.002, kills=(250,), raises=(160,))], 200), Store(str(tmp_path))
     retried: list[Unit] = []
@@ -98,19 +99,19 @@ def test_a_batch_blames_the_unit_that_was_running(log: Path, tmp_path: Path) -> 
         if event.receipt is None and event.started:
             retried.append(event.unit)
 
-    with cluster(1, None):
+    with cluster(1, two_slots.address):
         outcome = go(plan, Pool(store.uri, 1), store, on_event)
     assert {failure.unit for failure in outcome.failures} == {Unit(0, 125), Unit(0, 80)}
     assert set(retried) == {Unit(0, 125), Unit(0, 80)} and len(retried) == 6
     assert outcome.computed == 198 and outcome.replaced == 3
-    attempts = ran(log)
+    attempts = ran(two_slots.naps_log)
     assert attempts[1, 250] == 3 and attempts[1, 160] == 3
     assert all(count == 1 for (_, image), count in attempts.items() if image not in (160, 250))
     died = next(failure for failure in outcome.failures if failure.unit.chunk == 125)
     assert "its worker process died" in died.error and "exit" in died.error.lower()
 
 
-def test_nodes_join_and_leave_while_a_plan_runs(log: Path, tmp_path: Path) -> None:
+def test_nodes_join_and_leave_while_a_plan_runs(no_slots: Cluster, log: Path, tmp_path: Path) -> None:
     plan, store = plan_of([Nap(number=n, seconds=0.5) for n in range(6)], 20), Store(str(tmp_path / "store"))
     workers: list[int] = []
     nodes: list[Any] = []
@@ -118,17 +119,20 @@ def test_nodes_join_and_leave_while_a_plan_runs(log: Path, tmp_path: Path) -> No
     def on_event(event: Event, failure: Failure | None) -> None:
         workers.append(pool.workers)
         if len(workers) == 3:
-            nodes.append(add_machine(machine, 3, 4))
+            nodes.append(add_machine(no_slots, 3, 4))
+            assert slots(1, 0) == 4
+            assert slots(2, 0) == 1  # and not 2: a worker lies on one node
         if len(nodes) == 1 and pool.workers == 4:
             nodes.append(None)
             first.all_processes["raylet"][0].process.kill()
 
-    with machines(0) as machine:
-        first = add_machine(machine, 1, 3)
-        with cluster(1, machine.address):
-            pool = Pool(store.uri, plan.units, elastic=True)
-            outcome = go(plan, pool, store, on_event)
-            lost = first.node_id
+    first = add_machine(no_slots, 1, 3)
+    with cluster(1, no_slots.address):
+        pool = Pool(store.uri, plan.units, elastic=True)
+        outcome = go(plan, pool, store, on_event)
+    lost = first.node_id
+    for node in (first, nodes[0]):
+        no_slots.remove_node(node)
     assert_whole(plan, store)
     assert not outcome.failures and outcome.computed == plan.units
     assert workers[0] == 1 and max(workers) == 4 == pool.most and workers[-1] == 3
@@ -137,31 +141,6 @@ def test_nodes_join_and_leave_while_a_plan_runs(log: Path, tmp_path: Path) -> No
     assert lost in log.read_text()
     # A worker whose raylet died goes on for a moment: what it was at, and what waited there, may run twice.
     assert sum(ran(log).values()) <= plan.units + 3
-
-
-def test_room_is_counted_by_node(log: Path) -> None:
-    with machines(3) as machine:
-        add_machine(machine, 3, 3)
-        with cluster(1, machine.address):
-            assert slots(1, 0) == 6
-            assert slots(2, 0) == 2  # and not 3: a worker lies on one node
-            assert ray.cluster_resources()["CPU"] == 6
-
-
-def test_a_machine_without_memory_is_named_as_the_cause(
-    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Ray's memory monitor ends workers above a share of memory that every machine is above.
-    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "1500")
-    plan, store = plan_of([Nap(number=1, seconds=30)], 1), Store(str(tmp_path / "store"))
-    with cluster(1, None):
-        try:
-            outcome = go(plan, Pool(store.uri, 1), store, max_attempts=1)
-            told = outcome.failures[0].error
-        except Exception as error:  # killed before it could begin
-            told = str(error)
-    assert "its machine ran out of memory" in told and "fewer --workers" in told
 
 
 def test_ray_that_is_too_slow_is_started_again_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

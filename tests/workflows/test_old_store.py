@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from typer.testing import CliRunner
 
 from tasks.stages import ROW_SCHEMAS, StageSpec
 from workflows.analysis import Analysis
-from workflows.audit.view import views
+from workflows.audit.view import View, views
 from workflows.cli import app
 from workflows.engine.run import verified
 from workflows.engine.worker import UnitWorker
@@ -100,7 +99,13 @@ def test_what_an_attack_reports_is_found_by_name_and_not_where_rows_lack_it(stor
         attack_minimum_l2=[0.5, np.nan],
         attack_extra=[[("score", [0.25]), ("trace", [1.0, 2.0])], [("score", [4.0]), ("trace", [1.0, 2.0])]],
     )
-    view = replace(view, attack_rows=rows)
+
+    class Changed(View):
+        @property
+        def attack_rows(self) -> pd.DataFrame:
+            return rows
+
+    view = Changed(view.cell, view.ids, view.results)
     score, norm = view.reported("score"), view.reported("minimum_l2")
     assert score is not None and score.tolist() == [0.25, 4.0]
     assert norm is not None and norm[0] == 0.5 and np.isnan(norm[1])

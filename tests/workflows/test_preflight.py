@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from helpers_small import ASSETS, small_sweep
+from naps import SharedRay
 from typer.testing import CliRunner
 
 from workflows.cli import app
@@ -386,28 +385,21 @@ def test_run_refuses_before_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-def test_an_input_that_is_to_blame_is_tried_once(tmp_path: Path) -> None:
+def test_an_input_that_is_to_blame_is_tried_once(two_slots: SharedRay, tmp_path: Path) -> None:
     """What one image does not show: quarantined at the first attempt, and nobody is told to run it again."""
     (tmp_path / "late.yaml").write_text(
         sweep(defences="{purifier: 'preflight_parts:BadConfig', how: raises on later images}", **DIGITS)
     )
-    command = [sys.executable, "-m", "workflows.cli"]
     words = [str(tmp_path / "late.yaml"), "--store", str(tmp_path / "store")]
-    environment = {**__import__("os").environ, "PYTHONPATH": str(HERE)}
-
-    def puregrid(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-
-    done = puregrid("run", *words, "--workers", "1", "--mlflow", "off")
-    assert done.returncode == 1
+    where = ["--workers", "1", "--mlflow", "off", "--address", two_slots.address]
+    done = CliRunner().invoke(app, ["run", *words, *where])
+    assert done.exit_code == 1, done.output
     assert "is not tried again, since the input is to blame: InvalidInput: image ids above 3" in done.stderr
     assert "The input is to blame and must be corrected" in done.stderr
     assert "same command again" not in done.stderr and "tried again:" not in done.stderr
     (failure,) = [json.loads(path.read_text()) for path in (tmp_path / "store").rglob("failures/*.json")]
     assert failure["attempts"] == 1 and failure["final"] is True
-    shown = puregrid("status", *words).stdout
+    shown = CliRunner().invoke(app, ["status", *words]).stdout
     assert "after 1 attempt, since the input is to blame" in shown
 
 

@@ -166,13 +166,12 @@ def test_the_interval_of_a_mean_over_draws_covers_at_least_as_often() -> None:
 
 
 def covered(times: int, interval: Callable[[np.random.Generator], Proportion], truth: float) -> float:
-    """How often an interval holds the truth; of 3000 times, 0.95 has a standard error of 0.004."""
+    """How often an interval holds the truth; 0.95 has a standard error of 0.007 in 1000 times."""
     generator = np.random.default_rng(11)
     found = [interval(generator) for _ in range(times)]
     return float(np.mean([each.low <= truth <= each.high for each in found]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("images", [128, 512])
 def test_the_interval_of_avg_covers_95_in_100_where_draws_agree(images: int) -> None:
     """The hardest case: draws that say nothing new, so that all that varies are the images."""
@@ -195,10 +194,10 @@ def test_the_interval_of_worst_of_m_covers_95_in_100(images: int, a: float, b: f
     def interval(generator: np.random.Generator) -> Proportion:
         return worst(generator.random((images, draws)) < generator.beta(a, b, size=(images, 1)), m)
 
-    assert covered(3000, interval, truth) == pytest.approx(0.95, abs=0.01)
+    # With draws that count as images it covers 48 times in 100, with the quantiles of 0.9 it covers 89 times.
+    assert covered(1000, interval, truth) == pytest.approx(0.95, abs=0.025)
 
 
-@pytest.mark.slow
 def test_the_interval_of_the_vote_covers_95_in_100() -> None:
     """Two classes and seven draws, p_i uniform: the vote is right for half of the images."""
 

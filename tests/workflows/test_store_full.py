@@ -6,7 +6,6 @@ import hashlib
 import os
 import pickle
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +13,12 @@ from typing import Any
 
 import pytest
 from helpers_small import compute, small_sweep
+from naps import SharedRay
 from test_store import CHUNK, ID, SPEC, UNIT, output, record
+from typer.testing import CliRunner
 
 from defense.errors import StoreError
+from workflows.cli import app
 from workflows.store import LocalFiles, Store, StoreUnavailable
 from workflows.store.outage import PATIENCE, is_full, is_outage
 
@@ -93,15 +95,15 @@ def test_a_kernel_that_says_no_space_is_understood_without_a_mount(
 
 @pytest.mark.slow
 def test_a_run_on_a_disk_that_fills_stops_and_continues_when_there_is_room(
-    disk: tuple[Path, Resize], tmp_path: Path
+    disk: tuple[Path, Resize], two_slots: SharedRay, tmp_path: Path
 ) -> None:
     sweep = small_sweep(tmp_path)
     compute(sweep, str(tmp_path / "expected"))
 
     store = disk[0] / "store"
     command = ["run", str(tmp_path / "small.yaml"), "--store", str(store), "--workers", "1", "--mlflow", "off"]
-    done = subprocess.run([sys.executable, "-m", "workflows.cli", *command], capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
+    done = CliRunner().invoke(app, [*command, "--address", two_slots.address])
+    assert done.exit_code == 1, done.output
     assert f"store {store} is full" in done.stderr and "MiB are free" in done.stderr
     assert "Traceback" not in done.stderr
     committed = hashes(store, "commits")

@@ -162,7 +162,9 @@ class TestWrongFiles:
 
     def test_python_objects_are_not_made(self, tmp_path: Path) -> None:
         text = f"a: !!python/object/apply:os.mkdir [{tmp_path / 'made'}]\nb: !!python/name:os.mkdir x\n"
-        assert "could not determine a constructor" in _refused(tmp_path, text).message
+        error = _refused(tmp_path, text)
+        assert error.where == f"{tmp_path / 'some.yaml'}:1"
+        assert "the tag '!!python/object/apply:os.mkdir' is refused" in error.message
         assert not (tmp_path / "made").exists()
 
     @pytest.mark.parametrize(

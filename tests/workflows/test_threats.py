@@ -16,11 +16,15 @@ import pandas as pd
 import psutil
 import pytest
 from helpers_small import ASSETS, compute, small_sweep, undeclared
+from lab import workers_of
+from naps import SharedRay
+from typer.testing import CliRunner
 
 from defense.certify import ABSTAIN, dataset_bound
 from defense.errors import InvalidInput
 from tasks.corruptions import BENCHMARK
 from workflows.analysis import Analysis
+from workflows.cli import app
 from workflows.formats import render
 from workflows.grid.load import Sweep
 from workflows.planning.plan import make_plan
@@ -169,6 +173,13 @@ def test_mean_corruption_errors_need_a_named_baseline_and_the_whole_benchmark(co
         named(computed, mce="digits-cnn")
 
 
+def shares(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {
+        str(defence): part.pivot(index=["corruption", "severity"], columns="image_id", values="correct")
+        for defence, part in frame.groupby("defence", sort=False)
+    }
+
+
 def test_mean_corruption_error_is_the_mean_ratio_of_errors(
     computed: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +198,7 @@ def test_mean_corruption_error_is_the_mean_ratio_of_errors(
         ]
     )
     identity = {"dataset": "digits", "classifier": "net", "seed": 0, "origin": "official"}
-    monkeypatch.setattr(type(computed), "corrupted", lambda self: [(identity, frame)])
+    monkeypatch.setattr(type(computed), "corrupted", lambda self: [(identity, shares(frame))])
     table = named(computed, mce="net")["mce"]
 
     def total(defence: str, name: str) -> float:
@@ -209,7 +220,7 @@ def test_lines_of_several_seeds_can_be_distinguished(computed: Results, monkeypa
         ]
     )
     place = {"dataset": "digits", "classifier": "net", "origin": "official"}
-    groups = [({**place, "seed": seed}, frame) for seed in (4, 7)]
+    groups = [({**place, "seed": seed}, shares(frame)) for seed in (4, 7)]
     monkeypatch.setattr(type(computed), "corrupted", lambda self: groups)
     for name, each in (("corruptions", 2), ("corruption_gains", 2)):
         table = named(computed)[name]
@@ -387,36 +398,36 @@ LONG = HEAD.replace("first: 12", "first: 2").replace("chunk: 8", "chunk: 1") + (
 
 
 @pytest.mark.slow
-def test_a_certificate_that_is_killed_in_the_middle_of_an_image_resumes_to_the_same_counts(tmp_path: Path) -> None:
+def test_a_certificate_that_is_killed_in_the_middle_of_an_image_resumes_to_the_same_counts(
+    two_slots: SharedRay, tmp_path: Path
+) -> None:
     file, store = tmp_path / "small.yaml", tmp_path / "store"
     sweep = small_sweep(tmp_path, LONG)
     (cell,) = sweep.cells
     compute(sweep, str(tmp_path / "undisturbed"))
     expected = Results(Store(str(tmp_path / "undisturbed")), sweep).rows(cell)
 
-    command = [sys.executable, "-m", "workflows.cli", "run", str(file), "--store", str(store)]
-    command += ["--workers", "1", "--mlflow", "off"]
-    environment = {**os.environ, "RAY_worker_niceness": "0"}
-    driver = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    command = ["run", str(file), "--store", str(store), "--workers", "1", "--mlflow", "off"]
+    command += ["--address", two_slots.address]
+    words = [sys.executable, "-m", "workflows.cli", *command]
+    driver = subprocess.Popen(words, start_new_session=True, stderr=subprocess.PIPE)
     counted = store / "commits" / "sample"
     deadline = time.monotonic() + 120
     while len(list(counted.rglob("*.json"))) < 15:
         assert time.monotonic() < deadline and driver.poll() is None
         time.sleep(0.05)
-    family = [driver, *psutil.Process(driver.pid).children(recursive=True)]
-    for process in family:
-        try:
-            process.send_signal(signal.SIGKILL)
-        except (psutil.Error, ProcessLookupError):
-            continue
+    workers = workers_of(os.getpid())
+    for process in (driver, *workers):
+        process.send_signal(signal.SIGKILL)
     driver.communicate()
+    assert workers and not psutil.wait_procs(workers, timeout=60)[1]
     before = {path: path.read_bytes() for path in counted.rglob("*.json")}
     done = {path.parent.name for path in before}
     assert 15 <= len(before) < 82 and not list((store / "commits").rglob("certify/*/*.json"))
     assert len(done) > 1, "an image is in the middle: some of its ranges are committed"
 
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
+    finished = CliRunner().invoke(app, command)
+    assert finished.exit_code == 0, finished.stderr
     assert f"{len(before)} committed" in finished.stderr
     assert {path: path.read_bytes() for path in before} == before, "nothing was counted again"
     rows = Results(Store(str(store)), sweep).rows(cell)

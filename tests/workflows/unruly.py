@@ -1,7 +1,8 @@
 """A third-party purifier that misbehaves on demand, for tests that kill, block and poison real workers.
 
-It returns its input plus keyed noise, writes a line into a log each time it runs, and does what the environment
-variable UNRULY says about certain image ids: ``raise:3``, ``exit:3``, ``hang-once:3``.
+It returns its input plus keyed noise, writes a line into a log each time it runs, and obeys orders about certain
+image ids: ``raise:3``, ``exit:3``, ``hang-once:3``. The environment variable UNRULY names a file: its first line is
+the path of the log, its second the orders.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ class Unruly(Purifier):
         self.seconds = seconds
 
     def forward(self, x: Tensor, omega: Omega) -> Tensor:
-        log = Path(os.environ["UNRULY_LOG"])
+        first, _, orders = Path(os.environ["UNRULY"]).read_text().partition("\n")
+        log = Path(first)
         with log.open("a") as file:
             file.write(f"{os.getpid()} {omega.image_ids[0]}\n")
-        for order in filter(None, os.environ.get("UNRULY", "").split(",")):
+        for order in filter(None, orders.split(",")):
             action, image = order.split(":")
             if int(image) in omega.image_ids:
                 self._misbehave(action, log)

@@ -30,6 +30,9 @@ from workflows.tables.table import Table
 
 __all__ = ["TABLES", "Analysis", "Builder"]
 
+_PAIR = ["dataset", "classifier", "defence", "threat", "eps", "seed", "pair"]
+"""What a line of image quality is of."""
+
 
 class Analysis:
     """Everything that the rows of a sweep show.
@@ -106,14 +109,19 @@ class Analysis:
         return pd.DataFrame() if self.mce_baseline is None else mce_frame(self._corrupted, self.mce_baseline)
 
     @cached_property
-    def _quality_rows(self) -> pd.DataFrame:
-        return self.results.quality()
+    def _measured(self) -> tuple[pd.DataFrame, list[str]]:
+        """Means of image quality, and why measures are missing."""
+        identities, means = [], []
+        for identity, frame in self.results.quality():
+            identities.append(identity)
+            means.append(quality_frame(frame.assign(**identity), _PAIR))
+        missing = sorted({str(identity["missing"]) for identity in identities} - {""})
+        return pd.concat(means, ignore_index=True) if means else pd.DataFrame(), missing
 
-    @cached_property
+    @property
     def quality(self) -> pd.DataFrame:
         """Means over images of the measures of image quality, see :func:`workflows.results.quality.quality_frame`."""
-        by = ["dataset", "classifier", "defence", "threat", "eps", "seed", "pair"]
-        return quality_frame(self._quality_rows, by) if len(self._quality_rows) else pd.DataFrame()
+        return self._measured[0]
 
     @cached_property
     def probes(self) -> pd.DataFrame:
@@ -150,7 +158,7 @@ class Analysis:
     def missing(self) -> list[str]:
         """Whether cells are not complete, as a sentence."""
         cells = self.sweep.cells
-        partial = sum(len(self.results.rows(cell)) < cell.images.count for cell in cells)
+        partial = sum(self.results.images(cell) < cell.images.count for cell in cells)
         return [f"{partial} of {len(cells)} cells are not complete: run the sweep again."] if partial else []
 
     @cached_property
@@ -209,7 +217,6 @@ class Analysis:
             assert cell.corruption is not None
             row = {**labels[cell.id], "seed": cell.seed, "origin": cell.corruption.origin}
             cells.setdefault(tuple(row[name] for name in LINE), []).append(cell.id)
-        not_taken = sorted(set(self._quality_rows["missing"]) - {""}) if len(self._quality_rows) else ()
         return _present(
             robustness_table(self.robustness),
             ladders_table(self.ladders, ladder_cells(self.results)),
@@ -221,7 +228,7 @@ class Analysis:
             corruptions_table(self.corruptions, cells),
             corruption_gains_table(self.corruption_gains),
             mce_table(self.mce, str(self.mce_baseline)),
-            quality_table(self.quality, not_taken),
+            quality_table(*self._measured),
             probe_table(self.probes),
             probe_gradients_table(self.probes),
             mechanism_table(self.probes),

@@ -17,6 +17,7 @@ from workflows.audit.rules import (
     autoattack,
     corruptions,
     ordering,
+    overrides,
     probes,
     stored_images,
     threat_model,
@@ -69,6 +70,7 @@ RULES: tuple[Rule, ...] = (
     stored_images.no_gradient,
     stored_images.not_a_number,
     threat_model.clean_missing,
+    overrides.bound_lifted,
 )
 """The rules that look at rows and specs, in the order of their findings; stored images are checked besides."""
 

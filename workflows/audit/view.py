@@ -69,18 +69,26 @@ class View:
     """The cells of one judgement: cells that differ only in how draws are aggregated share every row.
 
     Arguments:
-        cell: One of them.
+        cell: One of them, with committed rows.
         ids: Ids of them all.
-        rows: The judged rows, not empty.
-        attack_rows: Rows of the attack, empty for a clean cell.
+        results: Where rows are read when a rule asks: those of all views together need not fit into memory.
         attack_notes: Numbers in the notes of the attack's commits, summed over its chunks.
     """
 
     cell: Cell
     ids: tuple[str, ...]
-    rows: pd.DataFrame
-    attack_rows: pd.DataFrame
+    results: Results
     attack_notes: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The judged rows, not empty."""
+        return self.results.rows(self.cell)
+
+    @property
+    def attack_rows(self) -> pd.DataFrame:
+        """Rows of the attack, empty for a clean cell."""
+        return self.results.attack_rows(self.cell)
 
     @property
     def attack(self) -> AttackConfig | None:
@@ -179,21 +187,22 @@ class View:
         attack = self.attack
         return *self.defended, *(("", 0.0) if attack is None else (attack.norm, attack.eps))
 
-    @cached_property
+    @property
     def predictions(self) -> npt.NDArray[np.int64]:
         """Answers, shape (images, draws)."""
-        return np.stack(self.rows["prediction"].to_numpy().tolist()).astype(np.int64)
+        answers = self.results.answers(self.cell)
+        assert answers is not None  # a view has rows
+        return answers.prediction.astype(np.int64)
 
-    @cached_property
+    @property
     def correct(self) -> npt.NDArray[np.bool_]:
         """Right answers, shape (images, draws)."""
-        correct: npt.NDArray[np.bool_] = self.predictions == self.rows["label"].to_numpy()[:, None]
-        return correct
+        return self.results.correct(self.cell)
 
-    @cached_property
+    @property
     def image_ids(self) -> npt.NDArray[np.int64]:
         """Ids of the judged images."""
-        return self.rows["image_id"].to_numpy(dtype=np.int64)
+        return self.results.image_ids(self.cell)
 
     @cached_property
     def accuracy(self) -> float:
@@ -207,11 +216,16 @@ class Certified:
 
     Arguments:
         cell: The cell.
-        rows: Its certificates, one an image, not empty.
+        results: Where its rows are read, one certificate an image, not empty.
     """
 
     cell: Cell
-    rows: pd.DataFrame
+    results: Results
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Its certificates."""
+        return self.results.rows(self.cell)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -259,8 +273,7 @@ class Certified:
 
 def certificates(results: Results) -> list[Certified]:
     """Return the certificate cells with committed rows, in the sweep's order."""
-    cells = ((cell, results.rows(cell)) for cell in results.sweep.certified)
-    return [Certified(cell, rows) for cell, rows in cells if not rows.empty]
+    return [Certified(cell, results) for cell in results.sweep.certified if results.images(cell)]
 
 
 def views(results: Results, cells: Iterable[Cell] | None = None) -> list[View]:
@@ -275,10 +288,9 @@ def views(results: Results, cells: Iterable[Cell] | None = None) -> list[View]:
         groups[cell.evaluate.id, tuple(chunk.name for chunk in cell.images.chunks)].append(cell)
     judgements = []
     for same in groups.values():
-        rows = results.rows(same[0])
-        if not rows.empty:
+        if results.images(same[0]):
             ids = tuple(cell.id for cell in same)
-            judgements.append(View(same[0], ids, rows, results.attack_rows(same[0]), _notes(results, same[0])))
+            judgements.append(View(same[0], ids, results, _notes(results, same[0])))
     return judgements
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from defense.bounds import MOST_WORKERS
 from defense.errors import InvalidInput, PuregridError
 
 if TYPE_CHECKING:
@@ -39,9 +40,12 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a value of the sweep file: datasets.0.images.first=100."
     ),
 ]
-Workers = Annotated[int | None, typer.Option(min=1, metavar="N", help="Workers [one per processor or GPU].")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=MOST_WORKERS, metavar="N", help="Workers [one per processor or GPU].")
+]
 GpusPerWorker = Annotated[
-    float, typer.Option(min=0, metavar="F", help="GPUs per worker, fractions allowed; 0 runs on CPUs.")
+    float,
+    typer.Option(min=0, max=MOST_WORKERS, metavar="F", help="GPUs per worker, fractions allowed; 0 runs on CPUs."),
 ]
 Address = Annotated[str | None, typer.Option(metavar="auto|HOST", help="A running Ray cluster.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

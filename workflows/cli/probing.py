@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,14 +61,26 @@ def probe(
 
 
 def _of_one(text: str, dataset: str | None, classifier: str | None, as_json: bool) -> bool:
-    from tasks.probing import dataset_named, defence_named, probe
+    from tasks.probing import probe
 
-    behind = None
-    if classifier is not None:
-        behind = defence_named(classifier) if ":" in classifier or "{" in classifier else classifier
-    found = probe(defence_named(text), behind, dataset=None if dataset is None else dataset_named(dataset))
+    behind = None if classifier is None else _named(classifier, "--classifier")
+    images = None if dataset is None else _named(dataset, "--dataset")
+    found = probe(_named(text, "DEFENCE"), behind, dataset=images)
     typer.echo(json.dumps(found.to_json(), indent=1) if as_json else str(found))
     return not found.passed
+
+
+def _named(text: str, where: str) -> Any:
+    """Return the mapping of an entry, what ``module:attribute`` names, or a name as it is."""
+    from tasks.probing import imported
+    from workflows.documents.parse import NotReadable, parse
+
+    if not text.lstrip().startswith("{"):
+        return imported(text) if ":" in text else text
+    try:
+        return parse(text).data
+    except NotReadable as error:
+        raise InvalidInput(f"{text!r} is no YAML mapping: {error.problem}.", where=where) from error
 
 
 def _of_sweep(path: Path, overrides: list[str] | None, store: str, as_json: bool) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from defense.bounds import MOST_WORKERS
 from defense.errors import PuregridError
 from workflows.cli.base import (
     Address,
@@ -152,7 +153,9 @@ def run(
     unit_timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="A unit that takes longer counts as stuck.")
     ] = 3600.0,
-    max_attempts: Annotated[int, typer.Option(min=1, metavar="N", help="Attempts before a unit is quarantined.")] = 3,
+    max_attempts: Annotated[
+        int, typer.Option(min=1, max=MOST_WORKERS, metavar="N", help="Attempts before a unit is quarantined.")
+    ] = 3,
     mlflow: Mlflow = None,
     strict_tracking: Annotated[
         bool,

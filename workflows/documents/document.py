@@ -1,13 +1,13 @@
 """Read a sweep file, once, so that every value knows its line; or take the same values from Python.
 
-YAML is composed with the safe loader into nodes, whose marks give the lines. Beyond YAML 1.1: ``1e-3`` is a
-number (not a string), a key that is given twice is an error, and ``${NAME}`` in a string is the environment
-variable NAME.
+What YAML is, and what is refused of it, is in :mod:`workflows.documents.parse`. Beyond that ``${NAME}`` in a string
+is the environment variable NAME.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,14 +18,12 @@ from typing import Any
 import yaml
 
 from defense.errors import InvalidInput
+from workflows.documents.parse import DEEPEST, LARGEST, MOST_VALUES, NotReadable, decode, forbidden, parse
 
 __all__ = ["Document", "Keys", "document_of", "expanded", "read_document", "strings", "written"]
 
 Keys = tuple[str | int, ...]
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, with numbers like 1e-3."""
+_POSITION = re.compile("[0-9]{1,9}")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -35,12 +33,15 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
+# What the reader takes for a number, or refuses unless it is in quotes.
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?0[0-9xob_][0-9a-fA-F_]*$"), list("-+0"))
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_LONGEST_VALUES = 10_000_000
+"""Characters that environment variables may bring into a document."""
 
 
 @dataclass
@@ -96,11 +97,18 @@ class Document:
         place = f"--set {setting}"
         if not equals or not name:
             raise InvalidInput("an override has the form KEY=VALUE, for example seeds=[0,1].", where=place)
-        keys: Keys = tuple(int(part) if part.isdigit() else part for part in name.split("."))
+        keys: Keys = tuple(int(part) if _POSITION.fullmatch(part) else part for part in name.split("."))
+        if len(keys) > DEEPEST:
+            raise InvalidInput(f"a key has at most {DEEPEST} parts, and this one {len(keys)}.", where=place)
+        wrong = forbidden(name)
+        if wrong is not None:
+            raise InvalidInput(f"{wrong}.", where=place)
         try:
-            parsed = yaml.load(value, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-        except yaml.YAMLError as error:
-            raise InvalidInput(f"the value is not YAML: {error}", where=place) from error
+            parsed = parse(value).data
+        except NotReadable as error:
+            prefix = "the value is not YAML: " if error.syntax else ""
+            inside = ".".join(map(str, (*keys, *error.keys)))
+            raise InvalidInput(f"{prefix or f'{inside}: '}{error.problem}.", where=place) from error
         target: Any = self.data
         created: list[Keys] = [keys]
         try:
@@ -119,8 +127,8 @@ class Document:
         for old in [old for old in self.lines if old[: len(keys)] == keys]:
             del self.lines[old]
         self.lines.update(dict.fromkeys(created, place))
-        # What is put on record must give this sweep again.
-        self.text = f"{self.text.rstrip()}\n# overridden by: {place}\n"
+        # What is put on record must give this sweep again; a line break would end the comment.
+        self.text = f"{self.text.rstrip()}\n# overridden by: {' '.join(place.splitlines())}\n"
 
     def unset_variables(self) -> dict[str, Keys]:
         """Return the unset environment variables that the values name, each with a place that names it."""
@@ -142,6 +150,11 @@ class Document:
                 keys,
                 f"environment variable {name} is not set; set it (`export {name}=...`) or write the value itself.",
             )
+        brought = 0
+        for keys, text in strings(self.data):
+            brought += sum(len(os.environ[name]) for name in _VARIABLE.findall(text))
+            if brought > _LONGEST_VALUES:
+                raise self.error(keys, f"environment variables bring more than {_LONGEST_VALUES:,} characters.")
         self.data = expanded(self.data)
 
 
@@ -165,36 +178,19 @@ def read_document(
     Raises:
         InvalidInput: No such file, not YAML, a key given twice, no mapping, or an unset environment variable.
     """
+    document = Document(path, {}, "")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        with path.open("rb") as file:
+            document.text = decode(file.read(LARGEST + 1))
+        parsed = parse(document.text)
+    except (OSError, ValueError) as error:  # ValueError: of a path with a NUL
+        cause = error.strerror if isinstance(error, OSError) else error
         raise InvalidInput(
             f"the {what} cannot be read ({cause}). Give the path of an existing YAML file.", where=str(path)
         ) from error
-    document = Document(path, {}, text)
-    try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            data = _plain(loader, node, (), document) if node is not None else None
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InvalidInput(
-            f"not valid YAML: {error.problem}. Look at this line and the one before for a bracket or quote that is "
-            "not closed, or other indentation than around it.",
-            where=f"{path}:{line}",
-        ) from error
-    except yaml.YAMLError as error:
-        raise InvalidInput(f"not valid YAML: {error}.", where=str(path)) from error
-    except RecursionError as error:
-        raise InvalidInput(
-            "it is nested too deeply, or an alias (`*name`) stands inside its own anchor (`&name`).", where=str(path)
-        ) from error
-    except (ValueError, TypeError, OverflowError) as error:  # of values such as the date 2001-13-45
-        raise InvalidInput(f"a value in it means nothing in YAML: {error}.", where=str(path)) from error
+    except NotReadable as error:
+        raise _refusal(error, path, what) from error
+    data, document.lines = parsed.data, {keys: str(line) for keys, line in parsed.lines.items()}
     if not isinstance(data, dict):
         have = "this one is empty" if data is None else f"this one holds a {type(data).__name__}"
         raise InvalidInput(f"a {what} is a mapping with the keys {keys}; {have}.", where=f"{path}:1")
@@ -204,6 +200,23 @@ def read_document(
     if expand:
         document.expand_variables()
     return document
+
+
+def _refusal(error: NotReadable, path: Path, what: str) -> InvalidInput:
+    """Return the message of a text that is refused, at its file and line."""
+    where = str(path) if error.line is None else f"{path}:{error.line}"
+    if error.keys:
+        return InvalidInput(f"{'.'.join(map(str, error.keys))}: {error.problem}.", where=where)
+    column = "" if error.column is None else f" (column {error.column})"
+    if error.syntax:
+        return InvalidInput(
+            f"not valid YAML: {error.problem}{column}. Look at this line and the one before for a bracket or quote "
+            "that is not closed, or other indentation than around it.",
+            where=where,
+        )
+    if error.line is None:
+        return InvalidInput(f"the {what} cannot be read: {error.problem}.", where=where)
+    return InvalidInput(f"column {error.column}: {error.problem}.", where=where)
 
 
 def document_of(data: Mapping[str, Any], takes: type | tuple[type, ...] = ()) -> Document:
@@ -217,60 +230,54 @@ def document_of(data: Mapping[str, Any], takes: type | tuple[type, ...] = ()) ->
         InvalidInput: A value that no file could have, with its path.
     """
     document = Document(None, {}, "")
-    document.data = {name: _from_python(value, (name,), document, takes) for name, value in data.items()}
+    values = _FromPython(document, takes)
+    document.data = {name: values.read(value, (name,)) for name, value in data.items()}
     document.expand_variables()
     return document
 
 
-def _from_python(value: Any, keys: Keys, document: Document, takes: type | tuple[type, ...]) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _from_python(item, (*keys, str(key)), document, takes) for key, item in value.items()}
-    if isinstance(value, list | tuple | range):
-        return [_from_python(item, (*keys, place), document, takes) for place, item in enumerate(value)]
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, str | int | float | takes):
-        return value
-    raise document.error(
-        keys, f"{value!r} ({type(value).__name__}) is no plain value: give a number, text, list, mapping or config."
-    )
+class _FromPython:
+    """Values of Python as a file would have them, within the same bounds."""
+
+    def __init__(self, document: Document, takes: type | tuple[type, ...]) -> None:
+        self._document = document
+        self._takes = takes
+        self._count = 0
+
+    def read(self, value: Any, keys: Keys) -> Any:
+        """Return a value."""
+        error = self._document.error
+        self._count += len(value) if isinstance(value, list | tuple | range | Mapping) else 1
+        if self._count > MOST_VALUES:
+            raise error(keys, f"with this there are more than {MOST_VALUES:,} values in one sweep.")
+        if len(keys) > DEEPEST:
+            raise error(keys[:3], f"it is nested too deeply, more than {DEEPEST} levels, or holds itself.")
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str):
+                    raise error(keys, f"a key is a name, and {key!r} is none.")
+            return {key: self.read(item, (*keys, key)) for key, item in value.items()}
+        if isinstance(value, list | tuple | range):
+            return [self.read(item, (*keys, place)) for place, item in enumerate(value)]
+        if isinstance(value, Path):
+            value = str(value)
+        if isinstance(value, str) and (wrong := forbidden(value)) is not None:
+            raise error(keys, f"{wrong}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise error(keys, f"{value} is no number that a field could have: give a finite one.")
+        if isinstance(value, int) and abs(value) >= 10**18:
+            raise error(keys, "the number has more than 18 digits, and none here can be so large.")
+        if value is None or isinstance(value, str | int | float | self._takes):
+            return value
+        raise error(
+            keys,
+            f"{value!r} ({type(value).__name__}) is no plain value: give a number, text, list, mapping or config.",
+        )
 
 
 def written(data: Mapping[str, Any]) -> str:
     """Return the YAML text from which :func:`read_document` reads the same plain values."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-def _plain(loader: _Loader, node: yaml.Node, keys: Keys, document: Document) -> Any:
-    document.lines[keys] = str(node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        # Looked for before `<<` is resolved: a key may override one that came in by it.
-        seen: dict[str, int] = {}
-        for key_node, _ in node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                document.lines[keys] = str(line)
-                raise document.error(keys, "a key is a plain word here, not a list or mapping.")
-            if key_node.value in seen:
-                document.lines[(*keys, key_node.value)] = str(line)
-                raise document.error(
-                    (*keys, key_node.value),
-                    f"this key is given twice (first in line {seen[key_node.value]}); one value would be lost. "
-                    "Keep one; several values of one field are a list.",
-                )
-            seen[key_node.value] = line
-        loader.flatten_mapping(node)
-        # The last of equal keys counts, and the node may come again by an alias: then `<<` is resolved already.
-        node.value = list({key_node.value: (key_node, value) for key_node, value in node.value}.values())
-        result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = str(loader.construct_object(key_node, deep=True))
-            result[key] = _plain(loader, value_node, (*keys, key), document)
-            document.lines[(*keys, key)] = str(key_node.start_mark.line + 1)
-        return result
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(loader, item, (*keys, i), document) for i, item in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
 
 
 def strings(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:

@@ -7,6 +7,7 @@ document.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import isabstract
@@ -18,7 +19,7 @@ from defense.errors import InvalidInput, nearest
 from defense.spec import Reading, Spec
 from workflows.documents.document import Document, Keys
 
-__all__ = ["Combination", "expand", "image_ids", "items", "known_keys", "located", "validate"]
+__all__ = ["Combination", "combinations", "expand", "image_ids", "items", "known_keys", "located", "validate"]
 
 S = TypeVar("S", bound=Spec)
 T = TypeVar("T")
@@ -70,7 +71,10 @@ def items(document: Document, keys: Keys, base: type[Spec], *, optional: bool = 
         # A class that stands for all its names takes several of them, like one of any other field.
         several = isinstance(named, list) and not isabstract(base) and all(isinstance(name, str) for name in named)
         if not isinstance(entry, dict) or not (isinstance(named, str | base) or several):
-            raise document.error(place, f"an entry of {keys[-1]} is a name or a mapping with the key `{tag}`.")
+            given = {tag: entry} if entry is None else entry if isinstance(entry, dict) else {}
+            empty = tag in ("attack", "purifier") and tag in given and named is None
+            hint = f" There is nothing in this one: where no {tag} is meant, write `none`." if empty else ""
+            raise document.error(place, f"an entry of {keys[-1]} is a name or a mapping with the key `{tag}`.{hint}")
         entries.append((place, entry))
     return entries
 
@@ -102,6 +106,12 @@ def expand(document: Document, keys: Keys, entry: dict[str, Any], model: type[Ba
     for combination in itertools.product(*axes):
         places = {name: place for name, _, place in combination if place is not None}
         yield Combination({name: value for name, value, _ in combination}, places)
+
+
+def combinations(entry: Mapping[str, Any], model: type[BaseModel]) -> int:
+    """Return how many combinations :func:`expand` would yield, without making them."""
+    lists = (value for name, value in entry.items() if isinstance(value, list) and not _is_sequence(model, name))
+    return math.prod(map(len, lists))
 
 
 def _is_sequence(model: type[BaseModel], name: str) -> bool:
@@ -174,9 +184,11 @@ def image_ids(document: Document, keys: Keys, wanted: Any, count: int) -> list[i
         start, every = wanted.get("start", 0), wanted.get("every", 1)
         stop = wanted.get("stop", start + wanted["first"] * every if "first" in wanted else count)
         if every < 1 or start < 0 or stop <= start:
-            raise error(keys, f"{wanted} selects no image.")
+            raise error(keys, f"{wanted} selects no image; the data set has images 0 to {count - 1}.")
         ids = range(start, stop, every)
     outside = next((i for i in ids if not 0 <= i < count), None)
     if outside is not None:
-        raise error(keys, f"image id {outside} is out of range: the data set has images 0 to {count - 1}.")
+        written = next((name for name in ("first", "stop") if name in wanted), None)
+        given = "" if written is None else f"{written} = {wanted[written]} is too large: "
+        raise error(keys, f"{given}image id {outside} is out of range: the data set has images 0 to {count - 1}.")
     return list(ids)

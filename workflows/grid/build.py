@@ -8,14 +8,16 @@ any of them there are clean images alone. Inside an entry, a list where a single
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from defense.aggregate import Aggregation
+from defense.bounds import BOUNDS, LARGEST_INTEGER, Bound, beyond
 from defense.classifiers import ClassifierConfig
 from defense.denoisers import DenoiserConfig
 from defense.errors import InvalidInput
@@ -30,15 +32,28 @@ from tasks.datasets import DatasetConfig
 from tasks.stages import Chunk
 from tasks.stages.quality import QualityConfig
 from workflows.documents.document import Document, Keys
-from workflows.documents.entries import Combination, expand, image_ids, items, known_keys, located, validate
+from workflows.documents.entries import (
+    Combination,
+    combinations,
+    expand,
+    image_ids,
+    items,
+    known_keys,
+    located,
+    validate,
+)
 from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, ProbeWhich, Threat
 from workflows.grid.compatibility import check_fit, check_one_choice_of_images
+from workflows.grid.names import wrong_name
 from workflows.grid.record import record
 
 __all__ = ["Builder", "Grid"]
 
 PROBE: ProbeWhich = False
 """What is probed where a sweep does not say."""
+
+MOST_CELLS = 1_000_000
+"""Cells of a sweep; the largest that is shipped has 284."""
 
 _THREATS = ("attacks", "corruptions", "certificates")
 _AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
@@ -55,8 +70,13 @@ _BASES: dict[str, type[Spec]] = {
 }
 
 
+MOST_DRAWS = int(BOUNDS["draws"].most)
+
+
 class _DefenceFields(Spec):
-    """Fields of a defence entry that are not the purifier's."""
+    """Fields of a defence entry that are not the purifier's, whose ``unbounded`` is for them too."""
+
+    bounds: ClassVar[Mapping[str, Bound]] = {"draws": Bound(LARGEST_INTEGER, "more than any image could be asked")}
 
     draws: int = Field(default=1, ge=1)
     aggregation: Aggregation = "single"
@@ -107,10 +127,16 @@ class Builder:
         document = self.document
         name = document.data.get("sweep", None if document.path is None else document.path.stem)
         if not isinstance(name, str) or not name:
-            raise document.error(("sweep",), "the name of a sweep is a string.")
+            raise document.error(("sweep",), f"the name of a sweep is text, like `sweep: my-sweep`, not {name!r}.")
+        wrong = wrong_name(name)
+        if wrong is not None:
+            whose = "" if "sweep" in document.data else " (of the file, as there is no `sweep: NAME` in it)"
+            raise document.error(("sweep",), f"the name {name!r}{whose} cannot be a sweep's: {wrong}.")
+        self._check_size()
         axes = {axis: self._axis(axis, (axis,)) for axis in _AXES}
         if not any(axes[axis] for axis in _THREATS):
             axes["attacks"] = [None]
+        self._check_product(axes, ())
         cells = list(self._product(axes))
         cells = self._excluded(cells)
         included = []
@@ -122,6 +148,7 @@ class Builder:
             grid = axes | axes_of_entry
             if any(axis in entry for axis in _THREATS):  # it names its threats: the file's others are not meant
                 grid |= {axis: [] for axis in _THREATS if axis not in entry}
+            self._check_product(grid, keys, len(cells))
             cells += self._product(grid)
         unique = tuple({cell.id: cell for cell in cells}.values())
         if not unique:
@@ -138,6 +165,60 @@ class Builder:
             "exclude": self._list("exclude"),
         }
         return Grid(name, unique, record(name, axes, included, settings))
+
+    def _check_size(self) -> None:
+        """Refuse a grid of too many cells before a config is made of any entry."""
+        data = self.document.data
+        grids: list[tuple[Keys, dict[str, Any]]] = [((), data)]
+        for position, entry in enumerate(self._list("include")):
+            if isinstance(entry, dict):
+                own = entry if any(axis in entry for axis in _THREATS) else data
+                grids.append((("include", position), {**data, **dict.fromkeys(_THREATS), **own, **entry}))
+        total = 0
+        for keys, grid in grids:
+            counts = {axis: self._count(axis, grid.get(axis)) for axis in _AXES}
+            total += self._check_count(counts, keys, total)
+
+    def _count(self, axis: str, section: Any) -> int:
+        """Return about how many values an axis has; mistakes in it are found later."""
+        entries = section if isinstance(section, list) else []
+        base = _BASES.get(axis.removesuffix("s"))
+        total = 0
+        for entry in entries:
+            if base is None or not isinstance(entry, dict):
+                total += 1
+                continue
+            named = entry.get(base.named_by or "")
+            try:
+                kind = type(named) if isinstance(named, base) else base.entry_class(entry)
+            except InvalidInput:
+                kind = base
+            total += combinations({name: value for name, value in entry.items() if name != "images"}, kind)
+        return total
+
+    def _check_product(self, axes: dict[str, list[Any]], keys: Keys, before: int = 0) -> None:
+        """Refuse a grid of too many cells before they are made."""
+        self._check_count({axis: len(values) for axis, values in axes.items()}, keys, before)
+
+    def _check_count(self, counts: dict[str, int], keys: Keys, before: int) -> int:
+        """Return the product of the axes.
+
+        Raises:
+            InvalidInput: It is too large, with what was there ``before``; at the longest axis.
+        """
+        threats = {axis: counts[axis] for axis in _THREATS}
+        factors = {axis: max(1, count) for axis, count in counts.items() if axis not in threats}
+        cells = math.prod(factors.values()) * max(1, sum(threats.values()))
+        if before + cells <= MOST_CELLS:
+            return cells
+        longest = max(counts, key=lambda axis: counts[axis])
+        product = " x ".join(f"{count:,} {axis}" for axis, count in (*factors.items(), *threats.items()) if count > 1)
+        raise self.document.error(
+            (*keys, longest),
+            f"the grid has {before + cells:,} cells ({product}), more than {MOST_CELLS:,}, which one sweep can "
+            "hold. A list inside an entry is an axis too, and axes multiply: shorten some, or write several sweep "
+            "files, which share what they have in common.",
+        )
 
     def _product(self, axes: dict[str, list[Any]]) -> Iterable[Cell]:
         threats = [threat for axis in _THREATS for threat in axes[axis]]
@@ -204,6 +285,16 @@ class Builder:
             raise self.document.error(keys, f"seeds are whole numbers, not {section!r}.")
         return seeds
 
+    def _whole(self, key: str, value: Any, what: str, most: int) -> int:
+        """Return a whole number from 1 to ``most``."""
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < 1:
+            raise self.document.error((key,), f"{key} is {what}, at least 1, not {value!r}.")
+        if value > most:
+            raise self.document.error((key,), f"{key} = {value} is {what}, and more than {most:,} cannot be meant.")
+        number: int = value
+        return number
+
     # Sections that hold one thing.
 
     def _compute(self) -> Compute:
@@ -214,21 +305,13 @@ class Builder:
         return validate(self.document, ("compute",), Compute, fields)
 
     def _chunk(self) -> int:
-        size = self.document.data.get("chunk", 100)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise self.document.error(
-                ("chunk",), f"chunk is the number of images of a unit, at least 1, not {size!r}."
-            )
-        return size
+        return self._whole("chunk", self.document.data.get("chunk", 100), "the number of images of a unit", 1_000_000)
 
     def _resubmissions(self) -> int | None:
         value = self.document.data.get("resubmissions")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise self.document.error(
-                ("resubmissions",),
-                f"resubmissions is how often an attacker may submit an image, at least 1, not {value!r}.",
-            )
-        return value
+        if value is None:
+            return None
+        return self._whole("resubmissions", value, "how often an attacker may submit an image", MOST_DRAWS)
 
     def _quality(self) -> QualityConfig | None:
         """``quality: {}`` measures PSNR and SSIM, ``quality: {lpips: FILE}`` LPIPS too."""
@@ -306,6 +389,10 @@ class Builder:
         for config, combination in self._combinations(PurifierConfig, keys, entry, _OF_DEFENCES):
             written = {name: value for name, value in combination.fields.items() if name in _OF_DEFENCES}
             shared = validate(self.document, keys, _DefenceFields, written, places=combination.places)
+            if shared.draws > MOST_DRAWS and "draws" not in config.unbounded:
+                chosen = [combination.places["draws"]] if "draws" in combination.places else []
+                wrong = beyond("draws", shared.draws, BOUNDS["draws"], can_lift=True)
+                raise self.document.error((*keys, "draws", *chosen), wrong.message)
             if shared.draws > 1 and not config.stochastic:
                 raise self.document.error(
                     (*keys, "draws"),

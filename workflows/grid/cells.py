@@ -197,6 +197,8 @@ class Cell:
 
         Cells with one purifier, or one classifier, have one probe of it.
         """
+        if self.probe is False:  # most sweeps, of which some have a million cells
+            return ()
         ids = tuple(i for chunk in self.images.chunks for i in chunk.ids)
         # Nothing else of how units compute has an influence on a probe.
         compute = Compute(threads=self.compute.threads)

@@ -66,6 +66,7 @@ def check_fit(document: Document, cell: Cell) -> None:
     _check_classes(document, cell)
     located(document, cell.entries.defence, partial(cell.defence.purifier.check_images, shape))
     if cell.attack is not None:
+        located(document, cell.entries.threat, partial(cell.attack.check_budget, shape))
         classes = cell.classifier.architecture.classes
         located(document, cell.entries.threat, partial(cell.attack.check_task, classes, shape))
     if cell.corruption is not None:

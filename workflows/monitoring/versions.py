@@ -1,7 +1,8 @@
 """Which source computed a row: the commit of the tree that these modules are imported from.
 
 From a git checkout it is the commit that is checked out, with the word *modified* where Python files of its
-packages differ from it or are not in it; from an installed package the commit that the installer wrote down
+packages differ from it or are not in it; in an image, which has no ``.git``, the commit that it was built from (the
+file ``COMMIT`` beside the packages); from an installed package the commit that the installer wrote down
 (``direct_url.json``, PEP 610). It goes into the record beside the rows, never into the rows or their ids: equal rows
 of different commits are equal.
 """
@@ -11,12 +12,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
-__all__ = ["driver_versions", "git_commit", "installed_commit", "source_commit", "worker_versions"]
+__all__ = ["built_commit", "driver_versions", "git_commit", "installed_commit", "source_commit", "worker_versions"]
 
 _PACKAGES = ("defense", "puregrid", "tasks", "workflows")
 
@@ -25,7 +27,7 @@ _PACKAGES = ("defense", "puregrid", "tasks", "workflows")
 def source_commit() -> str | None:
     """40 hexadecimal digits, followed by `` modified`` where that is so; None if nothing says which commit it is."""
     root = Path(__file__).parents[2]
-    return git_commit(root) or installed_commit(root)
+    return git_commit(root) or built_commit(root) or installed_commit(root)
 
 
 def git_commit(root: Path) -> str | None:
@@ -60,6 +62,19 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def built_commit(root: Path) -> str | None:
+    """Return the commit that an image was built from: its Dockerfile writes the build argument COMMIT into this file.
+
+    Arguments:
+        root: The folder that holds the packages. Code that a Ray job brings along lies in another one.
+    """
+    try:
+        stated = (root / "COMMIT").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return stated if re.fullmatch(r"[0-9a-f]{40}( modified)?", stated) else None
 
 
 def installed_commit(root: Path) -> str | None:

@@ -68,7 +68,7 @@ def _groups(results: Results) -> list[list[Cell]]:
     """Group the complete cells; cells that differ only in the severity of a corruption are together."""
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in results.sweep.cells:
-        if cell.certificate is not None or len(results.rows(cell)) < cell.images.count:
+        if cell.certificate is not None or results.images(cell) < cell.images.count:
             continue
         if cell.corruption is None:
             groups[(cell.id,)] = [cell]
@@ -163,12 +163,12 @@ def _measured(value: Published, cells: list[Cell], results: Results) -> dict[str
 
 def _average(results: Results, cell: Cell) -> npt.NDArray[np.float64]:
     """Return the share of right draws of each image; whether it is right if several draws make one answer."""
-    rows = results.rows(cell)
-    votes, label = np.stack(list(rows["prediction"])), rows["label"].to_numpy()
     if cell.defence.aggregation == "single":
-        return np.asarray((votes == label[:, None]).mean(axis=1), dtype=np.float64)
-    mean = np.stack(list(rows["mean_probability"]))
-    return np.asarray(aggregate(votes, mean, cell.defence.aggregation) == label, dtype=np.float64)
+        return np.asarray(results.correct(cell).mean(axis=1), dtype=np.float64)
+    answers = results.answers(cell)
+    assert answers is not None  # the cell is complete
+    voted = aggregate(answers.prediction, answers.mean_probability, cell.defence.aggregation)
+    return np.asarray(voted == answers.label, dtype=np.float64)
 
 
 def _differences(value: Published, cell: Cell, severities: list[int]) -> list[str]:

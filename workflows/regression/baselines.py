@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from defense.errors import InvalidInput
-from defense.reading import reading
+from defense.reading import LARGEST_JSON, parse_json, reading
 from defense.spec import digest
 from workflows.grid.load import load_sweep
 from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, of_results, of_store
@@ -41,7 +41,7 @@ SCHEMA = "puregrid-baseline/1"
 class _Packed(BaseModel):
     """Shares in a file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     of: int = Field(ge=1, le=65535)
     data: str
 
@@ -61,7 +61,7 @@ class _Packed(BaseModel):
 
 
 class _CellFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     name: str
     spec: dict[str, Any]
     data: str
@@ -74,7 +74,7 @@ class _CellFile(BaseModel):
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     schema_: Literal["puregrid-baseline/1"] = Field(alias="schema")
     sweep: str
     versions: dict[str, str]
@@ -124,8 +124,8 @@ def from_text(text: str, where: str) -> Snapshot:
         InvalidInput: It is something else, of another schema version, or damaged.
     """
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise InvalidInput(f"this is no JSON ({error}). {_HOW}", where=where) from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(content, dict) and "robustness" in content:
@@ -206,8 +206,8 @@ def load(reference: str, *, sweep: str | None, tracking_uri: str | None, where: 
 
         return from_text(baseline_text(tracking_uri, sweep, reference.removeprefix("mlflow:"), where), where)
     if Path(reference).is_file():
-        with reading(reference, "baseline"):
-            text = Path(reference).read_text(encoding="utf-8", errors="replace")
+        with reading(reference, "baseline"), Path(reference).open("rb") as file:
+            text = file.read(LARGEST_JSON + 1).decode(errors="replace")
         return from_text(text, where)
     if "://" not in reference and not Path(reference).is_dir():
         raise InvalidInput("there is no such file or store.", where=where)

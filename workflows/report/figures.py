@@ -226,9 +226,7 @@ def _by_cost(results: Results, judged: pd.DataFrame) -> _Drawings:
     cells = {cell.id: cell for cell in results.sweep.cells}
     evaluations = {}
     for cell in judged["cell"].unique():
-        rows = results.rows(cells[cell])
-        spent = rows["denoiser_evaluations"] + rows["classifier_evaluations"]
-        evaluations[cell] = float(spent.mean()) / cells[cell].defence.draws
+        evaluations[cell] = results.evaluations(cells[cell]) / cells[cell].defence.draws
     judged = judged.assign(evaluations=judged["cell"].map(evaluations))
     for (dataset, classifier, seed), members in _groups(judged, ["dataset", "classifier", "seed"]):
         clean = members[members["attack"] == "clean"]
@@ -260,7 +258,7 @@ def _certified(results: Results, table: pd.DataFrame) -> _Drawings:
     for key, members in _groups(table, _WAY):
         way = dict(zip(_WAY, key, strict=True))
         ordered = members.sort_values("sigma")
-        rows = [(row, results.rows(cells[row["cell"]])) for row in records(ordered)]
+        rows = ((row, results.rows(cells[row["cell"]])) for row in records(ordered))
         judged = [
             (row, (images["prediction"] == images["label"]).to_numpy(), images["radius"].to_numpy(np.float64))
             for row, images in rows

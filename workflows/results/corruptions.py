@@ -32,7 +32,10 @@ from workflows.statistics.proportions import proportion
 
 __all__ = ["COLUMNS", "accuracy_frame", "accuracy_table", "gain_frame", "gain_table", "mce_frame", "mce_table"]
 
-Groups = Sequence[tuple[dict[str, Any], pd.DataFrame]]
+Shares = dict[str, pd.DataFrame]
+"""Shares of right draws of each defence: rows are corruptions and severities, columns images."""
+
+Groups = Sequence[tuple[dict[str, Any], Shares]]
 """From ``Results.corrupted``: what each group is, and its answers."""
 
 COLUMNS = ("defence", "corruption", "severity", "image_id", "correct")
@@ -44,16 +47,16 @@ _ALL = "all"
 
 def accuracy_frame(groups: Groups) -> pd.DataFrame:
     """Return :func:`accuracy_table` of every group with its identity; empty without groups."""
-    return _stacked([accuracy_table(frame).assign(**identity) for identity, frame in groups])
+    return _stacked([accuracy_table(shares).assign(**identity) for identity, shares in groups])
 
 
 def gain_frame(groups: Groups) -> pd.DataFrame:
     """:func:`gain_table` of every group with and without a defence, on what all of its defences were judged on."""
     return _stacked(
         [
-            gain_table(_shared(frame)).assign(**identity)
-            for identity, frame in groups
-            if (frame["defence"] == "none").any() and frame["defence"].nunique() > 1
+            gain_table(_common(shares)).assign(**identity)
+            for identity, shares in groups
+            if "none" in shares and len(shares) > 1
         ]
     )
 
@@ -69,9 +72,9 @@ def mce_frame(groups: Groups, baseline: str) -> pd.DataFrame:
         InvalidInput: As :func:`mce_table`; or there is no such classifier among them.
     """
     bare = {
-        (identity["dataset"], identity["seed"], identity["origin"]): frame[frame["defence"] == "none"]
-        for identity, frame in groups
-        if identity["classifier"] == baseline and (frame["defence"] == "none").any()
+        (identity["dataset"], identity["seed"], identity["origin"]): shares["none"]
+        for identity, shares in groups
+        if identity["classifier"] == baseline and "none" in shares
     }
     if not bare:
         known = dict.fromkeys(str(identity["classifier"]) for identity, _ in groups)
@@ -80,11 +83,11 @@ def mce_frame(groups: Groups, baseline: str) -> pd.DataFrame:
             f"mCE; there are {', '.join(known) or 'none'}."
         )
     frames = []
-    for identity, frame in groups:
+    for identity, shares in groups:
         undefended = bare.get((identity["dataset"], identity["seed"], identity["origin"]))
         if undefended is not None:
-            error = 1 - undefended.groupby(["corruption", "severity"])["correct"].mean()
-            frames.append(mce_table(frame, error.rename("error").reset_index(), baseline).assign(**identity))
+            error = 1 - undefended.mean(axis=1)
+            frames.append(mce_table(shares, error.rename("error").reset_index(), baseline).assign(**identity))
     return _stacked(frames)
 
 
@@ -92,19 +95,21 @@ def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _shared(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the corruptions, severities and images that all defences have."""
-    keys = ["corruption", "severity", "image_id"]
-    judged = frame.groupby(keys)["defence"].transform("nunique") == frame["defence"].nunique()
-    return frame[judged]
+def _common(shares: Shares) -> Shares:
+    """Return the corruptions, severities and images that all defences have."""
+    first, *others = shares.values()
+    index, columns = first.index, first.columns
+    for other in others:
+        index, columns = index.intersection(other.index), columns.intersection(other.columns)
+    return {defence: values.loc[index.sort_values(), columns.sort_values()] for defence, values in shares.items()}
 
 
-def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
+def accuracy_table(frame: pd.DataFrame | Shares) -> pd.DataFrame:
     """Return accuracy of every defence per severity, per corruption and overall.
 
     Arguments:
-        frame: Columns ``defence``, ``corruption``, ``severity`` (1 to 5), ``image_id`` and ``correct`` (share of
-            right draws, in [0, 1]). Every defence has the same images in every cell of its own.
+        frame: :data:`Shares`, or columns ``defence``, ``corruption``, ``severity`` (1 to 5), ``image_id`` and
+            ``correct`` (share of right draws, in [0, 1]). Every defence has the same images in every cell of its own.
 
     Returns:
         A line each, in the benchmark's order: ``corruption`` and ``severity`` are ``all`` where the line averages
@@ -124,7 +129,7 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=_LINE)
 
 
-def gain_table(frame: pd.DataFrame, over: str = "none") -> pd.DataFrame:
+def gain_table(frame: pd.DataFrame | Shares, over: str = "none") -> pd.DataFrame:
     """Return the gain of every defence over one of them, on the same images.
 
     Arguments:
@@ -154,7 +159,7 @@ def gain_table(frame: pd.DataFrame, over: str = "none") -> pd.DataFrame:
     return pd.DataFrame(lines, columns=_GAIN)
 
 
-def mce_table(frame: pd.DataFrame, baseline: pd.DataFrame, name: str) -> pd.DataFrame:
+def mce_table(frame: pd.DataFrame | Shares, baseline: pd.DataFrame, name: str) -> pd.DataFrame:
     """Corruption errors relative to a named baseline, per corruption and their mean, the mCE.
 
     Arguments:
@@ -202,8 +207,9 @@ def _demand(present: pd.Index, needed: pd.MultiIndex, whose: str) -> None:
         )
 
 
-def _cells(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the shares of right draws of each defence: rows are corruptions and severities, columns images."""
+def _cells(frame: pd.DataFrame | Shares) -> Shares:
+    if isinstance(frame, dict):
+        return dict(frame)
     missing = [column for column in COLUMNS if column not in frame]
     if missing or len(frame) == 0:
         raise InvalidInput(f"a table of corruptions needs rows with the columns {', '.join(COLUMNS)}.")

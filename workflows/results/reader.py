@@ -7,21 +7,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from defense.aggregate import aggregate
+from defense.errors import InvalidInput
 from tasks.attacks import AttackConfig
 from tasks.corruptions.config import CorruptionConfig
 from tasks.stages import ROW_SCHEMAS, ProbeStage, SampleStage, SequenceStage, StageSpec
 from workflows.grid.load import Cell, Sweep
 from workflows.planning.plan import make_plan
+from workflows.results.kept import Kept
 from workflows.statistics.combined import fixed_aa_any, fixed_aa_mean, lowest_per_image, selected_per_image
 from workflows.statistics.proportions import Proportion, average, proportion, worst
 from workflows.store import Commit, Store
@@ -29,18 +33,55 @@ from workflows.store import Commit, Store
 __all__ = ["Results"]
 
 
+KEPT_BYTES = 256 * 2**20
+"""How much of the rows :class:`Results` keeps, and how much of frames of them; what does not fit is read again."""
+
+
+class Answers(NamedTuple):
+    """The judgements of a cell as arrays.
+
+    Arguments:
+        image_id: Images, shape (N,).
+        label: Their classes, shape (N,).
+        prediction: Answers, shape (N, draws).
+        mean_probability: Mean over draws of the probability of each class, shape (N, classes).
+    """
+
+    image_id: npt.NDArray[np.int32]
+    label: npt.NDArray[np.int16]
+    prediction: npt.NDArray[np.int16]
+    mean_probability: npt.NDArray[np.float32]
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Right answers, shape (N, draws)."""
+        correct: npt.NDArray[np.bool_] = self.prediction == self.label[:, None]
+        return correct
+
+
 class Results:
     """The committed results of a sweep.
+
+    Every frame looks for new commits. Memory hardly grows with the rows: some are kept (:data:`KEPT_BYTES`), and of
+    the others which answers are right, a bit each, and the sums of their network evaluations.
 
     Arguments:
         store: The store.
         sweep: The sweep.
+        kept: Bytes of rows to keep, and of frames made of them.
     """
 
-    def __init__(self, store: Store, sweep: Sweep) -> None:
+    def __init__(self, store: Store, sweep: Sweep, kept: int = KEPT_BYTES) -> None:
         self.store = store
         self.sweep = sweep
-        self._tables: dict[tuple[str, str], pa.Table | None] = {}
+        self._tables: Kept[tuple[str, str], pa.Table] = Kept(kept)
+        self._frames: Kept[tuple[str, tuple[str, ...]], pd.DataFrame] = Kept(kept)
+        self._committed: dict[str, set[str]] = {}
+        self._named: dict[int, tuple[StageSpec, str]] = {}
+        self._units: dict[tuple[str, str], _Unit] = {}
+        self._right: dict[tuple[str, tuple[str, ...]], tuple[npt.NDArray[np.uint8], tuple[int, int]]] = {}
+        self._ids: dict[bytes, npt.NDArray[np.int64]] = {}
+        self._ids_of: dict[tuple[str, tuple[str, ...]], npt.NDArray[np.int64]] = {}
 
     def rows(self, cell: Cell) -> pd.DataFrame:
         """Return the last rows of a cell, one per image, in the sweep's order; empty if none is committed.
@@ -58,19 +99,102 @@ class Results:
         source = cell.attack_stage
         return pd.DataFrame() if source is None else self._stage(source, cell)
 
+    def answers(self, cell: Cell) -> Answers | None:
+        """Return the judgements of a clean, attacked or corrupted cell; None if none is committed."""
+        table = self._together(cell.evaluate, self._chunks(cell.evaluate, cell))
+        if table is None:
+            return None
+        return Answers(
+            table["image_id"].to_numpy(),
+            table["label"].to_numpy(),
+            _matrix(table["prediction"]),
+            _matrix(table["mean_probability"]),
+        )
+
+    def correct(self, cell: Cell) -> npt.NDArray[np.bool_]:
+        """Return which answers of a clean, attacked or corrupted cell are right, shape (images, draws).
+
+        With what is committed; (0, draws) if nothing is.
+        """
+        key = self._remember(cell)
+        packed, (images, draws) = self._right[key]
+        return np.unpackbits(packed, count=images * draws).reshape(images, draws).astype(np.bool_)
+
+    def image_ids(self, cell: Cell) -> npt.NDArray[np.int64]:
+        """Return the images of :meth:`correct`, shape (images,); do not write to it, cells share them."""
+        return self._ids_of[self._remember(cell)]
+
+    def _remember(self, cell: Cell) -> tuple[str, tuple[str, ...]]:
+        key = self._id(cell.evaluate), tuple(self._chunks(cell.evaluate, cell))
+        if key not in self._right:
+            answers = self.answers(cell)
+            right = np.zeros((0, cell.defence.draws), dtype=np.bool_) if answers is None else answers.correct
+            self._right[key] = np.packbits(right), (right.shape[0], right.shape[1])
+            ids = np.zeros(0, dtype=np.int64) if answers is None else answers.image_id.astype(np.int64)
+            self._ids_of[key] = self._ids.setdefault(hashlib.sha256(ids.tobytes()).digest(), ids)
+        return key
+
+    def images(self, cell: Cell) -> int:
+        """Return how many images of a cell have a last row."""
+        spec = cell.stages[0]
+        return sum(self._unit(spec.stage, self._id(spec), name).rows for name in self._chunks(spec, cell))
+
+    def evaluations(self, cell: Cell) -> float:
+        """Return the network evaluations for an image of a cell, the mean over its images; NaN without images."""
+        spec = cell.stages[0]
+        units = [self._unit(spec.stage, self._id(spec), name) for name in self._chunks(spec, cell)]
+        images = sum(unit.rows for unit in units)
+        return sum(unit.denoiser + unit.classifier for unit in units) / images if images else float("nan")
+
     def _stage(self, spec: StageSpec, cell: Cell) -> pd.DataFrame:
-        stage_id = spec.id
-        done = self.store.committed_chunks(spec.stage, stage_id)
-        parts = [self._read(spec.stage, stage_id, chunk.name) for chunk in cell.images.chunks if chunk.name in done]
-        return pa.concat_tables(parts).to_pandas() if parts else pd.DataFrame()
+        self._committed.pop(self._id(spec), None)
+        chunks = self._chunks(spec, cell)
+        key = self._id(spec), tuple(chunks)
+        frame = self._frames.get(key)
+        if frame is None:
+            table = self._together(spec, chunks)
+            frame = pd.DataFrame() if table is None else table.to_pandas()
+            self._frames.put(key, frame, _size(frame))
+        return frame
+
+    def _id(self, spec: StageSpec) -> str:
+        """Return the id of a stage, a hash of all that it says, computed once for each object."""
+        if id(spec) not in self._named:
+            self._named[id(spec)] = spec, spec.id
+        return self._named[id(spec)][1]
+
+    def _chunks(self, spec: StageSpec, cell: Cell) -> list[str]:
+        done = self._done(spec.stage, self._id(spec))
+        return [chunk.name for chunk in cell.images.chunks if chunk.name in done]
+
+    def _done(self, stage: str, stage_id: str) -> set[str]:
+        if stage_id not in self._committed:
+            self._committed[stage_id] = self.store.committed_chunks(stage, stage_id)
+        return self._committed[stage_id]
+
+    def _together(self, spec: StageSpec, chunks: Iterable[str]) -> pa.Table | None:
+        stage_id = self._id(spec)
+        parts = [self._read(spec.stage, stage_id, chunk) for chunk in chunks]
+        return pa.concat_tables(parts).combine_chunks() if parts else None
 
     def _read(self, stage: str, stage_id: str, chunk: str) -> pa.Table:
         key = (stage_id, chunk)
-        if key not in self._tables:
+        table = self._tables.get(key)
+        if table is None:
             table = self.store.read_rows(stage, stage_id, chunk).replace_schema_metadata(None)
             schema = ROW_SCHEMAS.get(stage)
-            self._tables[key] = table if schema is None else schema.complete(table)
-        return self._tables[key]
+            if schema is not None:
+                table = schema.complete(table)
+            self._tables.put(key, table, table.nbytes)
+            self._units[key] = _Unit(
+                table.num_rows, _sum(table, "denoiser_evaluations"), _sum(table, "classifier_evaluations")
+            )
+        return table
+
+    def _unit(self, stage: str, stage_id: str, chunk: str) -> _Unit:
+        if (stage_id, chunk) not in self._units:
+            self._read(stage, stage_id, chunk)
+        return self._units[stage_id, chunk]
 
     def robustness(self) -> pd.DataFrame:
         """Return one row per clean or attacked cell: its identity, images, draws, and accuracies with intervals.
@@ -80,6 +204,7 @@ class Results:
         with one fixed noise sees), each with ``_low`` and ``_high``; ``images`` committed of ``planned``. A cell
         without any committed row has no accuracies.
         """
+        self._committed.clear()
         cells = self.sweep.adversarial
         frame = pd.DataFrame(
             [{**_identity(cell, self.sweep.labels[cell.id]), **self._measures(cell)} for cell in cells],
@@ -89,20 +214,17 @@ class Results:
         return frame.astype({"t_star": "Int64"})  # whole numbers with gaps, of which pandas would make floats
 
     def _measures(self, cell: Cell) -> dict[str, object]:
-        rows = self.rows(cell)
+        answers = self.answers(cell)
         head: dict[str, object] = {
             "draws": cell.defence.draws,
             "aggregation": cell.defence.aggregation,
             "resubmissions": _resubmissions(cell),
-            "images": len(rows),
+            "images": 0 if answers is None else len(answers.label),
             "planned": cell.images.count,
         }
-        if rows.empty:
+        if answers is None:
             return head
-        votes = np.stack(list(rows["prediction"]))
-        mean = np.stack(list(rows["mean_probability"]))
-        label: npt.NDArray[np.int64] = rows["label"].to_numpy()
-        correct = votes == label[:, None]
+        votes, mean, label, correct = answers.prediction, answers.mean_probability, answers.label, answers.correct
         values = {
             "accuracy": aggregate(votes, mean, cell.defence.aggregation) == label,
             "avg": average(correct),
@@ -124,6 +246,7 @@ class Results:
         ``attacks``, how many there are. Cells that are not complete are left out, and budgets in different norms stay
         apart.
         """
+        self._committed.clear()
         groups: dict[tuple[object, ...], dict[str, Cell]] = {}
         for cell in self.sweep.adversarial:
             if cell.attack_stage is None:
@@ -135,13 +258,13 @@ class Results:
         lines = []
         for cells in groups.values():
             # Rows of complete cells are those of the same images in the same order.
-            complete = [cell for cell in cells.values() if len(self.rows(cell)) == cell.images.count]
+            complete = [cell for cell in cells.values() if self.images(cell) == cell.images.count]
             if len(complete) > 1:
-                lines.append(self._together(complete))
+                lines.append(self._combination(complete))
         return pd.DataFrame(lines)
 
-    def _together(self, cells: list[Cell]) -> dict[str, object]:
-        matrices = [_correct(self.rows(cell)) for cell in cells]
+    def _combination(self, cells: list[Cell]) -> dict[str, object]:
+        matrices = [self.correct(cell) for cell in cells]
         identity = _identity(cells[0], self.sweep.labels[cells[0].id])
         line: dict[str, object] = {
             **{name: identity[name] for name in ("dataset", "classifier", "defence", "norm", "eps", "seed")},
@@ -160,66 +283,81 @@ class Results:
         line.update(_columns("fixed_aa_any", fixed_aa_any(matrices)))
         return line
 
-    def corrupted(self) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    def corrupted(self) -> list[tuple[dict[str, Any], dict[str, pd.DataFrame]]]:
         """Answers under corruptions, for each data set, classifier, seed and origin of images.
 
         Returns:
-            The identity of each group, and its frame with one row per image of every complete cell: ``defence``,
-            ``corruption``, ``severity``, ``image_id``, ``correct`` (share of right draws).
+            The identity of each group; and for each of its defences the share of right draws in [0, 1] of every
+            complete cell: rows are ``corruption`` and ``severity``, columns image ids.
+
+        Raises:
+            InvalidInput: A cell is there twice, or the cells of a defence are not of the same images.
         """
-        groups: dict[tuple[object, ...], list[pd.DataFrame]] = {}
+        self._committed.clear()
+        groups: dict[tuple[object, ...], dict[str, dict[tuple[str, int], Cell]]] = {}
         for cell in self.sweep.corrupted:
-            corruption, rows = cell.corruption, self.rows(cell)
-            if corruption is None or len(rows) < cell.images.count:
+            corruption = cell.corruption
+            if corruption is None or self.images(cell) < cell.images.count:
                 continue
             labels = self.sweep.labels[cell.id]
-            frame = pd.DataFrame(
-                {
-                    "defence": labels["defence"],
-                    "corruption": corruption.corruption,
-                    "severity": corruption.severity,
-                    "image_id": rows["image_id"],
-                    "correct": _correct(rows).mean(1),
-                }
-            )
             key = (labels["dataset"], labels["classifier"], cell.seed, corruption.origin)
-            groups.setdefault(key, []).append(frame)
+            cells = groups.setdefault(key, {}).setdefault(labels["defence"], {})
+            if (corruption.corruption, corruption.severity) in cells:
+                raise InvalidInput(
+                    f"{labels['defence']!r} has two cells of {corruption.corruption} at severity "
+                    f"{corruption.severity}, and a table of corruptions has one: give them other sweeps."
+                )
+            cells[corruption.corruption, corruption.severity] = cell
         names = ("dataset", "classifier", "seed", "origin")
         return [
-            (dict(zip(names, key, strict=True)), pd.concat(frames, ignore_index=True))
-            for key, frames in groups.items()
+            (
+                dict(zip(names, key, strict=True)),
+                {defence: self._shares(defence, cells) for defence, cells in defences.items()},
+            )
+            for key, defences in groups.items()
         ]
 
-    def quality(self) -> pd.DataFrame:
-        """Image quality, one row per image and pair of images; empty if it was not measured.
+    def _shares(self, defence: str, cells: dict[tuple[str, int], Cell]) -> pd.DataFrame:
+        order = sorted(cells)
+        ids = [self.image_ids(cells[key]) for key in order]
+        if any(other is not ids[0] for other in ids):  # equal ones are one array
+            raise InvalidInput(
+                f"defence {defence!r} was not judged on the same images in every cell: a mean over corruptions would "
+                "mix them."
+            )
+        values = np.stack([self.correct(cells[key]).mean(1) for key in order])
+        index = pd.MultiIndex.from_tuples(order, names=["corruption", "severity"])
+        return pd.DataFrame(values, index=index, columns=pd.Index(ids[0], name="image_id")).sort_index(axis=1)
 
-        Columns: ``dataset``, ``classifier``, ``defence``, ``threat``, ``eps``, ``seed``; ``pair`` (``input``,
-        ``output``, ``change``, see :mod:`tasks.stages.quality`; those that compare an image with itself are left
-        out); ``image_id``, ``psnr``, ``ssim``, ``lpips``, and ``missing``, why one of these is NaN.
+    def quality(self) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+        """Image quality, for each cell where it was measured and each pair of images.
+
+        Yields:
+            What it is of: ``dataset``, ``classifier``, ``defence``, ``threat``, ``eps``, ``seed``; ``pair``
+            (``input``, ``output``, ``change``, see :mod:`tasks.stages.quality`; those that compare an image with
+            itself are left out), and ``missing``, why a measure could not be taken. And its frame with one row per
+            image: ``image_id``, ``psnr``, ``ssim``, ``lpips``.
         """
-        frames_of: dict[str, list[pd.DataFrame]] = {}
+        self._committed.clear()
+        seen: set[str] = set()
         for cell in self.sweep.cells:
-            rows = self.quality_rows(cell)
-            if rows.empty or cell.measure is None or cell.measure.id in frames_of:
+            if cell.measure is None or cell.measure.id in seen:
                 continue
-            labels, missing = self.sweep.labels[cell.id], self._missing_measures(cell)
-            threat = labels.get("attack") or labels["corruption"]
-            frames_of[cell.measure.id] = [
-                pd.DataFrame(
-                    {
-                        **{part: labels[part] for part in ("dataset", "classifier", "defence")},
-                        "threat": threat,
-                        "eps": 0.0 if cell.attack is None else cell.attack.eps,
-                        "seed": cell.seed,
-                        "pair": pair,
-                        "image_id": rows["image_id"],
-                        **{name: rows[f"{name}_{pair}"].astype(float) for name in ("psnr", "ssim", "lpips")},
-                        "missing": missing,
-                    }
-                )
-                for pair in _pairs(cell)
-            ]
-        return pd.concat([frame for frames in frames_of.values() for frame in frames] or [pd.DataFrame()])
+            rows = self.quality_rows(cell)
+            if rows.empty:
+                continue
+            seen.add(cell.measure.id)
+            labels = self.sweep.labels[cell.id]
+            identity = {
+                **{part: labels[part] for part in ("dataset", "classifier", "defence")},
+                "threat": labels.get("attack") or labels["corruption"],
+                "eps": 0.0 if cell.attack is None else cell.attack.eps,
+                "seed": cell.seed,
+                "missing": self._missing_measures(cell),
+            }
+            for pair in _pairs(cell):
+                measures = {name: rows[f"{name}_{pair}"].astype(float) for name in ("psnr", "ssim", "lpips")}
+                yield {**identity, "pair": pair}, pd.DataFrame({"image_id": rows["image_id"], **measures})
 
     def probes(self) -> pd.DataFrame:
         """Rows of the committed probes, each with what was probed; empty without any.
@@ -227,18 +365,18 @@ class Results:
         Columns: ``dataset``, ``probed`` (the label of the purifier or classifier), ``cells`` (ids of the cells that
         use it, a tuple), and those of the stage's rows, see :data:`tasks.stages.ROW_SCHEMAS`.
         """
+        self._committed.clear()
         cells: dict[tuple[str, str], list[str]] = {}
         found: dict[tuple[str, str], tuple[ProbeStage, str, str]] = {}
         for cell in self.sweep.cells:
-            labels = self.sweep.labels[cell.id]
             for spec, chunk in cell.probes:
-                key = (spec.id, chunk.name)
+                labels, key = self.sweep.labels[cell.id], (self._id(spec), chunk.name)
                 label = labels["classifier" if spec.purifier is None else "defence"]
                 found.setdefault(key, (spec, labels["dataset"], label))
                 cells.setdefault(key, []).append(cell.id)
         frames = []
         for (stage_id, chunk_name), (spec, dataset, label) in found.items():
-            if chunk_name not in self.store.committed_chunks(spec.stage, stage_id):
+            if chunk_name not in self._done(spec.stage, stage_id):
                 continue
             rows = self._read(spec.stage, stage_id, chunk_name).to_pandas()
             head = pd.DataFrame({"dataset": dataset, "probed": label}, index=rows.index)
@@ -261,9 +399,10 @@ class Results:
 
         Samples of certificates are many stages of one kind, and one row; so are all corruptions of one defence.
         """
+        self._committed.clear()
         groups: dict[tuple[str, ...], tuple[dict[str, object], _Spent]] = {}
         for stage in make_plan(self.sweep).stages:
-            done = self.store.committed_chunks(stage.spec.stage, stage.id)
+            done = self._done(stage.spec.stage, stage.id)
             commits = [
                 (commit, len(chunk.ids))
                 for chunk in stage.chunks
@@ -283,12 +422,20 @@ class Results:
     def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[tuple[Commit, int]]) -> _Spent:
         spent = _Spent()
         for commit, images in commits:
-            rows = self._read(spec.stage, stage_id, commit.chunk)
+            unit = self._unit(spec.stage, stage_id, commit.chunk)
             spent.images += images
             spent.seconds += commit.seconds
-            spent.denoiser += _sum(rows, "denoiser_evaluations")
-            spent.classifier += _sum(rows, "classifier_evaluations")
+            spent.denoiser += unit.denoiser
+            spent.classifier += unit.classifier
         return spent
+
+
+class _Unit(NamedTuple):
+    """What is remembered of the rows of a unit."""
+
+    rows: int
+    denoiser: int
+    classifier: int
 
 
 @dataclass
@@ -330,9 +477,18 @@ def _resubmissions(cell: Cell) -> int:
     return min(cell.resubmissions or cell.defence.draws, cell.defence.draws)
 
 
-def _correct(rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    correct: npt.NDArray[np.bool_] = np.stack(list(rows["prediction"])) == rows["label"].to_numpy()[:, None]
-    return correct
+def _size(frame: pd.DataFrame) -> int:
+    """Return about how many bytes a frame takes; of a list that an object column holds, those of a short array."""
+    lists = sum(kind.kind == "O" for kind in frame.dtypes)
+    return int(frame.memory_usage().sum()) + 200 * lists * len(frame)
+
+
+def _matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Return a column of lists of one length as an array, shape (rows, length)."""
+    flat: npt.NDArray[Any] = pc.list_flatten(column).to_numpy()
+    if pc.count_distinct(pc.list_value_length(column), mode="all").as_py() != 1 or column.null_count:
+        raise ValueError("the lists of a column of rows are not of one length")
+    return flat.reshape(len(column), -1)
 
 
 def _identity(cell: Cell, labels: dict[str, str]) -> dict[str, object]:
@@ -369,8 +525,8 @@ def _stage_identity(spec: StageSpec) -> dict[str, object]:
 
 
 def _sum(rows: pa.Table, column: str) -> int:
-    values = rows[column].to_pylist() if column in rows.column_names else []
-    return sum(value for value in values if value is not None)  # corruptions, and rows of old versions, have none
+    # Corruptions, and rows of old versions, have none.
+    return int(pc.sum(rows[column]).as_py() or 0) if column in rows.column_names else 0
 
 
 def _columns(name: str, value: Proportion) -> dict[str, float]:

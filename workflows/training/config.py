@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from defense.bounds import Bound
 from defense.spec import EntryOf, Spec
 from tasks.datasets import DatasetConfig
 
@@ -37,6 +39,10 @@ class Training(Spec):
             are not: the card says which was used, and a checkpoint continues on the device that it was made on.
     """
 
+    bounds: ClassVar[Mapping[str, Bound]] = {
+        "steps": Bound(100_000_000, "more than any training could take"),
+        "eps": Bound(1, "the distance from black to white"),
+    }
     train: str
     out: str
     dataset: Annotated[dict[str, Any], EntryOf(DatasetConfig)]

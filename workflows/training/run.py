@@ -15,6 +15,7 @@ import yaml
 from defense.checkpoints import sha256_file
 from defense.errors import InvalidInput
 from defense.reading import reading
+from workflows.documents.parse import LARGEST, decode, parse
 from workflows.training import checkpoint
 from workflows.training.config import Training
 from workflows.training.kinds.registry import objective_of
@@ -153,7 +154,8 @@ def _finished(out: Path, identity: dict[str, Any], digests: dict[str, Any]) -> d
         return None
     again = "Name another folder, or give --force to replace it."
     with reading(path, "out: the card of a training", hint=again):
-        card = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            card = parse(decode(file.read(LARGEST + 1))).data
         stored = {"config": _comparable(card["config"]), "data": card["data"]}
         files = {str(name): str(sha256) for name, sha256 in card["sha256"].items()}
     ours = {"config": identity, "data": digests}

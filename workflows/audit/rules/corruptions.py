@@ -83,7 +83,7 @@ def generated(corrupted: Sequence[View], _: Sequence[View]) -> Iterator[Finding]
                 "note",
                 _cells(own),
                 f"The images are generated, and not the published arrays of {release.folder}.",
-                {"cells": len(own), "images": len(own[0].rows)},
+                {"cells": len(own), "images": len(own[0].image_ids)},
                 f"Write `origin: official` to compare with published figures on {release.folder}.",
             )
 
@@ -94,7 +94,7 @@ def incomplete(corrupted: Sequence[View], _: Sequence[View]) -> Iterator[Finding
     Corruptions differ so much that a mean over some of them is not comparable with one over all. The four extra ones
     are no part of it, and cells that are not finished have no part in it.
     """
-    complete = [view for view in corrupted if len(view.rows) == view.cell.images.count]
+    complete = [view for view in corrupted if len(view.image_ids) == view.cell.images.count]
     for members in _by_dataset([view for view in complete if _corruption(view).corruption in BENCHMARK]):
         means: dict[tuple[object, ...], list[View]] = defaultdict(list)
         for view in members:

@@ -329,7 +329,7 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
         for same in group_by(members, "defended"):
             clean = next((view for view in same if view.attack is None), None)
             for view in same:
-                if clean is None or not view.followed or len(clean.rows) != len(view.rows):
+                if clean is None or not view.followed or len(clean.image_ids) != len(view.image_ids):
                     continue
                 fallen = _bare_falls(view, members)
                 if fallen is None or (clean.predictions != view.predictions).any():
@@ -338,7 +338,7 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
                     "nothing-changed",
                     "error",
                     _cells(view, clean),
-                    f"No answer changed under attack, of {clean.predictions.size} on {len(view.rows)} images and "
+                    f"No answer changed under attack, of {clean.correct.size} on {len(view.image_ids)} images and "
                     f"their draws, at a budget that takes the bare classifier from {_percent(fallen.higher)} to "
                     f"{_percent(fallen.lower)}. The answer may not depend on the image.",
                     fallen.evidence("bare_clean", "bare_attacked"),

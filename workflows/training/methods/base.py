@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from defense.bounds import Bound, beyond, diameter
 from defense.registry import Registry
 from defense.spec import Spec, Spelling
 from tasks.attacks.base import EPS, EPS_255
@@ -78,6 +79,15 @@ class RobustMethod(Method):
     eps: float = Field(gt=0, description=EPS)
     steps: int = Field(default=10, ge=1)
     step_size: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _within_the_images(self) -> Self:
+        longest = diameter(self.norm, None)
+        if longest is not None and self.eps > longest:
+            meant = f"did you mean `eps_255: {self.eps:g}`? " if self.eps <= 255 else ""
+            bound = Bound(longest, "the largest l_inf distance between two images in [0, 1]", lambda value: meant)
+            raise beyond("eps", self.eps, bound, can_lift=False, also=f" ({self.eps * 255:.6g}/255)")
+        return self
 
     @property
     def budget(self) -> tuple[Literal["linf", "l2"], float]:
