@@ -127,7 +127,7 @@ def seeded() -> Iterator[None]:
     np.random.seed(_SEED)
     random.seed(_SEED)
     try:
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
         with torch.random.fork_rng(devices):
             torch.manual_seed(_SEED)
             yield
