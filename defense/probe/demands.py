@@ -137,8 +137,7 @@ _DEMANDS = (
         "Does the gradient predict what a step of an attack's size changes?",
         "agreement of predicted and measured changes, the larger one of steps of 4/255 and 16/255",
         0.3,
-        "equal changes have 1, unrelated ones or those of another size 0; shipped purifiers and networks have 0.5 or "
-        "more",
+        "equal changes have 1, unrelated ones or those of another size 0",
         "The derivative is zero, shattered or noise although the function changes: attack with BPDA, a smoothed "
         "function or without gradients, and let `differentiable` say so.",
         at_least=True,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from defense.probe import Check, purity
+from defense.probe import DEMANDS, Check, purity
 from defense.probe.purity import unfrozen
 from defense.spec import CODE, Spec
 
@@ -82,7 +82,10 @@ def hold(check: Check, threshold: float | None = None) -> None:
         check: Its answer.
         threshold: What its number is held against, if it is not the probe's own threshold.
     """
-    held = threshold is not None and check.measured is not None and check.measured <= threshold
+    held = False
+    if threshold is not None and check.measured is not None:
+        least = DEMANDS[check.name].at_least
+        held = check.measured >= threshold if least else check.measured <= threshold
     assert held or not check.failed, check.text
 
 
