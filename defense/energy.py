@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256, load_weights
 from defense.code import Code
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, inside
+from defense.files import path_of
 from defense.reading import reading
 from defense.registry import Registry
 from defense.spec import Spec
@@ -186,7 +187,8 @@ class EnergyConfig(Spec):
         """
         architecture = self.architecture
         if self.weights is not None:
-            path = (base / self.weights).resolve()
+            with inside("weights"):
+                path = path_of(self.weights, "energy weights", base=base)
         elif architecture.weights is not None:
             path = architecture.weights
         else:

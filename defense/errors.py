@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from defense.redaction import redacted
+
 __all__ = ["InvalidInput", "PuregridError", "StoreError", "inside", "nearest"]
 
 
@@ -17,7 +19,10 @@ _LONGEST = 8000
 
 
 class PuregridError(Exception):
-    """Base of everything that puregrid raises on purpose."""
+    """Base of everything that puregrid raises on purpose; its text holds no credentials of a URI."""
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class InvalidInput(PuregridError):
@@ -56,7 +61,7 @@ class InvalidInput(PuregridError):
         place = ".".join(map(str, self.keys))
         if self.message.startswith(f"{place} "):  # ``eps = 0.0 (float): ...`` says so itself
             place = ""
-        text = ": ".join(part for part in (self.where, place, self.message) if part)
+        text = redacted(": ".join(part for part in (self.where, place, self.message) if part))
         if len(text) <= _LONGEST:
             return text
         return f"{text[: _LONGEST - 500]} [... {len(text) - _LONGEST:,} characters ...] {text[-500:]}"

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256, load_state_dict
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, inside
+from defense.files import path_of
 from defense.packages import installed
 from defense.reading import reading
 from defense.spec import Spec
@@ -73,7 +74,8 @@ class LpipsConfig(Spec):
                 f"lpips needs `weights`: the ImageNet checkpoint of its backbone ({_FILES[self.net]} of "
                 "torchvision), which is never fetched silently."
             )
-        path = (base / self.weights).resolve()
+        with inside("weights"):
+            path = path_of(self.weights, "lpips backbone", base=base)
         digest = assert_sha256(path, self.sha256, what="lpips backbone")
         return self.model_copy(update={"weights": str(path), "sha256": digest})
 

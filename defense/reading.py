@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from defense.errors import InvalidInput, PuregridError
+from defense.files import existing
 
 __all__ = ["LARGEST_JSON", "parse_json", "read_object", "reading"]
 
@@ -32,8 +35,11 @@ def reading(path: str | Path, what: str, *, hint: str = "Fetch it again, or give
         hint: What to do.
 
     Raises:
-        InvalidInput: Something inside raised.
+        InvalidInput: Something inside raised; or the file is a device, a pipe or a socket, which may have no end.
     """
+    with suppress(OSError, ValueError):  # what is not there is said by whoever opens it
+        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+            existing(path, what, kind="either")
     try:
         yield
     except (PuregridError, torch.OutOfMemoryError):

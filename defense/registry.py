@@ -7,18 +7,79 @@ A name is looked up among the built-in entries, then among the Python entry poin
 from __future__ import annotations
 
 import importlib
+import signal
+import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from defense.code import Code, code_of_modules, is_foreign, owners_of
 from defense.errors import InvalidInput, nearest
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "no_plugins"]
+
+_SLOW = 10.0
+"""Seconds after which an import is said to take long."""
+
+_LONGEST = 300
+
+_refused: ContextVar[bool] = ContextVar("no_plugins", default=False)
 
 T = TypeVar("T")
 E = TypeVar("E")
+
+
+@contextmanager
+def no_plugins() -> Iterator[None]:
+    """Inside the block a name ``module:attribute`` is refused and nothing is imported for it.
+
+    Parts of installed distributions (entry points) stay: whoever installed them chose them.
+    """
+    token = _refused.set(True)
+    try:
+        yield
+    finally:
+        _refused.reset(token)
+
+
+class _Watch:
+    """Whether somebody pressed Ctrl-C; code may raise ``KeyboardInterrupt`` without that."""
+
+    interrupted = False
+
+
+@contextmanager
+def _watched(name: str) -> Iterator[_Watch]:
+    """Import code from elsewhere: what it prints goes to stderr, an import that takes long is said to do so."""
+    watch = _Watch()
+
+    def interrupt(*_: object) -> None:
+        watch.interrupted = True
+        raise KeyboardInterrupt
+
+    slow = threading.Timer(_SLOW, _say_slow, [name])
+    slow.daemon = True
+    slow.start()
+    handler = signal.getsignal(signal.SIGINT)
+    ours = threading.current_thread() is threading.main_thread() and handler is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield watch
+    finally:
+        slow.cancel()
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _say_slow(name: str) -> None:
+    if sys.stderr is not None:
+        print(f"note: {name!r} has been importing for {_SLOW:g} s; Ctrl-C ends it.", file=sys.stderr, flush=True)
 
 
 class Registry(Generic[T]):
@@ -70,6 +131,11 @@ class Registry(Generic[T]):
             if point.name == name:
                 return self._checked(name, self._loaded(name, point.load))
         if ":" in name:
+            if _refused.get():
+                raise InvalidInput(
+                    f"{self.noun} {name!r} is code: the module {name.partition(':')[0]!r} would be imported and "
+                    "run as you, and --no-plugins forbids that. Read the module, then give the command without it."
+                )
             return self._checked(name, self._imported(name))
         raise InvalidInput(f"unknown {self.noun} {name!r}; {nearest(name, self.names())}")
 
@@ -110,16 +176,20 @@ class Registry(Generic[T]):
             InvalidInput: It is not there, or its code ends in an error; with the cause and its line.
         """
         try:
-            return load()
+            with _watched(name) as watch:
+                return load()
         except InvalidInput:
             raise
-        except (ImportError, AttributeError) as error:
-            cause = str(error)
-        except (Exception, SystemExit) as error:  # code from elsewhere raises whatever it raises
-            cause = f"its code raises {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-            frames = traceback.extract_tb(error.__traceback__)
-            if frames and not isinstance(error, SyntaxError):
-                cause += f", at {frames[-1].filename}:{frames[-1].lineno}"
+        except BaseException as error:  # code from elsewhere raises whatever it raises
+            if isinstance(error, KeyboardInterrupt) and watch.interrupted:
+                raise
+            cause = _said(error)
+            if not isinstance(error, ImportError | AttributeError):
+                cause = f"its code raises {type(error).__name__}: {cause}"
+            frame = next(iter(traceback.extract_tb(error.__traceback__)[-1:]), None)
+            inside = frame is not None and not frame.filename.startswith(("<frozen", __file__))
+            if frame is not None and inside and not isinstance(error, SyntaxError):
+                cause += f", at {frame.filename}:{frame.lineno}"
         raise InvalidInput(
             f"{self.noun} {name!r} cannot be imported ({cause}); it must be module:attribute on the Python path of "
             "the driver and of every worker."
@@ -133,4 +203,19 @@ class Registry(Generic[T]):
         else:
             checked: T = entry
             return checked
-        raise InvalidInput(f"{self.noun} {name!r} is {entry!r}; what is named here must be {wanted}.")
+        raise InvalidInput(f"{self.noun} {name!r} is {_repr(entry)}; what is named here must be {wanted}.")
+
+
+def _said(error: BaseException) -> str:
+    """The first line of an error's text, which is code from elsewhere too."""
+    try:
+        return (str(error).strip().splitlines() or [""])[0][:_LONGEST]
+    except Exception:
+        return "(and cannot say why)"
+
+
+def _repr(entry: object) -> str:
+    try:
+        return repr(entry)[:_LONGEST]
+    except Exception:
+        return f"an object of {type(entry).__name__}"

@@ -34,6 +34,7 @@ sweep=quickstart
 options=("$@")
 
 e() { "$engine" "${engine_options[@]}" "$@"; }
+size() { e image inspect "$1" --format '{{.Size}}' | awk '{printf "%.0f", $1 / 1e6}'; }
 say() { printf '%5d s  %s\n' "$SECONDS" "$*"; }
 clean() {
   e rm --force "$name-head" "$name-worker" > "$scratch/removed.log" 2>&1 || true
@@ -45,13 +46,18 @@ trap clean EXIT
 # --- build
 base=()
 if [ "${BASE:-}" = debootstrap ]; then
-  [ -d "$scratch/root" ] || debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv \
-    bookworm "$scratch/root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} > "$scratch/debootstrap.log"
-  # `python` and `pip` in /usr/local, as Python's own images have them.
-  [ -x "$scratch/root/usr/local/bin/pip" ] || chroot "$scratch/root" python3 -m venv /usr/local
-  tar --directory "$scratch/root" --one-file-system --create . | e import - localhost/puregrid-base:try > "$scratch/base.log" 2>&1
+  # One that was made before is taken again, and with it the layers that were built on it.
+  if ! e image inspect localhost/puregrid-base:try > "$scratch/base.log" 2>&1; then
+    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv \
+      bookworm "$scratch/root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} > "$scratch/debootstrap.log"
+    # `python` and `pip` in /usr/local, as Python's own images have them.
+    chroot "$scratch/root" python3 -m venv /usr/local
+    tar --directory "$scratch/root" --one-file-system --create . | e import - localhost/puregrid-base:try \
+      > "$scratch/base.log" 2>&1
+    rm -rf "$scratch/root"
+  fi
   base=(--build-arg BASE=localhost/puregrid-base:try)
-  say "base of $(du -sm "$scratch/root" | cut -f1) MB made from Debian's packages"
+  say "base of $(size localhost/puregrid-base:try) MB made from Debian's packages"
 elif [ -n "${BASE:-}" ]; then
   base=(--build-arg "BASE=$BASE")
 fi
@@ -65,7 +71,7 @@ commit=$(git rev-parse HEAD)
 e build --tag "$image" --file Dockerfile "${base[@]}" --build-arg COMMIT="$commit" \
   ${TORCH_INDEX+--build-arg TORCH_INDEX="$TORCH_INDEX"} "${build_options[@]}" . > "$scratch/build.log" 2>&1 \
   || { tail -n 30 "$scratch/build.log" >&2; exit 1; }
-say "image of $(e image inspect "$image" --format '{{.Size}}' | awk '{printf "%.0f", $1 / 1e6}') MB built"
+say "image of $(size "$image") MB built from commit $commit"
 
 # --- one container
 umask 077
@@ -82,9 +88,18 @@ e run --rm "${restricted[@]}" "$image" sh -c '
   for path in /opt/puregrid "$HOME" /usr/local; do
     if touch "$path/x" 2> /tmp/touched; then echo "$path can be written"; exit 1; fi
   done
-  python -c "import timm, robustbench, s3fs, ray; from importlib.metadata import version
-print(*(name + \" \" + version(name) for name in (\"torch\", \"ray\", \"timm\", \"robustbench\")), sep=\", \")"
-' | while read -r line; do say "user 1000, read-only root; $line"; done
+  python -c "
+from importlib.metadata import version
+print(*(name + \" \" + version(name) for name in (\"torch\", \"torchvision\", \"ray\", \"timm\", \"robustbench\")), sep=\", \")
+if (\"+cpu\" in version(\"torch\")) != (\"+cpu\" in version(\"torchvision\")):
+    print(\"torchvision is not of this torch: no index here has the build; timm and robustbench are not imported\")
+else:
+    import torchvision, timm, robustbench
+    print(\"torchvision, timm and robustbench are imported\")
+"
+' > "$scratch/user.log" 2>&1 || { tail -n 30 "$scratch/user.log" >&2; exit 1; }
+say "user 1000, read-only root"
+while read -r line; do say "$line"; done < "$scratch/user.log"
 e run --rm "${restricted[@]}" "$image" puregrid run "$sweep" --store /store/one "${options[@]}" > "$scratch/one.log" 2>&1 \
   || { tail -n 30 "$scratch/one.log" >&2; exit 1; }
 say "quickstart in one container: $(find "$scratch/store/one/rows" -name '*.parquet' | wc -l) units"

@@ -7,8 +7,9 @@ uv resolves what ``pyproject.toml`` asks for; a version that ``constraints.txt``
 is missing, so that versions stay in one file. Locked are the wheels that fit Linux on x86-64 and aarch64 and the
 supported Pythons; a package without such a wheel is locked by its source archive.
 
-torch comes in two builds, which have files of their own: ``cpu.txt`` has the one of PyTorch's own index, whose hashes
-are in ``requirements/pytorch-cpu.sha256`` in the form of sha256sum, and ``cuda.txt`` PyPI's with CUDA's libraries.
+torch and torchvision come in two builds, which belong together and have files of their own. ``cpu.txt`` has those of
+PyTorch's own index, whose hashes are in ``requirements/pytorch-cpu.sha256``, in the form of sha256sum. ``cuda.txt``
+has PyPI's, with CUDA's libraries.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import tomllib
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin
@@ -43,8 +44,8 @@ TOOLS = {"audit": ["pip-audit"]}
 """Lock files of tools that run in an environment of their own."""
 ALONE = {"development": ["torchattacks"]}
 """Packages without their dependencies: a peer in tests pins a requests of 2020 that it does not need."""
-CUDA = re.compile(r"torch|triton|(?:nvidia|cuda)-.+")
-"""PyPI's build of torch and what it needs beside other builds."""
+CUDA = re.compile(r"torch|torchvision|triton|(?:nvidia|cuda)-.+")
+"""PyPI's builds of torch and torchvision, and what these need beside others."""
 
 HEADER = """\
 # {what}
@@ -52,10 +53,10 @@ HEADER = """\
 # Complete, so that nothing is resolved when requirements/install.sh installs it.
 """
 WHAT = {
-    "development": "What `make` installs, but for torch: all features, and the tools of tests, lint and benchmarks.",
-    "cluster": "What the image installs, but for torch: the features cluster, timm and robustbench.",
-    "cpu": "torch for machines without a GPU: the builds of PyTorch's own index.",
-    "cuda": "torch as PyPI has it, for GPUs, with CUDA's libraries and Triton.",
+    "development": "What `make` installs beside torch: all features, and the tools of tests, lint and benchmarks.",
+    "cluster": "What the image installs beside torch: the features cluster, timm and robustbench.",
+    "cpu": "torch and torchvision for machines without a GPU: the builds of PyTorch's own index.",
+    "cuda": "torch and torchvision as PyPI has them, for GPUs, with CUDA's libraries and Triton.",
     "audit": "pip-audit, in an environment of its own.",
 }
 
@@ -111,20 +112,15 @@ def condition(marker: str | None) -> tuple[bool, str | None]:
     return any(answers), None if all(answers) else marker
 
 
-def locked(package: Mapping[str, Any], others: Iterable[str] = ()) -> Locked | None:
-    """Return a package of a ``pylock.toml`` (PEP 751); None if no supported machine needs it.
-
-    Arguments:
-        package: Its entry.
-        others: Hashes of builds that the index does not have.
-    """
+def locked(package: Mapping[str, Any]) -> Locked | None:
+    """Return a package of a ``pylock.toml`` (PEP 751); None if no supported machine needs it."""
     needed, marker = condition(package.get("marker"))
     if not needed:
         return None
     wheels = [wheel for wheel in package.get("wheels", ()) if fits(unquote(wheel["url"].rpartition("/")[2]))]
     files = wheels or [package["sdist"]]
-    hashes = {file["hashes"]["sha256"] for file in files} | set(others)
-    return Locked(canonicalize_name(package["name"]), package["version"], marker, tuple(sorted(hashes)))
+    hashes = sorted({file["hashes"]["sha256"] for file in files})
+    return Locked(canonicalize_name(package["name"]), package["version"], marker, tuple(hashes))
 
 
 def pins(text: str) -> dict[str, str]:
@@ -204,13 +200,13 @@ def locks(versions: Mapping[str, str]) -> dict[str, list[Locked]]:
     found |= {name: compiled("-", requirements=tools) for name, tools in TOOLS.items()}
     for name, alone in ALONE.items():
         found[name] += compiled("--no-deps", "-", requirements=alone)
-    vision = {"torchvision": builds["torchvision"]}
-    made = {
-        name: [one for package in packages if (one := locked(package, vision.get(package["name"], ())))]
-        for name, packages in found.items()
-    }
-    made["cpu"] = [Locked("torch", f"{versions['torch']}+cpu", None, tuple(sorted(builds["torch"])))]
+    made = {name: [one for package in packages if (one := locked(package))] for name, packages in found.items()}
     made["cuda"] = [package for package in made["development"] if CUDA.fullmatch(package.name)]
+    made["cpu"] = [Locked("torch", f"{versions['torch']}+cpu", None, tuple(sorted(builds["torch"])))]
+    # An index may have the CPU build of torch alone. PyPI's torchvision cannot be imported with it, which costs timm,
+    # robustbench and torchvision's networks, but nothing else.
+    (vision,) = (package for package in made["cuda"] if package.name == "torchvision")
+    made["cpu"] += [replace(vision, hashes=tuple(sorted({*vision.hashes, *builds["torchvision"]})))]
     for name in EXTRAS:
         made[name] = [package for package in made[name] if not CUDA.fullmatch(package.name)]
     return made

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, inside
+from defense.files import existing, found, path_of, read_text
 from defense.packages import installed
 from defense.registry import Registry
 from defense.spec import Spec
@@ -196,6 +197,11 @@ class DigitsConfig(DatasetConfig):
         return ImageSet(images[chosen], labels[chosen])
 
 
+def _folder(root: str, base: Path) -> str:
+    with inside("root"):
+        return str(found(root, "the data root", kind="folder", base=base))
+
+
 @lru_cache(maxsize=1)
 def _digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """All images, shape (1797, 1, 8, 8), and labels.
@@ -238,14 +244,14 @@ class _CifarConfig(DatasetConfig):
 
     def resolved(self, base: Path) -> Self:
         """This config with an absolute root and the digest."""
-        root = self.root or os.environ.get(DATA_VARIABLE)
+        root = os.environ.get(DATA_VARIABLE) or None if self.root is None else self.root
         if root is None:
             raise InvalidInput(
                 f"{self.dataset} has no data root: give `root` in the sweep file or set {DATA_VARIABLE} to the "
                 f"folder that holds {self.folder}. `puregrid data fetch {self.dataset} --root FOLDER` downloads it "
                 "there."
             )
-        located = self.model_copy(update={"root": str((base / root).resolve())})
+        located = self.model_copy(update={"root": _folder(root, base)})
         return located.model_copy(update={"digest": located.checked().digest()})
 
     def read(self) -> ImageSet:
@@ -254,6 +260,8 @@ class _CifarConfig(DatasetConfig):
         with installed(f"data set {self.dataset}"):
             from torchvision import datasets
 
+        for file in sorted(Path(self.root or "", self.folder).glob("*")):
+            existing(file, f"a file of {self.dataset}", kind="either")
         try:
             data = getattr(datasets, self.source)(self.root or "", train=self.split == "train", download=False)
         except (RuntimeError, OSError) as error:
@@ -367,16 +375,18 @@ class FolderConfig(DatasetConfig):
             raise InvalidInput(
                 f"crop = {self.crop} is larger than resize = {self.resize}: there would be an edge without image."
             )
-        root = self.root or os.environ.get(DATA_VARIABLE)
+        root = os.environ.get(DATA_VARIABLE) or None if self.root is None else self.root
         if root is None:
             raise InvalidInput(
                 f"folder has no root: give `root` in the sweep file or set {DATA_VARIABLE} to the folder that holds "
                 "test/CLASS/IMAGE (or val/CLASS/IMAGE)."
             )
-        fields: dict[str, str] = {"root": str((base / root).resolve())}
+        fields: dict[str, str] = {"root": _folder(root, base)}
         if self.classes is not None:
+            with inside("classes"):
+                own = path_of(self.classes, "the list of classes", base=base)
             shipped = _LISTS / f"{self.classes}.txt"
-            fields["classes"] = str(shipped if shipped.is_file() else (base / self.classes).resolve())
+            fields["classes"] = str(shipped if shipped.is_file() else own)
         located = self.model_copy(update=fields)
         return located.model_copy(update={"digest": located.checked().digest()})
 
@@ -465,7 +475,7 @@ def _names_a_folder(name: str) -> bool:
 
 def _listed(path: Path) -> list[list[str]]:
     """Return the words of each line of a class list, without comments and empty lines."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path, "the list of classes").splitlines()
     return [line.split() for line in lines if line.strip() and not line.startswith("#")]
 
 

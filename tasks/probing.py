@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from defense.errors import InvalidInput
 from defense.models import Models
 from defense.probe import IMAGES, Probe, probe_classifier, probe_purifier
 from defense.purifiers.base import Purifier, PurifierConfig
+from defense.registry import Registry
 from defense.spec import Reading
 from tasks.datasets import DatasetConfig
 
@@ -150,26 +150,16 @@ def _images(
     return known[:IMAGES] if images is None else images, known if reference is None else reference
 
 
+_DEFENCES: Registry[Any] = Registry("defence", "puregrid.defences")
+
+
 def imported(text: str) -> Any:
     """Return what ``module:Attribute`` names.
 
     Raises:
-        InvalidInput: It cannot be imported.
+        InvalidInput: It cannot be imported, or may not be.
     """
-    module, _, attribute = text.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for name in attribute.split("."):
-            found = getattr(found, name)
-    except InvalidInput:
-        raise
-    except Exception as error:  # code from elsewhere raises whatever it raises
-        raise InvalidInput(
-            f"{text!r} cannot be imported ({type(error).__name__}: {error}); it must be module:attribute on the "
-            "Python path.",
-            where="defence",
-        ) from error
-    return found
+    return _DEFENCES.get(text)
 
 
 def _of_entry(entry: Mapping[str, Any]) -> PurifierConfig | ClassifierConfig:

@@ -25,7 +25,8 @@ from defense.denoisers.network import NetworkDenoiser
 from defense.denoisers.network_config import NetworkConfig, read_network_config
 from defense.denoisers.predictions import Prediction
 from defense.denoisers.scheduler_config import PREDICTIONS, StatedNoise, read_scheduler_config
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, inside
+from defense.files import path_of
 from defense.packages import installed
 from defense.reading import reading
 from defense.schedules import FROM_FOLDER, SCHEDULES, Schedule, get_schedule
@@ -148,7 +149,8 @@ class DiffusersConfig(DenoiserConfig):
         if (self.path is None) == (self.repo is None):
             raise InvalidInput("a diffusers denoiser takes either `path` (a folder) or `repo` with `revision`.")
         if self.path is not None:
-            return (base / self.path).resolve()
+            with inside("path"):
+                return path_of(self.path, "denoiser folder", base=base)
         if self.revision is None or not re.fullmatch(r"[0-9a-f]{40}", self.revision):
             raise InvalidInput(
                 f"denoiser repository {self.repo!r} needs `revision`: a commit of 40 hex digits, so that the same "

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from defense.checkpoints import SHA256, assert_sha256, load_state_dict
 from defense.denoisers.base import Denoiser, DenoiserConfig
 from defense.denoisers.predictions import Prediction, edm_noise_label, implied_eps, network_input
-from defense.errors import InvalidInput, nearest
+from defense.errors import InvalidInput, inside, nearest
+from defense.files import path_of
 from defense.reading import reading
 from defense.schedules import Schedule, get_schedule
 from defense.weight_matching import load_tensors, match
@@ -113,7 +114,8 @@ class WeightsFileConfig(DenoiserConfig):
     def resolved(self, base: Path) -> Self:
         """See :class:`DenoiserConfig`."""
         get_schedule(self.schedule)
-        path = (base / self.weights).resolve()
+        with inside("weights"):
+            path = path_of(self.weights, "denoiser weights", base=base)
         digest = assert_sha256(path, self.sha256, what="denoiser weights")
         return self.model_copy(update={"weights": str(path), "sha256": digest})
 

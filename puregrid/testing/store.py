@@ -140,6 +140,18 @@ class StoreContract(ABC):
         assert files.exists("a/c"), "another file was deleted too"
         assert files.create("a/b", b"3"), "a deleted file could not be created again"
 
+    def test_set_aside_keeps_what_it_moves(self) -> None:
+        """A damaged file makes room for another one, and is not lost."""
+        files = self.open()
+        files.write("a/b", b"damaged")
+        place = files.set_aside("a/b")
+        assert place is not None and files.read(place) == b"damaged", "what was set aside is not where it should be"
+        assert not files.exists("a/b"), "a file that was set aside is still there"
+        assert files.create("a/b", b"good"), "a file that was set aside could not be created again"
+        assert files.set_aside("no/such") is None, "set_aside() moved a file that is not there"
+        again = files.set_aside("a/b")
+        assert again != place and files.read(place) == b"damaged", "a second file was set aside over the first"
+
     def test_reader_beside_a_writer_sees_whole_contents_only(self) -> None:
         """Old or new, never a part of either."""
         contents = [bytes([value]) * 300_000 for value in (1, 2)]

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, inside
+from defense.files import found
 from defense.randomness import Omega
 from defense.spec import Spec
 from tasks.cifar_c import CIFAR10_C, CIFAR100_C, CifarC
@@ -76,14 +77,17 @@ class CorruptionConfig(Spec):
             InvalidInput: There is no folder of official arrays, or the photographs are not the published ones.
         """
         if self.origin == "official":
-            path = self.path or os.environ.get(DATA_VARIABLE)
+            path = os.environ.get(DATA_VARIABLE) or None if self.path is None else self.path
             if path is None:
                 raise InvalidInput(
                     f"path is missing: give the folder of the official arrays, or set {DATA_VARIABLE} to it."
                 )
-            return self.model_copy(update={"path": str((base / path).resolve())})
+            with inside("path"):
+                place = found(path, "the folder of the official arrays", kind="either", base=base)
+            return self.model_copy(update={"path": str(place)})
         if self.photographs is not None:
-            folder = str((base / self.photographs).resolve())
+            with inside("photographs"):
+                folder = str(found(self.photographs, "the folder of photographs", kind="folder", base=base))
             return self.model_copy(update={"photographs": folder, "digest": Photographs.read(folder).digest})
         return self
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 
 from defense.errors import InvalidInput
+from defense.files import found
 from tasks.corruptions.base import Corruption, Image, Pixels, bytes_of
 from tasks.corruptions.filters import clipped_zoom, gaussian, motion
 from tasks.corruptions.liquid import relief
@@ -65,7 +66,7 @@ def _read(folder: str) -> Photographs:
     for name in FROST_FILES:
         path = Path(folder) / name
         try:
-            content.update(path.read_bytes())
+            content.update(found(path, "photograph").read_bytes())
             with Pillow.open(path) as image:
                 # Bilinear reduction to a fifth, as OpenCV does it, meets every fifth pixel exactly.
                 pixels.append(np.asarray(image.convert("RGB"))[2::5, 2::5])

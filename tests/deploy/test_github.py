@@ -107,7 +107,7 @@ def test_the_locks_are_audited_every_night_by_a_locked_tool() -> None:
     # Without --strict a package that the service does not know, or an index that does not answer, passes.
     assert {"--strict", "--disable-pip", "--require-hashes"} <= set(audit.split()) and "--ignore-vuln" not in audit
     locks = {path.name for path in (ROOT / "requirements").glob("*.txt")}
-    # What cluster.txt has, development.txt has too (tests/deploy/test_lock.py), and cuda.txt has the torch of cpu.txt.
+    # development.txt has what cluster.txt has (tests/deploy/test_lock.py), cpu.txt other builds of what cuda.txt has.
     assert {path.name for path in map(Path, re.findall(r"-r (\S+)", audit))} == locks - {"cluster.txt", "cpu.txt"}
 
 

@@ -29,19 +29,25 @@ VERSIONS = pins((ROOT / "constraints.txt").read_text())
 SHA = "0123456789abcdef" * 4
 
 
+def entries(name: str) -> list[str]:
+    """The header of a lock and its packages."""
+    header, *packages = re.split(r"\n(?=[^\s#])", LOCKS[name].strip())
+    assert all(line[0] == "#" for line in header.splitlines())
+    return [header, *packages]
+
+
 def test_there_is_a_lock_for_everything_that_is_installed_and_for_nothing_else() -> None:
     assert set(LOCKS) == {*lock.EXTRAS, *lock.TOOLS, "cpu", "cuda"} == set(lock.WHAT)
 
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_package_has_one_version_and_hashes_and_nothing_else_is_in_a_lock(name: str) -> None:
-    entries = re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", LOCKS[name], flags=re.MULTILINE).strip())
-    for entry in entries:
+    for entry in entries(name)[1:]:
         first, *hashes = entry.split(" \\\n    ")
         assert re.fullmatch(r"[a-z0-9-]+==[\w.]+(\+cpu)?( ; .+)?", first), first
         assert hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", line) for line in hashes), first
         assert hashes == sorted(set(hashes))
-    assert len(entries) == len(pins(LOCKS[name]))
+    assert len(entries(name)) == len(pins(LOCKS[name])) + 1
 
 
 def test_versions_are_those_of_the_constraints_and_all_of_them() -> None:
@@ -89,23 +95,26 @@ def test_a_lock_is_what_pyproject_asks_for_and_what_that_needs(name: str) -> Non
 
 
 def test_the_image_has_nothing_that_the_suite_does_not_run_with() -> None:
-    def entries(name: str) -> set[str]:
-        return set(re.split(r"\n(?=\S)", LOCKS[name]))
-
-    assert {entry for entry in entries("cluster") if entry[0] != "#"} <= entries("development")
+    assert set(entries("cluster")[1:]) <= set(entries("development"))
 
 
 def test_torch_is_pytorch_s_build_or_pypi_s_and_never_both_in_one_file() -> None:
     stated = cpu_builds(lock.CPU_BUILDS.read_text(), VERSIONS)
     # Three Pythons on two machines.
     assert {name: len(hashes) for name, hashes in stated.items()} == {"torch": 6, "torchvision": 6}
-    assert pins(LOCKS["cpu"]) == {"torch": f"{VERSIONS['torch']}+cpu"}
-    assert set(re.findall(r"sha256:(\w+)", LOCKS["cpu"])) == set(stated["torch"])
+    assert pins(LOCKS["cpu"])["torch"] == f"{VERSIONS['torch']}+cpu" and len(pins(LOCKS["cpu"])) == 2
+    assert set(re.findall(r"sha256:(\w+)", entries("cpu")[1])) == set(stated["torch"])
     assert pins(LOCKS["cuda"])["torch"] == VERSIONS["torch"]
     assert not [sha256 for sha256 in stated["torch"] if sha256 in LOCKS["cuda"]]
-    # PyPI's torchvision runs with either torch; whichever an index has is known.
-    (vision,) = (entry for entry in re.split(r"\n(?=\S)", LOCKS["cluster"]) if entry.startswith("torchvision=="))
-    assert len(re.findall("sha256:", vision)) == 12 and all(sha256 in vision for sha256 in stated["torchvision"])
+    # Where an index has the CPU build of torch alone, as a folder of wheels may, there is still PyPI's torchvision.
+    assert pins(LOCKS["cpu"])["torchvision"] == pins(LOCKS["cuda"])["torchvision"] == VERSIONS["torchvision"]
+    of_cpu, of_cuda = (
+        set(re.findall(r"sha256:(\w+)", next(entry for entry in entries(name) if entry.startswith("torchvision=="))))
+        for name in ("cpu", "cuda")
+    )
+    assert of_cpu == of_cuda | set(stated["torchvision"]) and not of_cuda & set(stated["torchvision"])
+    for name in lock.EXTRAS:
+        assert not [package for package in pins(LOCKS[name]) if lock.CUDA.fullmatch(package)]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +158,7 @@ def test_a_package_is_locked_by_its_wheels_and_by_its_source_if_none_fits() -> N
     windows, linux = "a-1-py3-none-win_amd64.whl", "a-1-py3-none-any.whl"
     assert locked(entry(windows, linux)) == Locked("a-b", "1", None, (f"{1:064x}",))
     assert locked(entry(windows)) == Locked("a-b", "1", None, (SHA,))
-    assert locked(entry(linux), ["f" * 64]) == Locked("a-b", "1", None, (f"{0:064x}", "f" * 64))
+    assert locked(entry(linux, linux)) == Locked("a-b", "1", None, (f"{0:064x}", f"{1:064x}"))
     assert locked(entry(linux, marker="sys_platform == 'win32'")) is None
     made = render("audit", [Locked("b", "2", "python_version < '3.12'", ("2", "3")), Locked("a", "1", None, ("1",))])
     assert made.endswith(
@@ -210,16 +219,24 @@ class Environment:
             wheel(self.index, *names)
             for names in (("tool", "1"), ("torch", "2.13.0+cpu"), ("torch", "2.13.0"), ("nvidia_x", "1"))
         )
+        vision = [wheel(self.index, "torchvision", version) for version in ("0.28.0", "0.28.0+cpu")]
         for name, packages in {
             "development": [Locked("tool", "1", None, (tool,))],
-            "cpu": [Locked("torch", "2.13.0+cpu", None, (cpu,))],
-            "cuda": [Locked("torch", "2.13.0", None, (pypi,)), Locked("nvidia-x", "1", None, (library,))],
+            "cpu": [
+                Locked("torch", "2.13.0+cpu", None, (cpu,)),
+                Locked("torchvision", "0.28.0", None, tuple(vision)),
+            ],
+            "cuda": [
+                Locked("torch", "2.13.0", None, (pypi,)),
+                Locked("torchvision", "0.28.0", None, (vision[0],)),
+                Locked("nvidia-x", "1", None, (library,)),
+            ],
         }.items():
             (folder / f"requirements/{name}.txt").write_text(render(name, packages))
 
     def install(self, **variables: str) -> subprocess.CompletedProcess[str]:
         # As a package index: a page a package, with the hashes of the files as they are now.
-        for name in ("tool", "torch", "nvidia-x"):
+        for name in ("tool", "torch", "torchvision", "nvidia-x"):
             page = self.folder / "simple" / name / "index.html"
             page.parent.mkdir(parents=True, exist_ok=True)
             files = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.index.iterdir()}
@@ -242,7 +259,8 @@ class Environment:
 @pytest.mark.slow
 def test_what_is_installed_is_what_was_locked_and_the_right_torch(tmp_path: Path) -> None:
     made = Environment(tmp_path)
-    own, cpu, cuda = {"tool-1"}, {"torch-2.13.0+cpu"}, {"torch-2.13.0", "nvidia_x-1"}
+    own, cpu = {"tool-1"}, {"torch-2.13.0+cpu", "torchvision-0.28.0+cpu"}
+    cuda = {"torch-2.13.0", "torchvision-0.28.0", "nvidia_x-1"}
 
     # An index with both builds: the one for machines without a GPU, until somebody says otherwise.
     assert made.install().returncode == 0 and made.installed() == own | cpu
@@ -251,7 +269,9 @@ def test_what_is_installed_is_what_was_locked_and_the_right_torch(tmp_path: Path
     made.empty()
     (made.site / "torch-2.13.0+cu126.dist-info").mkdir()
     (made.site / "torch-2.13.0+cu126.dist-info/METADATA").write_text("Name: torch\nVersion: 2.13.0+cu126\n")
-    assert made.install().returncode == 0 and made.installed() == own | {"torch-2.13.0+cu126"}
+    alone = made.install()
+    assert alone.returncode == 1 and made.installed() == own | {"torch-2.13.0+cu126"}
+    assert alone.stderr.endswith("torchvision is missing: install the one that belongs to torch 2.13.0+cu126\n")
 
     # Another file under a locked name is refused, and no other build is taken in its place.
     made.empty()
@@ -264,8 +284,16 @@ def test_what_is_installed_is_what_was_locked_and_the_right_torch(tmp_path: Path
     refused = made.install()
     assert refused.returncode != 0 and "DO NOT MATCH THE HASHES" in refused.stderr and made.installed() == set()
 
-    # An index that has only PyPI's build, as PyPI.
+    # An index with the CPU build of torch alone: said, because what imports torchvision does not work.
     wheel(made.index, "tool", "1")
+    wheel(made.index, "torch", "2.13.0+cpu")
+    (made.index / "torchvision-0.28.0+cpu-py3-none-any.whl").unlink()
+    half = made.install()
+    assert half.returncode == 0 and made.installed() == own | {"torch-2.13.0+cpu", "torchvision-0.28.0"}
+    assert "it cannot be imported with this torch" in half.stderr
+
+    # An index that has only PyPI's builds, as PyPI.
+    made.empty()
     (made.index / "torch-2.13.0+cpu-py3-none-any.whl").unlink()
     assert made.install().returncode == 0 and made.installed() == own | cuda
 
@@ -274,7 +302,7 @@ def test_what_is_installed_is_what_was_locked_and_the_right_torch(tmp_path: Path
 def test_a_forged_wheel_of_a_package_of_ours_is_refused(tmp_path: Path) -> None:
     version = VERSIONS["iniconfig"]
     wheel(tmp_path / "index", "iniconfig", version, "import os")
-    (line,) = (entry for entry in re.split(r"\n(?=\S)", LOCKS["development"]) if entry.startswith("iniconfig=="))
+    (line,) = (entry for entry in entries("development") if entry.startswith("iniconfig=="))
     (tmp_path / "lock.txt").write_text(line)
     command = [sys.executable, "-m", "pip", "install", "--require-hashes", "--no-deps", "--no-index"]
     command += ["--find-links", tmp_path / "index", "--target", tmp_path / "site", "-r", tmp_path / "lock.txt"]

@@ -113,6 +113,11 @@ class Lab:
             start_new_session=True,
         )
 
+    def wait_for_commits(self, count: int, driver: subprocess.Popen[str]) -> None:
+        """Wait until so many units are committed by a driver that goes on."""
+        wait_for(lambda: len(self.commits()) >= count or driver.poll() is not None)
+        assert driver.poll() is None, driver.communicate()[1]
+
     def run(self, workers: int = 2, *options: str) -> tuple[int, str, str]:
         """A whole run in this process."""
         return self.call(self.run_command(workers, *options))

@@ -177,7 +177,8 @@ class SharedRay:
         if self._found is not None and not self._found.head_node.remaining_processes_alive():
             self.close()
         if self._found is None:
-            self._found = self._open.enter_context(machines(0))
+            # It lives long, and a machine is busier than this for a moment: 5 s of silence instead of 2.
+            self._found = self._open.enter_context(machines(0, health_check_failure_threshold=10))
         return self._found
 
     def two_slots(self) -> SharedRay:

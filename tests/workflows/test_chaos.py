@@ -41,7 +41,7 @@ def test_a_sweep_outlives_its_drivers_and_workers(undisturbed: Lab, two_slots: S
     """Its first driver is killed, the second interrupted, the third ended, and of the fourth a worker is killed."""
     lab = Lab(tmp_path, "store")
     driver = lab.start(2)
-    wait_for(lambda: len(lab.commits()) >= 10)
+    lab.wait_for_commits(10, driver)
     orphans = workers_of(driver.pid)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
@@ -56,7 +56,7 @@ def test_a_sweep_outlives_its_drivers_and_workers(undisturbed: Lab, two_slots: S
         lab.shared = None if how == "Ctrl-C" else two_slots
         lab.log.write_text("")
         driver = lab.start(2)
-        wait_for(lambda: len(lab.commits()) >= known + 10)  # noqa: B023
+        lab.wait_for_commits(known + 10, driver)
         if how == "Ctrl-C":
             os.killpg(driver.pid, signal.SIGINT)  # a terminal sends it to the whole process group
         else:
@@ -75,7 +75,7 @@ def test_a_sweep_outlives_its_drivers_and_workers(undisturbed: Lab, two_slots: S
     lab.log.write_text("")
     log = tmp_path / "events.jsonl"
     driver = lab.start(2, "--log", str(log))
-    wait_for(lambda: len(lab.commits()) >= known + 10)
+    lab.wait_for_commits(known + 10, driver)
     victim, other = workers_of(os.getpid())
     victim.send_signal(signal.SIGKILL)
     other.suspend()  # else it could end the sweep before the new worker has started

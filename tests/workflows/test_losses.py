@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from broken_worker import Broken, Lame
+from broken_worker import Broken
 from heads import head
 from lab import SMALL, SMALL_UNITS, Lab, calm, wait_for
 from naps import HERE, Nap, SharedRay, add_machine, assert_whole, go, plan_of, ran
@@ -18,6 +18,7 @@ from defense.errors import PuregridError
 from workflows.engine.attempts import Event
 from workflows.engine.cluster import cluster
 from workflows.engine.pool import Pool
+from workflows.engine.worker import UnitWorker
 from workflows.planning.scheduler import Failure
 from workflows.store import Store
 
@@ -31,6 +32,17 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NAPS_LOG", str(path))
     monkeypatch.setenv("PYTHONPATH", HERE)
     return path
+
+
+class Lame(UnitWorker):
+    """A worker that cannot start, but for the first one on a store."""
+
+    def __init__(self, store_uri: str, device: str) -> None:
+        try:
+            Path(store_uri, "taken").touch(exist_ok=False)
+        except FileExistsError:
+            raise ImportError("libcuda.so.1: cannot open shared object file") from None
+        super().__init__(store_uri, device)
 
 
 @pytest.mark.parametrize("elastic", [True, False])

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import signal
+import threading
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,14 @@ from workflows.analysis import Analysis
 from workflows.grid.load import load_sweep
 from workflows.monitoring.events import LOGGER, enabled, log_event, log_to
 from workflows.monitoring.ledger import KindAccount, Ledger, Place, utilisation_table
-from workflows.monitoring.run_record import RunRecord, RunRecorder, duration, read_runs, run_line
+from workflows.monitoring.run_record import (
+    RunRecord,
+    RunRecorder,
+    duration,
+    look_for_drivers,
+    read_runs,
+    run_line,
+)
 from workflows.results.reader import Results
 from workflows.store import Store
 from workflows.tracking.track import track
@@ -156,6 +164,16 @@ FINISHED = """{
 """A record as the first version wrote it."""
 
 
+class _Clock:
+    """A clock of another year."""
+
+    def __init__(self, year: int) -> None:
+        self.time = datetime(year, 5, 4, 3, 2, 1, tzinfo=UTC)
+
+    def now(self, zone: object) -> datetime:
+        return self.time
+
+
 class TestRecord:
     @pytest.mark.parametrize("where", ["folder", "memory"])
     def test_it_is_running_then_silent_or_ended(self, where: str, tmp_path: Path) -> None:
@@ -169,13 +187,48 @@ class TestRecord:
         line = run_line(found)
         assert "4 of 9 units, 2 workers, " in line and "about 33 s left" in line
         path = f"sweeps/s/runs/{recorder.id}.json"
-        long_ago = (datetime.now(UTC) - timedelta(minutes=5)).isoformat(timespec="seconds")
-        store.files.write(path, json.dumps({**found.to_json(), "updated": long_ago}).encode())
-        (found,) = read_runs(store, "s")
+        # Whatever its clock says: the driver is this process.
+        for when in ("1999-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00", "yesterday"):
+            store.files.write(path, json.dumps({**found.to_json(), "updated": when}).encode())
+            assert look_for_drivers(store, "s", read_runs(store, "s"))[0].state == "running"
+        assert found.process is not None
+        ended = {**found.to_json(), "process": " ".join([*found.process.split()[:3], "1"])}  # another had its number
+        store.files.write(path, json.dumps(ended).encode())
+        (found,) = look_for_drivers(store, "s", read_runs(store, "s"))
         assert found.state == "silent" and "its driver is gone" in run_line(found)
         recorder.finish("finished", 3, workers_at_most=2)
         (found,) = read_runs(store, "s")
         assert (found.state, found.done, run_line(found)) == ("finished", 3, "")
+
+    def test_a_driver_elsewhere_is_there_if_its_record_is_rewritten(self, tmp_path: Path) -> None:
+        store, elsewhere = Store(str(tmp_path)), "another-boot 1 2 3"
+        for number, process in enumerate([elsewhere, None]):  # older versions did not name their processes
+            recorder = RunRecorder(store, "s", "run", 0.0, 9)
+            recorder.progress(1, number, None)
+            path = f"sweeps/s/runs/{recorder.id}.json"
+            content = {**read_runs(store, "s")[-1].to_json(), "process": process}
+            store.files.write(path, json.dumps(content).encode())
+            before = read_runs(store, "s")
+            again = threading.Timer(0.3, store.files.write, (path, json.dumps({**content, "written": 7}).encode()))
+            again.start()
+            # It is watched until it changes; the first one, which does not, for as long as that is waited for.
+            states = [record.state for record in look_for_drivers(store, "s", before, wait=1.0)]
+            again.join()
+            assert states == ["silent"] * number + ["running"]
+
+    def test_runs_are_in_the_order_of_their_numbers_whatever_the_clock_of_their_machine(self, tmp_path: Path) -> None:
+        store = Store(str(tmp_path))
+        store.files.write("sweeps/s/runs/20260101T000000-abcdef.json", FINISHED.encode())
+        ids = []
+        for year in (2031, 1999, 2026):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("workflows.monitoring.run_record.datetime", _Clock(year))
+                recorder = RunRecorder(store, "s", "run", 0.0, 9)
+                recorder.finish("finished", 0, workers_at_most=1)
+                ids.append(recorder.id)
+        assert [name[:10] for name in ids] == ["r00001-203", "r00002-199", "r00003-202"]
+        assert [record.run for record in read_runs(store, "s")] == ["20260101T000000-abcdef", *ids]
+        assert [record.run for record in read_runs(store, "s", last=2)] == ids[1:]
 
     def test_the_file_is_as_every_version_has_written_it_and_comes_back(self, tmp_path: Path) -> None:
         store = Store(str(tmp_path))

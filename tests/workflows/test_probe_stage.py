@@ -186,8 +186,9 @@ def test_the_command_probes_a_part_by_its_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere:Nothing"], "'nowhere:Nothing' cannot be imported"),
+        (["nowhere:Nothing"], "defence 'nowhere:Nothing' cannot be imported"),
         (["torch:nothing"], "'torch:nothing' cannot be imported"),
+        (["test_probe_stage:Rounds", "--no-plugins"], "--no-plugins"),
         (["{purifier: jpgg}"], "did you mean 'jpeg'?"),
         (["{attack: pgd}"], "names no purifier and no classifier"),
         (["{purifier: jpeg"], "is no YAML mapping"),

@@ -179,8 +179,8 @@ class TestWrongFiles:
         (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
         for name, cause in (
             ("missing.yaml", "No such file"),
-            (".", "Is a directory"),
-            ("binary", "it is not UTF-8 text"),
+            (".", "is a folder, and a file is needed"),
+            ("binary", "is not UTF-8 text"),
         ):
             with pytest.raises(InvalidInput, match=cause) as caught:
                 read_document(tmp_path / name)

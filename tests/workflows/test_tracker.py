@@ -20,15 +20,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from defense.redaction import redacted
 from workflows.cli import app
 from workflows.engine import run as engine
 from workflows.engine.loop import RunOutcome
 from workflows.engine.worker import UnitWorker
 from workflows.grid.load import Sweep, load_sweep
-from workflows.monitoring.mlflow_client import _VARIABLES, BoundedClient, NoAnswer, shown
+from workflows.monitoring.mlflow_client import _VARIABLES, BoundedClient, NoAnswer
 from workflows.planning.plan import make_plan
 from workflows.store import Store
-from workflows.tracking.experiments import active_experiment, writable_experiment
+from workflows.tracking.experiments import Places, active_experiments, writable_experiment
 
 TEXT = """\
 sweep: asked
@@ -364,10 +365,10 @@ class TestDeletedExperiment:
             assert result.exit_code == 0 and "'asked' was deleted in MLflow and cannot be restored" in result.stderr
             assert len(runs_of(uri, "asked (2)")) == 2
         client = BoundedClient(uri)
-        experiment = active_experiment(client, "asked")
+        (experiment,) = active_experiments(client, "asked")
         assert experiment.name == "asked (2)"
-        assert writable_experiment(client, "asked", None) == experiment.experiment_id
-        assert active_experiment(client, "another") is None
+        assert writable_experiment(client, "asked", Places()) == experiment.experiment_id
+        assert active_experiments(client, "another") == []
 
 
 class TestBoundedClient:
@@ -423,4 +424,4 @@ class TestBoundedClient:
         ],
     )
     def test_messages_hold_no_password(self, uri: str, expected: str) -> None:
-        assert shown(uri) == expected
+        assert redacted(uri) == expected

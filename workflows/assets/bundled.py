@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from defense.errors import InvalidInput, nearest
+from defense.files import path_of
 
 __all__ = ["bundled_sweeps", "find_sweep"]
 
@@ -29,8 +31,9 @@ def find_sweep(name: str | Path) -> Path:
     Raises:
         InvalidInput: A bare name that nothing has, or a bundled sweep's with ``.yaml`` where there is no such file.
     """
+    path_of(name, "the sweep file", where=str(name))
     path, bundled = Path(name), bundled_sweeps()
-    if path.is_file():
+    if os.path.lexists(path) and not (path.is_dir() and path.as_posix() in bundled):
         return path
     if path.suffix in (".yaml", ".yml"):
         if (bare := path.with_suffix("").as_posix()) in bundled:
@@ -38,7 +41,7 @@ def find_sweep(name: str | Path) -> Path:
         return path
     # Not `with_suffix`, which would replace the end of a name with a dot in it.
     beside = path.with_name(f"{path.name}.yaml") if path.name else path
-    if beside.is_file():
+    if beside.exists():
         return beside
     if path.as_posix() in bundled:
         return bundled[path.as_posix()]

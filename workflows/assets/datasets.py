@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from defense.errors import InvalidInput, PuregridError, nearest
+from defense.files import found, writable, writable_folder
 from defense.packages import installed
 from defense.torchvision_cpu import allow_torchvision_import
 from tasks.cifar_c import RELEASES, CifarC, Release
@@ -39,12 +40,13 @@ def fetch_dataset(name: str, root: Path | None) -> str:
     if name == "digits":
         return "digits is part of scikit-learn: there is nothing to fetch."
     if name == "lpips":
-        path = _root(root, WEIGHTS_VARIABLE, "the weights") / Path(ALEXNET.url).name
+        path = writable_folder(_root(root, WEIGHTS_VARIABLE, "the weights"), "folder", where="--root")
+        path = writable(path / Path(ALEXNET.url).name, "the weights", where="--root", make_folder=True)
         _complete(ALEXNET, path)
         return verify_dataset(name, path.parent)
     if name not in _TORCHVISION and name not in RELEASES:
         raise InvalidInput(f"data set {name!r} has no downloader; see its documentation.")
-    folder = _root(root, DATA_VARIABLE, "the data set")
+    folder = writable_folder(_root(root, DATA_VARIABLE, "the data set"), "folder", where="--root")
     if name in RELEASES:
         release = RELEASES[name]
         if not (folder / release.folder / "labels.npy").is_file():  # else it was unpacked by somebody
@@ -86,6 +88,8 @@ def verify_dataset(name: str, root: Path | None) -> str:
     lines = []
     for split in ("train", "test"):
         fields: dict[str, Any] = {"dataset": name, "split": split}
+        if root is not None:
+            found(root, "folder", kind="folder", where="--root")
         if root is not None and "root" in kind.model_fields:
             fields["root"] = str(root)
         config: DatasetConfig = kind.model_validate(fields).resolved(Path.cwd())
@@ -100,9 +104,10 @@ def _known(name: str) -> None:
 
 
 def _root(root: Path | None, variable: str, what: str) -> Path:
-    folder = root or os.environ.get(variable)
-    if not folder:
+    folder = os.environ.get(variable) if root is None else root
+    if not folder or not str(folder).strip():
         raise InvalidInput(f"give --root FOLDER or set {variable}: where {what} shall lie.")
+    found(folder, "folder", kind="folder", where="--root" if root is not None else variable)
     return Path(folder)
 
 

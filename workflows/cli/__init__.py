@@ -7,12 +7,15 @@ Ctrl-C. Modules of the commands are imported inside them: ``--help`` must not wa
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated
 
 import typer
 
+from defense.redaction import RedactingStream, has_credentials, remember, remember_environment
 from workflows.cli.assets import data, list_, train
 from workflows.cli.comparing import check, compare, promote
+from workflows.cli.output import OutputLost, say, steady_streams, tell
 from workflows.cli.probing import probe
 from workflows.cli.results import compact, report, tables
 from workflows.cli.running import plan, run, status
@@ -33,7 +36,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"puregrid {version('puregrid')}")
+        tell(f"puregrid {version('puregrid')}")
         raise typer.Exit
 
 
@@ -52,9 +55,40 @@ app.command("list")(list_)
 app.add_typer(data, name="data")
 
 
+def _without_password(arguments: list[str]) -> tuple[list[str], str] | None:
+    """The arguments without the URI of ``--mlflow``, and the URI, if it holds a password; None if not."""
+    for place, argument in enumerate(arguments):
+        name, equals, uri = argument.partition("=")
+        if name != "--mlflow":
+            continue
+        end = place + 1 if equals else place + 2
+        uri = uri if equals else "".join(arguments[place + 1 : end])
+        if has_credentials(uri):
+            return [*arguments[:place], *arguments[end:]], uri
+    return None
+
+
 def main() -> None:
     """Entry point of ``puregrid``."""
+    # Everybody on the machine can read a command line, and Ray keeps the driver's: this process begins again without.
+    if (found := _without_password(sys.argv[1:])) is not None:
+        arguments, os.environ["MLFLOW_TRACKING_URI"] = found
+        program = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+        os.execv(sys.executable, [sys.executable, *program, *arguments])  # noqa: S606 - the same program
     # Ray would otherwise ask about usage statistics, and warn of an accelerator variable that we do not use.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    app()
+    steady_streams()
+    # The last of several: usage errors, tracebacks and libraries write here too.
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:
+            setattr(sys, name, RedactingStream(stream))
+    for given in sys.argv[1:]:
+        remember(given)
+    remember_environment(os.environ)
+    try:
+        app()
+    except OutputLost as error:  # of what Typer prints by itself, such as help
+        if not error.quiet:
+            say(f"error: {error}")
+        raise SystemExit(error.status) from error

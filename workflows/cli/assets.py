@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from defense.errors import InvalidInput
-from workflows.cli.base import AsJson, errors, say
+from defense.files import path_of
+from workflows.cli.base import AsJson, NoPlugins, errors, say, tell
 
 __all__ = ["data", "list_", "train"]
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The training config.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The training config.")],
     force: Annotated[
         bool, typer.Option("--force", help="Start again, even if the out folder holds this or another training.")
     ] = False,
@@ -26,9 +27,10 @@ def train(
             help="MLflow tracking URI; on: SQLite in the out folder [$MLFLOW_TRACKING_URI, else off].",
         ),
     ] = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Train a network and write its weights with a card; run again to continue an interrupted training."""
-    with errors():
+    with errors(plugins=not no_plugins):
         import yaml
 
         from workflows.training import load_config
@@ -36,7 +38,8 @@ def train(
         from workflows.training.tracking import tracking_uri
 
         try:
-            loaded = load_config(config)
+            path_of(config, "the training config", where=config)
+            loaded = load_config(Path(config))
             card = run_training(
                 loaded,
                 command=f"puregrid train {config}",
@@ -45,8 +48,8 @@ def train(
                 notify=say,
             )
         except InvalidInput as error:
-            raise InvalidInput(error.message, where=error.where or str(config)) from error
-        typer.echo(yaml.safe_dump(card, sort_keys=False, width=110), nl=False)
+            raise InvalidInput(error.message, where=error.where or config, keys=error.keys) from error
+        tell(yaml.safe_dump(card, sort_keys=False, width=110), end="")
 
 
 def list_(
@@ -62,20 +65,27 @@ def list_(
 
         entries = kinds() if what is None else catalogue(what)
         if json_:
-            typer.echo(json.dumps(entries, indent=1))
+            tell(json.dumps(entries, indent=1))
         else:
             width = max(len(entry["name"]) for entry in entries) + 2
             for entry in entries:
-                typer.echo(f"{entry['name']:<{width}}{entry['summary']}")
+                tell(f"{entry['name']:<{width}}{entry['summary']}")
                 if entry["fields"]:
-                    typer.echo(f"{'':<{width}}fields: {', '.join(entry['fields'])}")
+                    tell(f"{'':<{width}}fields: {', '.join(entry['fields'])}")
 
 
 data = typer.Typer(help="Fetch or verify data sets.", no_args_is_help=True, rich_markup_mode=None)
 Root = Annotated[
-    Path | None,
+    str | None,
     typer.Option(metavar="FOLDER", help="Folder of the files [$PUREGRID_DATA; for lpips $PUREGRID_WEIGHTS]."),
 ]
+
+
+def _given(root: str | None) -> Path | None:
+    if root is None:
+        return None
+    path_of(root, "folder", where="--root")
+    return Path(root)
 
 
 @data.command()
@@ -84,7 +94,7 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], root: Root = Non
     with errors():
         from workflows.assets.datasets import fetch_dataset
 
-        typer.echo(fetch_dataset(name, root))
+        tell(fetch_dataset(name, _given(root)))
 
 
 @data.command()
@@ -93,4 +103,4 @@ def verify(name: Annotated[str, typer.Argument(metavar="NAME")], root: Root = No
     with errors():
         from workflows.assets.datasets import verify_dataset
 
-        typer.echo(verify_dataset(name, root))
+        tell(verify_dataset(name, _given(root)))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from defense.bounds import MOST_WORKERS
 from defense.errors import InvalidInput, PuregridError
+from workflows.cli.output import OutputLost, say, tell
 
 if TYPE_CHECKING:
     from workflows.grid.load import Sweep
@@ -21,6 +22,7 @@ __all__ = [
     "Address",
     "AsJson",
     "GpusPerWorker",
+    "NoPlugins",
     "Overrides",
     "StoreUri",
     "SweepFile",
@@ -28,10 +30,11 @@ __all__ = [
     "errors",
     "open_sweep",
     "say",
+    "tell",
 ]
 
 SweepFile = Annotated[
-    Path, typer.Argument(metavar="SWEEP", help="The sweep file, or a bundled sweep's name (`puregrid list sweeps`).")
+    str, typer.Argument(metavar="SWEEP", help="The sweep file, or a bundled sweep's name (`puregrid list sweeps`).")
 ]
 StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="Folder or bucket for rows and commits.")]
 Overrides = Annotated[
@@ -48,39 +51,72 @@ GpusPerWorker = Annotated[
     typer.Option(min=0, max=MOST_WORKERS, metavar="F", help="GPUs per worker, fractions allowed; 0 runs on CPUs."),
 ]
 Address = Annotated[str | None, typer.Option(metavar="auto|HOST", help="A running Ray cluster.")]
+NoPlugins = Annotated[
+    bool,
+    typer.Option(
+        "--no-plugins",
+        help="Import no module that the file names: for the files of strangers. Such a name is then refused.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RUN_HELP = (
     "SWEEP.yaml (in --store), SWEEP.yaml@STORE, a store, a file that promote wrote, mlflow:ALIAS or mlflow:RUN_ID."
 )
 
 
-def say(message: str) -> None:
-    """Print a note to stderr."""
-    typer.echo(message, err=True)
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
+"""What a disk or its owner says no to; of a store, :class:`workflows.store.StoreUnavailable` says more."""
 
 
 @contextlib.contextmanager
-def errors() -> Iterator[None]:
-    """Turn our own exceptions into a message and the exit status that the contract gives them."""
+def errors(*, plugins: bool = True) -> Iterator[None]:
+    """Turn our own exceptions into a message and the exit status that the contract gives them.
+
+    Arguments:
+        plugins: Whether ``module:attribute`` may be imported inside.
+    """
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            if not plugins:
+                from defense.registry import no_plugins
+
+                stack.enter_context(no_plugins())
+            yield
+    except OutputLost as error:
+        if not error.quiet:
+            say(f"error: {error}")
+        raise typer.Exit(error.status) from error
     except InvalidInput as error:
         say(f"error: {error}")
         raise typer.Exit(2) from error
     except PuregridError as error:
         say(f"error: {error}")
         raise typer.Exit(1) from error
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        say(f"error: {error}. Make room, or see to the rights, and run the same command again.")
+        raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         say("stopped; all committed units are kept. Run the same command again to continue.")
         raise typer.Exit(130) from error
 
 
-def open_sweep(path: Path, overrides: list[str] | None, store: str) -> tuple[Sweep, Store]:
-    """A sweep file or bundled sweep with its overrides, and the store, which must be there or creatable."""
+def open_sweep(path: str, overrides: list[str] | None, store: str, *, writes: bool = False) -> tuple[Sweep, Store]:
+    """A sweep file or bundled sweep with its overrides, and the store, which must be there or creatable.
+
+    Arguments:
+        path: The sweep, as the user named it.
+        overrides: The options ``--set``.
+        store: The option ``--store``.
+        writes: Whether the command cannot do its work without writing to the store.
+    """
     from workflows.assets.bundled import find_sweep
     from workflows.grid.load import load_sweep
     from workflows.store import Store
 
     loaded, opened = load_sweep(find_sweep(path), overrides or ()), Store(store)
     opened.files.check()
+    if writes:
+        opened.files.check_writable()
     return loaded, opened

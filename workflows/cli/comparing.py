@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defense.errors import InvalidInput
+from defense.files import writable, write_text
 from workflows.cli.base import (
     RUN_HELP,
     AsJson,
+    NoPlugins,
     Overrides,
     StoreUri,
     SweepFile,
     errors,
     open_sweep,
     say,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -35,24 +38,26 @@ def compare(
     ] = None,
     store: StoreUri = "results",
     mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI.")] = None,
+    no_plugins: NoPlugins = False,
     json_: AsJson = False,
 ) -> None:
     """Compare two runs cell by cell on the same images: paired differences, and what changed in the specs."""
-    with errors():
+    with errors(plugins=not no_plugins):
         other = second if with_ is None else with_
         if other is None or (second is not None and with_ is not None):
             raise InvalidInput("name two runs: `compare RUN RUN`, or `compare RUN --with RUN`.")
+        from workflows.monitoring.mlflow_client import named_uri
         from workflows.regression.baselines import load_pair
         from workflows.regression.compare import compare_runs
         from workflows.regression.texts import comparison_text
         from workflows.tracking.track import default_uri
 
-        runs = load_pair(first, other, store=store, tracking_uri=mlflow or default_uri(store))
+        runs = load_pair(first, other, store=store, tracking_uri=named_uri(mlflow, "--mlflow") or default_uri(store))
         comparisons = compare_runs(*runs)
         if json_:
-            typer.echo(json.dumps([comparison.as_dict() for comparison in comparisons], indent=1))
+            tell(json.dumps([comparison.as_dict() for comparison in comparisons], indent=1))
         else:
-            typer.echo(comparison_text(comparisons, first, other), nl=False)
+            tell(comparison_text(comparisons, first, other), end="")
 
 
 def check(
@@ -75,19 +80,23 @@ def check(
     seconds_margin: Annotated[
         float | None, typer.Option(metavar="S", help="Judge seconds too, with this tolerated growth.")
     ] = None,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, a test case per cell.")] = None,
+    junit: Annotated[str | None, typer.Option(metavar="FILE", help="Write JUnit XML, a test case per cell.")] = None,
     mlflow: Annotated[
         str | None, typer.Option(metavar="URI|off", help="MLflow tracking URI; the sweep's run is tagged there.")
     ] = None,
     set_: Overrides = None,
+    no_plugins: NoPlugins = False,
     json_: AsJson = False,
 ) -> None:
     """Compare with a baseline: exit 0 if accuracy and cost hold, 1 if one regressed, 2 if the verdict is unknown."""
-    with errors():
+    with errors(plugins=not no_plugins):
         from workflows.regression.check import Gate
 
         gate = Gate(margin, alpha, detect, cost_margin, seconds_margin)
+        if junit is not None:
+            writable(junit, "the JUnit file", where="--junit")
         loaded, opened = open_sweep(sweep, set_, store)
+        from workflows.monitoring.mlflow_client import named_uri
         from workflows.regression.baselines import load
         from workflows.regression.check import check as checked
         from workflows.regression.check import junit as junit_xml
@@ -97,52 +106,60 @@ def check(
         from workflows.results.reader import Results
         from workflows.tracking.track import default_uri
 
-        uri = mlflow or default_uri(opened.uri)
+        uri = named_uri(mlflow, "--mlflow") or default_uri(opened.uri)
         before = load(baseline, sweep=loaded.name, tracking_uri=uri, where="--baseline")
         if before.source == opened.uri:
             say(f"note: the baseline is this run's own store, {opened.uri}: a run compared with itself always holds.")
         verdicts = checked(before, of_results(Results(opened, loaded)), gate)
         verdict = verdict_of(verdicts)
         if junit is not None:
-            junit.write_text(junit_xml(verdicts, loaded.name), encoding="utf-8")
+            write_text(Path(junit), junit_xml(verdicts, loaded.name), "the JUnit file")
         if json_:
             cells = [cell.as_dict() for cell in verdicts]
-            typer.echo(
-                json.dumps({"verdict": verdict, "baseline": baseline, **asdict(gate), "cells": cells}, indent=1)
-            )
+            tell(json.dumps({"verdict": verdict, "baseline": baseline, **asdict(gate), "cells": cells}, indent=1))
         else:
-            typer.echo(check_text(verdicts, gate, baseline, f"{sweep} in {opened.uri}"), nl=False)
-        _tag_verdict(uri, loaded, verdict, baseline, [cell for cell in verdicts if cell.verdict != "holds"])
+            tell(check_text(verdicts, gate, baseline, f"{sweep} in {opened.uri}"), end="")
+        _tag_verdict(
+            uri, opened.uri, loaded, verdict, baseline, [cell for cell in verdicts if cell.verdict != "holds"]
+        )
         if verdict != "holds":
             raise typer.Exit(1 if verdict == "regressed" else 2)
 
 
-def _tag_verdict(uri: str | None, sweep: Sweep, verdict: str, baseline: str, cells: list[Any]) -> None:
+def _tag_verdict(
+    uri: str | None, store_uri: str, sweep: Sweep, verdict: str, baseline: str, cells: list[Any]
+) -> None:
     """The verdict on the sweep's run in MLflow; a broken MLflow changes no verdict."""
+    from workflows.monitoring.mlflow_client import cause
     from workflows.tracking.aliases import record_verdict
 
     if uri is None or uri == "off":
         return
     why = "; ".join(f"{cell.cell}: {cell.why}" for cell in cells)
     try:
-        record_verdict(uri, sweep, {"verdict": verdict, "baseline": baseline, "why": why or "every cell holds"})
+        tags = {"verdict": verdict, "baseline": baseline, "why": why or "every cell holds"}
+        record_verdict(uri, sweep, tags, store_uri=store_uri, say=say)
     except Exception as error:  # MLflow raises whatever its stores and servers raise
-        say(f"the verdict could not be set in MLflow at {uri} ({type(error).__name__}: {error})")
+        say(f"the verdict could not be set in MLflow at {uri} ({cause(error)})")
 
 
 def promote(
     sweep: SweepFile,
     store: StoreUri = "results",
-    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a baseline to commit, as JSON.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="FILE", help="Write a baseline to commit, as JSON.")] = None,
     alias: Annotated[
         str | None, typer.Option(metavar="ALIAS", help="Name of the baseline in MLflow [champion, without --to].")
     ] = None,
     mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI.")] = None,
     set_: Overrides = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Make the results of a sweep the baseline of `puregrid check`: in MLflow, or in a file."""
-    with errors():
+    with errors(plugins=not no_plugins):
+        if to is not None:
+            writable(to, "the baseline", where="--to")
         loaded, opened = open_sweep(sweep, set_, store)
+        from workflows.monitoring.mlflow_client import named_uri
         from workflows.regression.baselines import complete_text
         from workflows.results.reader import Results
         from workflows.tracking import aliases
@@ -152,9 +169,10 @@ def promote(
             aliases.valid_alias(alias)
         text = complete_text(Results(opened, loaded))
         if to is not None:
-            to.write_text(text, encoding="utf-8")
-            typer.echo(to)
+            write_text(Path(to), text, "the baseline")
+            tell(to)
         if alias is not None or to is None:
             name = alias or "champion"
-            run_id = aliases.promote(mlflow or default_uri(opened.uri), loaded, name, text)
-            typer.echo(f"mlflow:{name} is run {run_id}")
+            uri = named_uri(mlflow, "--mlflow") or default_uri(opened.uri)
+            run_id = aliases.promote(uri, loaded, name, text, store_uri=opened.uri, say=say)
+            tell(f"mlflow:{name} is run {run_id}")

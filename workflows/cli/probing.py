@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defense.errors import InvalidInput
-from workflows.cli.base import AsJson, Overrides, StoreUri, errors, open_sweep, say
+from workflows.cli.base import AsJson, NoPlugins, Overrides, StoreUri, errors, open_sweep, say, tell
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
 __all__ = ["probe"]
@@ -36,13 +34,14 @@ def probe(
     ] = None,
     store: StoreUri = "results",
     set_: Overrides = None,
+    no_plugins: NoPlugins = False,
     json_: AsJson = False,
 ) -> None:
     """Compare a defence's gradient with its function, its answers with themselves, its claims with what it does.
 
     Ends with status 1 if a check fails. Probes of a sweep are committed to the store and not made again.
     """
-    with errors():
+    with errors(plugins=not no_plugins):
         import sys
         from pathlib import Path
 
@@ -53,7 +52,7 @@ def probe(
             if dataset is not None or classifier is not None:
                 where = "--dataset" if dataset is not None else "--classifier"
                 raise InvalidInput("a sweep has data sets and classifiers of its own: leave it out.", where=where)
-            failed = _of_sweep(Path(defence), set_, store, json_)
+            failed = _of_sweep(defence, set_, store, json_)
         else:
             failed = _of_one(defence, dataset, classifier, json_)
         if failed:
@@ -66,7 +65,7 @@ def _of_one(text: str, dataset: str | None, classifier: str | None, as_json: boo
     behind = None if classifier is None else _named(classifier, "--classifier")
     images = None if dataset is None else _named(dataset, "--dataset")
     found = probe(_named(text, "DEFENCE"), behind, dataset=images)
-    typer.echo(json.dumps(found.to_json(), indent=1) if as_json else str(found))
+    tell(json.dumps(found.to_json(), indent=1) if as_json else str(found))
     return not found.passed
 
 
@@ -83,8 +82,8 @@ def _named(text: str, where: str) -> Any:
         raise InvalidInput(f"{text!r} is no YAML mapping: {error.problem}.", where=where) from error
 
 
-def _of_sweep(path: Path, overrides: list[str] | None, store: str, as_json: bool) -> bool:
-    loaded, opened = open_sweep(path, [*(overrides or ()), "probe=true"], store)
+def _of_sweep(path: str, overrides: list[str] | None, store: str, as_json: bool) -> bool:
+    loaded, opened = open_sweep(path, [*(overrides or ()), "probe=true"], store, writes=True)
     from workflows.analysis import Analysis
     from workflows.engine.worker import UnitWorker
     from workflows.formats import render
@@ -99,11 +98,11 @@ def _of_sweep(path: Path, overrides: list[str] | None, store: str, as_json: bool
             say(f"{stage.spec.label()}: " + (f"{receipt.seconds:.1f} s" if receipt.computed else "in the store"))
     analysis = Analysis(Results(opened, loaded), audit=False)
     if as_json:
-        typer.echo(json.dumps(_plain(analysis.probes), indent=1))
+        tell(json.dumps(_plain(analysis.probes), indent=1))
     else:
         for name in ("probe", "probe_gradients", "mechanism"):
             if any(table.name == name for table in analysis.tables):
-                typer.echo(render(analysis, "text", only=name), nl=False)
+                tell(render(analysis, "text", only=name), end="")
     return bool((analysis.probes["verdict"] == "fail").any())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defense.errors import InvalidInput, nearest
-from workflows.cli.base import AsJson, Overrides, StoreUri, SweepFile, errors, open_sweep, say
+from defense.files import writable_folder
+from workflows.cli.base import AsJson, NoPlugins, Overrides, StoreUri, SweepFile, errors, open_sweep, say, tell
 
 if TYPE_CHECKING:
     from workflows.analysis import Analysis
@@ -27,7 +29,7 @@ def tables(
         str | None, typer.Option(metavar="NAME|module:attribute", help="Only this table, built in or your own [all].")
     ] = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FOLDER", help="Write one CSV file per table, and a README about their columns."),
     ] = None,
     audit: Annotated[
@@ -37,17 +39,21 @@ def tables(
         str | None, typer.Option(metavar="CLASSIFIER", help="Mean corruption errors relative to this classifier's.")
     ] = None,
     set_: Overrides = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Print the tables of a sweep with the auditor's findings, recomputed from its committed rows."""
-    with errors():
+    with errors(plugins=not no_plugins):
+        from workflows.cli.output import width
         from workflows.formats import FORMATS, render
 
         if format_ not in FORMATS:
             raise InvalidInput(f"unknown format {format_!r}; {nearest(format_, FORMATS)}", where="--format")
         if out is not None and format_ != "csv":
             raise InvalidInput("only --format csv writes a folder, with a file per table.", where="--out")
-        if out is not None and out.exists() and not out.is_dir():
-            raise InvalidInput(f"{out} is a file: with --format csv give a folder.", where="--out")
+        if out is not None:
+            if os.path.isfile(out):
+                raise InvalidInput(f"{out} is a file: with --format csv give a folder.", where="--out")
+            writable_folder(out, "the folder of tables", where="--out")
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.analysis import Analysis
         from workflows.formats.machine import write_csv
@@ -55,10 +61,10 @@ def tables(
 
         analysis = Analysis(Results(opened, loaded), mce=mce, audit=audit)
         if out is not None:
-            for path in write_csv(analysis, out, table):
-                typer.echo(path)
+            for path in write_csv(analysis, Path(out), table):
+                tell(path)
             return
-        typer.echo(render(analysis, format_, only=table), nl=False)
+        tell(render(analysis, format_, only=table, width=width()), end="")
         if format_ == "csv":
             _say_beside(analysis, table)
 
@@ -81,7 +87,7 @@ def report(
     sweep: SweepFile,
     store: StoreUri = "results",
     out: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="The page [report.html], or the folder [report].")
+        str | None, typer.Option(metavar="PATH", help="The page [report.html], or the folder [report].")
     ] = None,
     format_: Annotated[
         str, typer.Option("--format", metavar="html|md|latex", help="A page, or a folder of tables and SVG figures.")
@@ -91,13 +97,15 @@ def report(
         typer.Option(min=0, metavar="N", help="Number of cells whose images the page shows [8, if they fit]."),
     ] = None,
     set_: Overrides = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Write a self-contained HTML page: figures, tables, images, provenance; recomputed from committed rows."""
-    with errors():
-        from workflows.report import FORMATS, report_to
+    with errors(plugins=not no_plugins):
+        from workflows.report import FORMATS, check_out, report_to
 
         if format_ not in FORMATS:
             raise InvalidInput(f"unknown format {format_!r}; {nearest(format_, FORMATS)}", where="--format")
+        target = check_out(out, format_)
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.analysis import Analysis
         from workflows.results.reader import Results
@@ -105,20 +113,26 @@ def report(
         settings = "".join(f" --set {shlex.quote(setting)}" for setting in set_ or ())
         command = f"puregrid run {sweep}{settings} && puregrid report {sweep}{settings}"
         analysis = Analysis(Results(opened, loaded))
-        typer.echo(report_to(analysis, out, format_, command=command, images=gallery))
+        tell(report_to(analysis, target, format_, command=command, images=gallery))
 
 
-def compact(sweep: SweepFile, store: StoreUri = "results", set_: Overrides = None, json_: AsJson = False) -> None:
+def compact(
+    sweep: SweepFile,
+    store: StoreUri = "results",
+    set_: Overrides = None,
+    no_plugins: NoPlugins = False,
+    json_: AsJson = False,
+) -> None:
     """Copy a sweep's committed rows into one Parquet file per stage, for pandas, DuckDB and other tools."""
-    with errors():
-        loaded, opened = open_sweep(sweep, set_, store)
+    with errors(plugins=not no_plugins):
+        loaded, opened = open_sweep(sweep, set_, store, writes=True)
         from workflows.results.compact import compact as compacted
 
         found = compacted(opened, loaded)
         if json_:
-            typer.echo(json.dumps(asdict(found), indent=1))
+            tell(json.dumps(asdict(found), indent=1))
         else:
-            typer.echo(found.folder)
+            tell(found.folder)
             say(f"{found.rows} rows of {found.units} units in {found.files} files, {found.written} of them new")
         if found.missing:
             say(f"{found.missing} units of the sweep are not committed; run it, then compact again")

@@ -11,10 +11,12 @@ import typer
 
 from defense.bounds import MOST_WORKERS
 from defense.errors import PuregridError
+from defense.files import writable
 from workflows.cli.base import (
     Address,
     AsJson,
     GpusPerWorker,
+    NoPlugins,
     Overrides,
     StoreUri,
     SweepFile,
@@ -22,7 +24,9 @@ from workflows.cli.base import (
     errors,
     open_sweep,
     say,
+    tell,
 )
+from workflows.cli.output import OutputLost, width
 from workflows.cli.tracking import Mlflow, open_tracker
 
 if TYPE_CHECKING:
@@ -52,10 +56,11 @@ def plan(
     address: Address = None,
     preflight: Preflight = True,
     set_: Overrides = None,
+    no_plugins: NoPlugins = False,
     json_: AsJson = False,
 ) -> None:
     """Show cells, units and cost of a sweep without running it; with --calibrate, run a few units to predict it."""
-    with errors():
+    with errors(plugins=not no_plugins):
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.planning.plan import make_plan
         from workflows.planning.summary import summarise
@@ -75,23 +80,23 @@ def plan(
         gpu = gpus_per_worker > 0 if calibrate or gpus_per_worker else None
         summary = summarise(loaded, planned, opened, workers=workers, gpus_per_worker=gpus_per_worker, gpu=gpu)
         if json_:
-            typer.echo(json.dumps(summary.to_json(), indent=1))
+            tell(json.dumps(summary.to_json(), indent=1))
             return
-        typer.echo(
+        tell(
             f"{loaded.name} ({loaded.id}): {summary.cells} cells need {summary.units} units, "
             f"{summary.distinct} of them distinct; {summary.committed} committed, {summary.missing} to compute"
         )
         width = max(len(stage.stage) for stage in summary.stages)
         for stage in summary.stages:
-            typer.echo(
+            tell(
                 f"  {stage.stage:<{width}}  {stage.id}  {stage.images:>6} images  "
                 f"{stage.committed:>5} of {stage.units} units  {_seconds(stage)}{stage.what}"
             )
-        typer.echo(f"estimated: {_duration(summary)}; network evaluations to do: {summary.evaluations:,}")
+        tell(f"estimated: {_duration(summary)}; network evaluations to do: {summary.evaluations:,}")
         for line in _forecast_lines(summary.forecast):
-            typer.echo(line)
+            tell(line)
         for notice in summary.notices:
-            typer.echo(f"note: {notice}")
+            tell(f"note: {notice}")
 
 
 def _seconds(stage: StageSummary) -> str:
@@ -162,15 +167,18 @@ def run(
         typer.Option("--strict-tracking", help="End with status 1 if MLflow fails, before any compute if it can."),
     ] = False,
     log: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append events to this file, one JSON object per line.")
+        str | None, typer.Option(metavar="FILE", help="Append events to this file, one JSON object per line.")
     ] = None,
     preflight: Preflight = True,
     set_: Overrides = None,
+    no_plugins: NoPlugins = False,
     json_: AsJson = False,
 ) -> None:
     """Compute the missing units of a sweep and print its tables; run again to continue."""
-    with errors():
-        loaded, opened = open_sweep(sweep, set_, store)
+    with errors(plugins=not no_plugins):
+        loaded, opened = open_sweep(sweep, set_, store, writes=True)
+        if log is not None:
+            writable(log, "the log", where="--log")
         wanted = "--strict-tracking" if strict_tracking else ""
         tracker = open_tracker(mlflow, loaded, opened.uri, strict=strict_tracking, wanted=wanted)
         if tracker is not None:
@@ -184,14 +192,26 @@ def run(
         from workflows.regression.snapshots import of_results
         from workflows.tracking.track import track
 
-        options = Options(workers, gpus_per_worker, address, max_attempts, unit_timeout, log=log, preflight=preflight)
+        options = Options(
+            workers,
+            gpus_per_worker,
+            address,
+            max_attempts,
+            unit_timeout,
+            log=None if log is None else Path(log),
+            preflight=preflight,
+        )
         outcome, results, record = run_sweep(loaded, opened, options, say)
         analysis = Analysis(results)
-        if json_:
-            typer.echo(json.dumps({**json.loads(render(analysis, "json")), "run": outcome.to_json()}, indent=1))
-        else:
-            # Findings have a line of their own below: a table that one scrolls past is no place for them.
-            typer.echo(render(analysis, "text", findings=False))
+        lost = None
+        try:
+            if json_:
+                tell(json.dumps({**json.loads(render(analysis, "json")), "run": outcome.to_json()}, indent=1))
+            else:
+                # Findings have a line of their own below: a table that one scrolls past is no place for them.
+                tell(render(analysis, "text", findings=False, width=width()))
+        except OutputLost as error:  # the rows are there and go to MLflow all the same
+            lost = error
         say(auditor_line(analysis.findings))
         if outcome.failures or outcome.blocked:
             say(_failed(outcome))
@@ -208,6 +228,8 @@ def run(
         # After the messages about units: a broken MLflow must not hide them.
         if tracker is not None:
             tracker.write(to_mlflow)
+        if lost is not None:
+            raise lost
         if outcome.failures or outcome.blocked:
             raise typer.Exit(1)
         if outcome.interrupted:
@@ -234,44 +256,47 @@ def status(
         bool, typer.Option("--workers", help="Show how each worker of the last run spent its time.")
     ] = False,
     set_: Overrides = None,
+    no_plugins: NoPlugins = False,
     json_: AsJson = False,
 ) -> None:
     """Show which units of a sweep are committed, failed (and why) or missing, and the progress of a live run."""
-    with errors():
+    with errors(plugins=not no_plugins):
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.engine.failures import failures
         from workflows.monitoring.ledger import utilisation_table
-        from workflows.monitoring.run_record import read_runs, run_line
+        from workflows.monitoring.run_record import look_for_drivers, read_runs, run_line
         from workflows.planning.plan import make_plan
         from workflows.planning.summary import summarise
 
         summary = summarise(loaded, make_plan(loaded), opened)
         failed = failures(loaded, opened) if summary.missing else []
-        runs = read_runs(opened, loaded.id)
+        runs = look_for_drivers(opened, loaded.id, read_runs(opened, loaded.id))
         if json_:
             content = {
                 **summary.to_json(),
                 "failures": [failure.to_json() for failure in failed],
                 "runs": [record.to_json() for record in runs],
             }
-            typer.echo(json.dumps(content, indent=1))
+            tell(json.dumps(content, indent=1))
             return
-        typer.echo(f"{loaded.name} ({loaded.id}): {summary.committed} of {summary.distinct} units committed")
+        tell(f"{loaded.name} ({loaded.id}): {summary.committed} of {summary.distinct} units committed")
         width = max(len(stage.stage) for stage in summary.stages)
         for stage in summary.stages:
             if stage.missing:
                 done = f"{stage.committed} of {stage.units}"
-                typer.echo(f"  {stage.stage:<{width}}  {stage.id}  {done}  {stage.what}")
+                tell(f"  {stage.stage:<{width}}  {stage.id}  {done}  {stage.what}")
         for failure in failed:
             attempts = "1 attempt" if failure.attempts == 1 else f"{failure.attempts} attempts"
             why = ", since the input is to blame" if failure.final else ""
-            typer.echo(f"failed: {failure.unit} after {attempts}{why}")
-            typer.echo(failure.traceback or failure.error)
-        typer.echo(f"estimated: {_duration(summary)}")
+            tell(f"failed: {failure.unit} after {attempts}{why}")
+            tell(failure.traceback or failure.error)
+        tell(f"estimated: {_duration(summary)}")
+        for notice in summary.notices:
+            tell(f"note: {notice}")
         for line in filter(None, map(run_line, runs if summary.missing else [])):
-            typer.echo(line)
+            tell(line)
         if workers:
             if not runs:
                 raise PuregridError(f"no run of this sweep has left a record in {opened.uri}")
             for line in utilisation_table(runs[-1].accounts):
-                typer.echo(line)
+                tell(line)

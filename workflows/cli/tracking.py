@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from defense.errors import InvalidInput, PuregridError
-from workflows.cli.base import Overrides, StoreUri, SweepFile, errors, open_sweep, say
+from workflows.cli.base import NoPlugins, Overrides, StoreUri, errors, open_sweep, say
 
 if TYPE_CHECKING:
     from workflows.grid.load import Sweep
+    from workflows.store import Store
     from workflows.tracking.tracker import Tracker
 
 __all__ = ["Mlflow", "open_tracker", "track"]
@@ -39,9 +41,10 @@ def open_tracker(mlflow: str | None, sweep: Sweep, store_uri: str, *, strict: bo
     Raises:
         InvalidInput: There must be a tracker and there is none; or one is named and MLflow is not installed.
     """
+    from workflows.monitoring.mlflow_client import named_uri
     from workflows.tracking.track import default_uri
 
-    uri = mlflow or default_uri(store_uri)
+    uri = named_uri(mlflow, "--mlflow") or default_uri(store_uri)
     if uri == "off":
         if wanted:
             raise InvalidInput("--mlflow off logs nowhere: give a URI, or leave it out.", where=wanted)
@@ -57,36 +60,91 @@ def open_tracker(mlflow: str | None, sweep: Sweep, store_uri: str, *, strict: bo
     return Tracker(uri, sweep, store_uri, strict, say)
 
 
-def track(sweep: SweepFile, store: StoreUri = "results", mlflow: Mlflow = None, set_: Overrides = None) -> None:
-    """Log what is committed of a sweep to MLflow; computes nothing."""
-    with errors():
-        loaded, opened = open_sweep(sweep, set_, store)
-        tracker = open_tracker(mlflow, loaded, opened.uri, strict=True, wanted="track")
-        assert tracker is not None
-        from workflows.analysis import Analysis
-        from workflows.monitoring.run_record import read_runs
-        from workflows.planning.plan import make_plan
-        from workflows.regression.baselines import to_text
-        from workflows.regression.snapshots import of_results
-        from workflows.results.reader import Results
-        from workflows.tracking.track import track as log
-
-        planned = make_plan(loaded)
-        missing = planned.committed(opened).missing
-        if missing == planned.units:
-            raise PuregridError(f"nothing of {loaded.name} is committed in {opened.uri}: `puregrid run` it first.")
-        if missing:
-            say(f"partial: {missing} of {planned.units} units are missing; what is committed is logged.")
-        results = Results(opened, loaded)
-        snapshot = of_results(results)
-        runs = [run for run in read_runs(opened, loaded.id) if run.purpose == "run" and run.ended is not None]
-        tracker.write(
-            partial(
-                log,
-                analysis=Analysis(results),
-                versions=snapshot.versions,
-                outcomes=to_text(snapshot),
-                complete=not missing,
-                run=runs[-1].to_json() if runs else None,
+def track(
+    sweep: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SWEEP]", help="A sweep file or bundled sweep; without it every sweep of the store."),
+    ] = None,
+    store: StoreUri = "results",
+    mlflow: Mlflow = None,
+    set_: Overrides = None,
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Log what is committed of a sweep, or of every sweep of a store, to MLflow; computes nothing."""
+    with errors(plugins=not no_plugins):
+        if sweep is not None:
+            loaded, opened = open_sweep(sweep, set_, store)
+            if not _track(loaded, opened, mlflow):
+                raise PuregridError(
+                    f"nothing of {loaded.name} is committed in {opened.uri}: `puregrid run` it first."
+                )
+            return
+        if set_:
+            raise InvalidInput(
+                "an override is of one sweep: name it, `puregrid track SWEEP --set ...`.", where="--set"
             )
+        _track_all(store, mlflow)
+
+
+def _track_all(store: str, mlflow: str | None) -> None:
+    """Log every sweep that a store has on record; one that cannot be made again is said and left out."""
+    from workflows.grid.load import recorded_sweep
+    from workflows.results.records import recorded_sweeps
+    from workflows.store import Store
+
+    opened = Store(store)
+    opened.files.check()
+    recorded = recorded_sweeps(opened)
+    if not recorded:
+        raise PuregridError(f"no sweep is on record in {opened.uri}: `puregrid run` one first.")
+    failed = 0
+    for sweep_id, text, folder in recorded:
+        try:
+            loaded = recorded_sweep(text, folder)
+            if loaded.id != sweep_id:
+                raise PuregridError(
+                    "it is another sweep today: code, data or weights that it names have changed. Its rows are kept, "
+                    "and have no cells to be shown in"
+                )
+            say(f"sweep {loaded.name!r} ({sweep_id}):")
+            if not _track(loaded, opened, mlflow):
+                say("nothing of it is committed.")
+        except PuregridError as error:
+            failed += 1
+            say(f"warning: sweep {sweep_id} is not logged: {error}")
+    if failed:
+        raise PuregridError(f"{failed} of {len(recorded)} sweeps on record in {opened.uri} could not be logged.")
+
+
+def _track(loaded: Sweep, opened: Store, mlflow: str | None) -> bool:
+    """Log what is committed of a sweep; returns whether anything is."""
+    tracker = open_tracker(mlflow, loaded, opened.uri, strict=True, wanted="track")
+    assert tracker is not None
+    from workflows.analysis import Analysis
+    from workflows.monitoring.run_record import read_runs
+    from workflows.planning.plan import make_plan
+    from workflows.regression.baselines import to_text
+    from workflows.regression.snapshots import of_results
+    from workflows.results.reader import Results
+    from workflows.tracking.track import track as log
+
+    planned = make_plan(loaded)
+    missing = planned.committed(opened).missing
+    if missing == planned.units:
+        return False
+    if missing:
+        say(f"partial: {missing} of {planned.units} units are missing; what is committed is logged.")
+    results = Results(opened, loaded)
+    snapshot = of_results(results)
+    runs = [run for run in read_runs(opened, loaded.id) if run.purpose == "run" and run.ended is not None]
+    tracker.write(
+        partial(
+            log,
+            analysis=Analysis(results),
+            versions=snapshot.versions,
+            outcomes=to_text(snapshot),
+            complete=not missing,
+            run=runs[-1].to_json() if runs else None,
         )
+    )
+    return True

@@ -14,13 +14,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 
 from defense.errors import InvalidInput
+from defense.files import found
+from defense.redaction import has_credentials, redacted, remember
 from workflows.documents.parse import DEEPEST, LARGEST, MOST_VALUES, NotReadable, decode, forbidden, parse
 
-__all__ = ["Document", "Keys", "document_of", "expanded", "read_document", "strings", "written"]
+__all__ = [
+    "Document",
+    "Keys",
+    "document_of",
+    "expanded",
+    "parsed",
+    "read_document",
+    "recorded_overrides",
+    "strings",
+    "written",
+]
 
 Keys = tuple[str | int, ...]
 _POSITION = re.compile("[0-9]{1,9}")
@@ -38,6 +51,13 @@ _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?0[0-9xob_][0-9a-fA-F_]*$"), list("-+0"))
+
+_SECRET_FIELD = re.compile(
+    r"(?i)(?:\w*_)?(?:password|passwd|secret|token|secret_?key|access_?key(?:_id)?|account_?key|api_?key|sas_?token"
+    r"|connection_?string|credentials?)"
+)
+
+_OVERRIDDEN = "# overridden by: --set "
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _LONGEST_VALUES = 10_000_000
@@ -95,6 +115,8 @@ class Document:
         """
         name, equals, value = setting.partition("=")
         place = f"--set {setting}"
+        if not _is_text(setting):
+            raise InvalidInput("an override is UTF-8 text, and this one has other bytes.", where=place)
         if not equals or not name:
             raise InvalidInput("an override has the form KEY=VALUE, for example seeds=[0,1].", where=place)
         keys: Keys = tuple(int(part) if _POSITION.fullmatch(part) else part for part in name.split("."))
@@ -128,7 +150,7 @@ class Document:
             del self.lines[old]
         self.lines.update(dict.fromkeys(created, place))
         # What is put on record must give this sweep again; a line break would end the comment.
-        self.text = f"{self.text.rstrip()}\n# overridden by: {' '.join(place.splitlines())}\n"
+        self.text = f"{self.text.rstrip()}\n{_OVERRIDDEN}{' '.join(setting.splitlines())}\n"
 
     def unset_variables(self) -> dict[str, Keys]:
         """Return the unset environment variables that the values name, each with a place that names it."""
@@ -156,6 +178,29 @@ class Document:
             if brought > _LONGEST_VALUES:
                 raise self.error(keys, f"environment variables bring more than {_LONGEST_VALUES:,} characters.")
         self.data = expanded(self.data)
+        self.check_credentials()
+
+    def check_credentials(self) -> None:
+        """Refuse values with credentials: a document is stored and logged with the results.
+
+        Raises:
+            InvalidInput: A URI has a password, key or token, or a field is called like one.
+        """
+        for keys, text in strings(self.data):
+            remember(text)
+            if has_credentials(text) or has_credentials(unquote(text)):
+                raise self.error(
+                    keys,
+                    f"{redacted(text)!r} holds a password or key, which would be stored with the results. Write it "
+                    "without: credentials come from the environment or the machine's role.",
+                )
+            named = next((str(key) for key in keys if _SECRET_FIELD.fullmatch(str(key))), None)
+            if named is not None:
+                raise self.error(
+                    keys,
+                    f"the value of {named!r} would be stored with the results. Leave it out: credentials come "
+                    "from the environment or the machine's role.",
+                )
 
 
 def read_document(
@@ -176,13 +221,13 @@ def read_document(
         keys: The keys that messages name.
 
     Raises:
-        InvalidInput: No such file, not YAML, a key given twice, no mapping, or an unset environment variable.
+        InvalidInput: No such file, one that is no text of 16 MiB at most, not YAML, a key given twice, no mapping, or
+            an unset environment variable.
     """
-    document = Document(path, {}, "")
+    found(path, f"the {what}", where=str(path))
     try:
         with path.open("rb") as file:
-            document.text = decode(file.read(LARGEST + 1))
-        parsed = parse(document.text)
+            text = decode(file.read(LARGEST + 1))
     except (OSError, ValueError) as error:  # ValueError: of a path with a NUL
         cause = error.strerror if isinstance(error, OSError) else error
         raise InvalidInput(
@@ -190,16 +235,47 @@ def read_document(
         ) from error
     except NotReadable as error:
         raise _refusal(error, path, what) from error
-    data, document.lines = parsed.data, {keys: str(line) for keys, line in parsed.lines.items()}
-    if not isinstance(data, dict):
-        have = "this one is empty" if data is None else f"this one holds a {type(data).__name__}"
-        raise InvalidInput(f"a {what} is a mapping with the keys {keys}; {have}.", where=f"{path}:1")
-    document.data, document.original = data, copy.deepcopy(data)
+    document = parsed(text, path, what=what, keys=keys)
     for setting in overrides:
         document.override(setting)
     if expand:
         document.expand_variables()
     return document
+
+
+def parsed(
+    text: str, path: Path, *, what: str = "sweep file", keys: str = "sweep, datasets, classifiers, defences, ..."
+) -> Document:
+    """Return the document of a text, as it is written: without overrides and variables.
+
+    Arguments:
+        text: YAML.
+        path: The file for messages, in the folder where relative paths start.
+        what: What messages call the file.
+        keys: The keys that messages name.
+
+    Raises:
+        InvalidInput: Not YAML, a key given twice, or no mapping.
+    """
+    document = Document(path, {}, text)
+    try:
+        content = parse(text)
+    except NotReadable as error:
+        raise _refusal(error, path, what) from error
+    data, document.lines = content.data, {place: str(line) for place, line in content.lines.items()}
+    if not isinstance(data, dict):
+        have = "this one is empty" if data is None else f"this one holds a {type(data).__name__}"
+        raise InvalidInput(f"a {what} is a mapping with the keys {keys}; {have}.", where=f"{path}:1")
+    for keys_of, value in strings(data):
+        if not _is_text(value):
+            raise document.error(keys_of, f"{value!r} is half a character (a lone surrogate), which is no text.")
+    document.data, document.original = data, copy.deepcopy(data)
+    return document
+
+
+def recorded_overrides(text: str) -> list[str]:
+    """Return the ``KEY=VALUE`` settings that the text of a document records, in order."""
+    return re.findall(rf"^{re.escape(_OVERRIDDEN)}(.*)$", text, re.MULTILINE)
 
 
 def _refusal(error: NotReadable, path: Path, what: str) -> InvalidInput:
@@ -278,6 +354,15 @@ class _FromPython:
 def written(data: Mapping[str, Any]) -> str:
     """Return the YAML text from which :func:`read_document` reads the same plain values."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _is_text(value: str) -> bool:
+    """Return whether a string can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def strings(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:

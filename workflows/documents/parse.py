@@ -162,7 +162,8 @@ class _Composer:
         stack: list[tuple[_Node, str | None, list[_Node]]] = []
         documents = 0
         for event in self._events():
-            line, column = event.start_mark.line + 1, event.start_mark.column + 1
+            mark: Any = event.start_mark  # which no event of a parser is without
+            line, column = mark.line + 1, mark.column + 1
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
@@ -181,7 +182,7 @@ class _Composer:
                     del self._open[anchor]
                     self._anchors[anchor] = node
             elif isinstance(event, yaml.AliasEvent):
-                node = self._alias(event.anchor, line, column)
+                node = self._alias(str(event.anchor), line, column)
             elif isinstance(event, yaml.NodeEvent):
                 self._check(event, line, column)
                 if isinstance(event, yaml.ScalarEvent):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from defense.redaction import redacted
 from workflows.engine import ray_messages
 from workflows.engine.worker import Receipt, Trouble, one_line
 from workflows.monitoring.ledger import Place
@@ -69,4 +70,4 @@ def cause(error: BaseException) -> str:
             "compute.batch in the sweep file"
         )
     ray_cause = ray_messages.error_at_start(error) or ray_messages.death_of_actor(error)
-    return one_line(error) if ray_cause is None else ray_cause[:300]
+    return one_line(error) if ray_cause is None else redacted(ray_cause)[:300]

@@ -221,7 +221,7 @@ class Execution:
         """
         stage = self._plan.stages[event.unit.stage]
         chunk = stage.chunks[event.unit.chunk].name
-        if self._store.committed(stage.spec.stage, stage.id, chunk) is None:
+        if chunk not in self._store.committed_chunks(stage.spec.stage, stage.id):
             raise PuregridError(
                 f"a worker says that {describe(self._plan, event.unit)} is committed, but the store "
                 f"{self._store.uri} that this driver sees does not have it: the folder is another one on the "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 
+from defense.redaction import redacted
 from workflows.grid.load import Sweep
 from workflows.planning.plan import Plan, Unit
 from workflows.planning.scheduler import Failure
 from workflows.store import Record, Store
+from workflows.store.record import Count
 
 __all__ = ["FailureRecord", "describe", "failure_path", "failures", "record_failure"]
 
@@ -26,7 +29,7 @@ class FailureRecord(Record):
     """
 
     unit: str
-    attempts: int
+    attempts: Count
     error: str
     traceback: str
     final: bool = False
@@ -49,14 +52,18 @@ def record_failure(sweep: Sweep, plan: Plan, store: Store, failure: Failure) -> 
     """Record that a unit is quarantined, with its traceback."""
     unit = describe(plan, failure.unit)
     record = FailureRecord(unit, failure.attempts, failure.error, failure.traceback, failure.final)
-    content = json.dumps(record.to_json(), indent=1)
+    content = redacted(json.dumps(record.to_json(), indent=1))
     store.files.write(failure_path(sweep, plan, failure.unit), content.encode())
 
 
 def failures(sweep: Sweep, store: Store) -> list[FailureRecord]:
     """Return the quarantined units of the last runs of a sweep."""
     folder = f"sweeps/{sweep.id}/failures"
-    return [_read(store, f"{folder}/{name}") for name in store.files.names(folder)]
+    found = []
+    for name in store.files.names(folder):
+        with contextlib.suppress(FileNotFoundError):  # its unit was committed in this moment
+            found.append(_read(store, f"{folder}/{name}"))
+    return found
 
 
 def _read(store: Store, path: str) -> FailureRecord:

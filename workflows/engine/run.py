@@ -22,21 +22,29 @@ __all__ = ["Options", "run_sweep", "verified"]
 def verified(plan: Plan, store: Store, notify: Notify) -> Committed:
     """Return the committed units after comparing all data with its commit.
 
-    A commit whose data is missing or damaged is reported and revoked, so that the unit is computed again.
+    A commit that is damaged, or whose data is missing or damaged, is reported and set aside, so that the unit is
+    computed again.
+
+    Raises:
+        NewerCommit: A later version of puregrid has committed a unit in another form.
     """
     committed = plan.committed(store)
     units = list(committed)
+    read = {
+        source for stage in plan.stages if stage.spec.reads != "rows" for source in stage.inputs.values()
+    }  # stages whose images others read
 
     def problem(unit: Unit) -> str | None:
         stage = plan.stages[unit.stage]
-        return store.problem(stage.spec.stage, stage.id, stage.chunks[unit.chunk].name)
+        name = stage.chunks[unit.chunk].name
+        return store.problem(stage.spec.stage, stage.id, name, images=unit.stage in read)
 
     with ThreadPoolExecutor(8) as threads:
         for unit, trouble in zip(units, threads.map(problem, units), strict=True):
             if trouble is not None:
                 stage = plan.stages[unit.stage]
                 name = stage.chunks[unit.chunk].name
-                notify(f"{describe(plan, unit)} was committed but {trouble}; it is computed again")
+                notify(f"{describe(plan, unit)} was committed, but {trouble}; it is computed again")
                 store.revoke(stage.spec.stage, stage.id, name)
                 committed.discard(unit)
     return committed

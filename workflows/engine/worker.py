@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 
 from defense.errors import InvalidInput, PuregridError
+from defense.redaction import redacted
 from defense.spec import CODE
 from tasks.allocator import keep_freed_memory
 from tasks.compute import Context
@@ -74,7 +75,7 @@ class Trouble:
 def one_line(error: BaseException) -> str:
     """Return type and first line of an error."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+    return redacted(f"{type(error).__name__}: {text[0] if text else ''}")[:300]
 
 
 class UnitWorker:
@@ -144,7 +145,7 @@ class UnitWorker:
                 unavailable, other_code = isinstance(error, StoreUnavailable), isinstance(error, OtherCode)
                 message = str(error) if unavailable or other_code else one_line(error)
                 final = isinstance(error, InvalidInput)
-                results.append(Trouble(message, traceback.format_exc(), unavailable, other_code, final))
+                results.append(Trouble(message, redacted(traceback.format_exc()), unavailable, other_code, final))
                 break
             if time.perf_counter() > end:
                 break
@@ -176,7 +177,7 @@ class UnitWorker:
             inputs: Kind and id of each stage whose images are read, by role.
         """
         self._check_code(spec, stage_id)
-        if self.store.committed(spec.stage, stage_id, chunk.name) is not None:
+        if self.store.settled(spec.stage, stage_id, chunk.name) is not None:
             return Receipt(len(chunk.ids), 0.0, computed=False)
         tables: dict[str, pa.Table] = {}
         read: dict[str, str] = {}
@@ -192,7 +193,7 @@ class UnitWorker:
         with self.context.settings(spec.settings()):
             output = spec.run(chunk, tables, self.context)
         loading = self.context.loading_seconds - loading
-        seconds = time.perf_counter() - started - loading
+        seconds = max(time.perf_counter() - started - loading, 0.0)
         retries = self.context.memory_retries - retries
         attempt = Attempt(uuid.uuid4().hex, round(seconds, 4), socket.gethostname(), self._versions, read)
         if loading:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from defense.text import in_one_line
 from workflows.audit import Finding
 from workflows.formats.findings import SHOWN, NumberedFinding, numbered_findings, on_lines
 from workflows.tables.table import Table
@@ -41,7 +42,7 @@ _ESCAPES = str.maketrans(
 
 def escaped(text: str) -> str:
     """Escape text for LaTeX; t* is set in mathematics and words in back quotes in typewriter."""
-    plain = text.translate(_ESCAPES).replace("t*", "$t^*$")
+    plain = in_one_line(text.replace("\n", " ")).translate(_ESCAPES).replace("t*", "$t^*$")
     return re.sub(r"`([^`]+)`", r"\\texttt{\1}", plain)
 
 

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from defense.files import make_folder, write_text
+from defense.text import in_one_line, visible
 from workflows.analysis import Analysis
 from workflows.audit import Finding, rules_on
 from workflows.tables.table import Table, cells_of
 
-__all__ = ["csv", "json_text", "write_csv"]
+__all__ = ["csv", "frame_csv", "json_text", "write_csv"]
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 _ALWAYS = ("robustness", "cost", "combined", "ladders")
 """Tables whose keys are in JSON whether the sweep has rows of their kind or not."""
@@ -25,7 +30,34 @@ def csv(table: Table, findings: Sequence[Finding] | None = None) -> str:
     name = next((name for name in ("cell", "cells") if name in frame), None)
     if findings is not None and name is not None:
         frame = frame.assign(findings=[rules_on(findings, cells) for cells in cells_of(frame, name)])
+    return frame_csv(frame)
+
+
+def frame_csv(frame: pd.DataFrame) -> str:
+    """Render a frame.
+
+    A spreadsheet takes a cell that begins with ``= + - @`` or a tab for a formula and computes it: an apostrophe goes
+    before a text that begins so, and control characters are written out. Numbers are written as they are.
+    """
+    texts = [place for place, kind in enumerate(frame.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
+    if texts:
+        frame = frame.copy()
+        for place in texts:
+            frame.isetitem(place, frame.iloc[:, place].map(_inert))
     return str(frame.to_csv(index=False))
+
+
+def _inert(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return "'" + text
+    return text
 
 
 def write_csv(analysis: Analysis, folder: Path, only: str | None = None) -> list[Path]:
@@ -40,18 +72,18 @@ def write_csv(analysis: Analysis, folder: Path, only: str | None = None) -> list
         The files.
     """
     tables = analysis.tables if only is None else [analysis.table(only)]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "the folder of tables")
     written = []
     for table in tables:
         written.append(folder / f"{table.name}.csv")
-        written[-1].write_text(csv(table, analysis.audited), encoding="utf-8")
+        write_text(written[-1], csv(table, analysis.audited), "the table")
     written.append(folder / "README.md")
-    written[-1].write_text(_read_me(analysis, tables), encoding="utf-8")
+    write_text(written[-1], _read_me(analysis, tables), "the description")
     return written
 
 
 def _read_me(analysis: Analysis, tables: Sequence[Table]) -> str:
-    parts = [f"# {analysis.sweep.name}\n"]
+    parts = [f"# {in_one_line(analysis.sweep.name)}\n"]
     parts += [f"{warning}\n" for warning in analysis.warnings]
     for table in tables:
         parts.append(f"## {table.name}.csv\n")

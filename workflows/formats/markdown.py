@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from defense.text import in_one_line
 from workflows.audit import Finding
 from workflows.formats.findings import SHOWN, heading, numbered_findings
 from workflows.tables.table import Table
@@ -30,16 +32,20 @@ def table_markdown(table: Table, title: str = "", findings: Sequence[Finding] = 
         head, ruler = [*head, "findings"], [*ruler, ":--"]
         lines = [[*line, ", ".join(map(str, numbers))] for line, numbers in zip(lines, marks, strict=True)]
     rows = (" | ".join(map(_escaped, row)) for row in (head, ruler, *lines))
-    parts = [f"**{': '.join(filter(None, (title, table.title)))}**"]
-    parts += [f"**{table.warning}**"] if table.warning else []
+    parts = [f"**{_escaped(': '.join(filter(None, (title, table.title))))}**"]
+    parts += [f"**{_escaped(table.warning)}**"] if table.warning else []
     parts.append("\n".join(f"| {row} |" for row in rows))
     parts += [f"Note: {_escaped(note)}" for note in (table.note, *table.remarks) if note]
     return "\n\n".join(parts) + "\n"
 
 
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+
+
 def _escaped(text: str) -> str:
-    # A bar would end a cell, and outside of tables start one in some readers.
-    return text.replace("|", r"\|")
+    """Escape what would end a cell or be HTML or a link; some readers start cells at bars outside of tables."""
+    text = in_one_line(text.replace("\n", " ")).replace("\\", r"\\").replace("|", r"\|").replace("](", r"]\(")
+    return _TAG.sub("&lt;", text)
 
 
 def _findings(findings: Sequence[Finding], tables: Sequence[Table]) -> str:

@@ -16,7 +16,9 @@ Format = Literal["text", "md", "csv", "latex", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 
-def render(analysis: Analysis, how: Format, *, only: str | None = None, findings: bool = True) -> str:
+def render(
+    analysis: Analysis, how: Format, *, only: str | None = None, findings: bool = True, width: int | None = None
+) -> str:
     """Render the tables and findings of a sweep.
 
     Arguments:
@@ -24,10 +26,11 @@ def render(analysis: Analysis, how: Format, *, only: str | None = None, findings
         how: The format. ``csv`` is one table, by default that of robustness; the others are all tables.
         only: Name of the one table to render.
         findings: Whether the auditor's findings are in it, if the analysis has an audit.
+        width: Of ``text``, the columns of the terminal; None if lines may be as long as they get.
     """
     tables = analysis.tables if only is None else [analysis.table(only)]
     audited = analysis.audited if findings else None
-    return render_tables(tables, how, title=analysis.sweep.name, findings=audited, whole=only is None)
+    return render_tables(tables, how, title=analysis.sweep.name, findings=audited, whole=only is None, width=width)
 
 
 def render_tables(
@@ -37,6 +40,7 @@ def render_tables(
     title: str = "",
     findings: Sequence[Finding] | None = None,
     whole: bool = True,
+    width: int | None = None,
 ) -> str:
     """Render tables as one text.
 
@@ -49,6 +53,7 @@ def render_tables(
             audit without findings.
         whole: Whether these are all tables of an analysis. The findings are then listed, and ``json`` has an empty
             list for the tables that every sweep could have.
+        width: See :func:`render`.
     """
     if how == "csv":
         chosen = [table for table in tables if table.name == "robustness" or not whole]
@@ -56,5 +61,7 @@ def render_tables(
     if how == "json":
         return machine.json_text(tables, findings, whole=whole)
     shown = [table for table in tables if table.for_people or not whole]
-    writer = {"text": text.document, "md": markdown.document, "latex": latex.document}[how]
+    if how == "text":
+        return text.document(shown, title, findings or (), width=width)
+    writer = {"md": markdown.document, "latex": latex.document}[how]
     return writer(shown, title, findings or ())

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from workflows.documents.document import read_document
+from workflows.documents.document import Document, parsed, read_document, recorded_overrides
 from workflows.grid.build import Builder
 from workflows.grid.cells import Cell, Defence, Images
 from workflows.grid.requirements import check_requirements
 from workflows.grid.sweep import Sweep
 
-__all__ = ["Cell", "Defence", "Images", "Sweep", "load_sweep"]
+__all__ = ["Cell", "Defence", "Images", "Sweep", "load_sweep", "recorded_sweep"]
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -24,7 +24,27 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         InvalidInput: Anything that would make the sweep fail or mean something else than was meant.
     """
-    document = read_document(path, overrides, expand=False)
+    return _sweep_of(read_document(path, overrides, expand=False))
+
+
+def recorded_sweep(text: str, folder: Path) -> Sweep:
+    """Return the sweep of a text that a store has on record, with the overrides that are recorded in it.
+
+    Arguments:
+        text: As in ``sweeps/<sweep id>/sweep.yaml``.
+        folder: Where its relative paths start.
+
+    Raises:
+        InvalidInput: As of :func:`load_sweep`; a file may be gone since.
+    """
+    document = parsed(text, folder / "sweep.yaml")
+    for setting in recorded_overrides(text):
+        document.override(setting)
+    document.text = text
+    return _sweep_of(document)
+
+
+def _sweep_of(document: Document) -> Sweep:
     check_requirements(document)
     document.expand_variables()
     grid = Builder(document).grid()

@@ -15,6 +15,7 @@ hash. A path that ``--set`` has removed from the file is not required.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def _problem(requirement: Requirement, base: Path) -> str | None:
     if any("${" in path for path in paths):
         return f"{' or '.join(requirement.paths)} is needed ({requirement.source}{known})"
     places = [base / path for path in paths]
-    present = next((place for place in places if place.exists()), None)
+    present = next((place for place in places if os.path.exists(place)), None)
     if present is None:
         return f"{' or '.join(map(str, places))} is not there ({requirement.source}{known})"
     if requirement.sha256 is not None and present.is_file():

@@ -22,6 +22,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from defense.denoisers import DenoiserConfig
+from defense.redaction import redacted
 from defense.spec import Spec, digest
 from tasks.compute import Compute
 from tasks.stages.quality import QualityConfig
@@ -117,6 +118,7 @@ class Sweep:
         stated = {section: value for section, value in sections.items() if value is not None}
         document = document_of(stated, Spec)
         grid = Builder(document).grid()
+        Document(None, grid.record, "").check_credentials()  # of configs too
         self._set(grid.name, written(grid.record), grid.cells, document)
 
     @classmethod
@@ -134,7 +136,8 @@ class Sweep:
         return sweep
 
     def _set(self, name: str, text: str, cells: tuple[Cell, ...], document: Document) -> None:
-        values = {"name": name, "text": text, "cells": cells, "document": document}
+        # A comment of the file may hold what no value of it may.
+        values = {"name": name, "text": redacted(text), "cells": cells, "document": document}
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from defense.errors import InvalidInput
+from defense.files import writable
+from defense.redaction import redacted
 
 __all__ = ["LOGGER", "Field", "JsonLines", "enabled", "log_event", "log_to"]
 
@@ -38,7 +41,28 @@ class JsonLines(logging.Formatter):
         """See :class:`logging.Formatter`."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         fields = getattr(record, "fields", {})
-        return json.dumps({"time": time, "event": record.getMessage(), **self._constant, **fields}, default=str)
+        text = {name: redacted(value) if isinstance(value, str) else value for name, value in fields.items()}
+        return json.dumps({"time": time, "event": record.getMessage(), **self._constant, **text}, default=str)
+
+
+class _Lines(logging.FileHandler):
+    """A log that ends where it cannot be written any more, e.g. on a full disk; the run goes on."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """See :class:`logging.Handler`, which would print a traceback for each event."""
+        if not self._failed:
+            self._failed = True
+            print(
+                f"the log {self.baseFilename} cannot be written ({sys.exc_info()[1]}); it lacks events",
+                file=sys.stderr,
+            )
+
+    def close(self) -> None:
+        """See :class:`logging.Handler`; what is left to write may not fit either."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def enabled() -> bool:
@@ -66,8 +90,9 @@ def log_to(path: Path | None, **constant: Field) -> Iterator[None]:
     if path is None:
         yield
         return
+    writable(path, "the log", where="--log")
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _Lines(path, encoding="utf-8")
     except OSError as error:
         raise InvalidInput(
             f"the log {str(path)!r} cannot be written ({error.strerror}); give a file in a folder that exists.",

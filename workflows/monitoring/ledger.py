@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tasks.stages.kind import Kind
 from workflows.store import Record
+from workflows.store.record import Count, Seconds, Share
 
 __all__ = ["Accounts", "KindAccount", "Ledger", "Place", "WorkerAccount", "fields_of", "utilisation_table"]
 
@@ -56,16 +57,16 @@ class WorkerAccount(Record):
 
     node: str
     host: str
-    pid: int
+    pid: Count
     alive: bool
-    units: int
-    images: int
-    busy_seconds: float
-    computing_seconds: float
-    loading_seconds: float
-    busy_of_run: float
-    waiting: float
-    images_per_second: float
+    units: Count
+    images: Count
+    busy_seconds: Seconds
+    computing_seconds: Seconds
+    loading_seconds: Seconds
+    busy_of_run: Share
+    waiting: Share
+    images_per_second: Share
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ class KindAccount(Record):
     """
 
     kind: str
-    units: int
-    images: int
-    computing_seconds: float
-    images_per_second: float
+    units: Count
+    images: Count
+    computing_seconds: Seconds
+    images_per_second: Share
 
 
 @dataclass(frozen=True)
@@ -105,15 +106,15 @@ class Accounts(Record):
         kinds: Account of each kind of unit.
     """
 
-    wall_seconds: float
-    units: int
-    images: int
-    computing_seconds: float
-    startup_seconds: float | None
-    overhead_seconds: float | None
-    utilisation: float | None
-    units_per_second: float
-    images_per_second: float
+    wall_seconds: Seconds
+    units: Count
+    images: Count
+    computing_seconds: Seconds
+    startup_seconds: Seconds | None
+    overhead_seconds: Seconds | None
+    utilisation: Share | None
+    units_per_second: Share
+    images_per_second: Share
     workers: tuple[WorkerAccount, ...] = ()
     kinds: tuple[KindAccount, ...] = ()
 

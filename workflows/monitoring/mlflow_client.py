@@ -10,15 +10,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from threading import Thread
 from typing import Any
 
-from defense.errors import PuregridError
+from defense.errors import InvalidInput, PuregridError
+from defense.files import found
+from defense.redaction import redacted, remember
+from workflows.monitoring.mlflow_uri import client_uri, sqlite_path
 
-__all__ = ["ASKING_SECONDS", "BoundedClient", "NoAnswer", "cause", "shown"]
+__all__ = ["ASKING_SECONDS", "BoundedClient", "NoAnswer", "cause", "is_conflict", "named_uri"]
 
 ASKING_SECONDS = 15.0
 """How long a server may take to say that it is there."""
@@ -34,9 +36,11 @@ _VARIABLES = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
+_OF_SQLITE = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
+
 _QUIET = {
     "urllib3.connectionpool": logging.ERROR,
-    "mlflow.store.db.utils": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # it logs every error that it raises, with its traceback
     "alembic": logging.WARNING,
 }
 
@@ -58,12 +62,15 @@ class BoundedClient:
     def __init__(self, uri: str, seconds: float | None = None) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        remember(uri)
         from mlflow import MlflowClient  # seconds of imports, which are not the server's
 
+        # A connection to a database file that was replaced meanwhile would write to the old one: none is kept.
+        self._variables = _VARIABLES if sqlite_path(uri) is None else {**_VARIABLES, **_OF_SQLITE}
         self._until = None if seconds is None else time.monotonic() + seconds
         self._seconds = _CALL_SECONDS if seconds is None else seconds
         self._silent = False
-        self._client = self._in_time(lambda: MlflowClient(tracking_uri=uri))
+        self._client = self._in_time(lambda: MlflowClient(tracking_uri=client_uri(uri)))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a method of ``MlflowClient``, bounded."""
@@ -86,7 +93,7 @@ class BoundedClient:
 
         if not self._silent and left > 0:
             thread = Thread(target=run, daemon=True)  # one that hangs must not keep the process
-            with _bounded_requests():
+            with _bounded_requests(self._variables):
                 thread.start()
                 thread.join(left)
         if errors:
@@ -98,12 +105,12 @@ class BoundedClient:
 
 
 @contextlib.contextmanager
-def _bounded_requests() -> Iterator[None]:
+def _bounded_requests(variables: Mapping[str, str]) -> Iterator[None]:
     """MLflow's variables during a call of ours, those that are not set; its retries are no news for the terminal.
 
     Nor are the tables that it makes in a new database; who has imported MLflow before us gave it its own level.
     """
-    new = {name: value for name, value in _VARIABLES.items() if name not in os.environ}
+    new = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(new)
     before = {name: logging.getLogger(name).level for name in _QUIET}
     for name, level in _QUIET.items():
@@ -117,18 +124,48 @@ def _bounded_requests() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def shown(uri: str) -> str:
-    """The URI without a password, for messages."""
-    return re.sub(r"(?<=://)[^/@]*@", "...@", uri)
+def named_uri(uri: str | None, where: str) -> str | None:
+    """Return the tracking URI that a user named, after a look at the file of a database on this machine.
+
+    Arguments:
+        uri: The option, or None.
+        where: Its name, for messages.
+
+    Raises:
+        InvalidInput: It is empty, or names what can be no database. One that cannot be reached or made is MLflow's to
+            report.
+    """
+    if uri is None:
+        return None
+    if not uri.strip():
+        raise InvalidInput("the tracking URI is empty: give one, or leave the option out.", where=where)
+    if (path := sqlite_path(uri)) is not None:
+        found(path, "the MLflow database", where=where)
+    return uri
 
 
 def cause(error: Exception) -> str:
     """What is behind an error, in one line without a password: the system's error, if that is where it begins."""
-    if isinstance(error, NoAnswer):
-        return str(error)
+    if isinstance(error, PuregridError):
+        return str(error).rstrip(".")
     chain: list[BaseException] = [error]
     while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and below not in chain:
         chain.append(below)
     system = [link for link in chain if isinstance(link, OSError) and link.errno is not None]
     first = (str(system[-1] if system else error).strip().splitlines() or [""])[0]
-    return shown(f"{type(system[-1] if system else error).__name__}: {first}"[:300])
+    return redacted(f"{type(system[-1] if system else error).__name__}: {first}")[:300]
+
+
+def is_conflict(error: Exception) -> bool:
+    """Return whether MLflow refused what another client was doing at the same time, so that it may be tried again.
+
+    Two that set one tag, of which neither is there yet, meet in the database; one of them is refused.
+    """
+    from mlflow.exceptions import MlflowException
+
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, (OSError, NoAnswer)):
+            return False
+        link = link.__cause__ or link.__context__
+    return isinstance(error, MlflowException)

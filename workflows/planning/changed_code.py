@@ -14,6 +14,7 @@ from typing import Any
 from defense.spec import CODE
 from workflows.planning.plan import Plan, PlannedStage
 from workflows.store import Store
+from workflows.store.record import read_json
 
 __all__ = ["changed_code"]
 
@@ -40,10 +41,11 @@ def changed_code(plan: Plan, store: Store) -> list[str]:
         if old_id in planned:
             continue
         try:
-            old = json.loads(store.files.read(f"specs/{name}"))
-        except (ValueError, RecursionError):  # damaged, of a stage that is not asked for here
+            old = read_json(store.files.read(f"specs/{name}"))
+            text = _without_code(old)
+        except (ValueError, RecursionError, FileNotFoundError):  # damaged, of a stage that is not asked for here
             continue
-        for stage in wanted.get(_without_code(old), []):
+        for stage in wanted.get(text, []):
             chunks = {chunk.name for chunk in stage.chunks}
             count = len(chunks & store.committed_chunks(stage.spec.stage, old_id))
             if not count:

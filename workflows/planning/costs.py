@@ -22,7 +22,8 @@ from statistics import fmean, stdev
 
 from tasks.stages.kind import Kind
 from workflows.planning.plan import Committed, Plan, PlannedStage, Unit
-from workflows.store import Commit, Store
+from workflows.store import Commit, DamagedCommit, NewerCommit, Store
+from workflows.store.record import Count, Seconds
 
 __all__ = ["Cost", "Pace", "costs_of", "interval", "kinds_of", "missing_work", "unit_work"]
 
@@ -50,20 +51,23 @@ class Cost:
         first: Whether nothing but first units of processes was measured, so that the rate holds their warming up.
     """
 
-    units: int
-    rate: float
-    spread: float | None = None
-    loading: float = 0.0
+    units: Count
+    rate: Seconds
+    spread: Seconds | None = None
+    loading: Seconds = 0.0
     first: bool = False
 
 
-def costs_of(committed: Committed, store: Store, *, gpu: bool | None = None) -> dict[Kind, Cost]:
+def costs_of(
+    committed: Committed, store: Store, *, gpu: bool | None = None, damaged: list[str] | None = None
+) -> dict[Kind, Cost]:
     """Measure the cost of each kind of unit from the commits in a store.
 
     Arguments:
         committed: The units that were committed.
         store: Where the commits are.
         gpu: Believe commits of GPUs only (True) or of processors only (False); None believes all.
+        damaged: Where to add a message about each commit that cannot be read; it measures nothing.
     """
     plan = committed.plan
     kinds, units = kinds_of(plan), []
@@ -72,7 +76,12 @@ def costs_of(committed: Committed, store: Store, *, gpu: bool | None = None) -> 
 
     def read(unit: Unit) -> Commit | None:
         stage = plan.stages[unit.stage]
-        return store.committed(stage.spec.stage, stage.id, stage.chunks[unit.chunk].name)
+        try:
+            return store.committed(stage.spec.stage, stage.id, stage.chunks[unit.chunk].name)
+        except (DamagedCommit, NewerCommit) as error:
+            if damaged is not None:
+                damaged.append(str(error))
+            return None
 
     samples_of: dict[Kind, list[tuple[float, float, float]]] = {}
     with ThreadPoolExecutor(8) as threads:
@@ -81,7 +90,7 @@ def costs_of(committed: Committed, store: Store, *, gpu: bool | None = None) -> 
                 stage = plan.stages[unit.stage]
                 # By images and not by rows: a probe has other rows than one an image.
                 work = len(stage.chunks[unit.chunk].ids) * _per_image(stage)
-                loading = float(commit.notes.get("loading_seconds", 0.0))
+                loading = commit.note("loading_seconds")
                 samples_of.setdefault(kinds[unit.stage], []).append((commit.seconds, work, loading))
     return {kind: _cost(samples) for kind, samples in samples_of.items()}
 

@@ -22,6 +22,7 @@ from workflows.planning.costs import Cost, costs_of, interval, kinds_of, unit_wo
 from workflows.planning.plan import Committed, Unit
 from workflows.planning.scheduler import Scheduler
 from workflows.store import Record, Store
+from workflows.store.record import Count, Seconds, Share
 
 __all__ = ["Forecast", "StageCost", "default_workers", "forecast", "predict", "read_forecast", "write_forecast"]
 
@@ -63,16 +64,16 @@ class Forecast(Record):
         made: When, in UTC.
     """
 
-    workers: int
-    gpus_per_worker: float
-    units: int
-    compute_seconds: float
-    wall_seconds: float
-    low: float | None
-    high: float | None
-    startup_seconds: float | None
-    overhead_seconds: float
-    measured: int
+    workers: Count
+    gpus_per_worker: Share
+    units: Count
+    compute_seconds: Seconds
+    wall_seconds: Seconds
+    low: Seconds | None
+    high: Seconds | None
+    startup_seconds: Seconds | None
+    overhead_seconds: Seconds
+    measured: Count
     costs: tuple[tuple[Kind, Cost], ...]
     made: str
 
@@ -106,8 +107,12 @@ def predict(
     workers: int,
     gpus_per_worker: float = 0.0,
     gpu: bool | None = None,
+    damaged: list[str] | None = None,
 ) -> tuple[Forecast | None, list[StageCost | None]]:
-    """:func:`forecast` from what this store has measured, on GPUs, processors, or with ``gpu=None`` on whatever."""
+    """:func:`forecast` from what this store has measured, on GPUs, processors, or with ``gpu=None`` on whatever.
+
+    Messages about commits that cannot be read are added to ``damaged``.
+    """
     startup, overhead = None, 0.0
     for record in read_runs(store, sweep_id):
         measured = record.accounts
@@ -115,7 +120,7 @@ def predict(
             startup, overhead = measured.startup_seconds, measured.overhead_seconds
     return forecast(
         committed,
-        costs_of(committed, store, gpu=gpu),
+        costs_of(committed, store, gpu=gpu, damaged=damaged),
         workers=workers,
         gpus_per_worker=gpus_per_worker,
         startup_seconds=startup,

@@ -107,6 +107,7 @@ def summarise(
     """
     committed = plan.committed(store)
     threads = max(stage.spec.settings().threads for stage in plan.stages)
+    damaged: list[str] = []
     forecast, costs = predict(
         committed,
         store,
@@ -114,6 +115,7 @@ def summarise(
         workers=workers or default_workers(threads, gpus_per_worker),
         gpus_per_worker=gpus_per_worker,
         gpu=gpu,
+        damaged=damaged,
     )
     stages = tuple(
         StageSummary(
@@ -141,7 +143,7 @@ def summarise(
         estimated_seconds=None if forecast is None else round(forecast.compute_seconds, 1),
         forecast=forecast,
         stages=stages,
-        notices=notices(sweep, plan, store),
+        notices=(*notices(sweep, plan, store), *damaged),
     )
 
 

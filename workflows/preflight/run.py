@@ -22,7 +22,7 @@ from workflows.monitoring.versions import worker_versions
 from workflows.planning.plan import Committed
 from workflows.preflight.checks import Answer, Check, ClassifierCheck, DefenceCheck, QualityCheck, ask
 from workflows.preflight.choose import checks_of
-from workflows.store import Record, Store
+from workflows.store import Record, Store, StoreUnavailable
 
 __all__ = ["Ask", "PreflightRecord", "preflight"]
 
@@ -93,6 +93,7 @@ def preflight(
     if not todo:
         return
     seconds, passed = 0.0, 0
+    unwritten: StoreUnavailable | None = None
     for check, answer in zip(todo, (on or partial(ask, device=device))(todo), strict=False):
         seconds += answer.seconds
         if answer.error is not None:
@@ -103,8 +104,13 @@ def preflight(
         passed += 1
         record = _record(check, device, versions, round(answer.seconds, 4))
         content = json.dumps(record.to_json(), indent=1, sort_keys=True) + "\n"
-        store.files.write(f"{_FOLDER}/{record.id}.json", content.encode())
+        try:
+            store.files.write(f"{_FOLDER}/{record.id}.json", content.encode())
+        except StoreUnavailable as error:  # a plan may be made of a store that one may only read
+            unwritten = error
     before = f", {len(known)} were asked before" if known else ""
+    if unwritten is not None:
+        say(f"preflight: it is not remembered that these parts were asked: {unwritten}")
     say(f"preflight: {passed} of {len(todo)} parts asked in {seconds:.1f} s on {device}, none refused{before}")
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from defense.errors import InvalidInput
+from defense.files import found, shown
 from defense.reading import LARGEST_JSON, parse_json, reading
 from defense.spec import digest
 from workflows.grid.load import load_sweep
@@ -36,12 +39,15 @@ from workflows.store import Store
 __all__ = ["complete_text", "from_text", "load", "load_pair", "to_text"]
 
 SCHEMA = "puregrid-baseline/1"
+"""Its number is raised when an older puregrid would misunderstand a file, not when fields are added."""
+
+_CONFIG = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
 class _Packed(BaseModel):
     """Shares in a file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = _CONFIG
     of: int = Field(ge=1, le=65535)
     data: str
 
@@ -61,7 +67,7 @@ class _Packed(BaseModel):
 
 
 class _CellFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = _CONFIG
     name: str
     spec: dict[str, Any]
     data: str
@@ -74,7 +80,7 @@ class _CellFile(BaseModel):
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = _CONFIG
     schema_: Literal["puregrid-baseline/1"] = Field(alias="schema")
     sweep: str
     versions: dict[str, str]
@@ -132,6 +138,13 @@ def from_text(text: str, where: str) -> Snapshot:
         raise InvalidInput(
             "this is a table: it has accuracies but not which images were right, so that runs cannot be paired. "
             + _HOW,
+            where=where,
+        )
+    newer = re.fullmatch(r"puregrid-baseline/([1-9]\d{0,3})", schema) if isinstance(schema, str) else None
+    if newer and schema != SCHEMA:
+        raise InvalidInput(
+            f"a later version of puregrid wrote this baseline ({schema}; this version reads {SCHEMA}). Install that "
+            "version, or promote the run again with this one.",
             where=where,
         )
     if schema != SCHEMA:
@@ -200,16 +213,18 @@ def load(reference: str, *, sweep: str | None, tracking_uri: str | None, where: 
     Raises:
         InvalidInput: There is no such thing, or it cannot be read.
     """
-    where = f"{where} {reference}"
+    where = f"{where} {reference if len(reference) < 300 else shown(reference)}"
     if reference.startswith("mlflow:"):
         from workflows.tracking.aliases import baseline_text
 
         return from_text(baseline_text(tracking_uri, sweep, reference.removeprefix("mlflow:"), where), where)
-    if Path(reference).is_file():
+    if "://" not in reference:
+        found(reference, "baseline", kind="either", where=where)
+    if os.path.isfile(reference):
         with reading(reference, "baseline"), Path(reference).open("rb") as file:
             text = file.read(LARGEST_JSON + 1).decode(errors="replace")
         return from_text(text, where)
-    if "://" not in reference and not Path(reference).is_dir():
+    if "://" not in reference and not os.path.isdir(reference):
         raise InvalidInput("there is no such file or store.", where=where)
     return of_store(Store(reference), sweep, where)
 
@@ -231,7 +246,7 @@ def load_pair(first: str, second: str, *, store: str, tracking_uri: str | None) 
     snapshots: dict[int, Snapshot] = {}
     given = (first, second)
     # A sweep file or a baseline file says by itself which sweep it is of, so these go first.
-    order = sorted((0, 1), key=lambda side: not (_is_sweep(given[side]) or Path(given[side]).is_file()))
+    order = sorted((0, 1), key=lambda side: not (_is_sweep(given[side]) or os.path.isfile(given[side])))
     for side in order:
         known = next((snapshot.sweep for snapshot in snapshots.values()), None)
         if _is_sweep(given[side]):

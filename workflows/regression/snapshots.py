@@ -19,11 +19,11 @@ import pandas as pd
 import pyarrow as pa
 
 from defense.aggregate import Aggregation, aggregate
-from defense.errors import InvalidInput, nearest
+from defense.errors import InvalidInput, StoreError, nearest
 from defense.spec import digest
 from workflows.results.reader import Results
-from workflows.results.records import CellRecord, damaged
-from workflows.store import Store
+from workflows.results.records import CellRecord, LastSweep
+from workflows.store import Store, StoreUnavailable
 
 __all__ = ["CellOutcome", "Shares", "Snapshot", "certificate_shares", "of_results", "of_store"]
 
@@ -110,7 +110,9 @@ def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
     Raises:
         InvalidInput: No such sweep, or several to choose from.
     """
-    names = _sweeps(store)
+    names, damage = _sweeps(store)
+    if damage is not None and (sweep is None or sweep not in names):
+        raise damage
     if sweep is None and len(names) > 1:
         raise InvalidInput(
             f"the store holds the sweeps {', '.join(names)}: say which, as SWEEP.yaml@STORE.", where=where
@@ -126,35 +128,33 @@ def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
     judged = []
     for record in CellRecord.latest(store, chosen):
         try:
-            spec = _mapping(store, f"specs/{record.stage_id}.json")
-        except FileNotFoundError:
+            spec = store.spec(record.stage_id)
+        except StoreError as error:
+            if isinstance(error, StoreUnavailable):
+                raise
+            raise InvalidInput(str(error), where=where) from error
+        if spec is None:
             raise InvalidInput(
                 f"specs/{record.stage_id}.json is missing: without it nobody knows what its rows are. Run the sweep "
                 "on this store again.",
                 where=where,
-            ) from None
+            )
         judged.append((record, spec))
     return _snapshot(store, chosen, judged)
 
 
-def _sweeps(store: Store) -> list[str]:
-    latest = (name for name in store.files.names("sweeps") if re.fullmatch(r"latest-\w+\.json", name))
-    return sorted(str(_mapping(store, f"sweeps/{name}", "sweep")["sweep"]) for name in latest)
-
-
-def _mapping(store: Store, path: str, *keys: str) -> dict[str, Any]:
-    """The JSON mapping in a file of the store, with these keys at least.
-
-    Raises:
-        InvalidInput: It holds something else.
-    """
-    try:
-        content = json.loads(store.files.read(path))
-    except (ValueError, RecursionError) as error:
-        raise damaged(store, path, error) from error
-    if not isinstance(content, dict) or any(key not in content for key in keys):
-        raise damaged(store, path, ValueError(f"a mapping with {', '.join(keys) or 'fields'} is needed"))
-    return content
+def _sweeps(store: Store) -> tuple[list[str], InvalidInput | None]:
+    """Return the names of the sweeps of a store, and the error of a record that cannot be read."""
+    names, damage = [], None
+    for name in store.files.names("sweeps"):
+        if re.fullmatch(r"latest-\w+\.json", name):
+            try:
+                last = LastSweep.read(store, f"sweeps/{name}")
+            except InvalidInput as error:
+                damage = error
+            else:
+                names += [] if last is None else [last.sweep]
+    return sorted(names), damage
 
 
 def _snapshot(store: Store, sweep: str, judged: Iterable[tuple[CellRecord, Mapping[str, Any]]]) -> Snapshot:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from defense.errors import InvalidInput
+from defense.files import make_folder, writable, writable_folder, write_text
 from workflows.analysis import Analysis
 from workflows.formats import render
 from workflows.formats.latex import PACKAGES
+from workflows.formats.machine import frame_csv
 from workflows.report.figures import Figure, figures
 from workflows.report.page import report
 
-__all__ = ["FORMATS", "Format", "report_to"]
+__all__ = ["FORMATS", "Format", "check_out", "report_to"]
 
 Format = Literal["html", "md", "latex"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -38,24 +41,40 @@ def report_to(analysis: Analysis, out: Path | None, how: Format, *, command: str
     Raises:
         InvalidInput: ``out`` is a folder where a file is wanted, or a file where a folder is, or lies in neither.
     """
-    path = out or Path("report.html" if how == "html" else "report")
+    path = check_out(out, how)
     if how == "html":
-        if path.is_dir() or not path.parent.is_dir():
-            what = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
-            raise InvalidInput(f"{path} {what}: give a file to write the page to.", where="--out")
-        path.write_text(report(analysis, command=command, images=images), encoding="utf-8")
+        write_text(path, report(analysis, command=command, images=images), "the page")
         return path
-    if path.exists() and not path.is_dir():
-        raise InvalidInput(f"{path} is a file: with --format {how} give a folder.", where="--out")
     return _folder(analysis, path, how, command)
+
+
+def check_out(out: Path | str | None, how: Format) -> Path:
+    """Return where a report will be, after a look whether it can be written there.
+
+    Arguments:
+        out: As :func:`report_to`.
+        how: See there.
+
+    Raises:
+        InvalidInput: See there.
+    """
+    name = ("report.html" if how == "html" else "report") if out is None else out
+    path = Path(name)
+    if how == "html":
+        writable(name, "the page", where="--out")
+    elif os.path.isfile(name):
+        raise InvalidInput(f"{path} is a file: with --format {how} give a folder.", where="--out")
+    else:
+        writable_folder(name, "the folder of the report", where="--out")
+    return path
 
 
 def _folder(analysis: Analysis, folder: Path, how: Literal["md", "latex"], command: str) -> Path:
     drawn = figures(analysis)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "figures", "the folder of figures")
     for figure in drawn:
-        (folder / "figures" / f"{figure.name}.svg").write_text(figure.drawing.file(), encoding="utf-8")
-        (folder / "figures" / f"{figure.name}.csv").write_text(figure.frame.to_csv(index=False), encoding="utf-8")
+        write_text(folder / "figures" / f"{figure.name}.svg", figure.drawing.file(), "the figure")
+        write_text(folder / "figures" / f"{figure.name}.csv", frame_csv(figure.frame), "the figure's numbers")
     tables = render(analysis, how)
     sentences = [*analysis.warnings, *analysis.summary]
     if how == "md":
@@ -66,7 +85,7 @@ def _folder(analysis: Analysis, folder: Path, how: Literal["md", "latex"], comma
         head += [f"figures/{figure.name}.svg: {figure.topic}: {figure.caption}" for figure in drawn]
         text = "".join(f"% {' '.join(line.split())}\n" for line in head) + "\n" + tables
     path = folder / ("report.md" if how == "md" else "report.tex")
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text, "the report")
     return path
 
 

@@ -20,7 +20,7 @@ from workflows.analysis import Analysis
 from workflows.audit import Finding, counts
 from workflows.formats.findings import cell_names, evidence_text, tally
 from workflows.formats.html import lines_of, table_html
-from workflows.formats.machine import csv
+from workflows.formats.machine import csv, frame_csv
 from workflows.report.charts import DARK, LIGHT, style
 from workflows.report.figures import Figure, figures
 from workflows.report.gallery import Group, Picture, gallery, uris
@@ -175,7 +175,7 @@ def _code(text: str) -> Markup:
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
-    file, suffix = data_uri(figure.frame.to_csv(index=False), "text/csv")
+    file, suffix = data_uri(frame_csv(figure.frame), "text/csv")
     return {
         "name": figure.name,
         "topic": figure.topic,

@@ -32,6 +32,7 @@ __all__ = ["Compacted", "compact", "row_files"]
 
 _COMMITS = b"puregrid.commits"
 _VERSION = b"puregrid.schema_version"
+_CHECKED = b"puregrid.page_checksums"
 _THREADS = 8  # of reading: a bucket answers many requests at once
 
 
@@ -83,7 +84,7 @@ def compact(store: Store, sweep: Sweep) -> Compacted:
         with ThreadPoolExecutor(_THREADS) as threads:
             commits = list(threads.map(lambda name: store.committed(kind, stage_id, name), names))  # noqa: B023
         hashes = json.dumps({name: _hash(commit) for name, commit in zip(names, commits, strict=True)})
-        metadata = {**schema, _COMMITS: hashes.encode()}
+        metadata = {**schema, _COMMITS: hashes.encode(), _CHECKED: b"crc32"}
         if not _made_of(metadata, store, path):
             store.files.write(path, _together(store, kind, stage_id, names, metadata))
             written += 1
@@ -119,10 +120,16 @@ def _hash(commit: Commit | None) -> str:
 def _made_of(metadata: dict[bytes, bytes], store: Store, path: str) -> bool:
     """Return whether a compacted file holds the rows of these commits with the columns of this version."""
     try:
-        found = pq.read_schema(pa.BufferReader(store.files.read(path))).metadata or {}
-    except (FileNotFoundError, pa.ArrowInvalid):
+        data = pa.BufferReader(store.files.read(path))
+    except FileNotFoundError:
         return False
-    same: bool = found.get(_COMMITS) == metadata[_COMMITS] and found.get(_VERSION, b"1") == metadata[_VERSION]
+    try:
+        found = pq.read_schema(data).metadata or {}
+        same = all(found.get(name) == metadata[name] for name in (_COMMITS, _VERSION, _CHECKED))
+        if same:
+            pq.read_table(data, page_checksum_verification=True)
+    except (pa.ArrowException, OSError):  # damaged
+        return False
     return same
 
 
@@ -137,7 +144,7 @@ def _together(store: Store, kind: str, stage_id: str, names: Sequence[str], meta
     table = table.add_column(0, "chunk", pa.array(chunk, pa.string()))
     table = table.add_column(0, "stage_id", pa.array([stage_id] * table.num_rows, pa.string()))
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from defense.aggregate import Aggregation
@@ -15,9 +17,10 @@ from defense.spec import digest
 from tasks.attacks.budgets import format_eps, read_eps
 from workflows.grid.sweep import Sweep
 from workflows.planning.plan import Plan
-from workflows.store import Record, Store
+from workflows.store import LocalFiles, Record, Store
+from workflows.store.record import Count
 
-__all__ = ["CellRecord", "current_name", "latest_path", "record_sweep"]
+__all__ = ["CellRecord", "LastSweep", "current_name", "latest_path", "record_sweep", "recorded_sweeps"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class CellRecord(Record):
     stage_id: str
     aggregation: Aggregation
     chunks: tuple[str, ...]
-    evaluations: dict[str, int] = field(default_factory=dict)
+    evaluations: dict[str, Count] = field(default_factory=dict)
 
     @staticmethod
     def name_of(row: Mapping[Any, Any]) -> str:
@@ -64,14 +67,8 @@ class CellRecord(Record):
     @classmethod
     def latest(cls, store: Store, sweep_name: str) -> list[CellRecord]:
         """Return the records of the last sweep of that name in a store; empty without one."""
-        try:
-            last = LastSweep.from_text(store.files.read(latest_path(sweep_name)))
-        except FileNotFoundError:
-            return []
-        except ValueError as error:
-            raise damaged(store, latest_path(sweep_name), error) from error
-        records = last.cells
-        return [replace(record, name=current_name(record.name)) for record in records]
+        last = LastSweep.read(store, latest_path(sweep_name))
+        return [replace(record, name=current_name(record.name)) for record in (last.cells if last else ())]
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,25 @@ class LastSweep(Record):
     sweep: str
     sweep_id: str
     cells: tuple[CellRecord, ...]
+
+    @classmethod
+    def read(cls, store: Store, path: str) -> LastSweep | None:
+        """Read the record at a path; None where there is none.
+
+        Raises:
+            InvalidInput: It is damaged.
+        """
+        try:
+            last = cls.from_text(store.files.read(path))
+            if latest_path(last.sweep) != path:
+                raise ValueError(f"it is the record of {last.sweep[:80]!r}")
+            if not all(re.fullmatch(r"\w+", cell.stage_id) for cell in last.cells):
+                raise ValueError("it names no stage")
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise damaged(store, path, error) from error
+        return last
 
 
 def damaged(store: Store, path: str, error: Exception) -> InvalidInput:
@@ -107,6 +123,37 @@ def latest_path(sweep_name: str) -> str:
     return f"sweeps/latest-{digest(sweep_name)}.json"
 
 
+def recorded_sweeps(store: Store) -> list[tuple[str, str, Path]]:
+    """Return id, text and folder of every sweep that a store has on record; of a bucket the last one of each name.
+
+    The folder is where relative paths of the text start; the working directory, of a record that does not say it.
+    """
+    found = []
+    for sweep_id in _recorded_ids(store):
+        folder = Path.cwd()
+        try:
+            text = store.files.read(f"sweeps/{sweep_id}/sweep.yaml").decode()
+            folder = Path(json.loads(store.files.read(f"sweeps/{sweep_id}/plan.json"))["folder"])
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError):
+            pass
+        found.append((sweep_id, text, folder))
+    return found
+
+
+def _recorded_ids(store: Store) -> list[str]:
+    if isinstance(store.files, LocalFiles):
+        paths = (store.files.root / "sweeps").glob("*/sweep.yaml")
+        return [path.parent.name for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
+    ids = []
+    for name in store.files.names("sweeps"):
+        if name.startswith("latest-"):
+            with contextlib.suppress(ValueError):
+                ids.append(LastSweep.from_text(store.files.read(f"sweeps/{name}")).sweep_id)
+    return ids
+
+
 def record_sweep(sweep: Sweep, plan: Plan, store: Store) -> None:
     """Write the sweep's folder: its file, its plan, and the meaning of each stage id."""
     folder = f"sweeps/{sweep.id}"
@@ -115,11 +162,16 @@ def record_sweep(sweep: Sweep, plan: Plan, store: Store) -> None:
         {"id": stage.id, "stage": stage.spec.stage, "chunks": len(stage.chunks), "images": stage.images}
         for stage in plan.stages
     ]
-    content = {"sweep": sweep.name, "cells": [cell.id for cell in sweep.cells], "stages": stages}
+    # Where relative paths of its file start, for who makes the sweep again from this record.
+    content = {
+        "sweep": sweep.name,
+        "folder": str(sweep.document.folder),
+        "cells": [cell.id for cell in sweep.cells],
+        "stages": stages,
+    }
     store.files.write(f"{folder}/plan.json", (json.dumps(content, indent=1) + "\n").encode())
-    cells = [record.to_json() for record in CellRecord.of_sweep(sweep)]
-    latest = json.dumps({"sweep": sweep.name, "sweep_id": sweep.id, "cells": cells})
-    store.files.write(latest_path(sweep.name), latest.encode())
+    latest = LastSweep(sweep.name, sweep.id, tuple(CellRecord.of_sweep(sweep)))
+    store.files.write(latest_path(sweep.name), json.dumps(latest.checked()).encode())
     with ThreadPoolExecutor(16) as threads:
         for _ in threads.map(store.put_spec, (stage.spec for stage in plan.stages)):
             pass

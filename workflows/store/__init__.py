@@ -5,14 +5,16 @@ from __future__ import annotations
 from workflows.store.files import Files, FsspecFiles, LocalFiles, open_files
 from workflows.store.outage import StoreUnavailable
 from workflows.store.record import Record
-from workflows.store.store import Attempt, Commit, Store
+from workflows.store.store import Attempt, Commit, DamagedCommit, NewerCommit, Store
 
 __all__ = [
     "Attempt",
     "Commit",
+    "DamagedCommit",
     "Files",
     "FsspecFiles",
     "LocalFiles",
+    "NewerCommit",
     "Record",
     "Store",
     "StoreUnavailable",

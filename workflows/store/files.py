@@ -7,25 +7,36 @@ Contract, to which :class:`puregrid.testing.StoreContract` holds every implement
 * both create missing folders, and their effect survives the loss of the process, on a local disk of the power.
 * every operation waits out an outage of up to a minute (``workflows/store/outage.py``), so it may be tried more than
   once: a ``create`` whose answer was lost reports that the file exists already, which is then the caller's own.
+* what is not a file is no file: where a folder, a pipe or a link to nothing has a file's name, nothing is read, and
+  ``write`` and ``create`` move it below ``aside/`` first. Nothing is deleted that nobody asked to delete.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
+import stat
 import tempfile
+import uuid
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from defense.errors import InvalidInput
+from defense.files import found, path_of, shown, writable_folder
+from defense.redaction import has_credentials, redacted, remember
 from workflows.store.outage import StoreUnavailable, is_outage, patient
 
-__all__ = ["Files", "FsspecFiles", "LocalFiles", "open_files"]
+__all__ = ["ASIDE", "Files", "FsspecFiles", "LocalFiles", "open_files"]
+
+log = logging.getLogger(__name__)
+
+ASIDE = "aside"
+"""Folder for what was damaged or in the way; nothing reads it, and it may be deleted at any time."""
 
 
 class Files(ABC):
@@ -49,6 +60,13 @@ class Files(ABC):
         Raises:
             InvalidInput: It does not exist and will not be made, or may not be used.
             StoreUnavailable: It does not answer.
+        """
+
+    def check_writable(self) -> None:  # noqa: B027 - a bucket's rights show when it is written
+        """Check that the root can be written, as far as can be known without writing.
+
+        Raises:
+            InvalidInput: It cannot.
         """
 
     @abstractmethod
@@ -83,6 +101,25 @@ class Files(ABC):
     def delete(self, path: str) -> None:
         """Remove a file if it is there."""
 
+    def set_aside(self, path: str) -> str | None:
+        """Move a file out of the way, whole, to below :data:`ASIDE`.
+
+        Returns:
+            Its new path; None if it is not there.
+        """
+        try:
+            content = self.read(path)
+        except FileNotFoundError:
+            return None
+        place = _aside(path)
+        self.write(place, content)
+        self.delete(path)
+        return place
+
+
+def _aside(path: str) -> str:
+    return f"{ASIDE}/{path}.{uuid.uuid4().hex[:8]}"
+
 
 class LocalFiles(Files):
     """A folder on a local or shared POSIX file system: temporary file, fsync, rename or link."""
@@ -98,6 +135,11 @@ class LocalFiles(Files):
 
     def check(self) -> None:
         """See :class:`Files`; a folder that is missing is made by the first write."""
+        found(self.root, "store", kind="folder", where="--store")
+
+    def check_writable(self) -> None:
+        """See :class:`Files`."""
+        writable_folder(self.root, "store", where="--store")
 
     def room(self) -> str:
         """See :class:`Files`."""
@@ -108,22 +150,40 @@ class LocalFiles(Files):
     @patient
     def read(self, path: str) -> bytes:
         """See :class:`Files`."""
-        return (self.root / path).read_bytes()
+        try:
+            # Without O_NONBLOCK a pipe would make this wait for ever.
+            handle = os.open(self.root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self.root / path)) from error
+            raise
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self.root / path))
+        with os.fdopen(handle, "rb") as file:
+            return file.read()
 
     @patient
     def write(self, path: str, data: bytes) -> None:
         """See :class:`Files`."""
         target = self.root / path
+        self._make_folder(target.parent)
         temporary = self._temporary(target, data)
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except IsADirectoryError:
+            self._out_of_the_way(path)
+            os.replace(temporary, target)
         _sync_folder(target.parent)
 
     @patient
     def create(self, path: str, data: bytes) -> bool:
         """See :class:`Files`; a hard link, unlike a rename, fails where something is."""
         target = self.root / path
-        if target.exists():
+        if target.is_file():
             return False
+        self._make_folder(target.parent)
+        self._out_of_the_way(path)
         temporary = self._temporary(target, data)
         try:
             os.link(temporary, target)
@@ -143,7 +203,6 @@ class LocalFiles(Files):
 
     @staticmethod
     def _temporary(target: Path, data: bytes) -> str:
-        target.parent.mkdir(parents=True, exist_ok=True)
         # The leading dot keeps it out of names(): what a killed process leaves behind is no row.
         handle, name = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
         try:
@@ -159,6 +218,47 @@ class LocalFiles(Files):
             raise
         return name
 
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of the store; a file that has its name, or that of a folder above it, makes room."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            inside = folder.relative_to(self.root)
+            for part in (*reversed(inside.parents), inside):
+                place = self.root / part
+                if place.is_symlink() and not place.exists():
+                    # Of a disk that is not mounted: what lies behind it is not lost, and a new folder would hide it.
+                    raise StoreUnavailable(
+                        f"{place} is a link to {os.readlink(place)}, which is not there. Mount it, or remove the "
+                        "link; then run the same command again."
+                    ) from None
+                if part.parts and place.is_file():
+                    self._move(str(part), "a file where a folder belongs")
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _out_of_the_way(self, path: str) -> None:
+        """Move what has a file's name and is none: a folder, a pipe, a link that leads nowhere."""
+        target = self.root / path
+        try:
+            mode = target.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and target.is_file()):
+            return
+        self._move(path, "a folder where a file belongs" if stat.S_ISDIR(mode) else "no file")
+
+    def _move(self, path: str, why: str) -> str | None:
+        place = _aside(path)
+        (self.root / place).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(self.root / path, self.root / place)
+        except FileNotFoundError:  # another was faster
+            return None
+        _sync_folder((self.root / path).parent)
+        if why:
+            log.warning("%s in store %s was %s; it now lies at %s", path, self.uri, why, place)
+        return place
+
     @patient
     def exists(self, path: str) -> bool:
         """See :class:`Files`."""
@@ -169,14 +269,35 @@ class LocalFiles(Files):
         """See :class:`Files`."""
         try:
             with os.scandir(self.root / folder) as entries:
-                return sorted(entry.name for entry in entries if entry.is_file() and entry.name[0] != ".")
-        except FileNotFoundError:
-            return []
+                return sorted(entry.name for entry in entries if entry.name[0] != "." and _is_file(entry))
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                return []
+            raise
 
     @patient
     def delete(self, path: str) -> None:
         """See :class:`Files`."""
-        (self.root / path).unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError, IsADirectoryError):
+            (self.root / path).unlink(missing_ok=True)
+
+    @patient
+    def set_aside(self, path: str) -> str | None:
+        """See :class:`Files`; a rename."""
+        return self._move(path, "") if os.path.lexists(self.root / path) else None
+
+
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
+"""Answers where there is no file: nothing, a file on the way, a folder, links in a circle, a socket."""
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return False
+        raise
 
 
 def _sync_folder(folder: Path) -> None:
@@ -203,10 +324,11 @@ class FsspecFiles(Files):
         import fsspec
 
         self.uri = uri.rstrip("/")
-        if urlsplit(uri).password:
+        remember(uri)
+        if has_credentials(uri):
             raise InvalidInput(
-                f"store {uri.split('://')[0]}://... holds a password, which would end up in logs and reports; "
-                "credentials come from the environment."
+                f"store {redacted(uri)} holds a password or key, which would end up in logs and reports; credentials "
+                "come from the environment."
             )
         try:
             self._system, self._root = fsspec.core.url_to_fs(self.uri)
@@ -254,7 +376,10 @@ class FsspecFiles(Files):
     @patient
     def read(self, path: str) -> bytes:
         """See :class:`Files`."""
-        content: bytes = self._system.cat_file(self._full(path))
+        try:
+            content: bytes = self._system.cat_file(self._full(path))
+        except IsADirectoryError as error:
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", path) from error
         return content
 
     def _put(self, path: str, data: bytes, **options: Any) -> None:
@@ -332,7 +457,12 @@ def open_files(uri: str) -> Files:
     local = uri.removeprefix("file://").removeprefix("local://")
     if "://" in local:
         return FsspecFiles(uri)
-    root = Path(local).expanduser()
-    if root.exists() and not root.is_dir():
-        raise InvalidInput(f"store {str(root)!r} is a file, not a folder; give another --store.")
+    path_of(local, "store", where="--store")
+    root = Path(local)
+    if root.parts[:1] and root.parts[0].startswith("~"):
+        with contextlib.suppress(RuntimeError):  # nobody's home: it is a name like another
+            root = root.expanduser()
+    if root.is_file():
+        raise InvalidInput(f"store {shown(root)} is a file, not a folder; give another --store.")
+    found(root, "store", kind="folder", where="--store")
     return LocalFiles(root)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from defense.errors import InvalidInput, PuregridError, StoreError
+from defense.redaction import redacted
 
 __all__ = ["PATIENCE", "StoreUnavailable", "is_full", "is_outage", "patient"]
 
@@ -152,4 +153,4 @@ def _refusal(files: _Files, what: str, error: Exception) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:160]
+    return redacted(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")[:160]

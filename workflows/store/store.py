@@ -7,6 +7,7 @@
     commits/<stage>/<stage id>/<chunk>.json       written last, created once: only now the unit exists
     specs/<stage id>.json                         what the stage id stands for
     sweeps/<sweep id>/                            sweep.yaml, plan.json, failures/, forecast.json, runs/
+    aside/                                        what was damaged or in the way; nothing reads it
 
 A row file holds nothing that differs between two runs of the same unit, so row files of two runs compare equal
 byte for byte; times, hosts and attempts are in the commit. Readers believe commits only, and compare the sha256
@@ -14,25 +15,39 @@ of the data with the one in the commit.
 
 Data is never overwritten. Where other bytes lie already (of an attempt on other hardware, or of a file that was
 damaged), it goes to ``<chunk>.<first 12 digits of its sha256>.parquet``, and the commit names it.
+
+A commit that is no commit, of another unit, or changed since it was written is *damaged*: whoever wants to compute
+its unit sets it aside. One of a later ``schema_version`` is not; it is read where that can be done, and never
+touched.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Annotated, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from defense.errors import StoreError
+from defense.spec import digest
 from tasks.stages import ROW_SCHEMAS, Chunk, Output, StageSpec
 from workflows.store.files import Files, open_files
-from workflows.store.record import Record
+from workflows.store.record import CHECKSUM, Count, Record, Seconds, read_json
 
-__all__ = ["SCHEMA_VERSION", "Attempt", "Commit", "Store"]
+__all__ = ["COMMIT_VERSION", "SCHEMA_VERSION", "Attempt", "Commit", "DamagedCommit", "NewerCommit", "Store"]
+
+COMMIT_VERSION = 1
+"""Version of commits: raised when an older puregrid would misunderstand them, not when fields are added."""
+
+_LATEST = 1000
+"""A larger version of a commit is damage."""
 
 SCHEMA_VERSION = 1
 """Version of images, and of rows of stages that have no :class:`~tasks.stages.RowSchema`; that has its own."""
@@ -43,6 +58,14 @@ IMAGE_STAGES = ("attack", "corrupt", "quality")
 
 _NO = "no "
 """What notes of measures that could not be taken began with in older versions."""
+
+
+class DamagedCommit(StoreError):
+    """A file where a commit should be is none, or that of another unit, or was changed since it was written."""
+
+
+class NewerCommit(StoreError):
+    """A commit of a later version of puregrid, which this one must not touch."""
 
 
 @dataclass(frozen=True)
@@ -81,33 +104,65 @@ class Commit(Record):
         inputs: Hash of each data file that was read, by its path in the store.
         notes: What else the unit reported, e.g. how often its batches were halved for memory.
         missing: Why a measure could not be taken, by the measure's name.
+        schema_version: :data:`COMMIT_VERSION` of who wrote it.
+        has_checksum: Whether it was written with a checksum, which fits.
     """
 
     stage: str
     stage_id: str
     chunk: str
-    rows: int
+    rows: Annotated[Count, Field(ge=1)]
     sha256: dict[str, str]
     attempt: str
-    seconds: float
+    seconds: Seconds
     host: str
     versions: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     notes: dict[str, int | float | str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    schema_version: Annotated[int, Field(ge=1, le=_LATEST)] = COMMIT_VERSION
+    has_checksum: bool = field(default=False, compare=False)
+
+    @property
+    def newer(self) -> bool:
+        """Whether a later version of puregrid wrote it, in a form that this one may misunderstand."""
+        return self.schema_version > COMMIT_VERSION
+
+    def note(self, name: str) -> float:
+        """Return a number of the notes; 0 where there is none, or something else."""
+        value = self.notes.get(name)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0.0
 
     def to_json(self) -> dict[str, object]:
         """See :class:`Record`; ``missing`` is written only if something is missing."""
         content = super().to_json()
+        del content["has_checksum"]
         return content if self.missing else {name: content[name] for name in content if name != "missing"}
 
     @classmethod
     def from_json(cls, content: object) -> Self:
         """See :class:`Record`.
 
-        Older versions wrote what was missing into the notes, as ``"no lpips": "why"``.
+        Older versions wrote what was missing into the notes, as ``"no lpips": "why"``. Entries of ``versions``,
+        ``notes`` and ``missing`` whose values are of another kind are left out: a later version may have such.
+
+        Raises:
+            NewerCommit: It is of a later version, and cannot be read.
+            ValueError: It is damaged.
         """
-        commit = super().from_json(content)
+        if isinstance(content, dict):
+            content = {
+                **content,
+                **{name: _plain(content[name]) for name in ("versions", "notes", "missing") if name in content},
+                "has_checksum": CHECKSUM in content,
+            }
+        try:
+            commit = super().from_json(content)
+        except ValueError as error:
+            version = content.get("schema_version") if isinstance(content, dict) else None
+            if isinstance(version, int) and COMMIT_VERSION < version <= _LATEST:
+                raise NewerCommit(str(error)) from error
+            raise
         if commit.stage != "quality" or commit.missing:
             return commit
         older = {name: str(why) for name, why in commit.notes.items() if name.startswith(_NO)}
@@ -142,6 +197,28 @@ class Store:
         """Return the path of a unit's commit."""
         return f"commits/{spec_stage}/{stage_id}/{chunk}.json"
 
+    def spec(self, stage_id: str) -> dict[str, Any] | None:
+        """Return what a stage id stands for, as :meth:`~defense.spec.Spec.identity` gave it; None if it is missing.
+
+        Raises:
+            StoreError: The file is damaged: an id is the hash of what it stands for.
+        """
+        path = f"specs/{stage_id}.json"
+        try:
+            content = read_json(self.files.read(path))
+            whole = digest(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)) == stage_id
+            why = "it is not what the id is the hash of"
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError) as error:
+            whole, why = False, str(error)[:200]
+        if not whole or not isinstance(content, dict):
+            raise StoreError(
+                f"{path} in {self.uri} is damaged ({why}). Run the sweep on this store again, which writes it anew "
+                "and computes nothing that is committed."
+            )
+        return content
+
     def put_spec(self, spec: StageSpec) -> None:
         """Record what a stage id stands for; a damaged file is written anew."""
         path = f"specs/{spec.id}.json"
@@ -169,8 +246,9 @@ class Store:
 
         Raises:
             StoreUnavailable: The store is full, refuses, or has been unreachable for a minute; nothing is committed.
+            NewerCommit: A later version of puregrid has committed it, in a way that this one cannot read.
         """
-        existing = self.committed(spec.stage, stage_id, chunk.name)
+        existing = self.settled(spec.stage, stage_id, chunk.name)
         if existing is not None:
             return existing
         tables = {self.rows_path(spec.stage, stage_id, chunk.name): output.rows}
@@ -198,13 +276,26 @@ class Store:
             notes=notes,
             missing=output.missing,
         )
-        text = json.dumps(commit.to_json(), indent=1, sort_keys=True) + "\n"
-        won = self.files.create(self.commit_path(spec.stage, stage_id, chunk.name), text.encode())
-        # A lost answer to our own write reads like a loss; the record says whose it is.
-        winner = commit if won else self.committed(spec.stage, stage_id, chunk.name) or commit
+        winner = self._decide(commit)
         for path in {*tables, *sha256} - winner.sha256.keys():
             self.files.delete(path)  # of an attempt that lost, or died, or was revoked: nobody can commit it any more
         return winner
+
+    def _decide(self, commit: Commit) -> Commit:
+        """Create a commit; returns that, or the one of another attempt, which was faster."""
+        path = self.commit_path(commit.stage, commit.stage_id, commit.chunk)
+        text = (json.dumps(commit.checked(), indent=1, sort_keys=True) + "\n").encode()
+        for _ in range(3):
+            if self.files.create(path, text):
+                return commit
+            # A lost answer to our own write reads like a loss; the record says whose it is.
+            winner = self.settled(commit.stage, commit.stage_id, commit.chunk)
+            if winner is not None:
+                return winner
+        raise StoreError(
+            f"{path} in {self.uri} can neither be created nor read: something else writes or removes it. Find out "
+            "what, then run the same command again."
+        )
 
     def _place(self, path: str, data: bytes, digest: str) -> str:
         """Write data where no other attempt has put other bytes, or can later; returns the path."""
@@ -221,49 +312,124 @@ class Store:
         return path
 
     def committed(self, stage: str, stage_id: str, chunk: str) -> Commit | None:
-        """Return the commit of a unit, or None."""
+        """Return the commit of a unit, or None.
+
+        Raises:
+            DamagedCommit: There is a file, but it is not this unit's commit.
+            NewerCommit: A later version of puregrid wrote it, and this one cannot read it.
+        """
+        return self._commit(stage, stage_id, chunk)[0]
+
+    def _commit(self, stage: str, stage_id: str, chunk: str) -> tuple[Commit | None, bytes]:
+        """Return the commit of a unit and the bytes of its file."""
+        path = self.commit_path(stage, stage_id, chunk)
         try:
-            raw = self.files.read(self.commit_path(stage, stage_id, chunk))
+            raw = self.files.read(path)
         except FileNotFoundError:
-            return None
+            return None, b""
         try:
-            return Commit.from_text(raw)
-        except ValueError as error:
-            raise StoreError(
-                f"commit {self.commit_path(stage, stage_id, chunk)} in {self.uri} is damaged ({error}); delete it "
-                "and run the sweep again to recompute the unit."
+            commit = Commit.from_text(raw)
+            _check_place(commit, stage, stage_id, chunk)
+        except NewerCommit as error:
+            raise NewerCommit(
+                f"commit {path} in {self.uri} was written by a later version of puregrid, and this one cannot read "
+                f"it ({error}). Install that version, or give another --store; nothing was changed."
             ) from error
+        except ValueError as error:
+            raise DamagedCommit(
+                f"commit {path} in {self.uri} is damaged ({error}). Run the sweep again, which sets it aside and "
+                "computes the unit again."
+            ) from error
+        return commit, raw
+
+    def settled(self, stage: str, stage_id: str, chunk: str) -> Commit | None:
+        """Return the commit of a unit; one that is damaged is set aside, which leaves none."""
+        for _ in range(3):
+            try:
+                return self.committed(stage, stage_id, chunk)
+            except DamagedCommit:
+                self._drop(self.commit_path(stage, stage_id, chunk), stage, stage_id, chunk)
+        return self.committed(stage, stage_id, chunk)
+
+    def _drop(self, path: str, *unit: str, judged: bytes | None = None) -> None:
+        """Set a commit aside, unless somebody has replaced it by a good one in this moment.
+
+        Arguments:
+            path: Its path.
+            unit: Stage, its id and chunk.
+            judged: The bytes that are to go; None for whatever is damaged.
+        """
+        place = self.files.set_aside(path)
+        if place is None:
+            return
+        try:
+            raw = self.files.read(place)
+            if judged is None:
+                _check_place(Commit.from_text(raw), *unit)
+        except (FileNotFoundError, ValueError):
+            return
+        except NewerCommit:
+            pass
+        if raw != judged:
+            self.files.create(path, raw)
 
     def committed_chunks(self, stage: str, stage_id: str) -> set[str]:
         """Return the names of the committed chunks of a stage."""
         return {name.removesuffix(".json") for name in self.files.names(f"commits/{stage}/{stage_id}")}
 
-    def problem(self, stage: str, stage_id: str, chunk: str) -> str | None:
-        """Return what is wrong with a committed unit's data, or None if it matches its commit."""
+    def problem(self, stage: str, stage_id: str, chunk: str, *, images: bool = False) -> str | None:
+        """Return what is wrong with a committed unit's data, or None if it matches its commit.
+
+        Arguments:
+            stage: Kind of stage.
+            stage_id: Its id.
+            chunk: The chunk.
+            images: Whether other stages read images of this one.
+
+        Raises:
+            NewerCommit: A later version of puregrid has committed it in another form.
+        """
         try:
             commit = self.committed(stage, stage_id, chunk)
-        except StoreError as error:
-            return str(error)
+        except DamagedCommit as error:
+            return f"its {error}".partition(". Run the sweep again")[0]
         if commit is None:
             return "it is not committed"
+        if commit.newer:
+            raise NewerCommit(
+                f"commit {self.commit_path(stage, stage_id, chunk)} in {self.uri} was written by a later version of "
+                f"puregrid (schema {commit.schema_version}, this one writes {COMMIT_VERSION}). Install that version, "
+                "or give another --store; nothing was changed."
+            )
+        if images and _located(commit, self.images_path(stage_id, chunk)) is None:
+            return "its commit names no images, which other units read"
+        rows = _located(commit, self.rows_path(stage, stage_id, chunk))
         for path, expected in commit.sha256.items():
             try:
-                actual = hashlib.sha256(self.files.read(path)).hexdigest()
+                data = self.files.read(path)
             except FileNotFoundError:
                 return f"{path} is missing"
+            actual = hashlib.sha256(data).hexdigest()
             if actual != expected:
                 return f"{path} has sha256 {actual[:12]}..., its commit says {expected[:12]}..."
+            if path == rows and not commit.has_checksum and _count(data) != commit.rows:
+                return f"{path} has {_count(data)} rows, its commit says {commit.rows}"
         for path, expected in commit.inputs.items():
             if self._input_sha256(path) not in (None, expected):
                 return f"it read other data than what is now committed as {path}"
         return None
 
     def _input_sha256(self, path: str) -> str | None:
-        """Return the hash of a data file from the commit of its unit; None without a commit."""
+        """Return the hash of a data file from the commit of its unit; None without a commit that says so."""
+        if not _PATH.fullmatch(path) or path.count("/") != {"rows": 3, "adversarial": 2}.get(path.partition("/")[0]):
+            return None
         _, *stages, stage_id, name = path.split("/")
         folder, chunk = path.rpartition("/")[0], name.partition(".")[0]
         for stage in stages or IMAGE_STAGES:
-            commit = self.committed(stage, stage_id, chunk)
+            try:
+                commit = self.committed(stage, stage_id, chunk)
+            except (DamagedCommit, NewerCommit):  # a problem of that unit; computed again, it is the same as before
+                continue
             located = None if commit is None else _located(commit, f"{folder}/{chunk}.parquet")
             if commit is not None and located is not None:
                 return commit.sha256[located]
@@ -275,20 +441,41 @@ class Store:
         return {} if commit is None else dict(commit.sha256)
 
     def revoke(self, stage: str, stage_id: str, chunk: str) -> None:
-        """Remove the commit of a unit whose data is damaged, so that it is computed again.
+        """Set the commit of a unit aside whose data is damaged, so that it is computed again.
 
         The damaged data goes first, to make place: a crash in between leaves a commit without data, which is reported
         and revoked again, and no one writes where a commit is. Data that is whole stays; equal bytes will be wanted.
+
+        Raises:
+            NewerCommit: A later version of puregrid has committed it.
         """
+        path = self.commit_path(stage, stage_id, chunk)
         try:
-            commit = self.committed(stage, stage_id, chunk)
-        except StoreError:  # itself damaged; the data that it named is never read, and the next commit removes it
-            commit = None
-        for path in (self.rows_path(stage, stage_id, chunk), self.images_path(stage_id, chunk)):
-            located = None if commit is None else _located(commit, path)
-            if commit is not None and located is not None and (located != path or not self._whole(commit, located)):
-                self.files.delete(located)
-        self.files.delete(self.commit_path(stage, stage_id, chunk))
+            commit, raw = self._commit(stage, stage_id, chunk)
+        except DamagedCommit:  # which bytes it named, nobody knows; if they are whole, equal ones will be wanted
+            for place in (self.rows_path(stage, stage_id, chunk), self.images_path(stage_id, chunk)):
+                if not self._plausible(place, stage_id, chunk):
+                    self.files.set_aside(place)
+            self._drop(path, stage, stage_id, chunk)
+            return
+        if commit is None:
+            return
+        for place in (self.rows_path(stage, stage_id, chunk), self.images_path(stage_id, chunk)):
+            located = _located(commit, place)
+            if located is not None and (located != place or not self._whole(commit, located)):
+                self.files.set_aside(located)
+        self._drop(path, stage, stage_id, chunk, judged=raw)
+
+    def _plausible(self, path: str, stage_id: str, chunk: str) -> bool:
+        """Return whether a data file can be read and says that it is that unit's; its bytes may still be others."""
+        try:
+            metadata = pq.read_table(pa.BufferReader(self.files.read(path))).schema.metadata or {}
+        except (FileNotFoundError, pa.ArrowException, OSError) as error:
+            if isinstance(error, StoreError):
+                raise
+            return isinstance(error, FileNotFoundError)
+        said = metadata.get(b"puregrid.stage_id"), metadata.get(b"puregrid.chunk")
+        return said == (stage_id.encode(), chunk.encode())
 
     def _whole(self, commit: Commit, path: str) -> bool:
         try:
@@ -341,7 +528,49 @@ class Store:
             raise StoreError(f"{path} in {self.uri} is committed but missing; run the sweep again") from error
         if hashlib.sha256(data).hexdigest() != commit.sha256.get(path):
             raise StoreError(f"{path} in {self.uri} is not the file that was committed; run the sweep again")
-        return pq.read_table(pa.BufferReader(data))
+        try:
+            return pq.read_table(pa.BufferReader(data))
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(
+                f"{path} in {self.uri} is what was committed, but this version cannot read it ({str(error)[:200]}). "
+                "Install the version of puregrid and pyarrow that its commit names."
+            ) from error
+
+
+_PATH = re.compile(r"(?!.{500})(?:[\w-][\w.-]{0,200}/)+[\w-][\w.-]{0,200}")
+"""Paths that a record may name: relative, without dots at the beginning of a part."""
+
+
+def _plain(entries: Any) -> Any:
+    """Leave out what a later version may have put among plain values."""
+    if not isinstance(entries, dict):
+        return entries
+    return {name: value for name, value in entries.items() if isinstance(value, str | int | float)}
+
+
+def _check_place(commit: Commit, stage: str, stage_id: str, chunk: str) -> None:
+    """Compare a commit with the place that it was read from.
+
+    Raises:
+        ValueError: It is another unit's, or does not say where this one's rows are. Never of a later version.
+    """
+    if commit.newer:
+        return
+    if (commit.stage, commit.stage_id, commit.chunk) != (stage, stage_id, chunk):
+        raise ValueError(f"it is that of {commit.stage} {commit.stage_id} chunk {commit.chunk}"[:200])
+    if _located(commit, Store.rows_path(stage, stage_id, chunk)) is None:
+        raise ValueError("it names no rows")
+    strange = next((path for path in commit.sha256 if not _PATH.fullmatch(path)), None)
+    if strange is not None:
+        raise ValueError(f"it names {strange[:80]!r}, which is no path in a store")
+
+
+def _count(data: bytes) -> int:
+    """Return the number of rows of a Parquet file; -1 if it is none."""
+    try:
+        return int(pq.read_metadata(pa.BufferReader(data)).num_rows)
+    except (pa.ArrowException, OSError):
+        return -1
 
 
 def _named_by_content(path: str, digest: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from defense.text import in_one_line
 from tasks.attacks.budgets import format_eps
 
 __all__ = [
@@ -185,8 +186,8 @@ class Table:
         return tuple(column for column in self.columns if column.when(rows, column.name))
 
     def lines(self) -> list[list[str]]:
-        """Return the lines as shown: one text for each of :attr:`visible`."""
-        return [[column.text(row) for column in self.visible] for row in records(self.rows)]
+        """Return the lines as shown: one text for each of :attr:`visible`, with control characters written out."""
+        return [[in_one_line(column.text(row)) for column in self.visible] for row in records(self.rows)]
 
     def column(self, name: str) -> Column:
         """Return the column of that key."""

@@ -21,12 +21,14 @@ from workflows.audit import counts, rules_on
 from workflows.formats import render
 from workflows.formats.machine import csv
 from workflows.grid.load import Cell, Sweep
-from workflows.monitoring.mlflow_client import BoundedClient
+from workflows.monitoring.mlflow_client import BoundedClient, named_uri
+from workflows.monitoring.mlflow_uri import is_own
 from workflows.results.certificates import family
 from workflows.tables.table import records
-from workflows.tracking.aliases import OUTCOMES
-from workflows.tracking.experiments import writable_experiment
+from workflows.tracking.aliases import OUTCOMES, restore_baselines
+from workflows.tracking.experiments import Places
 from workflows.tracking.metrics import beside, budget, plain
+from workflows.tracking.runs import RunLog
 
 __all__ = ["default_uri", "track"]
 
@@ -37,7 +39,7 @@ _COMBINED = ("lowest", "selected", "fixed_aa_mean", "fixed_aa_any")
 
 def default_uri(store_uri: str) -> str | None:
     """Return the tracking URI for a store: the environment's, else SQLite beside local results, else none."""
-    environment = os.environ.get("MLFLOW_TRACKING_URI")
+    environment = named_uri(os.environ.get("MLFLOW_TRACKING_URI") or None, "MLFLOW_TRACKING_URI")
     if environment:
         return environment
     return None if "://" in store_uri else f"sqlite:///{Path(store_uri) / 'mlflow.db'}"
@@ -73,7 +75,8 @@ def track(
     """
     sweep, store_uri, findings = analysis.sweep, analysis.results.store.uri, analysis.audited
     robustness, cost = analysis.robustness, analysis.cost
-    log = _Log(BoundedClient(uri), sweep, None if "://" in store_uri else Path(store_uri))
+    client, places = BoundedClient(uri), Places.of(uri, store_uri)
+    log = RunLog(client, sweep, places)
     complete = complete and (robustness.empty or bool((robustness["images"] == robustness["planned"]).all()))
     parent = log.run(sweep.id, sweep.name, None)
     tags = {f"version.{name}": version for name, version in (versions or {}).items()}
@@ -118,6 +121,10 @@ def track(
         log.curves(child, {**_curves(measured), **further.curves})
         log.finish(child, complete or (bool(measured) and all(row["images"] == row["planned"] for row in measured)))
     log.finish(parent, complete)
+    if places.store is not None and is_own(uri, places.store):
+        restore_baselines(client, sweep, parent, places.store)
+    if log.another_driver_won():
+        return track(uri, analysis, versions=versions, outcomes=outcomes, complete=complete, run=run)
     return parent
 
 
@@ -219,88 +226,3 @@ def _curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
 def _note(markdown: str) -> str:
     """Return the tables as the run's description, or where to find them if they are longer than MLflow takes."""
     return markdown if len(markdown) < 7000 else "The tables are in the artifact tables/tables.md."
-
-
-class _Log:
-    """Writes only what differs from what a run has."""
-
-    def __init__(self, client: BoundedClient, sweep: Sweep, folder: Path | None) -> None:
-        self._client = client
-        self._sweep = sweep
-        self._experiment = writable_experiment(client, sweep.name, folder)
-
-    def run(self, key: str, name: str, parent: str | None) -> str:
-        """Return the run with this key; make it if necessary."""
-        runs = self._client.search_runs([self._experiment], f"tags.`puregrid.key` = '{key}'", max_results=1)
-        if runs:
-            self._client.set_terminated(runs[0].info.run_id, status="RUNNING")
-            return str(runs[0].info.run_id)
-        tags = {"puregrid.key": key, "puregrid.sweep_id": self._sweep.id}
-        if parent is not None:
-            tags["mlflow.parentRunId"] = parent
-        return str(self._client.create_run(self._experiment, tags=tags, run_name=name).info.run_id)
-
-    def tags(self, run: str, tags: Mapping[str, str]) -> None:
-        """Set tags that differ."""
-        have = self._client.get_run(run).data.tags
-        for key, value in tags.items():
-            if have.get(key) != value:
-                self._client.set_tag(run, key, value)
-
-    def params(self, run: str, params: Mapping[str, Any]) -> None:
-        """Log parameters that are not there; those of one key never change, it is made of them."""
-        from mlflow.entities import Param
-
-        have = self._client.get_run(run).data.params
-        new = [Param(key, str(value)) for key, value in params.items() if key not in have]
-        self._client.log_batch(run, params=new)
-
-    def metrics(self, run: str, metrics: Mapping[str, float]) -> None:
-        """Log metrics whose value differs from the last: MLflow appends, so equal ones would pile up."""
-        import time
-
-        from mlflow.entities import Metric
-
-        have = self._client.get_run(run).data.metrics
-        now = int(time.time() * 1000)
-        new = [Metric(key, value, now, 0) for key, value in metrics.items() if have.get(key) != value]
-        self._client.log_batch(run, metrics=new)
-
-    def curves(self, run: str, curves: Mapping[str, Mapping[int, float]]) -> None:
-        """Log points of stepped metrics that are not in their history."""
-        for key, line in curves.items():
-            have = {point.step: point.value for point in self._client.get_metric_history(run, key)}
-            for step, value in sorted(line.items()):
-                if have.get(step) != value:
-                    self._client.log_metric(run, key, value, step=step)
-
-    def texts(self, run: str, texts: Mapping[str, str]) -> None:
-        """Write artifacts that differ."""
-        have = self._client.get_run(run).data.tags
-        for path, text in texts.items():
-            tag = f"puregrid.artifact.{path}"
-            if have.get(tag) != digest(text):
-                self._client.log_text(run, text, path)
-                self._client.set_tag(run, tag, digest(text))
-
-    def dataset(self, run: str, cell: Cell) -> None:
-        """The data set with its digest and the image ids' digest, as the run's input."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        if self._client.get_run(run).inputs.dataset_inputs:
-            return
-        config = cell.images.dataset
-        images = digest("".join(chunk.name for chunk in cell.images.chunks))
-        entity = Dataset(
-            name=config.label(),
-            digest=(config.digest or "")[:16],
-            source_type="puregrid",
-            source=json.dumps(config.identity()),
-        )
-        # MLflow keeps one entity per name and digest: the images that a run used are given with the run's input.
-        tags = {"mlflow.data.context": "evaluation", "image_ids_digest": images, "images": str(cell.images.count)}
-        self._client.log_inputs(run, [DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])])
-
-    def finish(self, run: str, complete: bool) -> None:
-        """End a run; one with missing units counts as failed until it is complete."""
-        self._client.set_terminated(run, status="FINISHED" if complete else "FAILED")

@@ -13,8 +13,10 @@ import torch
 import yaml
 
 from defense.checkpoints import sha256_file
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, inside
+from defense.files import writable_folder
 from defense.reading import reading
+from defense.redaction import redacted
 from workflows.documents.parse import LARGEST, decode, parse
 from workflows.training import checkpoint
 from workflows.training.config import Training
@@ -53,6 +55,8 @@ def train(
         KeyboardInterrupt: Ctrl-C; the checkpoint is written.
     """
     device = _settings(config)
+    with inside("out"):
+        writable_folder(config.out, "the folder of weights")
     data, test = (config.data_config(split).load() for split in ("train", "test"))
     objective = objective_of(config)(config, data)
     out = Path(config.out)
@@ -82,7 +86,7 @@ def train(
         notify(f"continuing at step {state['step']} of {config.steps}")
     # After everything that may draw: the network's fresh weights are a function of the seed.
     torch.manual_seed(config.seed)
-    with TrainingLog.open(mlflow, config, digests, again=force) as log:
+    with TrainingLog.open(mlflow, config, digests, again=force, notify=notify) as log:
 
         def save(current: dict[str, Any]) -> None:
             # Points first: those before a checkpoint are not computed again.
@@ -106,7 +110,7 @@ def train(
             "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         }
-        text = yaml.safe_dump(card, sort_keys=False, width=110)
+        text = redacted(yaml.safe_dump(card, sort_keys=False, width=110))
         log.finish(config.steps, measured, {"card.yaml": text, "config.yaml": yaml.safe_dump(config.model_dump())})
     # The card is written last: a folder with a card is finished.
     temporary = out / "card.yaml.tmp"

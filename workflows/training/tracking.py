@@ -9,19 +9,26 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from defense.errors import PuregridError
+from defense.redaction import redacted
 from defense.spec import digest
-from workflows.monitoring.mlflow_client import BoundedClient
+from workflows.monitoring.artifact_places import FOLDER
+from workflows.monitoring.mlflow_client import BoundedClient, cause, named_uri
+from workflows.monitoring.mlflow_database import prepare
+from workflows.monitoring.mlflow_uri import sqlite_path
 from workflows.training.config import Training
 
 __all__ = ["TrainingLog", "tracking_uri"]
 
 _BUFFER = 200
+
+
+_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def tracking_uri(uri: str | None, out: str) -> str | None:
@@ -30,7 +37,9 @@ def tracking_uri(uri: str | None, out: str) -> str | None:
     The environment variable ``MLFLOW_TRACKING_URI`` is the default where it is set, as in ``puregrid run``. Without
     it nothing is logged: the out folder is what one ships, and a database in it would be shipped along.
     """
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or "off"
+    chosen = (
+        named_uri(uri, "--mlflow") or named_uri(os.environ.get("MLFLOW_TRACKING_URI") or None, _VARIABLE) or "off"
+    )
     if chosen == "off":
         return None
     return f"sqlite:///{(Path(out) / 'mlflow.db').absolute()}" if chosen == "on" else chosen
@@ -52,7 +61,13 @@ class TrainingLog:
 
     @classmethod
     def open(
-        cls, uri: str | None, config: Training, digests: Mapping[str, Any], *, again: bool = False
+        cls,
+        uri: str | None,
+        config: Training,
+        digests: Mapping[str, Any],
+        *,
+        again: bool = False,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> TrainingLog:
         """Return the run of a training, made if there is none.
 
@@ -61,6 +76,7 @@ class TrainingLog:
             config: What is trained.
             digests: Digests of the data.
             again: Make a new run even if there is one.
+            notify: Where notes go.
 
         Raises:
             PuregridError: MLflow cannot be written.
@@ -68,12 +84,13 @@ class TrainingLog:
         if uri is None:
             return cls(None, None)
         try:
+            # Its curves are no function of what the out folder holds: a broken database is left to its owner.
+            prepare(uri, Path(config.out), notify, derived=False)
             client = BoundedClient(uri)
             return cls(client, _run(client, uri, config, digests, again))
         except Exception as error:  # MLflow raises whatever its stores and servers raise
             raise PuregridError(
-                f"MLflow at {uri} cannot be written ({type(error).__name__}: {error}). Give --mlflow off to train "
-                "without it."
+                f"MLflow at {uri} cannot be written ({cause(error)}). Give --mlflow off to train without it."
             ) from error
 
     def point(self, step: int, figures: dict[str, float]) -> None:
@@ -111,7 +128,7 @@ class TrainingLog:
         self.point(step, {f"final/{key}": value for key, value in _figures(measured).items()})
         self.flush()
         for path, text in texts.items():
-            self._client.log_text(self._run, text, path)
+            self._client.log_text(self._run, redacted(text), path)
 
     def __enter__(self) -> TrainingLog:
         return self
@@ -134,9 +151,8 @@ def _run(client: Any, uri: str, config: Training, digests: Mapping[str, Any], ag
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         location = None
-        if uri.startswith("sqlite:///"):
-            folder = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / config.train
-            location = folder.absolute().as_uri()
+        if (database := sqlite_path(uri)) is not None:
+            location = (database.parent / FOLDER / config.train).as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development"}
         experiment_id = client.create_experiment(name, artifact_location=location, tags=kind)
     else:
@@ -150,7 +166,9 @@ def _run(client: Any, uri: str, config: Training, digests: Mapping[str, Any], ag
         client.set_tag(runs[0].info.run_id, "puregrid.key", f"{key} replaced")
     run = client.create_run(experiment_id, tags={"puregrid.key": key}, run_name=Path(config.out).name)
     params = {**_flat(config.identity()), **{f"data.{name}": value for name, value in digests.items()}}
-    client.log_batch(run.info.run_id, params=[Param(name, str(value)[:500]) for name, value in params.items()])
+    client.log_batch(
+        run.info.run_id, params=[Param(name, redacted(str(value))[:500]) for name, value in params.items()]
+    )
     return str(run.info.run_id)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import ray
 
 from defense.errors import InvalidInput, PuregridError
+from workflows.engine.cluster import private
 from workflows.engine.worker import one_line
 
 __all__ = ["Head", "cluster", "room", "slots"]
@@ -24,55 +26,67 @@ def cluster(workers: int, address: str | None) -> Iterator[None]:
     """Connect to a Ray cluster, or start one of ``workers`` slots on the loopback interface of this machine.
 
     Raises:
-        PuregridError: Ray could not be started, twice, or nothing answers at the address.
+        PuregridError: Ray could not be started, twice, or nothing answers at the address, or it refuses the token.
+        InvalidInput: A token is needed or named, and cannot be read.
     """
-    if address is None:
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            stack.enter_context(private.private())
+            _start(workers)
+        else:
+            _connect(address)
+        lost = False
         try:
-            _start_ray(workers)
-        except Exception:  # Ray raises this very class when a busy machine was too slow for its start
-            ray.shutdown()
-            try:
-                _start_ray(workers)
-            except Exception as error:
+            yield
+        except _HeadLost:  # Ray would wait for it, and end this process before the error is reported
+            lost = True
+            raise
+        finally:
+            if not lost:
                 ray.shutdown()
-                raise PuregridError(
-                    f"Ray could not be started on this machine ({one_line(error)}). Is it overloaded, out of memory "
-                    "or out of disk? Its logs are in its session folder, by default below /tmp/ray."
-                ) from error
-    else:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise PuregridError(
-                f"no Ray cluster answers at {address} ({one_line(error)}). Start one with `ray start --head`, or run "
-                "without --address on this machine."
-            ) from error
-    lost = False
+
+
+def _start(workers: int) -> None:
+    """Start a Ray of this run; twice, since Ray raises whatever it raises when a busy machine is too slow for it."""
     try:
-        yield
-    except _HeadLost:  # Ray would wait for it, and end this process before the error is reported
-        lost = True
-        raise
-    finally:
-        if not lost:
+        private.start(workers)
+    except Exception:
+        ray.shutdown()
+        try:
+            private.start(workers)
+        except Exception as error:
             ray.shutdown()
+            raise PuregridError(
+                f"Ray could not be started on this machine ({one_line(error)}). Is it overloaded, out of memory "
+                "or out of disk? Its logs are in its session folder, by default below /tmp/ray (RAY_TMPDIR names "
+                "another)."
+            ) from error
+
+
+def _connect(address: str) -> None:
+    private.check_token()
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" and not private.has_token():
+        raise InvalidInput(
+            "the cluster asks for a token and there is none: copy the head's ~/.ray/auth_token to this machine (mode "
+            "0600), or give RAY_AUTH_TOKEN_PATH.",
+            where="RAY_AUTH_MODE",
+        )
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PuregridError(
+            f"no Ray cluster answers at {address} ({one_line(error)}). Start one with `ray start --head`, or run "
+            "without --address on this machine."
+        ) from error
+    except ray.exceptions.AuthenticationError as error:
+        raise PuregridError(
+            f"the Ray cluster at {address} refuses the token ({one_line(error)}). Give the token of its head in "
+            "~/.ray/auth_token, or in a file that RAY_AUTH_TOKEN_PATH names."
+        ) from error
 
 
 class _HeadLost(PuregridError):
     """The head of the cluster does not answer."""
-
-
-def _start_ray(workers: int) -> None:
-    ray.init(
-        address="local",  # without it Ray joins a cluster that happens to run on this machine, and refuses num_cpus
-        num_cpus=workers,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-        # Rows never pass through it; Ray's default would reserve a third of the memory.
-        object_store_memory=128 * 1024**2,
-    )
 
 
 def room(threads: int, gpus_per_worker: float) -> int:
