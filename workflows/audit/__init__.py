@@ -23,6 +23,7 @@ from workflows.audit.rules import (
     ladders,
     ordering,
     overrides,
+    probes,
     stored_images,
     threat_model,
 )
@@ -152,6 +153,7 @@ def _found(results: Results, images: bool) -> Iterator[Finding]:
     for corrupted_rule in CORRUPTED_RULES:
         yield from corrupted_rule(corrupted, adversarial)
     yield from threat_model.few_images([*adversarial, *corrupted, *certified])
+    yield from probes.failed_checks(results)
     if images:
         data = DataSets()
         yield from stored_images.check_images(attacks, results.store, data)

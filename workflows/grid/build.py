@@ -42,7 +42,7 @@ from workflows.documents.entries import (
     located,
     validate,
 )
-from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, Threat
+from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, ProbeWhich, Threat
 from workflows.grid.compatibility import check_fit, check_one_choice_of_images
 from workflows.grid.names import wrong_name
 from workflows.grid.record import record
@@ -50,12 +50,15 @@ from workflows.grid.silence import RULE_NAMES, Silence
 
 __all__ = ["Builder", "Grid"]
 
+PROBE: ProbeWhich = False
+"""What is probed where a sweep does not say."""
+
 MOST_CELLS = 1_000_000
 """Cells of a sweep; the largest that is shipped has 284."""
 
 _THREATS = ("attacks", "corruptions", "certificates")
 _AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
-_SECTIONS = {"sweep", "requires", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality"}
+_SECTIONS = {"sweep", "requires", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality", "probe"}
 _SECTIONS = {*_SECTIONS, "exclude", "include", "silence"}
 _MATCHERS = {*PARTS, "seed"}
 _BASES: dict[str, type[Spec]] = {
@@ -115,6 +118,7 @@ class Builder:
         self.chunk = self._chunk()
         self.resubmissions = self._resubmissions()
         self.quality = self._quality()
+        self.probe = self._probe()
         self.denoisers = self._denoisers()
 
     def grid(self) -> Grid:
@@ -160,6 +164,7 @@ class Builder:
             "compute": self.compute,
             "resubmissions": self.resubmissions,
             "quality": self.quality,
+            "probe": self.probe if "probe" in document.data else None,
             "exclude": self._list("exclude"),
             "silence": self._list("silence"),
         }
@@ -239,6 +244,7 @@ class Builder:
                 self.compute,
                 self.resubmissions,
                 quality=self.quality,
+                probe=self.probe,
                 entries=entries,
             )
 
@@ -321,6 +327,17 @@ class Builder:
             return located(self.document, keys, partial(fields.resolved, self.base))
         fields = known_keys(self.document, keys, {} if fields is True else fields, set(QualityConfig.model_fields))
         return validate(self.document, keys, QualityConfig, fields, reading=Reading(self.base))
+
+    def _probe(self) -> ProbeWhich:
+        """``probe: true`` probes every purifier and classifier, ``foreign`` those of others' code, ``false`` none."""
+        value = self.document.data.get("probe", PROBE)
+        if not isinstance(value, bool) and value != "foreign":
+            raise self.document.error(
+                ("probe",),
+                f"probe is true (every purifier and classifier), false (none) or foreign (those whose code is not "
+                f"puregrid's), not {value!r}.",
+            )
+        return value  # type: ignore[no-any-return]
 
     def _denoisers(self) -> dict[str, Spec]:
         section = self.document.data.get("denoisers", {})

@@ -28,7 +28,7 @@ from tasks.compute import Compute
 from tasks.stages.quality import QualityConfig
 from workflows.documents.document import Document, document_of, written
 from workflows.grid.build import Builder
-from workflows.grid.cells import PARTS, Cell
+from workflows.grid.cells import PARTS, Cell, ProbeWhich
 from workflows.grid.silence import Silence
 
 __all__ = ["Entry", "Sweep"]
@@ -61,6 +61,8 @@ class Sweep:
         quality: Whether image quality is measured, and how.
         resubmissions: M of worst-of-M accuracy; by default as many as there are draws.
         silence: Findings of the auditor that are no concern here, with ``rule``, ``reason`` and maybe ``cells``.
+        probe: Whether purifiers and classifiers are probed: all (True), none, or ``"foreign"``, those whose code is
+            not puregrid's.
 
     Attributes:
         text: The text of a sweep file that says the same, for the record.
@@ -98,6 +100,7 @@ class Sweep:
         quality: bool | Mapping[str, Any] | QualityConfig | None = None,
         resubmissions: int | None = None,
         silence: Sequence[Mapping[str, Any]] | None = None,
+        probe: ProbeWhich | None = None,
     ) -> None:
         sections = {
             "sweep": name,
@@ -116,6 +119,7 @@ class Sweep:
             "quality": quality,
             "resubmissions": resubmissions,
             "silence": silence,
+            "probe": probe,
         }
         stated = {section: value for section, value in sections.items() if value is not None}
         document = document_of(stated, Spec)

@@ -22,7 +22,7 @@ from defense.aggregate import aggregate
 from defense.errors import InvalidInput
 from tasks.attacks import AttackConfig
 from tasks.corruptions.config import CorruptionConfig
-from tasks.stages import ROW_SCHEMAS, SampleStage, SequenceStage, StageSpec
+from tasks.stages import ROW_SCHEMAS, ProbeStage, SampleStage, SequenceStage, StageSpec
 from workflows.grid.load import Cell, Sweep
 from workflows.planning.plan import make_plan
 from workflows.results.kept import Kept
@@ -363,6 +363,31 @@ class Results:
                 measures = {name: rows[f"{name}_{pair}"].astype(float) for name in ("psnr", "ssim", "lpips")}
                 yield {**identity, "pair": pair}, pd.DataFrame({"image_id": rows["image_id"], **measures})
 
+    def probes(self) -> pd.DataFrame:
+        """Rows of the committed probes, each with what was probed; empty without any.
+
+        Columns: ``dataset``, ``probed`` (the label of the purifier or classifier), ``cells`` (ids of the cells that
+        use it, a tuple), and those of the stage's rows, see :data:`tasks.stages.ROW_SCHEMAS`.
+        """
+        self._committed.clear()
+        cells: dict[tuple[str, str], list[str]] = {}
+        found: dict[tuple[str, str], tuple[ProbeStage, str, str]] = {}
+        for cell in self.sweep.cells:
+            for spec, chunk in cell.probes:
+                labels, key = self.sweep.labels[cell.id], (self._id(spec), chunk.name)
+                label = labels["classifier" if spec.purifier is None else "defence"]
+                found.setdefault(key, (spec, labels["dataset"], label))
+                cells.setdefault(key, []).append(cell.id)
+        frames = []
+        for (stage_id, chunk_name), (spec, dataset, label) in found.items():
+            if chunk_name not in self._done(spec.stage, stage_id):
+                continue
+            rows = self._read(spec.stage, stage_id, chunk_name).to_pandas()
+            head = pd.DataFrame({"dataset": dataset, "probed": label}, index=rows.index)
+            head["cells"] = [tuple(cells[stage_id, chunk_name])] * len(rows)
+            frames.append(pd.concat([head, rows], axis=1))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
     def _missing_measures(self, cell: Cell) -> str:
         """Return why measures are missing, from the commits of the measurement."""
         assert cell.measure is not None
@@ -383,7 +408,7 @@ class Results:
         for stage in make_plan(self.sweep).stages:
             done = self._done(stage.spec.stage, stage.id)
             commits = [
-                commit
+                (commit, len(chunk.ids))
                 for chunk in stage.chunks
                 if chunk.name in done
                 and (commit := self.store.committed(stage.spec.stage, stage.id, chunk.name)) is not None
@@ -398,11 +423,11 @@ class Results:
             spent.add(self._spent(stage.spec, stage.id, commits))
         return pd.DataFrame([{**identity, **spent.columns()} for identity, spent in groups.values()])
 
-    def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[Commit]) -> _Spent:
+    def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[tuple[Commit, int]]) -> _Spent:
         spent = _Spent()
-        for commit in commits:
+        for commit, images in commits:
             unit = self._unit(spec.stage, stage_id, commit.chunk)
-            spent.images += commit.rows
+            spent.images += images
             spent.seconds += commit.seconds
             spent.denoiser += unit.denoiser
             spent.classifier += unit.classifier
