@@ -14,7 +14,8 @@ float64 check of a float32 computation replays the very same draws.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -22,15 +23,64 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Omega"]
+__all__ = ["Omega", "relabelled"]
 
 
 @lru_cache(maxsize=4096)
-def _key(spec_id: str, seed: int, role: str, purpose: str) -> tuple[int, int]:
+def _hashed(spec_id: str, seed: int, role: str, purpose: str) -> tuple[int, int]:
     # Length-prefixed parts: ("ab", "c") and ("a", "bc") must not meet in one hash.
     text = "".join(f"{len(part)}:{part}" for part in (spec_id, str(seed), role, purpose))
     raw = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:16], "little")
+
+
+class _Labels:
+    """Labels that stand for others while :func:`relabelled` is active; the numbers are those of the others."""
+
+    shown: tuple[Omega, Omega] | None = None
+    offset: int = 0
+
+
+def _key(spec_id: str, seed: int, role: str, purpose: str) -> tuple[int, int]:
+    if _Labels.shown is not None:
+        labels, numbers = _Labels.shown
+        if (spec_id, seed) == (labels.spec_id, labels.seed) and f"{role}/".startswith(f"{labels.role}/"):
+            rest = role.removeprefix(labels.role)
+            spec_id, seed, role = numbers.spec_id, numbers.seed, numbers.role + rest
+    return _hashed(spec_id, seed, role, purpose)
+
+
+def _counter(step: int, draw: int, image: int) -> npt.NDArray[np.uint64]:
+    if _Labels.shown is not None and _Labels.offset:
+        draw, image = draw % _Labels.offset, image % _Labels.offset
+    return np.array([0, step, draw, image], dtype=np.uint64)
+
+
+@contextmanager
+def relabelled(omega: Omega, *, offset: int = 0, **labels: str | int) -> Iterator[Omega]:
+    """Yield randomness with other labels and the numbers of ``omega``, for tests in one thread.
+
+    Within the block everything that is drawn with the new labels, by parts of the randomness and by randomness that
+    is made anew from its labels too, is what the old labels would have drawn. So a function that depends on numbers
+    alone has the same value, and one that looks at who draws (the judge, an attacker) may have another.
+
+    Arguments:
+        omega: Whose numbers are drawn.
+        offset: Added to image ids and draws, all of which are below it.
+        labels: ``spec_id``, ``seed`` or ``role`` to show instead.
+    """
+    shown: Omega = replace(
+        omega,
+        image_ids=tuple(image + offset for image in omega.image_ids),
+        draws=tuple(draw + offset for draw in omega.draws),
+        **labels,  # type: ignore[arg-type]
+    )
+    before = _Labels.shown, _Labels.offset
+    _Labels.shown, _Labels.offset = (shown, omega), offset
+    try:
+        yield shown
+    finally:
+        _Labels.shown, _Labels.offset = before
 
 
 @dataclass(frozen=True)
@@ -83,7 +133,7 @@ class Omega:
         """
         key = np.array(_key(self.spec_id, self.seed, self.role, purpose), dtype=np.uint64)
         return [
-            np.random.Generator(np.random.Philox(counter=np.array([0, step, draw, image], dtype=np.uint64), key=key))
+            np.random.Generator(np.random.Philox(counter=_counter(step, draw, image), key=key))
             for image, draw in zip(self.image_ids, self.draws, strict=True)
         ]
 
@@ -109,7 +159,7 @@ class Omega:
         state = bits.state
         out = np.empty((len(self), *shape), dtype=np.float32)
         for row, (image, draw) in enumerate(zip(self.image_ids, self.draws, strict=True)):
-            state["state"]["counter"] = np.array([0, step, draw, image], dtype=np.uint64)
+            state["state"]["counter"] = _counter(step, draw, image)
             bits.state = state
             if uniform:
                 generator.random(dtype=np.float32, out=out[row])

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from defense.denoisers import GuidedDiffusionConfig, OracleConfig, ScoreSDEConfig, digits_denoiser
     from defense.entries import Reading, Spelling
     from defense.packages import MissingPackage
+    from defense.probe import Probe
     from defense.purifiers import (
         BitDepthConfig,
         DensePureConfig,
@@ -122,6 +123,7 @@ if TYPE_CHECKING:
         FolderConfig,
         ImageSet,
     )
+    from tasks.probing import probe
     from tasks.stages.quality import QualityConfig
     from workflows.grid.load import Sweep
 
@@ -193,6 +195,7 @@ __all__ = [
     "PGDConfig",
     "PGDEOTConfig",
     "PlannedSweep",
+    "Probe",
     "PuregridError",
     "Purifier",
     "PurifierConfig",
@@ -223,6 +226,7 @@ __all__ = [
     "majority_vote",
     "open_results",
     "plan",
+    "probe",
     "purify",
     "run",
     "testing",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pickle
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from defense.probe import DEMANDS, Check, purity
+from defense.probe.purity import unfrozen
 from defense.spec import CODE, Spec
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SpecContract",
     "assert_frozen",
     "assert_gradient",
+    "hold",
     "under_global_seeds",
 ]
 
@@ -74,6 +75,20 @@ def _as_given(value: Any, in_json: Any) -> Any:
     return tuple(in_json) if isinstance(value, tuple) else in_json
 
 
+def hold(check: Check, threshold: float | None = None) -> None:
+    """A check of the probe holds, or could not be asked.
+
+    Arguments:
+        check: Its answer.
+        threshold: What its number is held against, if it is not the probe's own threshold.
+    """
+    held = False
+    if threshold is not None and check.measured is not None:
+        least = DEMANDS[check.name].at_least
+        held = check.measured >= threshold if least else check.measured <= threshold
+    assert held or not check.failed, check.text
+
+
 def assert_frozen(module: nn.Module, what: str) -> None:
     """No parameter wants a gradient, and every module is in evaluation mode.
 
@@ -81,10 +96,8 @@ def assert_frozen(module: nn.Module, what: str) -> None:
         module: What ``build`` returned.
         what: What it is called in messages, e.g. ``"the purifier"``.
     """
-    wanted = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    assert not wanted, f"parameters want gradients: {', '.join(wanted[:3])}; build() freezes them"
-    training = [name or what for name, part in module.named_modules() if part.training]
-    assert not training, f"in training mode: {', '.join(training[:3])}; build() ends with .eval()"
+    found = unfrozen(module, what)
+    assert not found, "; ".join(found)
 
 
 def assert_gradient(function: Callable[[Tensor], Tensor], at: Tensor, tolerance: float) -> None:
@@ -123,26 +136,6 @@ def under_global_seeds(compute: Callable[[], T], what: str) -> list[T]:
     Returns:
         The two results, for comparison.
     """
-    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    results: list[T] = []
-    try:
-        for seed in (0, 1):
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
-            before = _global_states()
-            results.append(compute())
-            # A first call may import what draws while it is imported.
-            assert seed == 0 or _global_states() == before, (
-                f"{what} drew from a global random generator, or seeded one"
-            )
-    finally:
-        torch.set_rng_state(saved[0])
-        np.random.set_state(saved[1])
-        random.setstate(saved[2])
+    results, moved = purity.under_global_seeds(compute)
+    assert not moved, f"{what} drew from a global random generator, or seeded one"
     return results
-
-
-def _global_states() -> tuple[bytes, str, str]:
-    numpy_state = np.random.get_state(legacy=False)
-    return torch.get_rng_state().numpy().tobytes(), repr(numpy_state["state"]), repr(random.getstate())

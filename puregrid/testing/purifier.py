@@ -6,19 +6,20 @@ any batch, with or without gradients, and nothing else is read or moved.
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from defense.gradients import purify
 from defense.models import Models
+from defense.probe import Claims, Subject, claims, differences, purity
+from defense.probe.claims import counter_of
+from defense.probe.run import in_double
+from defense.probe.subject import snapshot
 from defense.purifiers.base import Purifier, PurifierConfig
 from defense.randomness import Omega
-from puregrid.testing.demands import LabelledSpecContract, assert_frozen, under_global_seeds
+from puregrid.testing.demands import LabelledSpecContract, assert_frozen, hold
 
 __all__ = ["PurifierContract"]
 
@@ -30,10 +31,17 @@ class PurifierContract(LabelledSpecContract):
         batch_tolerance: How much, in pixels of [0, 1], an image may differ between batches: convolutions round
             otherwise in batches of another size.
         gradient_tolerance: Relative difference of the exact gradient from plain autograd.
+        calls: Calls after which the first answer must still be given.
+        agreement: Least agreement of changes that the gradient predicts, and measured ones, over an attack's steps;
+            None for the probe's. A function may be so rough that its true gradient says little.
+        compared_images: Images whose gradient is compared with central differences.
     """
 
     batch_tolerance = 1e-4
     gradient_tolerance = 1e-4
+    calls = 30
+    agreement: float | None = None
+    compared_images = 1
 
     @abstractmethod
     def config(self) -> PurifierConfig:
@@ -59,71 +67,70 @@ class PurifierContract(LabelledSpecContract):
         ids = range(3, 3 + (len(self.images()) if count is None else count))
         return Omega.of(self.config().id, 0, "contract", ids, draw)
 
+    def _subject(self) -> Subject:
+        config = self.config()
+        return Subject(
+            config.label(),
+            "purifier",
+            self._purifier(),
+            self.images(),
+            Claims(config.stochastic, config.differentiable, config.evaluations),
+            spec_id=config.id,
+            build=self._purifier,
+            count=counter_of(config, self.models()),
+        )
+
     def test_output_is_finite_and_of_the_shape_and_dtype_of_the_images(self) -> None:
         """Images come out as they went in."""
-        x = self.images()
-        before = x.clone()
-        out = self._purifier()(x, self._omega())
-        assert out.shape == x.shape, f"images of shape {tuple(x.shape)} became {tuple(out.shape)}"
-        assert out.dtype == x.dtype, f"images of {x.dtype} became {out.dtype}"
-        assert out.isfinite().all(), "the output holds NaN or infinite pixels"
-        assert torch.equal(x, before), "the purifier changed its input in place"
+        hold(claims.output(self._subject()))
+
+    def test_output_is_in_the_units_of_the_images(self) -> None:
+        """The classifier behind expects [0, 1] pixels."""
+        hold(claims.value_range(self._subject()))
 
     def test_same_omega_gives_same_bits(self) -> None:
         """Twice from one purifier, and from one that was built anew."""
-        x, omega, purifier = self.images(), self._omega(), self._purifier()
-        with torch.no_grad():
-            first = purifier(x, omega)
-            assert torch.equal(purifier(x, omega), first), "a second call with the same omega gave another output"
-            assert torch.equal(self._purifier()(x, omega), first), "a purifier built anew gave another output"
+        hold(purity.same_randomness(self._subject()))
 
     def test_another_draw_differs_if_and_only_if_the_config_says_stochastic(self) -> None:
         """``stochastic`` decides how many draws are made; it must be true."""
-        x, purifier, stochastic = self.images(), self._purifier(), self.config().stochastic
-        with torch.no_grad():
-            same = torch.equal(purifier(x, self._omega()), purifier(x, self._omega(draw=1)))
-        assert same != stochastic, (
-            f"config.stochastic is {stochastic}, but another draw gives {'the same' if same else 'another'} output"
-        )
+        hold(purity.stochastic(self._subject()))
 
     def test_image_is_purified_alike_in_any_batch(self) -> None:
         """No reduction over the batch, no randomness by position."""
-        x, purifier = self.images(), self._purifier()
-        omega, last = self._omega(), len(x) - 1
-        turned = Omega.of(omega.spec_id, omega.seed, omega.role, omega.image_ids[::-1])
-        with torch.no_grad():
-            whole = purifier(x, omega)
-            alone = purifier(x[last:], omega.part(last, last + 1))
-            reversed_ = purifier(x.flip(0), turned).flip(0)
-        for purified, expected, how in ((alone, whole[last:], "alone"), (reversed_, whole, "in another order")):
-            worst = float((purified - expected).abs().max())
-            assert worst <= self.batch_tolerance, f"{how} an image differs by {worst:.3g} from itself in a batch"
+        hold(purity.batch(self._subject()), self.batch_tolerance)
 
     def test_global_random_states_have_no_influence_and_stay(self) -> None:
         """Random numbers come from omega alone."""
-        x, omega, purifier = self.images(), self._omega(), self._purifier()
-
-        def compute() -> Tensor:
-            leaf = x.clone().requires_grad_()
-            out = purify(purifier, leaf, omega)
-            if out.requires_grad:
-                torch.autograd.grad(out.sum(), leaf)
-            return out.detach()
-
-        assert torch.equal(*under_global_seeds(compute, "the purifier")), "a global seed changed the output"
+        hold(purity.global_randomness(self._subject()))
 
     def test_value_does_not_depend_on_whether_gradients_are_recorded(self) -> None:
         """Judgement runs without gradients, attacks with: they must see one defence."""
-        x, omega, purifier = self.images(), self._omega(), self._purifier()
-        with torch.no_grad():
-            plain = purifier(x, omega)
-        for name, out in (
-            ("plain autograd", purifier(x.clone().requires_grad_(), omega)),
-            ("the exact mode", purify(purifier, x.clone().requires_grad_(), omega)),
-            ("bpda", purify(purifier, x.clone().requires_grad_(), omega, "bpda")),
-        ):
-            worst = float((out.detach() - plain).abs().max())
-            assert torch.equal(out.detach(), plain), f"with {name} the output differs by {worst:.3g}"
+        hold(purity.gradient_recording(self._subject()))
+
+    def test_answer_does_not_depend_on_who_asks(self) -> None:
+        """Neither on labels of the randomness, whose numbers alone count, nor on the caller."""
+        hold(purity.role(self._subject()))
+
+    def test_calls_leave_no_state(self) -> None:
+        """Attacks call often: what changes with the calls is another defence for them."""
+        subject = self._subject()
+        x, omega = subject.images, subject.omega()
+        first, before = subject.value(x, omega).clone(), snapshot(subject.module)
+        for draw in range(1, self.calls):
+            subject.value(x[:1], subject.omega(1, draw))
+        subject.gradient(x[:1], subject.omega(1), subject.weight(first))
+        hold(purity.state(subject, first, before))
+
+    def test_gradient_is_that_of_central_differences(self) -> None:
+        """In float64, at fixed randomness, and at the scale of an attack's steps; see :mod:`defense.probe`."""
+        subject = self._subject()
+        if purity.batch(subject).failed or purity.same_randomness(subject).failed:
+            return  # no differences can be taken then, and those demands say so
+        found = differences.measure(in_double(subject), self.compared_images, 3)
+        hold(differences.gradient(found))
+        hold(differences.gradient_at_attack_scale(found), self.agreement)
+        hold(differences.elsewhere(found, subject))
 
     def test_exact_gradient_is_that_of_plain_autograd(self) -> None:
         """Segment checkpointing finds the states that were visited."""
@@ -152,58 +159,4 @@ class PurifierContract(LabelledSpecContract):
 
     def test_evaluations_are_those_that_are_made(self) -> None:
         """Costs in rows, plans and estimates come from ``evaluations``."""
-        config = self.config()
-        counts: list[int] = []
-        purifier = _counting(config, self.models(), counts)
-        if purifier is None:
-            assert config.evaluations == 0, f"no network is evaluated, but config.evaluations is {config.evaluations}"
-            return
-        with torch.no_grad():
-            purifier(self.images(), self._omega())
-        assert len(counts) == config.evaluations, (
-            f"config.evaluations is {config.evaluations}, but the network was evaluated {len(counts)} times"
-        )
-
-
-def _counting(config: PurifierConfig, models: Models, counts: list[int]) -> Purifier | None:
-    """Return the purifier with every call of its denoisers and energy networks counted; None if it loads none."""
-    from defense.denoisers import Denoiser
-    from defense.energy import EnergyConfig
-
-    loaded: list[nn.Module] = []
-
-    def load(network: Any) -> nn.Module:
-        module: nn.Module = models.load(network)
-        if isinstance(module, Denoiser) or isinstance(network, EnergyConfig):
-            module = copy.deepcopy(module)
-            loaded.append(module)
-            _count_calls(module, counts)
-        return module
-
-    try:
-        protected: nn.Module | None = models.protected
-    except ValueError:
-        protected = None
-    purifier = config.build(Models(protected, load))
-    return purifier if loaded else None
-
-
-def _count_calls(module: nn.Module, counts: list[int]) -> None:
-    """Count evaluations by either way of calling; one that calls the other is one evaluation."""
-    inside: list[int] = []
-
-    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
-        def outermost(*args: Any, **kwargs: Any) -> Any:
-            if not inside:
-                counts.append(1)
-            inside.append(1)
-            try:
-                return call(*args, **kwargs)
-            finally:
-                inside.pop()
-
-        return outermost
-
-    for name in ("forward", "with_variance"):
-        if hasattr(module, name):
-            setattr(module, name, counted(getattr(module, name)))
+        hold(claims.evaluations(self._subject()))

@@ -281,7 +281,28 @@ _CERTIFY = RowSchema(
     ),
 )
 
+_PROBE = RowSchema(
+    "probe",
+    1,
+    (
+        RowColumn("kind", pa.string(), "`check`, `gradient` of a mode, or number of the `mechanism`"),
+        RowColumn("part", pa.string(), "`purifier` or `classifier`"),
+        RowColumn("name", pa.string(), "of the check, the gradient mode or the number"),
+        RowColumn(
+            "verdict", pa.string(), "`pass`, `fail`, `not-applicable`; of gradients `meant` for that of the function"
+        ),
+        RowColumn("value", pa.float64(), "measured number; of gradients the median relative error", nullable=True),
+        RowColumn("threshold", pa.float64(), "what a check's number is held against", nullable=True),
+        RowColumn("text", pa.string(), "what was found, or what the number means"),
+        RowColumn("share", pa.float64(), "gradients: share of directions that disagree", nullable=True),
+        RowColumn("cosine", pa.float64(), "gradients: with differences at the scale of attacks", nullable=True),
+    ),
+)
+
 ROW_SCHEMAS: Mapping[str, RowSchema] = MappingProxyType(
-    {schema.stage: schema for schema in (_ATTACK, _CORRUPT, _EVALUATE, _QUALITY, _SAMPLE, _SEQUENCE, _CERTIFY)}
+    {
+        schema.stage: schema
+        for schema in (_ATTACK, _CORRUPT, _EVALUATE, _QUALITY, _SAMPLE, _SEQUENCE, _CERTIFY, _PROBE)
+    }
 )
 """The schema of the rows of each kind of stage."""

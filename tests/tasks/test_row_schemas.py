@@ -34,6 +34,7 @@ from tasks.stages import (
     CorruptStage,
     EvaluateStage,
     Output,
+    ProbeStage,
     QualityStage,
     SampleStage,
     SequenceStage,
@@ -189,7 +190,8 @@ def test_every_other_stage_has_its_declared_schema(
             kinds.add(stage.stage)
         return outputs[stage.id]
 
-    for stage in (corrupt, quality, judged, fixed, sequential):
+    probe = ProbeStage(dataset=judged.dataset, classifier=judged.classifier, compute=judged.compute)
+    for stage in (corrupt, quality, judged, fixed, sequential, probe):
         computed(stage)
     assert isinstance(fixed.select, SampleStage)
     assert any(isinstance(source, SequenceStage) for source in sequential.inputs().values())

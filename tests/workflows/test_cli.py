@@ -484,7 +484,7 @@ COMMANDS = list(_commands(typer.main.get_command(app)))
 class TestHelp:
     def test_the_contract_has_these_commands(self) -> None:
         contract = {"plan", "run", "status", "tables", "report", "check", "train", "list", "data"}
-        assert {path[0] for path in COMMANDS} == contract | {"compare", "compact", "promote", "track"}
+        assert {path[0] for path in COMMANDS} == contract | {"compare", "compact", "probe", "promote", "track"}
         assert {path for path in COMMANDS if len(path) == 2} == {("data", "fetch"), ("data", "verify")}
 
     @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

@@ -23,6 +23,7 @@ from workflows.tables.certified import certified_table, curves_table, envelope_t
 from workflows.tables.combined import combined_table, ladders_table
 from workflows.tables.corruptions import LINE, corruption_gains_table, corruptions_table, mce_table
 from workflows.tables.cost import cost_table
+from workflows.tables.probe import mechanism_table, probe_gradients_table, probe_table
 from workflows.tables.quality import quality_table
 from workflows.tables.robustness import robustness_table
 from workflows.tables.table import Table
@@ -121,6 +122,11 @@ class Analysis:
     def quality(self) -> pd.DataFrame:
         """Means over images of the measures of image quality, see :func:`workflows.results.quality.quality_frame`."""
         return self._measured[0]
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """Rows of the probes, see :meth:`workflows.results.reader.Results.probes`."""
+        return self.results.probes()
 
     @cached_property
     def cost(self) -> pd.DataFrame:
@@ -223,6 +229,9 @@ class Analysis:
             corruption_gains_table(self.corruption_gains),
             mce_table(self.mce, str(self.mce_baseline)),
             quality_table(*self._measured),
+            probe_table(self.probes),
+            probe_gradients_table(self.probes),
+            mechanism_table(self.probes),
         )
 
     def _built(self, name: str) -> Table | None:

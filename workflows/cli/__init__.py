@@ -16,6 +16,7 @@ from defense.redaction import RedactingStream, has_credentials, remember, rememb
 from workflows.cli.assets import data, list_, train
 from workflows.cli.comparing import check, compare, promote
 from workflows.cli.output import OutputLost, say, steady_streams, tell
+from workflows.cli.probing import probe
 from workflows.cli.results import compact, report, tables
 from workflows.cli.running import plan, run, status
 from workflows.cli.tracking import track
@@ -48,7 +49,7 @@ def _options(
     """Evaluate diffusion-based adversarial purification on a grid, on one machine or a Ray cluster."""
 
 
-for command in (plan, run, status, tables, compare, check, promote, compact, report, track, train):
+for command in (plan, run, status, tables, compare, check, promote, compact, report, probe, track, train):
     app.command()(command)
 app.command("list")(list_)
 app.add_typer(data, name="data")

@@ -20,7 +20,7 @@ from defense.aggregate import Aggregation
 from defense.bounds import BOUNDS, LARGEST_INTEGER, Bound, beyond
 from defense.classifiers import ClassifierConfig
 from defense.denoisers import DenoiserConfig
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, nearest
 from defense.purifiers import NoPurifierConfig, PurifierConfig
 from defense.spec import Reading, Spec
 from tasks.attacks import AttackConfig
@@ -42,20 +42,24 @@ from workflows.documents.entries import (
     located,
     validate,
 )
-from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, Threat
+from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, ProbeWhich, Threat
 from workflows.grid.compatibility import check_fit, check_one_choice_of_images
 from workflows.grid.names import wrong_name
 from workflows.grid.record import record
+from workflows.grid.silence import RULE_NAMES, Silence
 
 __all__ = ["Builder", "Grid"]
+
+PROBE: ProbeWhich = False
+"""What is probed where a sweep does not say."""
 
 MOST_CELLS = 1_000_000
 """Cells of a sweep; the largest that is shipped has 284."""
 
 _THREATS = ("attacks", "corruptions", "certificates")
 _AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
-_SECTIONS = {"sweep", "requires", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality"}
-_SECTIONS = {*_SECTIONS, "exclude", "include"}
+_SECTIONS = {"sweep", "requires", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality", "probe"}
+_SECTIONS = {*_SECTIONS, "exclude", "include", "silence"}
 _MATCHERS = {*PARTS, "seed"}
 _BASES: dict[str, type[Spec]] = {
     "dataset": DatasetConfig,
@@ -91,11 +95,13 @@ class Grid:
         name: The sweep's name.
         cells: Its cells, without duplicates, in order.
         record: The same grid as plain values, every config in full and every path absolute.
+        silences: The auditor's findings that it silences.
     """
 
     name: str
     cells: tuple[Cell, ...]
     record: dict[str, Any]
+    silences: tuple[Silence, ...] = ()
 
 
 class Builder:
@@ -112,6 +118,7 @@ class Builder:
         self.chunk = self._chunk()
         self.resubmissions = self._resubmissions()
         self.quality = self._quality()
+        self.probe = self._probe()
         self.denoisers = self._denoisers()
 
     def grid(self) -> Grid:
@@ -157,9 +164,11 @@ class Builder:
             "compute": self.compute,
             "resubmissions": self.resubmissions,
             "quality": self.quality,
+            "probe": self.probe if "probe" in document.data else None,
             "exclude": self._list("exclude"),
+            "silence": self._list("silence"),
         }
-        return Grid(name, unique, record(name, axes, included, settings))
+        return Grid(name, unique, record(name, axes, included, settings), self._silences(unique))
 
     def _check_size(self) -> None:
         """Refuse a grid of too many cells before a config is made of any entry."""
@@ -235,6 +244,7 @@ class Builder:
                 self.compute,
                 self.resubmissions,
                 quality=self.quality,
+                probe=self.probe,
                 entries=entries,
             )
 
@@ -317,6 +327,17 @@ class Builder:
             return located(self.document, keys, partial(fields.resolved, self.base))
         fields = known_keys(self.document, keys, {} if fields is True else fields, set(QualityConfig.model_fields))
         return validate(self.document, keys, QualityConfig, fields, reading=Reading(self.base))
+
+    def _probe(self) -> ProbeWhich:
+        """``probe: true`` probes every purifier and classifier, ``foreign`` those of others' code, ``false`` none."""
+        value = self.document.data.get("probe", PROBE)
+        if not isinstance(value, bool) and value != "foreign":
+            raise self.document.error(
+                ("probe",),
+                f"probe is true (every purifier and classifier), false (none) or foreign (those whose code is not "
+                f"puregrid's), not {value!r}.",
+            )
+        return value  # type: ignore[no-any-return]
 
     def _denoisers(self) -> dict[str, Spec]:
         section = self.document.data.get("denoisers", {})
@@ -417,6 +438,31 @@ class Builder:
                 raise self.document.error(keys, f"{entry} matches no cell of the grid; correct or remove it.")
             cells = [cell for cell in cells if not cell.matches(wanted)]
         return cells
+
+    def _silences(self, cells: Sequence[Cell]) -> tuple[Silence, ...]:
+        return tuple(self._silence(("silence", i), entry, cells) for i, entry in enumerate(self._list("silence")))
+
+    def _silence(self, keys: Keys, entry: Any, cells: Sequence[Cell]) -> Silence:
+        document = self.document
+        known_keys(document, keys, entry, {"rule", "cells", "reason"})
+        rule, reason = entry.get("rule"), entry.get("reason")
+        if rule not in RULE_NAMES:
+            raise document.error(
+                (*keys, "rule"), f"there is no audit rule {rule!r}; {nearest(str(rule), RULE_NAMES)}"
+            )
+        if not isinstance(reason, str) or not reason.strip():
+            raise document.error(
+                (*keys, "reason"), f"a silenced finding is shown with its reason: say why {rule} is no concern here."
+            )
+        place = document.where(keys) or ".".join(map(str, keys))
+        if "cells" not in entry:
+            return Silence(rule, reason.strip(), None, place)
+        matchers = known_keys(document, (*keys, "cells"), entry["cells"], _MATCHERS)
+        wanted = {part: self._wanted((*keys, "cells", part), _BASES.get(part), v) for part, v in matchers.items()}
+        meant = frozenset(cell.id for cell in cells if cell.matches(wanted))
+        if not meant:
+            raise document.error((*keys, "cells"), f"{matchers} matches no cell of the grid; correct or remove it.")
+        return Silence(rule, reason.strip(), meant, place)
 
     def _wanted(self, keys: Keys, base: type[Spec] | None, value: Any) -> Any:
         """Return the fields that ``exclude`` names of a part, in their proper spelling."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from defense.aggregate import Aggregation
 from defense.classifiers import ClassifierConfig
 from defense.errors import InvalidInput
-from defense.purifiers import PurifierConfig
+from defense.purifiers import NoPurifierConfig, PurifierConfig
 from defense.spec import digest
 from tasks.attacks import AttackConfig, LadderConfig, TransferConfig
 from tasks.certificates import CertificateConfig
@@ -23,13 +23,14 @@ from tasks.stages import (
     Chunk,
     CorruptStage,
     EvaluateStage,
+    ProbeStage,
     QualityStage,
     Smoothed,
     StageSpec,
 )
 from tasks.stages.quality import QualityConfig
 
-__all__ = ["PARTS", "Cell", "Defence", "Entries", "Images", "Threat"]
+__all__ = ["PARTS", "Cell", "Defence", "Entries", "Images", "ProbeWhich", "Threat"]
 
 PARTS = {
     "dataset": "dataset",
@@ -40,6 +41,8 @@ PARTS = {
     "certificate": "certificate",
 }
 """The parts of a cell that have names, with the field that names each in its config."""
+
+ProbeWhich = bool | Literal["foreign"]
 
 Threat = AttackConfig | CorruptionConfig | CertificateConfig | None
 """What a defence is up against; None for clean images."""
@@ -116,6 +119,7 @@ class Cell:
         resubmissions: M: how often the attacker may submit an image, for worst-of-M accuracy; None for as often as
             there are draws. It is the same for clean images.
         quality: Whether image quality is measured too, and how.
+        probe: Whether its parts are probed: all, none, or those whose code is not puregrid's.
         entries: Where its parts are written.
     """
 
@@ -127,6 +131,7 @@ class Cell:
     compute: Compute
     resubmissions: int | None = None
     quality: QualityConfig | None = None
+    probe: ProbeWhich = field(default=False, compare=False)
     entries: Entries = field(default=Entries(), compare=False, repr=False)
 
     @property
@@ -185,6 +190,29 @@ class Cell:
             seed=self.seed,
             compute=self.compute,
         )
+
+    @cached_property
+    def probes(self) -> tuple[tuple[ProbeStage, Chunk], ...]:
+        """The probes of its purifier and classifier, each with the images that it takes; none of them in its id.
+
+        Cells with one purifier, or one classifier, have one probe of it.
+        """
+        if self.probe is False:  # most sweeps, of which some have a million cells
+            return ()
+        ids = tuple(i for chunk in self.images.chunks for i in chunk.ids)
+        # Nothing else of how units compute has an influence on a probe.
+        compute = Compute(threads=self.compute.threads)
+        purifier, dataset = self.defence.purifier, self.images.dataset
+        parts: list[ProbeStage] = []
+        if self._probed(purifier) and not isinstance(purifier, NoPurifierConfig):
+            guide = self.classifier if purifier.uses_classifier else None
+            parts.append(ProbeStage(dataset=dataset, purifier=purifier, classifier=guide, compute=compute))
+        if self._probed(self.classifier):
+            parts.append(ProbeStage(dataset=dataset, classifier=self.classifier, compute=compute))
+        return tuple((part, ProbeStage.chunk(ids)) for part in parts)
+
+    def _probed(self, part: PurifierConfig | ClassifierConfig) -> bool:
+        return self.probe is True or (self.probe == "foreign" and part.code() is not None)
 
     @cached_property
     def certify(self) -> CertifyStage:

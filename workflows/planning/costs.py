@@ -87,7 +87,9 @@ def costs_of(
     with ThreadPoolExecutor(8) as threads:
         for unit, commit in zip(units, threads.map(read, units), strict=True):
             if commit is not None and gpu in (None, "device" in commit.versions):
-                work = commit.rows * _per_image(plan.stages[unit.stage])
+                stage = plan.stages[unit.stage]
+                # By images and not by rows: a probe has other rows than one an image.
+                work = len(stage.chunks[unit.chunk].ids) * _per_image(stage)
                 loading = commit.note("loading_seconds")
                 samples_of.setdefault(kinds[unit.stage], []).append((commit.seconds, work, loading))
     return {kind: _cost(samples) for kind, samples in samples_of.items()}

@@ -162,8 +162,11 @@ class Committed:
 
 def make_plan(sweep: Sweep | Iterable[Cell]) -> Plan:
     """Return the plan of a sweep."""
-    plan = Plan()
-    for cell in sweep.cells if isinstance(sweep, Sweep) else sweep:
+    plan, cells = Plan(), list(sweep.cells if isinstance(sweep, Sweep) else sweep)
+    for cell in cells:
         for stage in cell.stages:
             plan.add(stage, cell.images.chunks)
+    for cell in cells:
+        for probe, chunk in cell.probes:
+            plan.add(probe, (chunk,))
     return plan

@@ -22,7 +22,7 @@ from defense.aggregate import aggregate
 from defense.errors import InvalidInput
 from tasks.attacks import AttackConfig
 from tasks.corruptions.config import CorruptionConfig
-from tasks.stages import ROW_SCHEMAS, SampleStage, SequenceStage, StageSpec
+from tasks.stages import ROW_SCHEMAS, ProbeStage, SampleStage, SequenceStage, StageSpec
 from workflows.grid.load import Cell, Sweep
 from workflows.planning.plan import make_plan
 from workflows.results.kept import Kept
@@ -97,7 +97,11 @@ class Results:
     def attack_rows(self, cell: Cell) -> pd.DataFrame:
         """Return the rows of the attack that made the cell's images; empty for a clean cell."""
         source = cell.attack_stage
-        return pd.DataFrame() if source is None else self._stage(source, cell)
+        return pd.DataFrame() if source is None else self.rows_of(source, cell)
+
+    def rows_of(self, stage: StageSpec, cell: Cell) -> pd.DataFrame:
+        """Return the rows of a stage on the images of a cell that needs it, such as a rung of its ladder."""
+        return self._stage(stage, cell)
 
     def answers(self, cell: Cell) -> Answers | None:
         """Return the judgements of a clean, attacked or corrupted cell; None if none is committed."""
@@ -359,6 +363,31 @@ class Results:
                 measures = {name: rows[f"{name}_{pair}"].astype(float) for name in ("psnr", "ssim", "lpips")}
                 yield {**identity, "pair": pair}, pd.DataFrame({"image_id": rows["image_id"], **measures})
 
+    def probes(self) -> pd.DataFrame:
+        """Rows of the committed probes, each with what was probed; empty without any.
+
+        Columns: ``dataset``, ``probed`` (the label of the purifier or classifier), ``cells`` (ids of the cells that
+        use it, a tuple), and those of the stage's rows, see :data:`tasks.stages.ROW_SCHEMAS`.
+        """
+        self._committed.clear()
+        cells: dict[tuple[str, str], list[str]] = {}
+        found: dict[tuple[str, str], tuple[ProbeStage, str, str]] = {}
+        for cell in self.sweep.cells:
+            for spec, chunk in cell.probes:
+                labels, key = self.sweep.labels[cell.id], (self._id(spec), chunk.name)
+                label = labels["classifier" if spec.purifier is None else "defence"]
+                found.setdefault(key, (spec, labels["dataset"], label))
+                cells.setdefault(key, []).append(cell.id)
+        frames = []
+        for (stage_id, chunk_name), (spec, dataset, label) in found.items():
+            if chunk_name not in self._done(spec.stage, stage_id):
+                continue
+            rows = self._read(spec.stage, stage_id, chunk_name).to_pandas()
+            head = pd.DataFrame({"dataset": dataset, "probed": label}, index=rows.index)
+            head["cells"] = [tuple(cells[stage_id, chunk_name])] * len(rows)
+            frames.append(pd.concat([head, rows], axis=1))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
     def _missing_measures(self, cell: Cell) -> str:
         """Return why measures are missing, from the commits of the measurement."""
         assert cell.measure is not None
@@ -379,7 +408,7 @@ class Results:
         for stage in make_plan(self.sweep).stages:
             done = self._done(stage.spec.stage, stage.id)
             commits = [
-                commit
+                (commit, len(chunk.ids))
                 for chunk in stage.chunks
                 if chunk.name in done
                 and (commit := self.store.committed(stage.spec.stage, stage.id, chunk.name)) is not None
@@ -394,11 +423,11 @@ class Results:
             spent.add(self._spent(stage.spec, stage.id, commits))
         return pd.DataFrame([{**identity, **spent.columns()} for identity, spent in groups.values()])
 
-    def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[Commit]) -> _Spent:
+    def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[tuple[Commit, int]]) -> _Spent:
         spent = _Spent()
-        for commit in commits:
+        for commit, images in commits:
             unit = self._unit(spec.stage, stage_id, commit.chunk)
-            spent.images += commit.rows
+            spent.images += images
             spent.seconds += commit.seconds
             spent.denoiser += unit.denoiser
             spent.classifier += unit.classifier
@@ -455,7 +484,8 @@ def _resubmissions(cell: Cell) -> int:
 def _size(frame: pd.DataFrame) -> int:
     """Return about how many bytes a frame takes; of a list that an object column holds, those of a short array."""
     lists = sum(kind.kind == "O" for kind in frame.dtypes)
-    return int(frame.memory_usage().sum()) + 200 * lists * len(frame)
+    size: int = int(frame.memory_usage().sum()) + 200 * lists * len(frame)
+    return size
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:

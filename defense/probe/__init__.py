@@ -1,0 +1,33 @@
+"""Probe: is a defence a function that has the gradient it gives, and does what it says? In minutes, with numbers.
+
+A probe runs a purifier or a classifier on a few images and compares: its gradient with central differences, its
+answers with and without gradients, in other batches, under other labels of the same randomness, before and after many
+calls; its outputs with the test set; its claims with what was counted. Nothing of a sweep is needed. Each
+:class:`Check` has a measured number, a threshold and a reason for it (:data:`DEMANDS`); the numbers of the mechanism
+have no verdict.
+
+What it cannot see: a defence that waits for more calls than a probe makes, or that knows this code.
+"""
+
+from __future__ import annotations
+
+from defense.probe.demands import DEMANDS, Demand
+from defense.probe.record import VERDICTS, Check, ModeGradient, Number, Probe
+from defense.probe.run import IMAGES, probe_classifier, probe_purifier, probe_subject
+from defense.probe.subject import Claims, Subject
+
+__all__ = [
+    "DEMANDS",
+    "IMAGES",
+    "VERDICTS",
+    "Check",
+    "Claims",
+    "Demand",
+    "ModeGradient",
+    "Number",
+    "Probe",
+    "Subject",
+    "probe_classifier",
+    "probe_purifier",
+    "probe_subject",
+]

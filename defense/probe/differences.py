@@ -1,0 +1,247 @@
+r"""Central differences against autograd, at fixed randomness, in float64.
+
+For a part D, a random cotangent w and a direction u of changes of +-1 in every pixel,
+
+.. math:: s_h(u) = \frac{\langle w, D(x + h u; \omega)\rangle - \langle w, D(x - h u; \omega)\rangle}{2h}, \qquad
+          a(u) = \langle g, u\rangle, \quad g = \nabla_x \langle w, D(x; \omega)\rangle \text{ by autograd.}
+
+Where a is the derivative, :math:`s_h \to a` until rounding takes over, as :math:`h^2`; with a kink between the two
+ends the error is of the order of the change of slope at this h and vanishes at a smaller one. A wrong gradient is as
+wrong at every h. So each image and direction is judged at the h that agrees best (:data:`LOCAL`), and a part by the
+share of them that agree at none.
+
+At the size of an attack's steps (:data:`ATTACK`) a true derivative may still say nothing: of a rounding it is zero,
+and that of a wave of short period is large and points anywhere. There the agreement over images and directions,
+
+.. math:: 2 \langle s, a\rangle / (\|s\|^2 + \|a\|^2) = 1 - \|s - a\|^2 / (\|s\|^2 + \|a\|^2),
+
+which is 1 for equal slopes and 0 for unrelated ones or where either is much larger, says how much of a change the
+gradient predicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from defense.probe.record import Check, ModeGradient, answer, not_applicable
+from defense.probe.subject import Subject
+
+__all__ = [
+    "ATTACK",
+    "LOCAL",
+    "Differences",
+    "elsewhere",
+    "gradient",
+    "gradient_at_attack_scale",
+    "loss_gradient",
+    "measure",
+    "mode_gradient",
+]
+
+LOCAL = (1e-7, 1e-5, 1e-4, 1e-3)
+"""Step sizes h at which a derivative is one, in pixels of [0, 1]."""
+
+ATTACK = (4 / 255, 16 / 255)
+"""Step sizes of attacks."""
+
+_TOLERANCE, _TOLERANCE_32 = 2e-3, 2e-2
+"""Relative error from which on an image and direction disagree: of parts in float64, and of those that cannot be.
+
+The first is above that of parts which use float32 inside.
+"""
+
+_TOGETHER = 48
+"""Images that go through the function at once."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Slopes of a part by central differences.
+
+    Arguments:
+        subject: The part, in float64 if it can.
+        slopes: s_h(u), shape (H, N, K): step sizes :data:`LOCAL` and :data:`ATTACK`, images, directions.
+        points: x, shape (N, C, H, W).
+        directions: u, shape (N, K, C, H, W).
+        weight: w, shape (1, ...).
+    """
+
+    subject: Subject
+    slopes: Tensor
+    points: Tensor
+    directions: Tensor
+    weight: Tensor
+
+    def along(self, gradient: Tensor) -> Tensor:
+        """Return a(u), shape (N, K), of a gradient, shape (N, C, H, W)."""
+        return (self.directions * gradient.unsqueeze(1)).flatten(2).sum(2)
+
+    def autograd(self, mode: str) -> Tensor:
+        """Return the gradient of a mode, shape (N, C, H, W)."""
+        return self.subject.gradient(self.points, self.subject.omega(len(self.points)), self.weight, mode)[1]
+
+    @cached_property
+    def exact(self) -> Tensor:
+        """The gradient of the exact mode."""
+        return self.autograd("exact")
+
+    def errors(self, gradient: Tensor) -> Tensor:
+        """Return the relative error of each image and direction at the step size that agrees best, shape (N, K)."""
+        a, s = self.along(gradient), self.slopes[: len(LOCAL)]
+        # A direction in which nothing happens to change is measured against the others of its image.
+        usual = torch.maximum(s.abs().median(0).values, a.abs()).square().mean(1, keepdim=True).sqrt()
+        scale = torch.maximum(torch.maximum(s.abs(), a.abs()), 0.1 * usual)
+        error = torch.where(scale > 0, (s - a).abs() / scale, torch.zeros_like(s))
+        return error.nan_to_num(nan=1.0).min(0).values if bool(gradient.isfinite().all()) else torch.ones_like(a)
+
+    def cosine(self, gradient: Tensor) -> float | None:
+        """Return the largest cosine with the slopes at the scale of attacks; None where nothing changes."""
+        return self._best(gradient, lambda s, a: float(s @ a / (s.norm() * a.norm())) if float(a.norm()) > 0 else 0.0)
+
+    def agreement(self, gradient: Tensor) -> float | None:
+        """Return the largest agreement with the slopes at the scale of attacks; None where nothing changes."""
+        return self._best(gradient, lambda s, a: float(2 * (s @ a) / (s @ s + a @ a)))
+
+    def _best(self, gradient: Tensor, how: Callable[[Tensor, Tensor], float]) -> float | None:
+        a = self.along(gradient).flatten()
+        moving = [s for s in self.slopes[len(LOCAL) :].flatten(1) if float(s.norm()) > 0]
+        return max((how(s, a) for s in moving), default=None)
+
+
+def measure(subject: Subject, images: int, directions: int) -> Differences:
+    """Measure the slopes of a part.
+
+    Arguments:
+        subject: The part.
+        images: How many of its images.
+        directions: Directions of each: random signs, the last of them constant over blocks of pixels.
+    """
+    images = min(images, len(subject.images))
+    x, omega = _generic(subject.images[:images]), subject.omega(images)
+    u = _directions(x, directions)
+    weight = subject.weight(subject.value(x[:1], omega.part(0, 1)))
+    slopes = torch.empty(len(LOCAL) + len(ATTACK), images, directions, dtype=torch.float64)
+    jobs = [(i, j, k) for i in range(len(slopes)) for j in range(images) for k in range(directions)]
+    sizes = (*LOCAL, *ATTACK)
+    for start in range(0, len(jobs), _TOGETHER // 2):
+        part = jobs[start : start + _TOGETHER // 2]
+        ends = torch.stack([x[j] + sign * sizes[i] * u[j, k] for i, j, k in part for sign in (1, -1)])
+        values = subject.value(ends, omega.select([j for _, j, _ in part for _ in range(2)]))
+        along = (values.double() * weight.double()).flatten(1).sum(1).reshape(-1, 2).cpu()
+        for (i, j, k), (above, below) in zip(part, along.tolist(), strict=True):
+            slopes[i, j, k] = (above - below) / (2 * sizes[i])
+    return Differences(subject, slopes, x, u.double().cpu(), weight)
+
+
+def _generic(x: Tensor) -> Tensor:
+    """Move images a little, into the inside of [0, 1].
+
+    Black pixels and equal neighbours are kinks of clamps and medians, and a kink at the point itself is at the middle
+    of every difference, however small.
+    """
+    generator = torch.Generator().manual_seed(6)
+    noise = 2 * torch.rand(x.shape, generator=generator).to(x) - 1
+    return 0.5 + 0.9 * (x - 0.5) + 0.02 * noise
+
+
+def _directions(x: Tensor, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    signs = torch.randint(0, 2, (len(x), count, *x.shape[1:]), generator=generator, dtype=torch.int8)
+    block = max(x.shape[-1] // 4, 1)
+    coarse = signs[:, -1, :, ::block, ::block].repeat_interleave(block, -1).repeat_interleave(block, -2)
+    signs[:, -1] = coarse[..., : x.shape[-2], : x.shape[-1]]
+    return (2 * signs - 1).to(x)
+
+
+def mode_gradient(found: Differences, mode: str, *, exact: bool) -> ModeGradient:
+    """Return the errors of a gradient mode.
+
+    Arguments:
+        found: The slopes.
+        mode: The mode.
+        exact: Whether it is meant to be the gradient of the function.
+    """
+    part = found.subject.part
+    gradient = (found.exact if mode == "exact" else found.autograd(mode)).double().cpu()
+    errors = found.errors(gradient)
+    double = found.subject.images.dtype == torch.float64
+    share = float((errors > (_TOLERANCE if double else _TOLERANCE_32)).double().mean())
+    name = mode if part == "purifier" else "autograd"
+    return ModeGradient(part, name, exact, float(errors.median()), share, found.cosine(gradient))
+
+
+def gradient(found: Differences) -> Check:
+    """Compare the exact gradient with the slopes."""
+    part, claims = found.subject.part, found.subject.claims
+    exact = mode_gradient(found, "exact", exact=claims.differentiable)
+    cosine = "" if exact.cosine is None else f"; at the scale of an attack its cosine is {exact.cosine:.2f}"
+    if not claims.differentiable:
+        why = f"it says that it has no useful derivative and gives another one{cosine}"
+        return not_applicable("gradient", part, why)
+    text = (
+        f"{100 * exact.share:.0f} % of {found.slopes[0].numel()} images and directions disagree at every step size; "
+        f"median relative error {exact.error:.2g}"
+    )
+    return answer("gradient", part, exact.share, text)
+
+
+def gradient_at_attack_scale(found: Differences) -> Check:
+    """Compare the exact gradient with the slopes over steps of an attack's size."""
+    agreement = found.agreement(found.exact.double().cpu())
+    if agreement is None:
+        text = "steps of 16/255 in random directions change nothing at all: the answer does not depend on the image"
+        return answer("gradient-at-attack-scale", found.subject.part, 0.0, text)
+    text = f"predicted and measured changes agree to {agreement:.2f}, where 1 is equal"
+    return answer("gradient-at-attack-scale", found.subject.part, agreement, text)
+
+
+def loss_gradient(subject: Subject) -> Check:
+    """Count the images whose cross-entropy, of their own answer, has a gradient of exactly zero."""
+    leaf = subject.images.clone().requires_grad_()
+    logits = subject(leaf, subject.omega())
+    if not logits.requires_grad:
+        return answer("loss-gradient", subject.part, 1.0, "logits have no gradient at all by autograd")
+    (found,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1), reduction="sum"), leaf)
+    zero = float((found.flatten(1).abs().amax(1) == 0).double().mean())
+    top = logits.detach().topk(2, 1).values
+    margin = float((top[:, 0] - top[:, 1]).median())
+    text = f"it is zero on {100 * zero:.0f} % of {len(leaf)} images; the median margin between logits is {margin:.3g}"
+    return answer("loss-gradient", subject.part, zero, text)
+
+
+def elsewhere(found: Differences, subject: Subject) -> Check:
+    """Compare the verified gradient with those in float32, of one image alone, and of a batch of copies.
+
+    Arguments:
+        found: The slopes, in float64.
+        subject: The part as it is.
+    """
+    part, count = subject.part, len(found.points)
+    weight, omega = found.weight.to(subject.images), subject.omega(count)
+    x, last = found.points.to(subject.images), count - 1
+    out, together = subject.gradient(x, omega, weight)
+    alone = subject.gradient(x[last:], omega.part(last, last + 1), weight)[1]
+    copies = replace(omega, image_ids=(omega.image_ids[last],) * 5, draws=(omega.draws[last],) * 5)
+    many = subject.gradient(x[last:].expand(5, *x.shape[1:]), copies, weight)[1]
+    apart = {
+        "alone": _relative(alone, together[last:]),
+        "in a batch of five": _relative(many[:1], together[last:]),
+    }
+    if found.subject.images.dtype == torch.float64:
+        apart["in float32"] = _relative(together, found.exact)
+        value = found.subject.value(found.points, found.subject.omega(count))
+        apart["in float32, of the value,"] = float((out.double() - value).abs().mean() / value.abs().mean())
+    way = max(apart, key=lambda name: apart[name])
+    return answer("gradient-elsewhere", part, apart[way], f"{way} it differs by {apart[way]:.2g}")
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """Return the distance relative to the larger one, 0 for two zeros."""
+    size = max(float(a.double().norm()), float(b.double().norm()))
+    return float((a.double() - b.double()).norm()) / size if size else 0.0

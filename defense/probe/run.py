@@ -1,0 +1,239 @@
+"""Probe a purifier or a classifier: every check, guarded, the first answer kept for the last question."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from defense.classifiers import ClassifierConfig
+from defense.errors import InvalidInput
+from defense.models import Models
+from defense.probe import claims, differences, mechanism, memory, purity
+from defense.probe.demands import DEMANDS
+from defense.probe.record import Check, ModeGradient, Number, Part, Probe, not_applicable
+from defense.probe.subject import Claims, Subject, snapshot
+from defense.purifiers.base import IterativePurifier, Purifier, PurifierConfig
+from defense.purifiers.sequence import Sequence
+
+__all__ = ["IMAGES", "in_double", "probe_classifier", "probe_purifier", "probe_subject"]
+
+IMAGES = 8
+"""Images that a probe needs; a purifier is asked about the first half of them, as it costs more."""
+
+_LONG, _STEPS = 250, 20
+"""A chain of more evaluations than the one is probed in as many steps a round as the other."""
+
+_EFFORT = ((2, 4, 5), (_LONG, 2, 4))
+"""Evaluations of a purification up to which so many images and directions are compared with differences."""
+
+_DRAWS = 4
+
+
+def probe_purifier(
+    purifier: Purifier,
+    images: Tensor,
+    *,
+    config: PurifierConfig | None = None,
+    models: Models | None = None,
+    reference: Tensor | None = None,
+    label: str | None = None,
+) -> Probe:
+    """Probe a purifier.
+
+    Arguments:
+        purifier: The purifier, not called before if possible: the first answer is compared with later ones.
+        images: At least two different images in [0, 1], shape (N, C, H, W), on its device.
+        config: Its config, for what it says of itself.
+        models: Where its networks come from, to build it anew and to count their evaluations; None for neither.
+        reference: Images of the test set, to look for among its outputs.
+        label: Its name, by default that of the config or the class.
+    """
+    said = Claims() if config is None else Claims(config.stochastic, config.differentiable, config.evaluations)
+    subject = Subject(
+        label or (type(purifier).__name__ if config is None else config.label()),
+        "purifier",
+        purifier,
+        images[: IMAGES // 2],
+        said,
+        spec_id="probe" if config is None else config.id,
+    )
+    if config is not None and models is not None:
+        device = images.device
+        subject.build = lambda: config.build(models).to(device)
+        subject.count = claims.counter_of(config, models)
+    return probe_subject(subject, reference)
+
+
+def probe_classifier(
+    classifier: nn.Module, images: Tensor, *, config: ClassifierConfig | None = None, label: str | None = None
+) -> Probe:
+    """Probe a classifier, or anything from images to logits that has no randomness to be handed.
+
+    Arguments:
+        classifier: Images in [0, 1] to logits, not called before if possible.
+        images: At least two different images in [0, 1], shape (N, C, H, W), on its device.
+        config: Its config.
+        label: Its name, by default that of the config or the class.
+    """
+    name = label or (type(classifier).__name__ if config is None else config.label())
+    said = Claims(stochastic=False, classes=None if config is None else config.architecture.classes)
+    return probe_subject(Subject(name, "classifier", classifier, images[:IMAGES], said))
+
+
+def probe_subject(subject: Subject, reference: Tensor | None = None) -> Probe:
+    """Ask every check.
+
+    Arguments:
+        subject: What is probed.
+        reference: Images of the test set.
+
+    Raises:
+        InvalidInput: There are fewer than two images.
+    """
+    if len(subject.images) < 2 or subject.images.dim() != 4:
+        shape = tuple(subject.images.shape)
+        raise InvalidInput(f"a probe needs at least two images of shape (N, C, H, W), not {shape}.", where="images")
+    begun = time.perf_counter()
+    subject, notes = _shortened(subject)
+    try:
+        first = subject.value(subject.images, subject.omega()).clone()
+        before = snapshot(subject.module)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raised = Check("output", subject.part, "fail", _raised(error))
+        others = [not_applicable(name, subject.part, "it raises") for name in DEMANDS if name != "output"]
+        return Probe(subject.label, (raised, *others), seconds=time.perf_counter() - begun)
+    checks = [
+        _guarded("output", subject.part, lambda: claims.output(subject)),
+        _guarded("range", subject.part, lambda: claims.value_range(subject)),
+        *(_guarded(name, subject.part, lambda check=check: check(subject)) for name, check in _PURITY.items()),  # type: ignore[misc]
+        _guarded("evaluations", subject.part, lambda: claims.evaluations(subject)),
+    ]
+    ill = [check.name for check in checks if check.failed and check.name in ("output", "same-randomness", "batch")]
+    more, gradients = _gradients(subject, ill)
+    checks += more
+    checks.append(_guarded("test-set-memory", subject.part, lambda: memory.memory(subject, reference)))
+    numbers = _numbers(subject)
+    checks.append(_guarded("state", subject.part, lambda: purity.state(subject, first, before)))
+    order = list(DEMANDS)
+    checks.sort(key=lambda check: order.index(check.name))
+    return Probe(subject.label, tuple(checks), gradients, (*notes, *numbers), time.perf_counter() - begun)
+
+
+_PURITY: dict[str, Callable[[Subject], Check]] = {
+    "same-randomness": purity.same_randomness,
+    "global-randomness": purity.global_randomness,
+    "batch": purity.batch,
+    "gradient-recording": purity.gradient_recording,
+    "role": purity.role,
+    "stochastic": purity.stochastic,
+    "frozen": purity.frozen,
+}
+
+
+def _shortened(subject: Subject) -> tuple[Subject, tuple[Number, ...]]:
+    """Return a long chain in fewer steps; what it costs in full is counted all the same."""
+    cost = subject.claims.evaluations or 0
+    module = subject.module
+    if cost <= _LONG or not isinstance(module, Purifier):
+        return subject, ()
+    short = module.surrogate(_STEPS)
+    if short is module:
+        return subject, ()
+    meaning = f"steps a round in which the chain was probed: in full it takes {cost} evaluations"
+    build = subject.build
+
+    def again() -> nn.Module:
+        assert build is not None
+        built = build()
+        return built.surrogate(_STEPS) if isinstance(built, Purifier) else built
+
+    shown = Number("steps-probed", float(_STEPS), meaning)
+    return replace(subject, module=short, build=None if build is None else again), (shown,)
+
+
+def _gradients(subject: Subject, ill: list[str]) -> tuple[list[Check], tuple[ModeGradient, ...]]:
+    """The checks and the table that rest on central differences."""
+    part = subject.part
+    names = ("gradient", "gradient-at-attack-scale", "gradient-elsewhere")
+    loss = not_applicable("loss-gradient", part, "it concerns the classifier")
+    if part == "classifier":
+        loss = _guarded("loss-gradient", part, lambda: differences.loss_gradient(subject))
+    if ill:
+        why = f"differences cannot be taken while {' and '.join(ill)} fails"
+        return [*(not_applicable(name, part, why) for name in names), loss], ()
+    cost = subject.claims.evaluations or 1
+    images, directions = next((given[1:] for given in _EFFORT if cost <= given[0]), _EFFORT[-1][1:])
+    try:
+        found = differences.measure(in_double(subject), images, directions)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return [*(Check(name, part, "fail", _raised(error)) for name in names), loss], ()
+    checks = [
+        _guarded("gradient", part, lambda: differences.gradient(found)),
+        _guarded("gradient-at-attack-scale", part, lambda: differences.gradient_at_attack_scale(found)),
+        _guarded("gradient-elsewhere", part, lambda: differences.elsewhere(found, subject)),
+        loss,
+    ]
+    exact = subject.claims.differentiable
+    modes: list[ModeGradient] = []
+    for mode in _modes(subject.module):
+        try:
+            modes.append(differences.mode_gradient(found, mode, exact=exact and mode == "exact"))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of the exact mode the checks have said so
+            if mode != "exact":
+                checks.append(Check("gradient", part, "fail", f"gradient mode {mode}: {_raised(error)}"))
+    return checks, tuple(modes)
+
+
+def _modes(module: nn.Module) -> Iterator[str]:
+    yield "exact"
+    if isinstance(module, IterativePurifier | Sequence):
+        yield from ("exact-no-guidance-path", "surrogate(2)")
+    if isinstance(module, Purifier):
+        yield from ("bpda", "blind")
+
+
+def in_double(subject: Subject) -> Subject:
+    """Return the part in float64, or as it is where it cannot compute so."""
+    try:
+        double = subject.doubled()
+        out = double.value(double.images[:1], double.omega(1))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return subject
+    return double if out.dtype == torch.float64 else subject
+
+
+def _numbers(subject: Subject) -> tuple[Number, ...]:
+    if subject.part == "classifier":
+        return ()
+    try:
+        return mechanism.mechanism(subject, _DRAWS)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return (Number("mechanism", None, _raised(error)),)
+
+
+def _guarded(name: str, part: Part, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a part raises is a finding about it
+        return Check(name, part, "fail", _raised(error))
+
+
+def _raised(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"it raised {type(error).__name__}: {text[0] if text else ''}"[:300]

@@ -1,0 +1,154 @@
+"""What is probed: a function of images and their randomness, with what it says of itself."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from defense.gradients import purify
+from defense.probe.record import Part
+from defense.purifiers.base import Purifier
+from defense.randomness import Omega
+
+__all__ = ["Claims", "Subject", "largest_difference", "seeded", "snapshot"]
+
+_SEED = 20
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a part says of itself.
+
+    Arguments:
+        stochastic: Whether the output depends on the randomness; None if it says nothing.
+        differentiable: Whether its gradient is meant to be that of the function.
+        evaluations: Evaluations of its networks for one draw of one image; None if it says nothing.
+        classes: Number of logits of a classifier; None if it says nothing.
+    """
+
+    stochastic: bool | None = None
+    differentiable: bool = True
+    evaluations: int | None = None
+    classes: int | None = None
+
+
+@dataclass
+class Subject:
+    """One part of a defence, and what it is probed with.
+
+    Arguments:
+        label: Its name.
+        part: Which part it is.
+        module: The purifier, or a classifier from images in [0, 1] to logits.
+        images: At least two different images in [0, 1], shape (N, C, H, W).
+        claims: What it says of itself.
+        spec_id: Id under which a purifier draws.
+        build: Makes it anew.
+        count: Runs one purification and returns how often networks were evaluated; None if there is none to count.
+        tolerance: Difference between batches that is rounding, in pixels or relative to the largest logit.
+        calls: Calls so far.
+    """
+
+    label: str
+    part: Part
+    module: nn.Module
+    images: Tensor
+    claims: Claims = field(default_factory=Claims)
+    spec_id: str = "probe"
+    build: Callable[[], nn.Module] | None = None
+    count: Callable[[Tensor, Omega], int | None] | None = None
+    tolerance: float = 1e-4
+    calls: int = 0
+
+    def omega(self, count: int | None = None, draw: int = 0) -> Omega:
+        """Return the randomness of the first ``count`` images, as an attack draws it."""
+        ids = range(3, 3 + (len(self.images) if count is None else count))
+        return Omega.of(self.spec_id, 0, "attack", ids, draw).within("eot")
+
+    def __call__(self, x: Tensor, omega: Omega) -> Tensor:
+        """Return what it makes of images, under one global seed, so that hidden randomness does not confuse."""
+        self.calls += 1
+        with seeded():
+            out: Tensor = self.module(x, omega) if self.part == "purifier" else self.module(x)
+        return out
+
+    def value(self, x: Tensor, omega: Omega) -> Tensor:
+        """Return the same without gradients."""
+        with torch.no_grad():
+            return self(x, omega)
+
+    def in_mode(self, x: Tensor, omega: Omega, mode: str) -> Tensor:
+        """Return the output in the graph of ``x``, by a gradient mode; a classifier has one by autograd alone."""
+        if not isinstance(self.module, Purifier):
+            return self(x, omega)
+        self.calls += 1
+        with seeded():
+            return purify(self.module, x, omega, mode)
+
+    def gradient(self, x: Tensor, omega: Omega, weight: Tensor, mode: str = "exact") -> tuple[Tensor, Tensor]:
+        """Return the output, and the gradient of its inner product with ``weight``; zero where there is none."""
+        leaf = x.detach().clone().requires_grad_()
+        out = self.in_mode(leaf, omega, mode)
+        if not out.requires_grad:
+            return out.detach(), torch.zeros_like(leaf)
+        with seeded():
+            (gradient,) = torch.autograd.grad((out * weight).sum(), leaf, allow_unused=True)
+        return out.detach(), torch.zeros_like(leaf) if gradient is None else gradient
+
+    def weight(self, like: Tensor) -> Tensor:
+        """Return a fixed random cotangent for outputs, the same for every image, shape (1, ...)."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(1, *like.shape[1:], generator=generator, dtype=torch.float64).to(like)
+
+    def doubled(self) -> Subject:
+        """Return the same in float64: every tensor of a copy, in modules or not, and the images."""
+        memo: dict[int, Any] = {}
+        module = copy.deepcopy(self.module, memo)
+        for held in list(memo.values()):
+            if isinstance(held, nn.Module):
+                held.double()
+            elif isinstance(held, Tensor) and held.dtype == torch.float32:
+                held.data = held.data.double()
+        return replace(self, module=module, images=self.images.double(), calls=0)
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Fix the global generators within the block, and leave them as they were found."""
+    saved = np.random.get_state(), random.getstate()
+    np.random.seed(_SEED)
+    random.seed(_SEED)
+    try:
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(_SEED)
+            yield
+    finally:
+        np.random.set_state(saved[0])
+        random.setstate(saved[1])
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a module's state, which no call may change."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def largest_difference(a: Tensor, b: Tensor, part: Part = "purifier") -> float:
+    """Return the largest difference, of logits relative to the largest; infinite for other shapes or one NaN."""
+    if a.shape != b.shape:
+        return float("inf")
+    if torch.equal(a, b):
+        return 0.0
+    same = a.isnan() & b.isnan()
+    apart = (a.double() - b.double()).abs().masked_fill(same, 0)
+    scale = float(b.double().abs().nan_to_num().max()) if part == "classifier" else 1.0
+    worst = float(apart.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
+    return worst / scale if scale else worst
