@@ -149,7 +149,7 @@ def beyond(name: str, value: float, bound: Bound, *, can_lift: bool, also: str =
 
 
 def _short(number: float) -> str:
-    return f"{number:.10g}" if isinstance(number, float) or abs(number) >= 1e18 else str(number)
+    return str(number) if isinstance(number, int) and abs(number) < 10**18 else f"{number:.10g}"
 
 
 def diameter(norm: str, shape: tuple[int, int, int] | None) -> float | None:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Build the image and try it: the quickstart in one container, then a Ray cluster of two that runs the same sweep, once
-# from `puregrid run --address` and once as a job. All containers run as user 1000, with a read-only root, no
-# capabilities, and the store as their only writable volume. Ends with 0 if every row is the same byte for byte.
+# from `puregrid run --address` and once as a job. All containers run as user 1000, without capabilities and with a
+# read-only root: the store is their only writable volume, /tmp is in memory, and home is /tmp, since Ray keeps a token
+# there. Ends with 0 if every row is the same byte for byte.
 #
 #   deploy/try_image.sh [options of puregrid run, such as --set datasets.0.images.first=100]
 #
@@ -27,6 +28,7 @@ read -ra build_options <<< "${BUILD_OPTIONS:-}"
 read -ra run_options <<< "${RUN_OPTIONS:-}"
 read -ra mounts <<< "${MOUNTS:-}"
 scratch=${SCRATCH:-$(mktemp -d)}
+rm -rf "$scratch/store"
 mkdir -p "$scratch/store"
 image=localhost/puregrid:try
 name=puregrid-try-$$
@@ -79,13 +81,13 @@ python3 -c 'import secrets; print(secrets.token_hex(32))' > "$scratch/auth_token
 chown -R 1000 "$scratch/store" "$scratch/auth_token" 2> "$scratch/chown.log" \
   || { echo "The store must belong to user 1000, which takes root." >&2; exit 2; }
 restricted=(
-  --read-only --tmpfs /tmp:rw,mode=1777 --shm-size 1g --user 1000 --cap-drop ALL --security-opt no-new-privileges
+  --read-only --tmpfs /tmp:rw,mode=1777 --env HOME=/tmp --shm-size 1g --user 1000 --cap-drop ALL --security-opt no-new-privileges
   --env OMP_NUM_THREADS=1 --volume "$scratch/store:/store" "${run_options[@]}"
 )
 e run --rm "${restricted[@]}" "$image" sh -c '
   set -e
   test "$(id -u)" = 1000
-  for path in /opt/puregrid "$HOME" /usr/local; do
+  for path in /opt/puregrid /usr/local /etc; do
     if touch "$path/x" 2> /tmp/touched; then echo "$path can be written"; exit 1; fi
   done
   python -c "
@@ -111,7 +113,8 @@ say "the report says commit $commit"
 # --- two containers
 e network create "$name" > "$scratch/network.log"
 cluster=(
-  --detach --network "$name" --env RAY_AUTH_MODE=token --volume "$scratch/auth_token:/home/ray/.ray/auth_token:ro"
+  --detach --network "$name" --env RAY_AUTH_MODE=token --env RAY_AUTH_TOKEN_PATH=/auth_token
+  --volume "$scratch/auth_token:/auth_token:ro"
 )
 e run "${cluster[@]}" --name "$name-head" "${restricted[@]}" "$image" \
   ray start --head --num-cpus=0 --port=6379 --dashboard-host=127.0.0.1 --object-store-memory=200000000 \

@@ -14,12 +14,13 @@ from helpers_small import ASSETS, small_sweep
 from torch import Tensor
 
 from defense.randomness import Omega
-from tasks.attacks import AttackConfig, AttackResult
+from tasks.attacks import AttackConfig, AttackResult, LadderConfig
 from tasks.attacks.base import perturbation_norms
 from tasks.attacks.target import Target
 from tasks.datasets import DigitsConfig
 from tasks.stages import AttackStage, EvaluateStage, Output, StageSpec, images_to_table
 from workflows.audit import Finding, findings
+from workflows.audit.view import rung_stages
 from workflows.planning.plan import make_plan
 from workflows.results.reader import Results
 from workflows.store import Attempt, Store
@@ -63,10 +64,25 @@ class Audited:
         self.sweep = small_sweep(folder, text)
         self.store = Store(str(folder / "store"))
         self.results = Results(self.store, self.sweep)
+        bare = {
+            None if cell.attack_stage is None else cell.attack_stage.id: right(cell.evaluate)
+            for cell in self.sweep.adversarial
+            if cell.defence.purifier.purifier == "none"
+        }
+        ladders: dict[str, list[float]] = {}
+        for cell in self.sweep.adversarial:
+            if (source := cell.attack_stage) is not None and isinstance(source.attack, LadderConfig):
+                judged = [source, *rung_stages(source)]
+                ladders[source.id] = [right(cell.evaluate.model_copy(update={"source": one})) for one in judged]
         for stage in make_plan(self.sweep).stages:
+            # What the bare classifier answers in the rows of attacks is what it answers where it is judged.
+            answers = bare.get(None, 1.0) * images, bare.get(stage.id, 0.0) * images
+            shares = [share * images for share in ladders.get(stage.id, ())]
             for chunk in stage.chunks:
                 ids = np.array(chunk.ids)
-                output = self._judged(stage.spec, ids, right, images) or _attacked(stage.spec, ids, rows)
+                output = self._judged(stage.spec, ids, right, images) or _attacked(
+                    stage.spec, ids, rows, answers, shares
+                )
                 record = Attempt("a", 1.0, "h")
                 self.store.commit(stage.spec, stage.id, chunk, output, record)
         self.found = findings(self.results)
@@ -79,7 +95,7 @@ class Audited:
         labels = DATA.labels[ids]
         answer = np.where(ids < round(right(spec) * images), labels, (labels + 1) % 10)
         probability = np.full((len(ids), spec.draws, 10), 0.01)
-        probability[np.arange(len(ids)), :, answer] = 0.91
+        probability[np.arange(len(ids)), :, answer] = 0.91 + 0.001 * np.arange(spec.draws)  # no two draws are alike
         return Output(spec._rows(_chunk(ids), labels, probability))
 
     def of(self, rule: str) -> list[Finding]:
@@ -103,21 +119,33 @@ def _chunk(ids: npt.NDArray[np.int64]) -> Any:
 
 
 def _attacked(
-    spec: StageSpec, ids: npt.NDArray[np.int64], change: Callable[[AttackStage, dict[str, Any]], None] | None
+    spec: StageSpec,
+    ids: npt.NDArray[np.int64],
+    change: Callable[[AttackStage, dict[str, Any]], None] | None,
+    answers: tuple[float, float],
+    ladder: list[float],
 ) -> Output:
-    """Images on the border of the ball, rows that say so; ``change`` may spoil either."""
+    """Images on the border of the ball, rows that say so; ``change`` may spoil either.
+
+    ``answers`` are how many images the bare classifier has right, before and after; ``ladder`` those that a ladder
+    and each of its rungs leave right.
+    """
     assert isinstance(spec, AttackStage)
     clean = DATA.images[ids].astype(np.float64)
     inward = np.where(clean > 0.5, -1.0, 1.0)
-    size = 0.999 * min(spec.attack.eps, 0.5) / {"l1": 64.0, "l2": 8.0}.get(spec.attack.norm, 1.0)
+    size = 0.999 * min(spec.attack.eps / {"l1": 64.0, "l2": 8.0}.get(spec.attack.norm, 1.0), 0.5)
     column: dict[str, Any] = {
         "ids": ids,
         "images": (clean + inward * size).astype(np.float32),
         "label": DATA.labels[ids],
-        "clean_prediction": DATA.labels[ids].copy(),
-        "adversarial_prediction": (DATA.labels[ids] + 1) % 10,
+        "clean_prediction": (DATA.labels[ids] + (ids >= round(answers[0]))) % 10,
+        "adversarial_prediction": (DATA.labels[ids] + (ids >= round(answers[1]))) % 10,
         "loss": np.ones(len(ids)),
     }
+    if ladder:
+        right, *rights = ((ids < round(share)).astype(np.float64) for share in ladder)
+        column |= {"attack_right": right, "attack_rights": [list(row) for row in zip(*rights, strict=True)]}
+        column["attack_rung"] = np.zeros(len(ids), dtype=np.int64)
     if change is not None:
         change(spec, column)
     images, notes = torch.from_numpy(column.pop("images")), column.pop("notes", {})

@@ -181,9 +181,13 @@ def test_answers_that_no_attack_changes(tmp_path: Path) -> None:
     assert (finding.severity, finding.rule) == ("error", "nothing-changed")
     assert (finding.evidence["bare_clean"], finding.evidence["bare_attacked"]) == (0.9, 0.2)
     assert {c[1] for c in audited.cells(finding)} == {"clean", "pgd-20 linf exact eot 10"}
-    # One image of 520 that falls is enough, and a budget that does nothing to the bare classifier is no evidence.
+    # A few of 520 images that fall make it a warning, 5 % are enough for none; and a budget that does nothing to the
+    # bare classifier is no evidence.
     one = by_threat({"none clean": 0.9, "none pgd": 0.2, "clean": 0.9, "exact": 467 / 520, "pgd": 0.9})
-    assert Audited(tmp_path / "b", one, defences=f"none, {NOISE}", attacks=attacks).found == []
+    (finding,) = Audited(tmp_path / "b", one, defences=f"none, {NOISE}", attacks=attacks).found
+    assert (finding.severity, finding.rule, finding.evidence["changed"]) == ("warning", "nothing-changed", 1 / 520)
+    more = by_threat({"none clean": 0.9, "none pgd": 0.2, "clean": 0.9, "exact": 442 / 520, "pgd": 0.9})
+    assert Audited(tmp_path / "d", more, defences=f"none, {NOISE}", attacks=attacks).found == []
     harmless = by_threat({}, 0.9)
     assert Audited(tmp_path / "c", harmless, defences=f"none, {NOISE}", attacks=attacks).found == []
 

@@ -26,14 +26,16 @@ def test_an_attack_that_did_nothing(tmp_path: Path) -> None:
 
         return spoil
 
-    right = by_threat({"clean": 0.95}, 0.5)
+    right = by_threat({"clean": 1.0}, 0.5)
     failed = Audited(tmp_path / "a", right, attacks=f"none, {PGD}", rows=still(0.1, True)).one("attack-did-nothing")
     assert failed.severity == "error"
     assert failed.evidence == {"share": 0.1, "images_right_before": 520, "accuracy_of_moved": 1.0}
-    assert Audited(tmp_path / "b", right, attacks=f"none, {PGD}", rows=still(0.05, True)).found == []
+    kept = by_threat({}, 1.0)
+    assert Audited(tmp_path / "b", kept, attacks=f"none, {PGD}", rows=still(0.05, True)).found == []
     # A search that returns only what it broke: everything that moved is wrong.
     search = '{attack: "audited:AutoAttack", norm: linf, eps: 0.1}'
-    note = Audited(tmp_path / "c", right, attacks=f"none, {search}", rows=still(0.1, False)).one("attack-did-nothing")
+    rest = by_threat({"clean": 1.0}, 0.1)
+    note = Audited(tmp_path / "c", rest, attacks=f"none, {search}", rows=still(0.1, False)).one("attack-did-nothing")
     assert note.severity == "note" and note.evidence["accuracy_of_moved"] == 0
 
     # Nothing at all was moved, but the attack says that it looks for broken images alone.
@@ -44,7 +46,7 @@ def test_an_attack_that_did_nothing(tmp_path: Path) -> None:
     robust = Audited(tmp_path / "e", right, attacks=f"none, {search}", rows=nothing).one("attack-did-nothing")
     assert robust.severity == "note" and robust.evidence["share"] == 1
     # PGD is no such search.
-    assert Audited(tmp_path / "d", right, attacks=f"none, {PGD}", rows=still(0.1, False)).of("attack-did-nothing")[
+    assert Audited(tmp_path / "d", rest, attacks=f"none, {PGD}", rows=still(0.1, False)).of("attack-did-nothing")[
         0
     ].severity == ("error")
 
@@ -59,8 +61,8 @@ def test_a_loss_that_is_no_number_and_gradients_that_are_zero(tmp_path: Path) ->
     right = by_threat({"clean": 0.95}, 0.5)
     audited = Audited(tmp_path / "a", right, attacks=f"none, {PGD}", rows=spoil)
     assert audited.one("loss-not-a-number").evidence == {"images": 3, "share": 3 / 520}
-    # 10 of 20 steps, on a quarter of the images.
-    assert audited.one("zero-gradients").evidence == {"share": 0.125, "images": 130, "of": 520}
+    # 10 of 20 steps, on half of the images that the attack left right: those that it broke say nothing.
+    assert audited.one("zero-gradients").evidence == {"share": 0.25, "images": 130, "of": 260}
     assert audited.one("gradients-not-finite").evidence == {"images": 2, "of": 520, "gradients": 10}
     assert {f.rule: f.severity for f in audited.found} == {
         "loss-not-a-number": "error",
@@ -74,6 +76,12 @@ def test_a_loss_that_is_no_number_and_gradients_that_are_zero(tmp_path: Path) ->
         column["attack_gradient_nan"] = np.zeros(len(column["ids"]), dtype=np.int64)
 
     assert Audited(tmp_path / "b", right, attacks=f"none, {PGD}", rows=seldom).found == []
+
+    def broken(spec: AttackStage, column: dict[str, Any]) -> None:
+        seldom(spec, column)
+        column["attack_gradient_zero"] = np.where(column["ids"] < 260, 0, 20)  # DLR on images that are broken
+
+    assert Audited(tmp_path / "c", right, attacks=f"none, {PGD}", rows=broken).found == []
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

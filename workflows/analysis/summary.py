@@ -35,7 +35,7 @@ def summary(
 
 def _attacked(judged: pd.DataFrame, findings: Sequence[Finding]) -> Iterator[str]:
     """Compare defences under each norm at its largest budget, by what the strongest attack leaves of them."""
-    doubted = {cell for finding in findings if finding.severity != "note" for cell in finding.cells}
+    doubted = {cell for finding in findings if finding.standing in ("error", "warning") for cell in finding.cells}
     for (dataset, classifier, seed), members in judged.groupby(["dataset", "classifier", "seed"], sort=False):
         clean = members[members["attack"] == "clean"].set_index("defence")
         where = f"{classifier} on {dataset}" + (f", seed {seed}" if judged["seed"].nunique() > 1 else "")

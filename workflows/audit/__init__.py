@@ -11,11 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from workflows.audit.finding import SEVERITIES, Finding, Severity, counts, rules_on
+from workflows.audit.data import DataSets
+from workflows.audit.excess import REPORT_LEVEL, Comparisons, comparisons, of_report
+from workflows.audit.finding import SEVERITIES, SILENCED, Finding, Severity, counts, rules_on
 from workflows.audit.names import names_beside
 from workflows.audit.rules import (
+    answers,
     autoattack,
+    budgets,
     corruptions,
+    ladders,
     ordering,
     overrides,
     probes,
@@ -25,14 +30,20 @@ from workflows.audit.rules import (
 from workflows.audit.rules import (
     certificates as certificate_rules,
 )
-from workflows.audit.view import Certified, View, certificates, views
+from workflows.audit.rules.images import check_data as data_rules
+from workflows.audit.rules.images import training_split
+from workflows.audit.silenced import silenced
+from workflows.audit.view import Certified, View, certificates, rungs, views
 from workflows.results.reader import Results
 
 __all__ = [
+    "ATTACK_RULES",
     "CERTIFIED_RULES",
+    "COMPARISONS",
     "CORRUPTED_RULES",
     "RULES",
     "SEVERITIES",
+    "SILENCED",
     "Finding",
     "Severity",
     "counts",
@@ -45,34 +56,53 @@ CertifiedRule = Callable[[Sequence[Certified], Sequence[View]], Iterator[Finding
 CorruptedRule = Callable[[Sequence[View], Sequence[View]], Iterator[Finding]]
 
 RULES: tuple[Rule, ...] = (
+    threat_model.given_labels,
+    threat_model.guidance_gradient_missing,
+    threat_model.only_static,
+    threat_model.one_draw_of_eot,
+    threat_model.one_draw_of_judgement,
+    threat_model.knows_eps,
+    threat_model.depth_without_schedule,
+    threat_model.t_star_inconsistent,
+    answers.clean_at_chance,
+    answers.random_though_deterministic,
+    answers.draws_identical,
+    training_split,
+    ladders.rungs_not_judged,
+    threat_model.clean_missing,
+    overrides.bound_lifted,
+)
+"""The rules that look at the rows and specs of cells, in the order of their findings."""
+
+COMPARISONS: tuple[Rule, ...] = (
     ordering.attacked_above_clean,
     ordering.beats_bare_classifier,
     ordering.adaptive_weaker_than_static,
     ordering.black_box_beats_white_box,
+    ordering.bpda_beats_exact,
     ordering.single_step_beats_iterative,
     ordering.not_monotone_in_eps,
     ordering.chance_at_full_budget,
     ordering.losses_disagree,
     ordering.nothing_changed,
     ordering.not_converged,
-    threat_model.given_labels,
-    threat_model.guidance_gradient_missing,
-    threat_model.only_static,
-    threat_model.one_draw_of_eot,
-    threat_model.one_draw_of_judgement,
+    ladders.judged_otherwise,
+    ladders.attack_beats_ladder,
+)
+"""Those that compare accuracies, of cells and of the rungs of ladders whose accuracy says something beside others."""
+
+ATTACK_RULES: tuple[Rule, ...] = (
     threat_model.autoattack_standard,
     autoattack.autoattack_warnings,
     autoattack.autoattack_judged_once,
-    threat_model.knows_eps,
-    threat_model.depth_without_schedule,
-    threat_model.t_star_inconsistent,
     stored_images.did_nothing,
     stored_images.no_gradient,
     stored_images.not_a_number,
-    threat_model.clean_missing,
-    overrides.bound_lifted,
+    budgets.implausible_eps,
+    budgets.step_size,
+    budgets.budget_not_used,
 )
-"""The rules that look at rows and specs, in the order of their findings; stored images are checked besides."""
+"""Those that look at what each attack did, of cells and of all rungs; stored images are checked besides."""
 
 CERTIFIED_RULES: tuple[CertifiedRule, ...] = (
     certificate_rules.refuted_by_draws,
@@ -89,22 +119,55 @@ CORRUPTED_RULES: tuple[CorruptedRule, ...] = (
 )
 """Those that look at corruptions, likewise."""
 
+OWN_CORRECTION = frozenset({"certified-above-attacked", "certified-above-clean"})
+"""Rules that correct their p themselves, for all tests that they make."""
+
 
 def findings(results: Results, *, images: bool = True) -> list[Finding]:
-    """What the rules find in the committed rows of a sweep, errors first.
+    """What the rules find in the committed rows of a sweep, errors first, silenced ones last.
 
     Arguments:
         results: The sweep's results; cells without rows are passed over.
-        images: Also compare the stored adversarial images with the data set, which reads them all.
+        images: Also look at the stored adversarial images and at the data set, which reads them all.
     """
-    sweep, adversarial = results.sweep, views(results)
+    sweep = results.sweep
+    with comparisons() as tests:
+        found = list(_found(results, images))
+    corrected = [_of_report(finding, tests) for finding in found]
+    named = [replace(finding, names=names_beside(sweep, finding.cells)) for finding in corrected]
+    ordered = sorted(named, key=lambda finding: SEVERITIES.index(finding.severity))  # stable: in the rules' order
+    return silenced(sweep, ordered)
+
+
+def _found(results: Results, images: bool) -> Iterator[Finding]:
+    adversarial = views(results)
     certified, corrupted = certificates(results), views(results, results.sweep.corrupted)
-    all_findings = [finding for rule in RULES for finding in rule(adversarial)]
-    all_findings += [finding for rule in CERTIFIED_RULES for finding in rule(certified, adversarial)]
-    all_findings += [finding for rule in CORRUPTED_RULES for finding in rule(corrupted, adversarial)]
-    all_findings += threat_model.few_images([*adversarial, *corrupted, *certified])
-    all_findings += probes.failed_checks(results)
+    parts = rungs(results, adversarial)
+    attacks = [*adversarial, *parts]
+    compared = [*adversarial, *(rung for rung in parts if rung.compared)]
+    for seen, rules in ((compared, COMPARISONS), (adversarial, RULES), (attacks, ATTACK_RULES)):
+        for rule in rules:
+            yield from rule(seen)
+    for certified_rule in CERTIFIED_RULES:
+        yield from certified_rule(certified, adversarial)
+    for corrupted_rule in CORRUPTED_RULES:
+        yield from corrupted_rule(corrupted, adversarial)
+    yield from threat_model.few_images([*adversarial, *corrupted, *certified])
+    yield from probes.failed_checks(results)
     if images:
-        all_findings += stored_images.check_images(adversarial, results.store)
-    named = [replace(finding, names=names_beside(sweep, finding.cells)) for finding in all_findings]
-    return sorted(named, key=lambda finding: SEVERITIES.index(finding.severity))  # stable: in the rules' order
+        data = DataSets()
+        yield from stored_images.check_images(attacks, results.store, data)
+        yield from data_rules([*adversarial, *corrupted], data)
+
+
+def _of_report(finding: Finding, tests: Comparisons) -> Finding:
+    """Return a finding of a test as a note where chance explains it among all tests of the report."""
+    p = finding.evidence.get("p")
+    if p is None or finding.severity == "note" or finding.rule in OWN_CORRECTION:
+        return finding
+    among = of_report(p, tests.made)
+    if among < REPORT_LEVEL:
+        return finding
+    chance = f" A p of {p:.2g} among the {tests.made} comparisons of this report is no more than chance explains."
+    evidence = {**finding.evidence, "comparisons": tests.made, "p_of_report": among}
+    return replace(finding, severity="note", text=finding.text + chance, evidence=evidence)

@@ -1,7 +1,15 @@
-"""Whether one judgement is more accurate than another on the same images, by the exact sign-flip test."""
+"""Whether one judgement is more accurate than another on the same images, by the exact sign-flip test.
+
+A report makes many such tests. :func:`comparisons` counts them, and :func:`of_report` corrects p for their number, so
+that the chance that a sound report has any error or warning of a test is below 2 %, whatever the number of its cells
+(Bonferroni over all tests of the report; ``benchmarks/false_alarms.py`` measures the chance).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +21,56 @@ from workflows.statistics.multiplicity import bonferroni
 from workflows.statistics.paired import PairedDifference, paired_difference
 from workflows.statistics.proportions import average
 
-__all__ = ["LEVEL", "Excess", "exceeds", "significant_excess"]
+__all__ = [
+    "LEVEL",
+    "REPORT_LEVEL",
+    "Comparisons",
+    "Excess",
+    "comparisons",
+    "count_comparison",
+    "exceeds",
+    "of_report",
+    "significant_excess",
+]
 
 LEVEL = 0.01
 """A comparison counts where p is below this."""
+
+REPORT_LEVEL = 0.02
+"""And where p, times the number of comparisons in the report, is below this."""
+
+
+@dataclass
+class Comparisons:
+    """How many tests a report has made."""
+
+    made: int = 0
+
+
+_CURRENT: ContextVar[Comparisons | None] = ContextVar("comparisons", default=None)
+
+
+@contextmanager
+def comparisons() -> Iterator[Comparisons]:
+    """Count the tests that are made inside the block."""
+    counter = Comparisons()
+    token = _CURRENT.set(counter)
+    try:
+        yield counter
+    finally:
+        _CURRENT.reset(token)
+
+
+def count_comparison() -> None:
+    """Count a test; every test whose p is the evidence of a finding is counted, whatever comes out of it."""
+    counter = _CURRENT.get()
+    if counter is not None:
+        counter.made += 1
+
+
+def of_report(p: float, made: int) -> float:
+    """Return the p of a finding among all tests of its report."""
+    return bonferroni(p, made)
 
 
 @dataclass(frozen=True)
@@ -67,7 +121,10 @@ def significant_excess(
     Returns:
         None where the difference is not significant, or there are no images.
     """
-    if len(higher) == 0 or higher.mean() <= lower.mean():  # most pairs: no need for a test
+    if len(higher) == 0:
+        return None
+    count_comparison()
+    if higher.mean() <= lower.mean():  # most pairs: no need for a test
         return None
     p = bonferroni(sign_flip(lower, higher), candidates)
     return Excess(paired_difference(average(lower), average(higher)), p) if p < level else None

@@ -18,16 +18,20 @@ from defense.gradients import GradientMode
 from defense.purifiers import NoPurifierConfig
 from tasks.attacks import AttackConfig, LadderConfig
 from tasks.certificates import CertificateConfig
-from tasks.stages import ROW_SCHEMAS, Smoothed
+from tasks.stages import ROW_SCHEMAS, AttackStage, Smoothed
 from workflows.grid.load import Cell
 from workflows.results.reader import Results
 
 __all__ = [
     "Certified",
     "Judged",
+    "Rung",
     "View",
     "certificates",
     "group_by",
+    "knows_rungs",
+    "rung_stages",
+    "rungs",
     "strongest",
     "views",
 ]
@@ -81,6 +85,11 @@ class View:
     attack_notes: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def stage(self) -> AttackStage | None:
+        """The stage that made the images; None for clean ones."""
+        return self.cell.attack_stage
+
+    @property
     def rows(self) -> pd.DataFrame:
         """The judged rows, not empty."""
         return self.results.rows(self.cell)
@@ -93,8 +102,17 @@ class View:
     @property
     def attack(self) -> AttackConfig | None:
         """The attack that was run: on a classifier without a purifier, the one that knows no purifier."""
-        source = self.cell.attack_stage
-        return None if source is None else source.attack
+        return None if self.stage is None else self.stage.attack
+
+    @property
+    def name(self) -> str:
+        """What tells a reader that not a cell is meant but a part of it; empty for a cell."""
+        return ""
+
+    @property
+    def judged(self) -> bool:
+        """Whether its answers are those of the judgement, and not of draws by which an attacker chose."""
+        return True
 
     @property
     def bare(self) -> bool:
@@ -209,6 +227,89 @@ class View:
         """Avg: mean over draws and images."""
         return float(self.correct.mean())
 
+    @cached_property
+    def right_before(self) -> npt.NDArray[np.bool_]:
+        """Whether the bare classifier has each attacked image right before the attack, shape (attacked images,)."""
+        rows = self.attack_rows
+        right: npt.NDArray[np.bool_] = (rows["clean_prediction"] == rows["label"]).to_numpy()
+        return right
+
+    @cached_property
+    def right_after(self) -> npt.NDArray[np.float64]:
+        """How often what was attacked is right on the submitted image, in [0, 1], shape (attacked images,).
+
+        Of a static attack that is the bare classifier's answer; else the share of right draws, NaN where the image
+        was not judged.
+        """
+        rows = self.attack_rows
+        if self.static:
+            return np.asarray(rows["adversarial_prediction"] == rows["label"], dtype=np.float64)
+        shares = np.asarray(self.correct.mean(1), dtype=np.float64)
+        ids = rows["image_id"].to_numpy()
+        if len(ids) != len(self.image_ids) or (ids != self.image_ids).any():
+            shares = np.asarray(pd.Series(shares, index=self.image_ids).reindex(ids), dtype=np.float64)
+        return shares
+
+
+@dataclass(frozen=True, eq=False)
+class Rung(View):
+    """An attack of a ladder, judged on the draws by which the ladder chose, which are its own and not the judge's.
+
+    Arguments:
+        source: The stage that made its images.
+        number: Its place, from 1.
+        attacked: Ids of the images that it attacked.
+        shares: Its shares of right draws, one for each of these.
+        draws: How many draws these are of.
+        compared: Whether its accuracy says something beside others: all images were attacked, and no cell of the
+            sweep and no earlier rung has judged the same images.
+    """
+
+    source: AttackStage | None = None
+    number: int = 0
+    attacked: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    shares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    draws: int = 1
+    compared: bool = True
+
+    @property
+    def stage(self) -> AttackStage | None:
+        """See :class:`View`."""
+        return self.source
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """What the ladder's rows say of the images that it attacked: no judge has looked at its own images."""
+        rows = self.results.attack_rows(self.cell)
+        return rows.loc[rows["image_id"].isin(self.attacked), ["image_id", "label"]]
+
+    @property
+    def attack_rows(self) -> pd.DataFrame:
+        """See :class:`View`."""
+        return pd.DataFrame() if self.source is None else self.results.rows_of(self.source, self.cell)
+
+    @property
+    def image_ids(self) -> npt.NDArray[np.int64]:
+        """See :class:`View`."""
+        return self.attacked
+
+    @property
+    def name(self) -> str:
+        """``rung 2 of the ladder, pgd-20 linf exact``."""
+        return "" if self.attack is None else f"rung {self.number} of the ladder, {self.attack.label()}"
+
+    @property
+    def judged(self) -> bool:
+        """See :class:`View`."""
+        return False
+
+    @cached_property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Right answers, shape (images, draws): as many as there were, in no order, since rows keep shares alone."""
+        right = np.rint(self.shares * self.draws)
+        correct: npt.NDArray[np.bool_] = np.arange(self.draws) < right[:, None]
+        return correct
+
 
 @dataclass(frozen=True, eq=False)
 class Certified:
@@ -294,9 +395,62 @@ def views(results: Results, cells: Iterable[Cell] | None = None) -> list[View]:
     return judgements
 
 
-def _notes(results: Results, cell: Cell) -> dict[str, float]:
+def rungs(results: Results, ladders: Iterable[View]) -> list[Rung]:
+    """Return the rungs of the ladders among some views; none of rows that do not say how right each rung left images.
+
+    Arguments:
+        results: The sweep's results, in which rungs are stages.
+        ladders: The views, of all kinds.
+    """
+    found: list[Rung] = []
+    members = list(ladders)
+    seen = {(view.defended, view.stage.id) for view in members if view.stage is not None}
+    for view in members:
+        if not isinstance(view.attack, LadderConfig) or view.stage is None or not knows_rungs(view):
+            continue
+        rights = np.stack(view.attack_rows["attack_rights"].to_list()).astype(np.float64)
+        for place, source in enumerate(rung_stages(view.stage)):
+            if place >= rights.shape[1]:
+                break
+            attacked = ~np.isnan(rights[:, place])
+            if results.rows_of(source, view.cell).empty or not attacked.any():
+                continue
+            key = (view.defended, source.id)
+            found.append(
+                Rung(
+                    view.cell,
+                    view.ids,
+                    results,
+                    _notes(results, view.cell, source),
+                    source=source,
+                    number=place + 1,
+                    attacked=view.attack_rows["image_id"].to_numpy(dtype=np.int64)[attacked],
+                    shares=rights[attacked, place],
+                    draws=view.attack.select if view.stochastic else 1,
+                    compared=bool(attacked.all()) and key not in seen,
+                )
+            )
+            seen.add(key)
+    return found
+
+
+def rung_stages(ladder: AttackStage) -> list[AttackStage]:
+    """Return the stages of a ladder's rungs in order; one that skips is a chain of ladders, each with a rung more."""
+    *before, last = ladder.sources
+    if len(ladder.sources) == 2 and isinstance(before[0].attack, LadderConfig):
+        return [*rung_stages(before[0]), last]
+    return list(ladder.sources)
+
+
+def knows_rungs(ladder: View) -> bool:
+    """Whether the rows of a ladder say how right each rung left each image; those of older versions may not."""
+    rights = ladder.attack_rows.get("attack_rights")
+    return rights is not None and len(rights) > 0 and not rights.isna().any()
+
+
+def _notes(results: Results, cell: Cell, stage: AttackStage | None = None) -> dict[str, float]:
     total: Counter[str] = Counter()
-    source = cell.attack_stage
+    source = cell.attack_stage if stage is None else stage
     for chunk in cell.images.chunks if source is not None else ():
         assert source is not None
         commit = results.store.committed("attack", source.id, chunk.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -62,7 +61,7 @@ def open_tracker(mlflow: str | None, sweep: Sweep, store_uri: str, *, strict: bo
 
 def track(
     sweep: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(metavar="[SWEEP]", help="A sweep file or bundled sweep; without it every sweep of the store."),
     ] = None,
     store: StoreUri = "results",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from tasks.attacks.budgets import format_eps
-from workflows.audit import Finding, counts
+from workflows.audit import SEVERITIES, Finding, counts
 from workflows.tables.table import Table, records
 
 __all__ = [
@@ -19,10 +19,14 @@ __all__ = [
     "heading",
     "numbered_findings",
     "on_lines",
+    "reason",
+    "shown",
     "tally",
 ]
 
 _SHOWN_CELLS = 3
+
+_ARTICLES = {"error": "an error", "warning": "a warning", "note": "a note"}
 
 SHOWN = 12
 """More findings than these are counted."""
@@ -34,12 +38,13 @@ class NumberedFinding:
 
     Arguments:
         number: By which lines of tables refer to it, from 1.
-        severity: Its severity.
+        severity: Its severity, or ``silenced``.
         rule: Id of the rule.
         text: What was found.
         cells: Its cells, the first ones.
         evidence: Its numbers.
         action: What to do about it.
+        silenced: Why the sweep file silences it; empty where it does not.
     """
 
     number: int
@@ -49,17 +54,26 @@ class NumberedFinding:
     cells: str
     evidence: str
     action: str
+    silenced: str = ""
 
     @property
     def parts(self) -> dict[str, str]:
         """The lines below its text, by name."""
-        named = {"cells": self.cells, "evidence": self.evidence, "to do": self.action}
+        named = {"silenced because": self.silenced} if self.silenced else {}
+        named |= {"cells": self.cells, "evidence": self.evidence, "to do": self.action}
         return {name: text for name, text in named.items() if text}
 
 
 def tally(findings: Sequence[Finding]) -> str:
     """Count the findings of each severity: ``2 errors, 1 note``."""
-    return ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity, n in counts(findings).items() if n)
+    plural: dict[str, str] = {severity: f"{severity}s" for severity in SEVERITIES}
+    number = counts(findings).items()
+    return ", ".join(f"{n} {plural.get(severity, severity) if n > 1 else severity}" for severity, n in number if n)
+
+
+def reason(finding: Finding) -> str:
+    """Return why a finding is silenced, with the severity that it has: empty where it is not."""
+    return "" if finding.silenced is None else f"{finding.silenced} (it is {_ARTICLES[finding.severity]})"
 
 
 def heading(findings: Sequence[Finding]) -> str:
@@ -80,9 +94,15 @@ def numbered_findings(findings: Sequence[Finding], tables: Sequence[Table]) -> l
         names = cell_names(finding, frame)
         cells = "; ".join(names[:_SHOWN_CELLS])
         cells += f"; and {len(names) - _SHOWN_CELLS} more" if len(names) > _SHOWN_CELLS else ""
-        words = (finding.text, cells, evidence_text(finding), finding.action)
-        numbered.append(NumberedFinding(number, finding.severity, finding.rule, *words))
+        words = (finding.text, cells, evidence_text(finding), finding.action, reason(finding))
+        numbered.append(NumberedFinding(number, finding.standing, finding.rule, *words))
     return numbered
+
+
+def shown(findings: Sequence[NumberedFinding]) -> list[NumberedFinding]:
+    """Return those that a page has room for: the first ones, and all that are silenced, for their reasons."""
+    loud = [finding for finding in findings if not finding.silenced]
+    return [*loud[:SHOWN], *(finding for finding in findings if finding.silenced)]
 
 
 def on_lines(tables: Sequence[Table], findings: Sequence[Finding]) -> set[int]:

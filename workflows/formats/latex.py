@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from defense.text import in_one_line
 from workflows.audit import Finding
-from workflows.formats.findings import SHOWN, NumberedFinding, numbered_findings, on_lines
+from workflows.formats.findings import NumberedFinding, numbered_findings, on_lines, shown
 from workflows.tables.table import Table
 
 __all__ = ["PACKAGES", "document", "escaped", "table_latex"]
@@ -82,8 +82,9 @@ def _parts(
         last = place + 1 == len(pages)
         on_page = sorted({number for _, numbers in page for number in numbers})
         items = [*(notes if last else []), *map(_item, _named(words, on_page, unplaced if last else ()))]
-        if len(on_page) > SHOWN:
-            items.append(f"\\item and {len(on_page) - SHOWN} more findings; \\texttt{{--format json}} has them all.")
+        left_out = len(on_page) - len(_named(words, on_page, ()))
+        if left_out:
+            items.append(f"\\item and {left_out} more findings; \\texttt{{--format json}} has them all.")
         heading = caption if len(pages) == 1 else f"{caption} ({place + 1} of {len(pages)})"
         floats.append(_float(table, heading, page, items))
     return "\n".join(floats)
@@ -94,7 +95,7 @@ def _named(
     numbers: Sequence[int],
     unplaced: Sequence[NumberedFinding],
 ) -> list[NumberedFinding]:
-    return [*(words[number - 1] for number in numbers[:SHOWN]), *unplaced[:SHOWN]]
+    return [*shown([words[number - 1] for number in numbers]), *shown(unplaced)]
 
 
 def _item(finding: NumberedFinding) -> str:

@@ -14,6 +14,7 @@ from defense.files import make_folder, write_text
 from defense.text import in_one_line, visible
 from workflows.analysis import Analysis
 from workflows.audit import Finding, rules_on
+from workflows.formats.findings import reason
 from workflows.tables.table import Table, cells_of
 
 __all__ = ["csv", "frame_csv", "json_text", "write_csv"]
@@ -43,7 +44,7 @@ def frame_csv(frame: pd.DataFrame) -> str:
     if texts:
         frame = frame.copy()
         for place in texts:
-            frame.isetitem(place, frame.iloc[:, place].map(_inert))
+            frame.isetitem(place, frame.iloc[:, place].map(_inert).to_numpy())
     return str(frame.to_csv(index=False))
 
 
@@ -97,8 +98,12 @@ def _read_me(analysis: Analysis, tables: Sequence[Table]) -> str:
         parts.append("")
     if analysis.audited:
         parts.append("## Findings\n")
-        parts += [f"* {finding.severity} `{finding.rule}`: {finding.text}" for finding in analysis.audited]
+        parts += [f"* {f.standing} `{f.rule}`: {f.text}{_reason(f)}" for f in analysis.audited]
     return "\n".join(parts) + "\n"
+
+
+def _reason(finding: Finding) -> str:
+    return f" Silenced because: {reason(finding)}" if finding.silenced else ""
 
 
 def _unit(declared: dict[str, Any]) -> str:

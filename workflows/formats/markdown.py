@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from defense.text import in_one_line
 from workflows.audit import Finding
-from workflows.formats.findings import SHOWN, heading, numbered_findings
+from workflows.formats.findings import heading, numbered_findings, shown
 from workflows.tables.table import Table
 
 __all__ = ["document", "table_markdown"]
@@ -51,10 +51,11 @@ def _escaped(text: str) -> str:
 def _findings(findings: Sequence[Finding], tables: Sequence[Table]) -> str:
     """Render the first findings as a numbered list, each with its cells, numbers and what to do."""
     blocks = [f"**{heading(findings)}**\n"]
-    for finding in numbered_findings(findings, tables)[:SHOWN]:
+    room = shown(numbered_findings(findings, tables))
+    for finding in room:
         parts = "; ".join(f"{name}: {text}" for name, text in finding.parts.items())
         line = f"{finding.number}. **{finding.severity}** `{finding.rule}`: {finding.text} ({parts})"
         blocks.append(_escaped(line))
-    if len(findings) > SHOWN:
-        blocks.append(f"\n... and {len(findings) - SHOWN} more: `--format json` has them all")
+    if len(findings) > len(room):
+        blocks.append(f"\n... and {len(findings) - len(room)} more: `--format json` has them all")
     return "\n".join(blocks) + "\n"

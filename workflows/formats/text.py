@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 
 from defense.text import in_one_line
 from workflows.audit import Finding
-from workflows.formats.findings import SHOWN, heading, numbered_findings
+from workflows.formats.findings import heading, numbered_findings, shown
 from workflows.tables.table import Table
 
 __all__ = ["document", "table_text"]
@@ -114,9 +114,10 @@ def _filled(text: str, width: int | None = None, indent: int = 0) -> str:
 def _findings(findings: Sequence[Finding], tables: Sequence[Table], width: int | None) -> str:
     """Render the first findings, each with its cells, numbers and what to do."""
     blocks = [heading(findings)]
-    for finding in numbered_findings(findings, tables)[:SHOWN]:
+    room = shown(numbered_findings(findings, tables))
+    for finding in room:
         blocks.append(_filled(f"{finding.number:>2} {finding.severity:<8} {finding.rule}: {finding.text}", width, 14))
         blocks += [_filled(f"{'':<12}{name}: {text}", width, 14) for name, text in finding.parts.items()]
-    if len(findings) > SHOWN:
-        blocks.append(f"... and {len(findings) - SHOWN} more: `--format json` has them all")
+    if len(findings) > len(room):
+        blocks.append(f"... and {len(findings) - len(room)} more: `--format json` has them all")
     return "\n".join(blocks) + "\n"

@@ -20,7 +20,7 @@ from defense.aggregate import Aggregation
 from defense.bounds import BOUNDS, LARGEST_INTEGER, Bound, beyond
 from defense.classifiers import ClassifierConfig
 from defense.denoisers import DenoiserConfig
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, nearest
 from defense.purifiers import NoPurifierConfig, PurifierConfig
 from defense.spec import Reading, Spec
 from tasks.attacks import AttackConfig
@@ -46,6 +46,7 @@ from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, ProbeWhi
 from workflows.grid.compatibility import check_fit, check_one_choice_of_images
 from workflows.grid.names import wrong_name
 from workflows.grid.record import record
+from workflows.grid.silence import RULE_NAMES, Silence
 
 __all__ = ["Builder", "Grid"]
 
@@ -58,7 +59,7 @@ MOST_CELLS = 1_000_000
 _THREATS = ("attacks", "corruptions", "certificates")
 _AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
 _SECTIONS = {"sweep", "requires", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality", "probe"}
-_SECTIONS = {*_SECTIONS, "exclude", "include"}
+_SECTIONS = {*_SECTIONS, "exclude", "include", "silence"}
 _MATCHERS = {*PARTS, "seed"}
 _BASES: dict[str, type[Spec]] = {
     "dataset": DatasetConfig,
@@ -94,11 +95,13 @@ class Grid:
         name: The sweep's name.
         cells: Its cells, without duplicates, in order.
         record: The same grid as plain values, every config in full and every path absolute.
+        silences: The auditor's findings that it silences.
     """
 
     name: str
     cells: tuple[Cell, ...]
     record: dict[str, Any]
+    silences: tuple[Silence, ...] = ()
 
 
 class Builder:
@@ -163,8 +166,9 @@ class Builder:
             "quality": self.quality,
             "probe": self.probe if "probe" in document.data else None,
             "exclude": self._list("exclude"),
+            "silence": self._list("silence"),
         }
-        return Grid(name, unique, record(name, axes, included, settings))
+        return Grid(name, unique, record(name, axes, included, settings), self._silences(unique))
 
     def _check_size(self) -> None:
         """Refuse a grid of too many cells before a config is made of any entry."""
@@ -434,6 +438,31 @@ class Builder:
                 raise self.document.error(keys, f"{entry} matches no cell of the grid; correct or remove it.")
             cells = [cell for cell in cells if not cell.matches(wanted)]
         return cells
+
+    def _silences(self, cells: Sequence[Cell]) -> tuple[Silence, ...]:
+        return tuple(self._silence(("silence", i), entry, cells) for i, entry in enumerate(self._list("silence")))
+
+    def _silence(self, keys: Keys, entry: Any, cells: Sequence[Cell]) -> Silence:
+        document = self.document
+        known_keys(document, keys, entry, {"rule", "cells", "reason"})
+        rule, reason = entry.get("rule"), entry.get("reason")
+        if rule not in RULE_NAMES:
+            raise document.error(
+                (*keys, "rule"), f"there is no audit rule {rule!r}; {nearest(str(rule), RULE_NAMES)}"
+            )
+        if not isinstance(reason, str) or not reason.strip():
+            raise document.error(
+                (*keys, "reason"), f"a silenced finding is shown with its reason: say why {rule} is no concern here."
+            )
+        place = document.where(keys) or ".".join(map(str, keys))
+        if "cells" not in entry:
+            return Silence(rule, reason.strip(), None, place)
+        matchers = known_keys(document, (*keys, "cells"), entry["cells"], _MATCHERS)
+        wanted = {part: self._wanted((*keys, "cells", part), _BASES.get(part), v) for part, v in matchers.items()}
+        meant = frozenset(cell.id for cell in cells if cell.matches(wanted))
+        if not meant:
+            raise document.error((*keys, "cells"), f"{matchers} matches no cell of the grid; correct or remove it.")
+        return Silence(rule, reason.strip(), meant, place)
 
     def _wanted(self, keys: Keys, base: type[Spec] | None, value: Any) -> Any:
         """Return the fields that ``exclude`` names of a part, in their proper spelling."""

@@ -48,4 +48,4 @@ def _sweep_of(document: Document) -> Sweep:
     check_requirements(document)
     document.expand_variables()
     grid = Builder(document).grid()
-    return Sweep.of_cells(grid.name, document.text, grid.cells, document)
+    return Sweep.of_cells(grid.name, document.text, grid.cells, document, grid.silences)

@@ -29,6 +29,7 @@ from tasks.stages.quality import QualityConfig
 from workflows.documents.document import Document, document_of, written
 from workflows.grid.build import Builder
 from workflows.grid.cells import PARTS, Cell, ProbeWhich
+from workflows.grid.silence import Silence
 
 __all__ = ["Entry", "Sweep"]
 
@@ -59,6 +60,7 @@ class Sweep:
         include: Further grids, which inherit the axes that they do not name.
         quality: Whether image quality is measured, and how.
         resubmissions: M of worst-of-M accuracy; by default as many as there are draws.
+        silence: Findings of the auditor that are no concern here, with ``rule``, ``reason`` and maybe ``cells``.
         probe: Whether purifiers and classifiers are probed: all (True), none, or ``"foreign"``, those whose code is
             not puregrid's.
 
@@ -66,6 +68,7 @@ class Sweep:
         text: The text of a sweep file that says the same, for the record.
         cells: The grid, without duplicates, in order.
         document: Where its entries are written, for messages.
+        silences: What ``silence`` means.
 
     Raises:
         InvalidInput: Anything that would make the sweep fail or mean something else than was meant; with the place of
@@ -76,6 +79,7 @@ class Sweep:
     text: str
     cells: tuple[Cell, ...]
     document: Document = field(compare=False, repr=False)
+    silences: tuple[Silence, ...] = field(default=(), compare=False, repr=False)
 
     def __init__(
         self,
@@ -95,6 +99,7 @@ class Sweep:
         include: Sequence[Mapping[str, Any]] | None = None,
         quality: bool | Mapping[str, Any] | QualityConfig | None = None,
         resubmissions: int | None = None,
+        silence: Sequence[Mapping[str, Any]] | None = None,
         probe: ProbeWhich | None = None,
     ) -> None:
         sections = {
@@ -113,16 +118,24 @@ class Sweep:
             "include": include,
             "quality": quality,
             "resubmissions": resubmissions,
+            "silence": silence,
             "probe": probe,
         }
         stated = {section: value for section, value in sections.items() if value is not None}
         document = document_of(stated, Spec)
         grid = Builder(document).grid()
         Document(None, grid.record, "").check_credentials()  # of configs too
-        self._set(grid.name, written(grid.record), grid.cells, document)
+        self._set(grid.name, written(grid.record), grid.cells, document, grid.silences)
 
     @classmethod
-    def of_cells(cls, name: str, text: str, cells: Sequence[Cell], document: Document | None = None) -> Self:
+    def of_cells(
+        cls,
+        name: str,
+        text: str,
+        cells: Sequence[Cell],
+        document: Document | None = None,
+        silences: tuple[Silence, ...] = (),
+    ) -> Self:
         """Return a sweep of given cells.
 
         Arguments:
@@ -130,14 +143,17 @@ class Sweep:
             text: The text of the sweep file.
             cells: The grid.
             document: Where its entries are written.
+            silences: Findings that it silences.
         """
         sweep = cls.__new__(cls)
-        sweep._set(name, text, tuple(cells), document or Document(None, {}, text))
+        sweep._set(name, text, tuple(cells), document or Document(None, {}, text), silences)
         return sweep
 
-    def _set(self, name: str, text: str, cells: tuple[Cell, ...], document: Document) -> None:
+    def _set(
+        self, name: str, text: str, cells: tuple[Cell, ...], document: Document, silences: tuple[Silence, ...]
+    ) -> None:
         # A comment of the file may hold what no value of it may.
-        values = {"name": name, "text": redacted(text), "cells": cells, "document": document}
+        values = {"name": name, "text": redacted(text), "cells": cells, "document": document, "silences": silences}
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
 

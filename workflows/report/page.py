@@ -17,8 +17,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from workflows.analysis import Analysis
-from workflows.audit import Finding, counts
-from workflows.formats.findings import cell_names, evidence_text, tally
+from workflows.audit import SILENCED, Finding, counts
+from workflows.formats.findings import cell_names, evidence_text, reason, tally
 from workflows.formats.html import lines_of, table_html
 from workflows.formats.machine import csv, frame_csv
 from workflows.report.charts import DARK, LIGHT, style
@@ -68,7 +68,7 @@ def report(analysis: Analysis, *, command: str, images: int | None = None) -> st
         "light": LIGHT,
         "dark": DARK,
         "summary": sentences,
-        "findings_counts": counts(findings),
+        "findings_counts": {SILENCED: 0, **counts(findings)},
         "findings_tally": tally(findings),
         "open_lines": _LINES,
         "gallery": shown,
@@ -199,7 +199,8 @@ def _finding(finding: Finding, analysis: Analysis) -> dict[str, Any]:
         cells = [*cells[:_CELLS], f"and {len(cells) - _CELLS} more"]
     return {
         "rule": finding.rule,
-        "severity": finding.severity,
+        "severity": finding.standing,
+        "silenced": reason(finding),
         "text": finding.text,
         "cells": cells,
         "count": len(finding.cells),

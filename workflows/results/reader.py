@@ -97,7 +97,11 @@ class Results:
     def attack_rows(self, cell: Cell) -> pd.DataFrame:
         """Return the rows of the attack that made the cell's images; empty for a clean cell."""
         source = cell.attack_stage
-        return pd.DataFrame() if source is None else self._stage(source, cell)
+        return pd.DataFrame() if source is None else self.rows_of(source, cell)
+
+    def rows_of(self, stage: StageSpec, cell: Cell) -> pd.DataFrame:
+        """Return the rows of a stage on the images of a cell that needs it, such as a rung of its ladder."""
+        return self._stage(stage, cell)
 
     def answers(self, cell: Cell) -> Answers | None:
         """Return the judgements of a clean, attacked or corrupted cell; None if none is committed."""
@@ -480,7 +484,8 @@ def _resubmissions(cell: Cell) -> int:
 def _size(frame: pd.DataFrame) -> int:
     """Return about how many bytes a frame takes; of a list that an object column holds, those of a short array."""
     lists = sum(kind.kind == "O" for kind in frame.dtypes)
-    return int(frame.memory_usage().sum()) + 200 * lists * len(frame)
+    size: int = int(frame.memory_usage().sum()) + 200 * lists * len(frame)
+    return size
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:

@@ -26,6 +26,10 @@ from workflows.training.tracking import TrainingLog
 
 __all__ = ["train"]
 
+_SEEN = "training-images.u64"
+"""Fingerprints of the training images, eight bytes each, little-endian: by them the auditor finds whoever is judged
+on images that it was trained on."""
+
 _CODE_VERSION = 1
 """Raised when the same config gives other weights than before: a checkpoint from before must not continue."""
 
@@ -99,10 +103,13 @@ def train(
         started = time.monotonic()
         measured = objective.measure(fitted.net, test)
         files = objective.save(fitted.net, out)
+        seen = out / _SEEN
+        data.fingerprints().tofile(seen)
         card = {
             "command": command,
             "config": config.identity(),
             "data": digests,
+            "training_images": {"file": seen.name, "sha256": sha256_file(seen)},
             "measured": measured,
             "sha256": {file.name: sha256_file(file) for file in files},
             "parameters": sum(p.numel() for p in fitted.net.parameters()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from workflows.audit.about import about
 from workflows.audit.finding import Finding, Severity
 from workflows.audit.view import View
 from workflows.statistics.proportions import wilson
@@ -54,15 +55,14 @@ _OTHER = _Flag("note", "there is a warning that puregrid does not know.", "Run t
 _PREFIX = "warning_"
 
 
-def _autoattacks(all_views: Sequence[View]) -> Iterator[tuple[View, tuple[str, ...]]]:
-    """Return one view of each run of the package, with all the cells whose images it made."""
+def _autoattacks(all_views: Sequence[View]) -> Iterator[tuple[View, list[View]]]:
+    """Return one view of each run of the package, with all the views whose images it made."""
     groups: dict[str, list[View]] = {}
     for view in all_views:
-        source = view.cell.attack_stage
-        if source is not None and source.attack.autoattack is not None:
-            groups.setdefault(source.id, []).append(view)
+        if view.stage is not None and view.stage.attack.autoattack is not None:
+            groups.setdefault(view.stage.id, []).append(view)
     for members in groups.values():
-        yield members[0], tuple(cell for view in members for cell in view.ids)
+        yield members[0], members
 
 
 def autoattack_warnings(all_views: Sequence[View]) -> Iterator[Finding]:
@@ -71,17 +71,17 @@ def autoattack_warnings(all_views: Sequence[View]) -> Iterator[Finding]:
     It looks for defences that it cannot judge: random ones, optimisation at inference, vanishing gradients, too few
     classes. That answers differ is no finding for its version ``rand``, which is made for that.
     """
-    for view, cells in _autoattacks(all_views):
+    for view, members in _autoattacks(all_views):
         version = None if view.attack is None else view.attack.autoattack
         for name, count in sorted(view.attack_notes.items()):
             kind = name.removeprefix(_PREFIX)
             if kind == name or (kind == "randomized" and version == "rand"):
                 continue
             flag = _FLAGS.get(kind, _OTHER)
-            yield Finding(
+            yield about(
                 "autoattack-warning",
                 flag.severity,
-                cells,
+                members,
                 f"AutoAttack warns: {flag.text}",
                 {f"{_PREFIX}{kind}": int(count), "accuracy": view.accuracy},
                 flag.action,
@@ -95,16 +95,16 @@ def autoattack_judged_once(all_views: Sequence[View]) -> Iterator[Finding]:
     clean images included, and no lucky one is found out. Neither figure contains the other: this one is of the draws
     that happened, the rows' is of draws that the attack has not seen.
     """
-    for view, cells in _autoattacks(all_views):
+    for view, members in _autoattacks(all_views):
         broken = view.reported("broken")
         if not view.stochastic or view.static or broken is None or len(broken) == 0:
             continue
         own = float(1 - broken.mean())
         low, high = wilson(view.accuracy, len(view.correct))
-        yield Finding(
+        yield about(
             "autoattack-judged-once",
             "note",
-            cells,
+            members,
             f"AutoAttack itself reports {100 * own:.1f} % robust accuracy, judged on single draws; on "
             f"{view.correct.shape[1]} fresh draws per image it is {100 * view.accuracy:.1f} %.",
             {"reference": own, "judged_again": view.accuracy, "low": low, "high": high, "images": len(broken)},

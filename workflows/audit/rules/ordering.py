@@ -19,7 +19,8 @@ import numpy as np
 from scipy import stats
 
 from tasks.attacks.budgets import format_eps
-from workflows.audit.excess import LEVEL, Excess, exceeds, significant_excess
+from workflows.audit.about import about, percent
+from workflows.audit.excess import LEVEL, Excess, count_comparison, exceeds, significant_excess
 from workflows.audit.finding import Finding
 from workflows.audit.view import View, group_by, strongest
 
@@ -28,6 +29,7 @@ __all__ = [
     "attacked_above_clean",
     "beats_bare_classifier",
     "black_box_beats_white_box",
+    "bpda_beats_exact",
     "chance_at_full_budget",
     "losses_disagree",
     "not_converged",
@@ -42,13 +44,11 @@ BUDGETS = ("steps", "iterations", "n_iter", "queries", "n_queries", "restarts", 
 FAR = 0.1
 """An unusual difference of accuracies between losses."""
 
+FEW = 0.05
+"""Share of images whose answers change: an attack that breaks the bare classifier changes more."""
 
-def _cells(*members: View) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(cell for view in members for cell in view.ids))
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+FALLEN = 0.3
+"""What the budget must cost the bare classifier for that to mean something."""
 
 
 def attacked_above_clean(all_views: Sequence[View]) -> Iterator[Finding]:
@@ -63,11 +63,11 @@ def attacked_above_clean(all_views: Sequence[View]) -> Iterator[Finding]:
         for view in members:
             if clean is None or view is clean or (excess := exceeds(view, clean)) is None:
                 continue
-            yield Finding(
+            yield about(
                 "attacked-above-clean",
                 "error",
-                _cells(view, clean),
-                f"Accuracy is {_percent(excess.higher)} under attack and {_percent(excess.lower)} on the same images "
+                (view, clean),
+                f"Accuracy is {percent(excess.higher)} under attack and {percent(excess.lower)} on the same images "
                 "without it. An attacker can always leave an image as it is, so this attack failed.",
                 excess.evidence("attacked", "clean"),
                 "Check the sign of the attack's loss and whether labels reach the images that it submits.",
@@ -89,12 +89,12 @@ def beats_bare_classifier(all_views: Sequence[View]) -> Iterator[Finding]:
             if view.bare or (excess := _above_bare(view, bare)) is None:
                 continue
             attacked = view.attack is not None
-            yield Finding(
+            yield about(
                 "beats-bare-classifier",
                 "error" if attacked else "warning",
-                _cells(view) if bare is None else _cells(view, bare),
-                f"Behind the purifier accuracy is {_percent(excess.higher)} {'under attack' if attacked else 'clean'}"
-                f", but the classifier alone has {_percent(excess.lower)} on these images without any attack. What "
+                (view,) if bare is None else (view, bare),
+                f"Behind the purifier accuracy is {percent(excess.higher)} {'under attack' if attacked else 'clean'}"
+                f", but the classifier alone has {percent(excess.lower)} on these images without any attack. What "
                 "the purifier adds is not in the image: it may know the label.",
                 excess.evidence("purified", "bare_clean"),
                 "Look for labels, or images of the test set, in what the purifier and its guidance are given.",
@@ -106,11 +106,11 @@ def _above_bare(view: View, bare: View | None) -> Excess | None:
         return exceeds(view, bare)
     if view.attack_rows.empty:
         return None
-    clean = view.attack_rows.set_index("image_id")
-    clean = clean[clean.index.isin(view.image_ids)].reindex(view.image_ids)
-    known = clean["label"].notna().to_numpy()
-    right = (clean["clean_prediction"] == clean["label"]).to_numpy()[known, None]
-    return significant_excess(view.correct[known], right)
+    ids = view.attack_rows["image_id"].to_numpy()
+    if len(ids) == len(view.image_ids) and (ids == view.image_ids).all():
+        return significant_excess(view.correct, view.right_before[:, None])
+    _, i, j = np.intersect1d(view.image_ids, ids, return_indices=True)
+    return significant_excess(view.correct[i], view.right_before[j, None])
 
 
 def adaptive_weaker_than_static(all_views: Sequence[View]) -> Iterator[Finding]:
@@ -129,12 +129,12 @@ def adaptive_weaker_than_static(all_views: Sequence[View]) -> Iterator[Finding]:
         for view in adaptives:
             if (excess := exceeds(view, static, len(statics))) is None:
                 continue
-            yield Finding(
+            yield about(
                 "adaptive-weaker-than-static",
                 "error" if exceeds(best, static, len(statics) * len(adaptives)) else "warning",
-                _cells(view, static),
-                f"The adaptive attack leaves {_percent(excess.higher)} right, the static attack on the bare "
-                f"classifier {_percent(excess.lower)} at the same budget. Knowing more cannot weaken an attack.",
+                (view, static),
+                f"The adaptive attack leaves {percent(excess.higher)} right, the static attack on the bare "
+                f"classifier {percent(excess.lower)} at the same budget. Knowing more cannot weaken an attack.",
                 excess.evidence("adaptive", "static"),
                 "Use the exact gradient with more draws (eot) and more steps, or start from the static attack's "
                 "images; report the minimum of both until then.",
@@ -156,14 +156,40 @@ def black_box_beats_white_box(all_views: Sequence[View]) -> Iterator[Finding]:
             assert best is not None
             if (excess := exceeds(best, view, len(boxes))) is None:
                 continue
-            yield Finding(
+            yield about(
                 "black-box-beats-white-box",
                 "error",
-                _cells(best, view),
-                f"A black-box attack leaves {_percent(excess.lower)} right, the strongest white-box attack "
-                f"{_percent(excess.higher)}. The gradients are masked or not followed far enough.",
+                (best, view),
+                f"A black-box attack leaves {percent(excess.lower)} right, the strongest white-box attack "
+                f"{percent(excess.higher)}. The gradients are masked or not followed far enough.",
                 excess.evidence("white_box", "black_box"),
                 "Check gradients against finite differences, raise eot and steps, try another loss (margin, dlr).",
+            )
+
+
+def bpda_beats_exact(all_views: Sequence[View]) -> Iterator[Finding]:
+    """An attack that puts the identity in place of the purifier's gradient is stronger than the gradient itself.
+
+    BPDA is for purifiers without a useful derivative. Where it does better than the exact one, that one is wrong,
+    shattered, or drowned in the noise of too few draws (Athalye et al., arXiv 1802.00420, section 4.1), and the
+    figure of the exact gradient says more about the attack than about the defence. A warning, since a report that
+    takes the stronger of both has a figure.
+    """
+    for members in group_by(all_views, "threat"):
+        best = strongest([view for view in members if view.adaptive and view.modes == {"exact"}])
+        identities = [view for view in members if view.adaptive and view.modes == {"bpda"}]
+        for view in identities if best is not None else []:
+            assert best is not None
+            if (excess := exceeds(best, view, len(identities))) is None:
+                continue
+            yield about(
+                "bpda-beats-exact",
+                "warning",
+                (best, view),
+                f"With the identity in place of the purifier's gradient the attack leaves {percent(excess.lower)} "
+                f"right, with the exact gradient {percent(excess.higher)}.",
+                excess.evidence("exact", "bpda"),
+                "Check the gradient against finite differences, and raise eot; report the stronger of both.",
             )
 
 
@@ -185,12 +211,12 @@ def single_step_beats_iterative(all_views: Sequence[View]) -> Iterator[Finding]:
                 assert best is not None
                 if (excess := exceeds(best, view, len(singles))) is None:
                     continue
-                yield Finding(
+                yield about(
                     "single-step-beats-iterative",
                     "warning",
-                    _cells(best, view),
-                    f"One step leaves {_percent(excess.lower)} right, the best of many steps "
-                    f"{_percent(excess.higher)}.",
+                    (best, view),
+                    f"One step leaves {percent(excess.lower)} right, the best of many steps "
+                    f"{percent(excess.higher)}.",
                     excess.evidence("iterative", "single_step"),
                     "Check the step size, and that iterates are kept by their loss.",
                 )
@@ -216,12 +242,12 @@ def not_monotone_in_eps(all_views: Sequence[View]) -> Iterator[Finding]:
                 lowest = min(budgets[:position], key=lambda budget: line[budget].accuracy)
                 if (excess := exceeds(line[eps], line[lowest], position)) is None:
                     continue
-                yield Finding(
+                yield about(
                     "not-monotone-in-eps",
                     "error",
-                    _cells(line[lowest], line[eps]),
-                    f"Accuracy is {_percent(excess.lower)} at eps {format_eps(lowest)} and "
-                    f"{_percent(excess.higher)} at {format_eps(eps)}, whose ball contains the smaller one.",
+                    (line[lowest], line[eps]),
+                    f"Accuracy is {percent(excess.lower)} at eps {format_eps(lowest)} and "
+                    f"{percent(excess.higher)} at {format_eps(eps)}, whose ball contains the smaller one.",
                     {**excess.evidence("at_larger", "at_smaller"), "larger_eps": eps, "smaller_eps": lowest},
                     "Scale the step size with eps (leave it out, or 2.5 eps / steps) and take more steps.",
                 )
@@ -243,15 +269,16 @@ def chance_at_full_budget(all_views: Sequence[View]) -> Iterator[Finding]:
         whole = {"linf": 1.0, "l2": float(np.sqrt(pixels)), "l1": pixels}.get(attack.norm)
         if whole is None or attack.eps < whole:  # no flow or perceptual distance holds all images
             continue
+        count_comparison()
         chance, n = 1 / len(view.cell.images.dataset.class_names), len(view.correct)
         p = float(stats.binomtest(int(view.correct.mean(1).sum() + 1e-9), n, chance, alternative="greater").pvalue)
         if p < LEVEL:
-            yield Finding(
+            yield about(
                 "above-chance-at-full-budget",
                 "error" if view.bare or view.black_box or view.followed else "warning",
-                _cells(view),
-                f"Accuracy is {_percent(view.accuracy)} at eps {format_eps(attack.eps)}, where the attacker may "
-                f"submit any image; chance is {_percent(chance)}.",
+                (view,),
+                f"Accuracy is {percent(view.accuracy)} at eps {format_eps(attack.eps)}, where the attacker may "
+                f"submit any image; chance is {percent(chance)}.",
                 {"accuracy": view.accuracy, "chance": chance, "p": p, "images": n, "eps": attack.eps},
                 "The attack does not work: check its gradients, step size and loss before any smaller budget counts.",
             )
@@ -276,11 +303,11 @@ def _still_falling(name: str, lines: Iterable[dict[int, View]]) -> Iterator[Find
     for line in lines:
         for less, more in list(pairwise(sorted(line)))[-1:]:
             if (excess := exceeds(line[less], line[more])) is not None:
-                yield Finding(
+                yield about(
                     "not-converged",
                     "warning",
-                    _cells(line[less], line[more]),
-                    f"Accuracy falls from {_percent(excess.higher)} at {name} {less} to {_percent(excess.lower)} at "
+                    (line[less], line[more]),
+                    f"Accuracy falls from {percent(excess.higher)} at {name} {less} to {percent(excess.lower)} at "
                     f"{more}, the largest tried: the attack has not converged.",
                     {**excess.evidence("at_smaller", "at_larger"), "smaller": less, "larger": more},
                     f"Double {name} until accuracy changes by less than its interval.",
@@ -306,12 +333,12 @@ def losses_disagree(all_views: Sequence[View]) -> Iterator[Finding]:
                     continue
                 if (excess := exceeds(view, best, len(same))) is None:
                     continue
-                yield Finding(
+                yield about(
                     "losses-disagree",
                     "warning",
-                    _cells(view, best),
-                    f"With loss {_field(view, 'loss')} the attack leaves {_percent(excess.higher)} right, with "
-                    f"{_field(best, 'loss')} {_percent(excess.lower)}: the gradient of the weaker one vanishes or "
+                    (view, best),
+                    f"With loss {_field(view, 'loss')} the attack leaves {percent(excess.higher)} right, with "
+                    f"{_field(best, 'loss')} {percent(excess.lower)}: the gradient of the weaker one vanishes or "
                     "leads astray.",
                     excess.evidence("weaker_loss", "stronger_loss"),
                     "Report the stronger one, and look at the scale of the logits.",
@@ -319,29 +346,34 @@ def losses_disagree(all_views: Sequence[View]) -> Iterator[Finding]:
 
 
 def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
-    """An attack that knows the purifier changes no answer on any draw, and the bare classifier falls to the budget.
+    """An attack that knows the purifier changes hardly an answer, and the bare classifier falls to the budget.
 
     A purifier whose output follows its input lets something through on some image. Where not one answer changes,
     the output may not depend on the image that was submitted: images of the test set that are looked up, by content
-    or by their number, do this (and clean accuracy does not show it, for it is that of the bare classifier).
+    or by their number, do this (and clean accuracy does not show it, for it is that of the bare classifier). That is
+    an error. A warning, where answers change on fewer than 5 % of the images, at a budget that costs the bare
+    classifier 30 points or more: a memory of most test images, or an attack that does not reach the classifier.
+    The bare classifier's accuracies come from its own cells, or else from the rows of a static attack.
     """
     for members in group_by(all_views, "images"):
-        for same in group_by(members, "defended"):
+        for same in group_by([view for view in members if view.judged], "defended"):
             clean = next((view for view in same if view.attack is None), None)
             for view in same:
                 if clean is None or not view.followed or len(clean.image_ids) != len(view.image_ids):
                     continue
-                fallen = _bare_falls(view, members)
-                if fallen is None or (clean.predictions != view.predictions).any():
+                changed = float((clean.predictions != view.predictions).any(1).mean())
+                fallen = _bare_falls(view, members) if changed < FEW else None
+                if fallen is None or (changed and fallen.higher - fallen.lower < FALLEN):
                     continue
-                yield Finding(
+                share = f"Answers changed on {percent(changed)} of" if changed else "No answer changed on any draw of"
+                fell = f"from {percent(fallen.higher)} to {percent(fallen.lower)}"
+                yield about(
                     "nothing-changed",
-                    "error",
-                    _cells(view, clean),
-                    f"No answer changed under attack, of {clean.correct.size} on {len(view.image_ids)} images and "
-                    f"their draws, at a budget that takes the bare classifier from {_percent(fallen.higher)} to "
-                    f"{_percent(fallen.lower)}. The answer may not depend on the image.",
-                    fallen.evidence("bare_clean", "bare_attacked"),
+                    "warning" if changed else "error",
+                    (view, clean),
+                    f"{share} {len(view.image_ids)} images under attack, at a budget that takes the bare classifier "
+                    f"{fell}. The answer may not depend on the image.",
+                    {**fallen.evidence("bare_clean", "bare_attacked"), "changed": changed},
                     "Look for images of the test set, or their numbers, in what the purifier holds; try eps 1.",
                 )
 
@@ -352,7 +384,13 @@ def _bare_falls(view: View, members: Sequence[View]) -> Excess | None:
     clean = next((other for other in bare if other.attack is None), None)
     budget = view.threat[-2:]
     best = strongest([other for other in bare if other.attack is not None and other.threat[-2:] == budget])
-    return None if clean is None or best is None else exceeds(clean, best)
+    if clean is not None and best is not None:
+        return exceeds(clean, best)
+    static = [other for other in members if other.static and other.threat[-2:] == budget]
+    by_rows = min(static, key=lambda other: float(other.right_after.mean()), default=None)
+    if by_rows is None:
+        return None
+    return significant_excess(by_rows.right_before[:, None], by_rows.right_after[:, None] > 0.5, len(static))
 
 
 def _gradients(view: View) -> bool:

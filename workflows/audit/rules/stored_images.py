@@ -12,13 +12,16 @@ import pandas as pd
 from defense.errors import PuregridError
 from tasks.attacks import AttackConfig
 from tasks.attacks.budgets import format_eps
-from tasks.datasets import DatasetConfig, ImageSet
 from tasks.stages import images_from_table
+from workflows.audit.about import about
+from workflows.audit.data import DataSets
 from workflows.audit.finding import Finding
+from workflows.audit.rules.budgets import STILL
+from workflows.audit.rules.starts import Starts
 from workflows.audit.view import View
 from workflows.store import Store
 
-__all__ = ["check_images", "did_nothing", "no_gradient", "not_a_number"]
+__all__ = ["check_images", "did_nothing", "no_gradient", "not_a_number", "unread"]
 
 Pixels = npt.NDArray[np.float32]
 
@@ -29,50 +32,43 @@ _ULP = 2.0**-24
 """Largest rounding error of a float32 in [0, 1]."""
 
 
-def _distinct(all_views: Sequence[View]) -> Iterator[tuple[View, tuple[str, ...]]]:
-    """Return one view of each attack that was run, with all the cells whose images it made."""
+def _distinct(all_views: Sequence[View]) -> Iterator[tuple[View, list[View]]]:
+    """Return one view of each attack that was run, with all the views whose images it made."""
     groups: dict[tuple[object, ...], list[View]] = {}
     for view in all_views:
-        source = view.cell.attack_stage
-        if source is not None and not view.attack_rows.empty:
-            groups.setdefault((source.id, *view.images[:2]), []).append(view)
+        if view.stage is not None and not view.attack_rows.empty:
+            groups.setdefault((view.stage.id, *view.images[:2]), []).append(view)
     for members in groups.values():
-        yield members[0], tuple(cell for view in members for cell in view.ids)
-
-
-def _right_before(rows: pd.DataFrame) -> pd.Series:
-    return rows["clean_prediction"] == rows["label"]
+        yield members[0], members
 
 
 def did_nothing(all_views: Sequence[View]) -> Iterator[Finding]:
-    """The attack left images that were right exactly as they were.
+    """The attack left images that were right as they were.
 
-    At a perturbation of 0 nothing was tried. More than 5 % of the images that the bare classifier had right is an
-    error: no gradient came back, or the result was thrown away. It is a note where the attack is a search that
-    returns the image itself when it finds nothing: it has a column ``attack_broken``, as AutoAttack's rows have, or
-    whatever it did move is broken.
+    A perturbation below 1e-6 in every pixel is none: a rounding, or a step in the wrong unit. More than 5 % of the
+    images that the bare classifier had right is an error: no gradient came back, or the result was thrown away. It is
+    a note where the attack is a search that returns the image itself when it finds nothing: it has a column
+    ``attack_broken``, as AutoAttack's rows have, or whatever it did move is broken.
     """
-    for view, cells in _distinct(all_views):
-        rows = view.attack_rows
-        right, still = _right_before(rows), (rows["linf"] == 0) & (rows["l2"] == 0)
+    for view, members in _distinct(all_views):
+        rows, right = view.attack_rows, view.right_before
+        still = (rows["linf"] < STILL).to_numpy()
         share = float((still & right).sum() / max(int(right.sum()), 1))
         if share <= TOLERATED:
             continue
         moved = right & ~still
-        if view.static:
-            after = (rows["adversarial_prediction"] == rows["label"]).to_numpy(dtype=np.float64)
-        else:  # success is on the defence then, of which the attack's own rows know nothing
-            after = pd.Series(view.correct.mean(1), index=view.image_ids).reindex(rows["image_id"]).to_numpy()
-        kept = float(after[moved.to_numpy()].mean()) if moved.any() else 1.0
+        kept = float(np.nanmean(view.right_after[moved])) if moved.any() else 1.0
         searches = view.reported("broken") is not None or (
             bool(moved.any()) and kept <= (TOLERATED if view.static else 0.5)
         )
         search = searches and not (view.attack is not None and view.attack.keeps_best)
-        yield Finding(
+        tiny = float(rows["linf"].to_numpy()[still & right].max())
+        size = "exactly 0" if tiny == 0 else f"at most {tiny:.2g}"
+        yield about(
             "attack-did-nothing",
             "note" if search else "error",
-            cells,
-            f"{100 * share:.1f} % of the images that were right have a perturbation of exactly 0"
+            members,
+            f"{100 * share:.1f} % of the images that were right have a perturbation of {size}"
             + (": the attack returns the image itself where it finds nothing." if search else "."),
             {"share": share, "images_right_before": int(right.sum()), "accuracy_of_moved": kept},
             "Let the attack return its best candidate even where it did not succeed."
@@ -85,30 +81,36 @@ def no_gradient(all_views: Sequence[View]) -> Iterator[Finding]:
     """The attack saw gradients that are exactly zero or not finite (columns ``gradient_zero``, ``gradient_nan``).
 
     A saturated loss, a rounded or a clamped pixel gives no direction (Athalye et al., arXiv 1802.00420, section 3;
-    Carlini et al., arXiv 1902.06705); the accuracy of such images is not evidence. The share is of the gradients that
-    the attack asked for (column ``gradients``), on images that the bare classifier had right. Not finite is an error
-    from the first on.
+    Carlini et al., arXiv 1902.06705); the accuracy of such images is not evidence. Only images count that were right
+    before the attack and are right on what it submits: on an image that is broken a loss may well be constant (DLR
+    is, where the true class is third, since its numerator and denominator are then equal), and nothing is left to
+    find there. Each image has the weight of its right draws. A warning where more than 5 % of these gradients are
+    zero, and the images concerned are more than 5 % of those that were right. Not finite is an error from the first
+    on.
     """
-    for view, cells in _distinct(all_views):
-        right = _right_before(view.attack_rows).to_numpy()
+    for view, members in _distinct(all_views):
         asked, zero, broken = (view.reported(name) for name in ("gradients", "gradient_zero", "gradient_nan"))
-        if asked is not None and zero is not None and asked[right].sum() > 0:
-            share = float(zero[right].sum() / asked[right].sum())
-            if share > TOLERATED:
-                yield Finding(
+        if asked is not None and zero is not None:
+            weight = np.where(view.right_before, np.nan_to_num(view.right_after), 0.0)
+            total = float((weight * asked).sum())
+            share = float((weight * zero).sum()) / total if total else 0.0
+            images = float(weight[zero > 0].sum())
+            if share > TOLERATED and images > TOLERATED * view.right_before.sum():
+                yield about(
                     "zero-gradients",
                     "warning",
-                    cells,
-                    f"{100 * share:.1f} % of the gradients that the attack saw on images that were right are all 0.",
-                    {"share": share, "images": int((zero[right] > 0).sum()), "of": int(right.sum())},
+                    members,
+                    f"{100 * share:.1f} % of the gradients that the attack saw, on images that it left right, are "
+                    "all 0.",
+                    {"share": share, "images": images, "of": float(weight.sum())},
                     "Use a loss that does not saturate (margin, dlr), float32, no clamp before the classifier, and "
                     "`gradient: bpda` through what has no derivative.",
                 )
         if broken is not None and (broken > 0).any():
-            yield Finding(
+            yield about(
                 "gradients-not-finite",
                 "error",
-                cells,
+                members,
                 f"Gradients were NaN or infinite on {int((broken > 0).sum())} of {len(broken)} images.",
                 {"images": int((broken > 0).sum()), "of": len(broken), "gradients": int(broken.sum())},
                 "Look for overflow (bf16), a norm or a root at 0, or a division by zero in loss and purifier.",
@@ -117,17 +119,17 @@ def no_gradient(all_views: Sequence[View]) -> Iterator[Finding]:
 
 def not_a_number(all_views: Sequence[View]) -> Iterator[Finding]:
     """The attack's loss is NaN: it has followed nothing, and kept what it happened to hold."""
-    for view, cells in _distinct(all_views):
+    for view, members in _distinct(all_views):
         # The last iterate may be returned without a look at its loss.
         unknown = view.attack is not None and view.attack.loss_unknown
         if view.black_box or unknown or "loss" not in view.attack_rows.columns:
             continue
         bad = int(pd.isna(view.attack_rows["loss"]).sum())
         if bad:
-            yield Finding(
+            yield about(
                 "loss-not-a-number",
                 "error",
-                cells,
+                members,
                 f"The attack's loss is NaN on {bad} of {len(view.attack_rows)} images.",
                 {"images": bad, "share": bad / len(view.attack_rows)},
                 "Look for overflow (bf16) or a division by zero in the loss or the purifier.",
@@ -167,75 +169,71 @@ class _Excess:
         self.mismatch = float(np.fmax(self.mismatch, np.nan_to_num(apart, nan=np.inf).max()))
 
 
-def check_images(all_views: Sequence[View], store: Store) -> Iterator[Finding]:
+def check_images(all_views: Sequence[View], store: Store, data: DataSets) -> Iterator[Finding]:
     """Images outside the ball or the image range, or rows whose norms are not those of the stored images.
 
     A figure is for a budget, and an image outside of it belongs to another one. Norms are computed anew, in float64,
     from the stored float32 images and the data set; up to half a unit in the last place of each pixel is forgiven.
     Images are read one chunk at a time. What cannot be read is a note: the check was not made.
     """
-    data: dict[str, ImageSet] = {}
-    for view, cells in _distinct(all_views):
-        source, attack = view.cell.attack_stage, view.attack
+    for view, members in _distinct(all_views):
+        source, attack = view.stage, view.attack
         assert source is not None and attack is not None
         excess, by_id = _Excess(), view.attack_rows.set_index("image_id")
+        starts = Starts(attack, source.seed)
         try:
-            clean = _loaded(view.cell.images.dataset, data)
+            clean = data.load(view.cell.images.dataset)
             done = store.committed_chunks("attack", source.id)
             for chunk in view.cell.images.chunks:
                 if chunk.name in done:
                     ids = np.array(chunk.ids)
                     images = images_from_table(store.read_images("attack", source.id, chunk.name), chunk.ids)
                     excess.add(images, clean.images[ids], by_id.loc[ids], attack)
+                    starts.add(images, clean.images[ids], chunk.ids)
         except (PuregridError, OSError, ValueError) as error:
-            yield _unread(error, cells)
+            yield unread(error, members)
             continue
-        yield from _verdicts(excess, attack, cells)
+        yield from _verdicts(excess, attack, members)
+        yield from starts.verdict(view, members)
 
 
-def _loaded(config: DatasetConfig, data: dict[str, ImageSet]) -> ImageSet:
-    if config.id not in data:
-        data.clear()  # one data set in memory at a time
-        data[config.id] = config.load()
-    return data[config.id]
-
-
-def _unread(error: Exception, cells: tuple[str, ...]) -> Finding:
-    return Finding(
+def unread(error: Exception, members: Sequence[View]) -> Finding:
+    """Return the note that images of some views were not checked, and why."""
+    return about(
         "images-not-checked",
         "note",
-        cells,
-        f"The adversarial images could not be compared with the data set: {error}",
+        members,
+        f"The images could not be compared with the data set: {error}",
         {"attacks": 1},
         "Audit where the store's images and the data set are.",
     )
 
 
-def _verdicts(excess: _Excess, attack: AttackConfig, cells: tuple[str, ...]) -> Iterator[Finding]:
+def _verdicts(excess: _Excess, attack: AttackConfig, members: Sequence[View]) -> Iterator[Finding]:
     if excess.outside_ball:
-        yield Finding(
+        yield about(
             "outside-ball",
             "error",
-            cells,
+            members,
             f"{excess.outside_ball} of {excess.images} adversarial images are outside the {attack.norm} ball of "
             f"{format_eps(attack.eps)}, the farthest at {excess.largest:.6g}.",
             {"images": excess.outside_ball, "of": excess.images, "largest": excess.largest, "eps": attack.eps},
             "Project on the ball last, in float64 (`Region.project` does).",
         )
     if excess.outside_range:
-        yield Finding(
+        yield about(
             "outside-range",
             "error",
-            cells,
+            members,
             f"{excess.outside_range} of {excess.images} adversarial images have values outside [0, 1] or NaN.",
             {"images": excess.outside_range, "of": excess.images, "lowest": excess.lowest, "highest": excess.highest},
             "Clamp to [0, 1] last.",
         )
     if excess.mismatched:
-        yield Finding(
+        yield about(
             "norms-disagree",
             "error",
-            cells,
+            members,
             f"The norms in the rows of {excess.mismatched} images are not those of the stored images; they differ by "
             f"up to {excess.mismatch:.3g}.",
             {"images": excess.mismatched, "of": excess.images, "difference": excess.mismatch},

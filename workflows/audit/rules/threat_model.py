@@ -13,6 +13,7 @@ import pandas as pd
 from defense.denoisers import DenoiserConfig
 from defense.schedules import SCHEDULES, get_schedule
 from defense.spec import Spec
+from workflows.audit.about import about
 from workflows.audit.finding import Finding, Severity
 from workflows.audit.view import Judged, View, group_by, strongest
 from workflows.statistics.proportions import wilson
@@ -102,10 +103,10 @@ def autoattack_standard(all_views: Sequence[View]) -> Iterator[Finding]:
         if attack is None or attack.static or not view.stochastic:
             continue
         if attack.autoattack in ("standard", "plus"):
-            yield Finding(
+            yield about(
                 "autoattack-standard",
                 "warning",
-                _cells([view]),
+                (view,),
                 "AutoAttack's standard version is made for deterministic models, and this defence is random.",
                 {"accuracy": view.accuracy},
                 "Use `version: rand`, or a fixed AutoAttack that judges each candidate on many draws.",

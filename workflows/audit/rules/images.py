@@ -1,0 +1,154 @@
+"""Rules about the judged images themselves: repeated ones, one class, and images that a network was trained on.
+
+Weights that puregrid trained lie beside a card (``card.yaml``) with the digest of the training images and the file
+of their fingerprints; cards of older versions have the digest alone, and name the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from defense.checkpoints import sha256_file
+from defense.errors import PuregridError
+from tasks.datasets import DatasetConfig, ImageSet
+from tasks.image_checks import DUPLICATES, ONE_CLASS
+from workflows.audit.about import about
+from workflows.audit.data import DataSets
+from workflows.audit.finding import Finding
+from workflows.audit.rules.stored_images import unread
+from workflows.audit.view import View, group_by
+
+__all__ = ["check_data", "training_split"]
+
+MOST = 100_000_000
+"""Pixel values of a training set that is still read where a card has no fingerprints."""
+
+
+def training_split(all_views: Sequence[View]) -> Iterator[Finding]:
+    """Figures on the training split, which networks have usually seen.
+
+    Accuracy on images that a network was trained on is too high, and so is what it keeps under attack.
+    """
+    for members in group_by(all_views, "images"):
+        if members[0].cell.images.dataset.split == "train":
+            yield about(
+                "training-split",
+                "warning",
+                members,
+                "The judged images are of the training split.",
+                {"images": len(members[0].correct)},
+                "Judge on the test split.",
+            )
+
+
+def check_data(all_views: Sequence[View], sets: DataSets) -> Iterator[Finding]:
+    """Images that repeat others or are of one class, and networks that were trained on them.
+
+    The first two are refused when a sweep is read, unless its data set says ``accept``; then they are warnings here,
+    so that a reader knows. The third is an error: weights whose training images are those that are judged, all of
+    them (by digest) or more than 1 % (pixel by pixel).
+    """
+    for members in group_by(all_views, "images"):
+        dataset = members[0].cell.images.dataset
+        ids = sorted({int(i) for view in members for i in view.image_ids})
+        try:
+            data = sets.load(dataset)
+        except (PuregridError, OSError, ValueError) as error:
+            if all(view.stage is None for view in members):  # else the check of the adversarial images says so
+                yield unread(error, members)
+            continue
+        marks, labels = data.fingerprints(ids), data.labels[ids]
+        repeated = len(marks) - len(np.unique(marks))
+        if repeated > DUPLICATES * len(marks):
+            yield about(
+                "repeated-images",
+                "warning",
+                members,
+                f"{repeated} of the {len(marks)} images repeat others, pixel by pixel: intervals count them as so "
+                "many, and are too narrow.",
+                {"repeated": repeated, "images": len(marks)},
+                "Judge each image once.",
+            )
+        if len(labels) >= ONE_CLASS and len(np.unique(labels)) == 1:
+            yield about(
+                "one-class",
+                "warning",
+                members,
+                f"All {len(labels)} images are of class {int(labels[0])}: this is no accuracy on the data set.",
+                {"images": len(labels), "class": int(labels[0])},
+                "Take images of all classes: `images: {every: N}` where they are sorted.",
+            )
+        yield from _trained_on(members, data, marks)
+
+
+def _trained_on(members: Sequence[View], data: ImageSet, marks: npt.NDArray[np.uint64]) -> Iterator[Finding]:
+    networks: dict[str, tuple[dict[str, Any], Path, list[View]]] = {}
+    for view in members:
+        parts = [("the classifier", view.cell.classifier), *view.cell.defence.purifier.parts()]
+        for name, part in parts:
+            place = getattr(part, "weights", None) or getattr(part, "path", None)
+            found = _card(Path(place)) if isinstance(place, str) else None
+            if found is not None:
+                what = name if part is view.cell.classifier else f"the purifier's {name}"
+                networks.setdefault(f"{what} ({Path(place or '').name})", (*found, []))[2].append(view)
+    for name, (card, folder, views) in networks.items():
+        seen = _seen(card, folder, data, marks)
+        if seen > DUPLICATES * len(marks):
+            yield about(
+                "trained-on-judged-images",
+                "error",
+                views,
+                f"{name[0].upper()}{name[1:]} was trained on {seen} of the {len(marks)} images that are judged, "
+                "as its training card says.",
+                {"seen": seen, "images": len(marks), "share": seen / len(marks)},
+                "Judge on images that no part of the defence was trained on.",
+            )
+
+
+def _card(place: Path) -> tuple[dict[str, Any], Path] | None:
+    """Return the training card of weights and its folder; None where there is none, or it is of other weights."""
+    folder = place if place.is_dir() else place.parent
+    try:
+        card = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
+        files = {str(name): str(sha256) for name, sha256 in card["sha256"].items()}
+        mine = files if place.is_dir() else {place.name: files[place.name]}
+        same = all(sha256_file(folder / name) == sha256 for name, sha256 in mine.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return None
+    return (card, folder) if same else None
+
+
+def _seen(card: dict[str, Any], folder: Path, data: ImageSet, marks: npt.NDArray[np.uint64]) -> int:
+    """Return how many of the judged images a network was trained on, as far as its card tells."""
+    trained = card.get("data", {})
+    if trained.get("train_digest") == data.digest():
+        return len(marks)
+    known = _fingerprints(card, folder)
+    if known is None:
+        # The data set that the card names may not be here, or no longer what it was.
+        try:
+            config = DatasetConfig.from_entry({**card["config"]["dataset"], "split": "train"})
+            if trained.get("train_images", MOST) * data.images[0].size > MOST:
+                return 0
+            images = config.resolved(Path.cwd()).load()
+        except (PuregridError, OSError, ValueError, KeyError, TypeError):
+            return 0
+        known = images.fingerprints() if images.digest() == trained.get("train_digest") else marks[:0]
+    return int(np.isin(marks, known).sum())
+
+
+def _fingerprints(card: dict[str, Any], folder: Path) -> npt.NDArray[np.uint64] | None:
+    listed = card.get("training_images")
+    try:
+        file = folder / str(listed["file"])  # type: ignore[index]
+        if sha256_file(file) != listed["sha256"]:  # type: ignore[index]
+            return None
+        return np.fromfile(file, dtype="<u8")
+    except (OSError, KeyError, TypeError, PuregridError):
+        return None
