@@ -64,6 +64,7 @@ RULE_NAMES: tuple[str, ...] = (
     "only-static-attacks",
     "outside-ball",
     "outside-range",
+    "probe-failed",
     "radius-not-of-counts",
     "random-though-deterministic",
     "repeated-images",
