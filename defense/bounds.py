@@ -2,8 +2,8 @@
 
 Lower bounds are those of the fields (``ge``, ``gt``). An upper one belongs to the name of a field, since a name means
 the same in every class: ``steps``, ``eot``, ``sigma``. A class may have its own in ``bounds``; a name without any is
-bounded by :data:`LARGEST_INTEGER` or :data:`LARGEST_FLOAT`. A class with a field ``unbounded`` lets a user go beyond
-the former::
+bounded by :data:`LARGEST_INTEGER` or :data:`LARGEST_FLOAT`, fields that other projects declare by nothing. A class
+with a field ``unbounded`` lets a user go beyond the bounds of names::
 
     {attack: pgd, norm: linf, eps: 8, unbounded: [eps]}
 
@@ -22,7 +22,17 @@ from pydantic import Field
 
 from defense.errors import InvalidInput
 
-__all__ = ["BOUNDS", "LARGEST_INTEGER", "MOST_WORKERS", "UNBOUNDED", "Bound", "beyond", "check_bounds", "diameter"]
+__all__ = [
+    "BOUNDS",
+    "FOREIGN",
+    "LARGEST_INTEGER",
+    "MOST_WORKERS",
+    "UNBOUNDED",
+    "Bound",
+    "beyond",
+    "check_bounds",
+    "diameter",
+]
 
 MOST_WORKERS = 100_000
 """Workers of a run; attempts at a unit and GPUs of a worker are no more either."""
@@ -62,6 +72,9 @@ def _error(value: float) -> str:
 
 _COUNT = "more than any computation here could need"
 _NOISE = "noise of which no image in [0, 1] is left"
+
+FOREIGN = Bound(math.inf, "")
+"""Of fields that other projects declare, whose names may mean anything."""
 
 BOUNDS: Mapping[str, Bound] = MappingProxyType(
     {

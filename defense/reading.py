@@ -60,8 +60,12 @@ LARGEST_JSON = 32_000_000
 """Bytes of a JSON file; a baseline of a thousand cells on 10,000 images has about 10 MB."""
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, infinity: bool = False) -> Any:
     """Return the values of a JSON text, strictly.
+
+    Arguments:
+        text: The text.
+        infinity: Whether ``Infinity`` and ``-Infinity`` are numbers, as Python writes them.
 
     Raises:
         ValueError: It is no JSON, too large or nested too deeply, has a key twice in one mapping (Python would
@@ -70,7 +74,8 @@ def parse_json(text: str) -> Any:
     if len(text) > LARGEST_JSON:
         raise ValueError(f"it is larger than {LARGEST_JSON // 1_000_000} MB")
     try:
-        return json.loads(text, object_pairs_hook=_mapping, parse_constant=_constant, parse_float=_finite)
+        read = _infinity if infinity else _constant
+        return json.loads(text, object_pairs_hook=_mapping, parse_constant=read, parse_float=_finite)
     except RecursionError:
         raise ValueError("its lists and mappings are nested too deeply") from None
 
@@ -86,6 +91,10 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(word: str) -> float:
     raise ValueError(f"{word} is no number in JSON")
+
+
+def _infinity(word: str) -> float:
+    return _constant(word) if word == "NaN" else float(word)
 
 
 def _finite(digits: str) -> float:
@@ -106,7 +115,8 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
         InvalidInput: It is missing, no JSON (:func:`parse_json`), or no mapping.
     """
     with reading(path, what, hint="It must be JSON. Fetch it again, or correct it."), path.open("rb") as file:
-        content = parse_json(file.read(LARGEST_JSON + 1).decode())
+        # diffusers writes `"lambda_min_clipped": -Infinity`.
+        content = parse_json(file.read(LARGEST_JSON + 1).decode(), infinity=True)
     if not isinstance(content, dict):
         raise InvalidInput(f"{what} {str(path)!r} holds {type(content).__name__}, and must hold one JSON mapping.")
     return content

@@ -34,7 +34,7 @@ from pydantic import (
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
-from defense.bounds import Bound, check_bounds
+from defense.bounds import FOREIGN, Bound, check_bounds
 from defense.code import Code, code_of_class
 from defense.entries import EntryOf, Inside, Reading, Spelling, structured
 from defense.errors import InvalidInput, nearest
@@ -269,8 +269,10 @@ class Spec(BaseModel):
     @model_validator(mode="after")
     def _within_bounds(self) -> Self:
         """Runs before the validators of subclasses, which may compute something as large as a number says."""
-        if type(self).bounds is not None:
-            check_bounds({name: getattr(self, name) for name in type(self).model_fields}, type(self).bounds or {})
+        own = type(self).bounds
+        if own is not None:
+            foreign = {name: FOREIGN for name in type(self).model_fields if _is_foreign(type(self), name)}
+            check_bounds({name: getattr(self, name) for name in type(self).model_fields}, {**foreign, **own})
         return self
 
     @classmethod
@@ -435,3 +437,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _is_foreign(kind: type, name: str) -> bool:
+    """Return whether a field is of a class that is not puregrid's: its name may mean anything there."""
+    declaring = next((base for base in kind.__mro__ if name in base.__dict__.get("__annotations__", {})), kind)
+    return declaring.__module__.partition(".")[0] not in ("defense", "tasks", "workflows", "puregrid")

@@ -5,6 +5,7 @@ Nothing here downloads: ``puregrid data fetch`` does, and only when asked.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -453,6 +454,8 @@ class FolderConfig(DatasetConfig):
         if self.classes is None:
             return [[path.name] for path in class_folders(self._folder())]
         try:
+            if not os.path.lexists(self.classes):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             classes = _listed(Path(self.classes))
         except (OSError, ValueError) as error:
             cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

@@ -222,7 +222,7 @@ def test_bases_of_defences(denoiser: DiffusersConfig) -> None:
     for config, purifier, why in (
         (denoised, NoPurifierConfig(), "takes a purifier"),
         (quarter, GaussianNoiseConfig(sigma=0.25, clip=True), "not clipped"),
-        (CertificateConfig(sigma=200.0), few, "not on schedule"),
+        (CertificateConfig(sigma=200.0, unbounded=("sigma",)), few, "not on schedule"),
     ):
         with pytest.raises(InvalidInput, match=why):
             config.base_of(purifier)

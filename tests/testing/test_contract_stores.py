@@ -56,6 +56,12 @@ class Spoiled(LocalFiles):
             return True
         return super().create(path, data)
 
+    def set_aside(self, path: str) -> str | None:
+        place = super().set_aside(path)
+        if place is not None and self.how == "thrown away":
+            super().delete(place)
+        return place
+
     def exists(self, path: str) -> bool:
         return (self.root / path).exists() if self.how == "folders exist" else super().exists(path)
 
@@ -122,6 +128,7 @@ BROKEN = [
     ("backwards", "names_are_the_files_of_one_folder_sorted", "['b.json', 'a.json', 'C.json'], not"),
     ("remembered", "names_see_what_another_has_just_done", "another created 1 files, names() shows []"),
     ("whole folder", "delete_removes_one_file_and_then_does_nothing", "another file was deleted too"),
+    ("thrown away", "set_aside_keeps_what_it_moves", "there is no such file"),
     ("piecemeal", "reader_beside_a_writer_sees_whole_contents_only", "contents were read that nobody had written"),
     ("look and write", "one_of_eight_that_create_one_file_wins", "were told they won"),
     ("another root", "uri_opens_the_same_root", "opens another root"),

@@ -169,7 +169,7 @@ def test_images_that_are_certified_for_another_class_say_nothing(tmp_path: Path)
     audited = Audited(tmp_path, lambda spec, ids: 0.05)
     certified = audited.results.rows(audited.sweep.certified[0])
     assert ((certified["prediction"] != certified["label"]) & (certified["radius"] > NORM)).all()
-    assert audited.rules() == {"few-images"}
+    assert audited.rules() == {"few-images", "clean-at-chance"}  # 5 % are right
 
 
 def test_certificates_are_held_against_their_own_classifier(tmp_path: Path) -> None:

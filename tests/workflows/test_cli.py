@@ -362,7 +362,15 @@ class TestList:
             "name": "pgd",
             "summary": "PGD.",
             "fields": [
-                *["norm", "eps", "knows='classifier'", "gradient=None", "eot=1", "attacked='mean-loss'"],
+                *[
+                    "norm",
+                    "eps",
+                    "knows='classifier'",
+                    "gradient=None",
+                    "eot=1",
+                    "attacked='mean-loss'",
+                    "unbounded=()",
+                ],
                 *[
                     "steps=20",
                     "step_size=None",

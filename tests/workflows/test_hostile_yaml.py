@@ -206,8 +206,8 @@ class TestOptions:
             (".".join("a" * 100) + "=1", "at most 50 parts"),
             ("a.\u00b2=1", "there is no"),
             ("a." + "9" * 5000 + "=1", "there is no"),
-            ("\udc80=1", "U+DC80"),
-            ("a=\udc80", "U+DC80"),
+            ("\udc80=1", "UTF-8 text"),
+            ("a=\udc80", "UTF-8 text"),
         ],
     )
     def test_refused(self, tmp_path: Path, setting: str, says: str) -> None:
@@ -291,6 +291,9 @@ def test_json_of_users_is_read_strictly(tmp_path: Path, text: str, says: str) ->
     with pytest.raises(InvalidInput, match=says):
         from_text(text, "--baseline b.json")
     (tmp_path / "config.json").write_text(text)
+    if "Infinity" in text:  # as diffusers writes it
+        assert read_object(tmp_path / "config.json", "denoiser config") == {"a": float("-inf")}
+        return
     with pytest.raises(InvalidInput, match=rf"config\.json.*{says}"):
         read_object(tmp_path / "config.json", "denoiser config")
 

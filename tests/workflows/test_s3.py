@@ -338,7 +338,7 @@ def test_the_quickstart_in_a_bucket_killed_damaged_cut_off_and_resumed_has_the_r
     no_slots.remove_node(node)
     err = last.stderr
     assert last.exit_code == 0, err
-    assert f"was committed but {victim} has sha256" in err and "it is computed again" in err
+    assert f"was committed, but {victim} has sha256" in err and "it is computed again" in err
     assert f"{len(middle) - 1} committed, {UNITS - len(middle) + 1} to compute" in err
     assert _data(store) == _data(Store(str(tmp_path)))
     after = _commits(store)

@@ -54,7 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compute(sweep, store.uri)
     (folder / "data.yaml").write_text(TEXT.replace("digits, ", 'cifar10, root: "${PUREGRID_DATA}", ').split("#")[0])
     (folder / "train.yaml").write_text(
-        "train: classifier\ndataset: {dataset: digits}\nclassifier: digits-cnn\nout: trained\nsteps: 1\n"
+        "train: classifier\ndataset: {dataset: digits}\nclassifier: digits-cnn\nout: trained\n"
+        "steps: 1\nbatch: 4\nlr: 0.001\n"
     )
     return folder
 

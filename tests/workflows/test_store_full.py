@@ -125,14 +125,14 @@ def hashes(store: Path, kind: str) -> dict[str, str]:
 def failing(monkeypatch: pytest.MonkeyPatch, *errors: BaseException) -> list[BaseException]:
     """Let the next reads of any file fail so; returns the errors that are still to come."""
     left = list(errors)
-    real = Path.read_bytes
+    real = os.open
 
-    def read(path: Path) -> bytes:
-        if left:
+    def opened(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if left and not flags & (os.O_WRONLY | os.O_RDWR | os.O_DIRECTORY):
             raise left.pop(0)
-        return real(path)
+        return real(path, flags, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr("os.open", opened)
     return left
 
 

@@ -383,7 +383,7 @@ certificates:
         ("corruptions:\n  - corruption: fog\n    severity: 0\n", "from 1 to 5"),
         ("corruptions:\n  - corruption: fog\n    origin: official\n    path: .\n", "not of digits"),
         ("quality: {lpips: missing.pth}\n", "missing.pth"),
-        ("quality: {ssim: yes}\n", "unknown field 'ssim'"),
+        ("quality: {ssim: true}\n", "unknown field 'ssim'"),
     ],
 )
 def test_wrong_entries_say_what_is_wrong_and_where(section: str, why: str, tmp_path: Path) -> None:

@@ -312,7 +312,8 @@ class TestMlflow:
 
     def test_nothing_is_written_unless_asked(self, tmp_path: Path) -> None:
         _cli(_config(tmp_path, BASE, steps=2))
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["card.yaml", "model.safetensors"]
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["card.yaml", "model.safetensors", "training-images.u64"]
 
     @pytest.mark.slow
     def test_a_resumed_training_continues_its_run_without_doubled_points(

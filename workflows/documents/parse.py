@@ -225,7 +225,9 @@ class _Composer:
         opened, mark = error.context_mark, error.problem_mark or error.context_mark
         if mark is None:
             return NotReadable(str(error.problem or error), syntax=True)
-        problem, line, column = str(error.problem), mark.line + 1, mark.column + 1
+        # A file that ends too early is broken behind its last line.
+        last = max(len(self._text.splitlines()), 1)
+        problem, line, column = str(error.problem), min(mark.line + 1, last), mark.column + 1
         text = self._text.splitlines()[mark.line : mark.line + 1]
         if text and "\t" in text[0][: len(text[0]) - len(text[0].lstrip())]:
             problem += " (the line begins with a tab: indent by spaces)"

@@ -23,6 +23,7 @@ from workflows.audit.about import about, percent
 from workflows.audit.excess import LEVEL, Excess, count_comparison, exceeds, significant_excess
 from workflows.audit.finding import Finding
 from workflows.audit.view import View, group_by, strongest
+from workflows.statistics.proportions import wilson
 
 __all__ = [
     "adaptive_weaker_than_static",
@@ -351,7 +352,7 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
     A purifier whose output follows its input lets something through on some image. Where not one answer changes,
     the output may not depend on the image that was submitted: images of the test set that are looked up, by content
     or by their number, do this (and clean accuracy does not show it, for it is that of the bare classifier). That is
-    an error. A warning, where answers change on fewer than 5 % of the images, at a budget that costs the bare
+    an error. A warning, where answers change on fewer than 5 % of the images and the interval ends below 10 %, at a budget that costs the bare
     classifier 30 points or more: a memory of most test images, or an attack that does not reach the classifier.
     The bare classifier's accuracies come from its own cells, or else from the rows of a static attack.
     """
@@ -361,8 +362,11 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
             for view in same:
                 if clean is None or not view.followed or len(clean.image_ids) != len(view.image_ids):
                     continue
-                changed = float((clean.predictions != view.predictions).any(1).mean())
-                fallen = _bare_falls(view, members) if changed < FEW else None
+                moved = (clean.predictions != view.predictions).any(1)
+                changed = float(moved.mean())
+                # A share of a few images is no share: all that may be meant must be small.
+                few = changed == 0 or (changed < FEW and wilson(changed, len(moved))[1] < 2 * FEW)
+                fallen = _bare_falls(view, members) if few else None
                 if fallen is None or (changed and fallen.higher - fallen.lower < FALLEN):
                     continue
                 share = f"Answers changed on {percent(changed)} of" if changed else "No answer changed on any draw of"

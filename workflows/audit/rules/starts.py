@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import stats
 
 from defense.randomness import Omega
 from tasks.attacks import AttackConfig, PGDConfig
@@ -24,6 +25,9 @@ __all__ = ["Starts"]
 
 EXPECTED = 0.25
 """Share of images, beyond what pure noise gives, on which nothing better than the start may be found."""
+
+UNLIKELY = 0.01
+"""p, by the exact binomial test, of a share as large as the one that was found where no more are expected."""
 
 LEAST = 5
 """Images that a share is taken of."""
@@ -78,7 +82,7 @@ class Starts:
         if len(known) < LEAST:
             return
         share, noise = float(np.mean(known)), 1 / (self._attack.steps + 1)
-        if share > EXPECTED + noise:
+        if stats.binomtest(sum(known), len(known), min(EXPECTED + noise, 1), alternative="greater").pvalue < UNLIKELY:
             yield about(
                 "no-gain-over-start",
                 "warning",
