@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -441,5 +442,5 @@ def _plain(value: Any) -> Any:
 
 def _is_foreign(kind: type, name: str) -> bool:
     """Return whether a field is of a class that is not puregrid's: its name may mean anything there."""
-    declaring = next((base for base in kind.__mro__ if name in base.__dict__.get("__annotations__", {})), kind)
+    declaring = next((base for base in kind.__mro__ if name in inspect.get_annotations(base)), kind)
     return declaring.__module__.partition(".")[0] not in ("defense", "tasks", "workflows", "puregrid")

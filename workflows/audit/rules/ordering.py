@@ -352,8 +352,9 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
     A purifier whose output follows its input lets something through on some image. Where not one answer changes,
     the output may not depend on the image that was submitted: images of the test set that are looked up, by content
     or by their number, do this (and clean accuracy does not show it, for it is that of the bare classifier). That is
-    an error. A warning, where answers change on fewer than 5 % of the images and the interval ends below 10 %, at a budget that costs the bare
-    classifier 30 points or more: a memory of most test images, or an attack that does not reach the classifier.
+    an error. A warning, where answers change on fewer than 5 % of the images, with an interval that ends below 10 %,
+    at a budget that costs the bare classifier 30 points or more: a memory of most test images, or an attack that does
+    not reach the classifier.
     The bare classifier's accuracies come from its own cells, or else from the rows of a static attack.
     """
     for members in group_by(all_views, "images"):
