@@ -352,7 +352,7 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
     A purifier whose output follows its input lets something through on some image. Where not one answer changes,
     the output may not depend on the image that was submitted: images of the test set that are looked up, by content
     or by their number, do this (and clean accuracy does not show it, for it is that of the bare classifier). That is
-    an error. A warning, where answers change on fewer than 5 % of the images, with an interval that ends below 10 %,
+    an error. A warning, where answers change on fewer than 5 % of the images, with an interval that ends below 15 %,
     at a budget that costs the bare classifier 30 points or more: a memory of most test images, or an attack that does
     not reach the classifier.
     The bare classifier's accuracies come from its own cells, or else from the rows of a static attack.
@@ -366,7 +366,7 @@ def nothing_changed(all_views: Sequence[View]) -> Iterator[Finding]:
                 moved = (clean.predictions != view.predictions).any(1)
                 changed = float(moved.mean())
                 # A share of a few images is no share: all that may be meant must be small.
-                few = changed == 0 or (changed < FEW and wilson(changed, len(moved))[1] < 2 * FEW)
+                few = changed == 0 or (changed < FEW and wilson(changed, len(moved))[1] < 3 * FEW)
                 fallen = _bare_falls(view, members) if few else None
                 if fallen is None or (changed and fallen.higher - fallen.lower < FALLEN):
                     continue
