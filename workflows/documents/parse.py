@@ -226,7 +226,7 @@ class _Composer:
         if mark is None:
             return NotReadable(str(error.problem or error), syntax=True)
         # A file that ends too early is broken behind its last line.
-        last = max(len(self._text.splitlines()), 1)
+        last = self._text.count("\n") + 1
         problem, line, column = str(error.problem), min(mark.line + 1, last), mark.column + 1
         text = self._text.splitlines()[mark.line : mark.line + 1]
         if text and "\t" in text[0][: len(text[0]) - len(text[0].lstrip())]:
