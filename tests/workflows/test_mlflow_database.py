@@ -303,6 +303,49 @@ class TestBroken:
         assert (store / f"{aside.name}-journal").read_bytes() == b"of the old one"
         assert not (store / "mlflow.db-journal").exists()
 
+    def test_what_was_being_set_aside_at_a_kill_keeps_one_name(
+        self, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The journal has gone, the database has not: the next run puts it beside its journal."""
+        path, rename = store / "mlflow.db", Path.rename
+
+        def killed(self: Path, target: Path) -> Path:
+            if self == path:
+                raise KeyboardInterrupt
+            return rename(self, target)
+
+        path.write_bytes(b"garbage")
+        (store / "mlflow.db-journal").write_bytes(b"of the old one")
+        with monkeypatch.context() as kill, pytest.raises(KeyboardInterrupt):
+            kill.setattr(Path, "rename", killed)
+            prepare(f"sqlite:///{path}", store, lambda _: None)
+        (journal,) = store.glob("mlflow.db.broken-*-journal")
+        prepare(f"sqlite:///{path}", store, lambda _: None)
+        assert (store / journal.name.removesuffix("-journal")).read_bytes() == b"garbage"
+        assert journal.read_bytes() == b"of the old one" and len(list(store.glob("mlflow.db.broken-*"))) == 2
+
+    def test_a_journal_that_was_left_without_its_database_is_never_taken_for_another_ones(
+        self, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Maker:
+            def __init__(self, uri: str, seconds: float) -> None:
+                Path(uri.removeprefix("sqlite:///")).write_bytes(whole)
+
+            def search_experiments(self, max_results: int) -> None:
+                pass
+
+        monkeypatch.setattr(mlflow_database, "BoundedClient", Maker)
+        store, path = tmp_path, tmp_path / "mlflow.db"
+        (store / "mlflow.db-journal").write_bytes(b"of one that is gone")
+        prepare(f"sqlite:///{path}", store, lambda _: None)
+        path.write_bytes(b"garbage")
+        (store / "mlflow.db-journal").write_bytes(b"of this one")
+        prepare(f"sqlite:///{path}", store, lambda _: None)
+        (aside,) = store.glob("mlflow.db.broken-*[0-9]")
+        assert (store / f"{aside.name}-journal").read_bytes() == b"of this one"
+        (left,) = store.glob("mlflow.db.left-*")
+        assert left.read_bytes() == b"of one that is gone"
+
     def test_one_that_is_locked_is_not_broken(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path, connect = store / "mlflow.db", sqlite3.connect
         monkeypatch.setattr(sqlite3, "connect", lambda *a, **o: connect(*a, **{**o, "timeout": 0.1}))
@@ -401,7 +444,8 @@ def test_killed_at_any_moment_the_next_run_heals_it(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert trouble(path) is None and not list(store.glob(".mlflow.db.new-*"))
     assert sorted(runs_of(path).values()) == [1, 1, 1]
-    assert len(list(store.glob("mlflow.db.broken-*"))) == 1
+    aside = {file.name for file in store.glob("mlflow.db.broken-*")}  # what SQLite kept beside it has its name
+    assert len({name.removesuffix("-journal") for name in aside}) == 1
 
 
 @pytest.mark.slow

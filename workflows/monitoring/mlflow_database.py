@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import re
 import shlex
@@ -282,11 +283,7 @@ def set_aside(path: Path, why: str, say: Callable[[str], None]) -> Path:
         why: What is wrong with it.
         say: Is told.
     """
-    now, number = f"{datetime.now(UTC):%Y%m%dT%H%M%S}", 1
-    target = path.with_name(f"{path.name}.broken-{now}")
-    while os.path.lexists(target):
-        number += 1
-        target = path.with_name(f"{path.name}.broken-{now}-{number}")
+    target = _begun(path) or _unused(path)
     _move_companions(path, target)  # first: a journal that stays would be played back into the next database
     path.rename(target)
     say(
@@ -294,6 +291,28 @@ def set_aside(path: Path, why: str, say: Callable[[str], None]) -> Path:
         "deleted, and a new one is made from the rows. "
         f"`puregrid track --store {shlex.quote(str(path.parent))}` logs all sweeps of this store again."
     )
+    return target
+
+
+def _begun(path: Path) -> Path | None:
+    """Where a process was setting the database aside when it was killed: companions are there, and it is not."""
+    for end in _COMPANIONS:
+        for companion in path.parent.glob(f"{glob.escape(path.name)}.broken-*{end}"):
+            target = companion.with_name(companion.name.removesuffix(end))
+            if not os.path.lexists(target) and not any(
+                os.path.lexists(f"{path}{other}") and os.path.lexists(f"{target}{other}") for other in _COMPANIONS
+            ):
+                return target
+    return None
+
+
+def _unused(path: Path) -> Path:
+    """A name for a database that is set aside now."""
+    now, number = f"{datetime.now(UTC):%Y%m%dT%H%M%S}", 1
+    target = path.with_name(f"{path.name}.broken-{now}")
+    while os.path.lexists(target):
+        number += 1
+        target = path.with_name(f"{path.name}.broken-{now}-{number}")
     return target
 
 
@@ -313,7 +332,7 @@ def _make(path: Path) -> None:
         BoundedClient(f"sqlite:///{made}", _MAKING_SECONDS).search_experiments(max_results=1)
         with made.open("rb+") as file:
             os.fsync(file.fileno())
-        _move_companions(path, path.with_name(f"{path.name}.broken-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
+        _move_companions(path, path.with_name(f"{path.name}.left-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
         with contextlib.suppress(FileExistsError):
             try:
                 os.link(made, path)
