@@ -24,9 +24,12 @@ from workflows.engine.worker import UnitWorker
 from workflows.formats import render
 from workflows.formats.machine import csv
 from workflows.grid.load import Sweep, load_sweep
+from workflows.monitoring.mlflow_client import BoundedClient
 from workflows.planning.plan import Plan, make_plan
 from workflows.results.reader import Results
 from workflows.store import Store
+from workflows.tracking.experiments import Places
+from workflows.tracking.runs import Run, RunLog
 from workflows.tracking.track import default_uri, track
 
 ASSETS = Path(__file__).parents[2] / "defense" / "assets"
@@ -72,6 +75,7 @@ class Moment:
     counts: dict[str, int]
     rows: dict[str, Counter[tuple[Any, ...]]]
     files: dict[str, tuple[int, str]]
+    calls: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,15 @@ def _moment(store: Store, sweep: Sweep, uri: str) -> Moment:
     from mlflow import MlflowClient
 
     analysis = Analysis(Results(store, sweep), audit=False)
-    parent = track(uri, analysis, versions={"python": "3.x", "torch": "2.y"})
+    calls, method = Counter[str](), BoundedClient.__getattr__
+
+    def counted(client: BoundedClient, name: str) -> Any:
+        calls[name] += 1
+        return method(client, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundedClient, "__getattr__", counted)
+        parent = track(uri, analysis, versions={"python": "3.x", "torch": "2.y"})
     client = MlflowClient(tracking_uri=uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = {run.info.run_id: run for run in client.search_runs(experiments)}
@@ -129,7 +141,7 @@ def _moment(store: Store, sweep: Sweep, uri: str) -> Moment:
         for path in artifacts.rglob("*")
         if path.is_file()
     }
-    return Moment(parent, analysis, runs, {t: sum(c.values()) for t, c in rows.items()}, rows, files)
+    return Moment(parent, analysis, runs, {t: sum(c.values()) for t, c in rows.items()}, rows, files, calls)
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +358,55 @@ class TestAgain:
         assert {key: run.info.status for key, run in after.runs.items()} == {
             key: run.info.status for key, run in before.runs.items()
         }
+
+    def test_a_new_run_takes_four_requests_a_changed_one_at_most_two_and_one_that_is_as_it_should_be_none(
+        self, story: Story
+    ) -> None:
+        """Beside lists of runs, and one line of history for each curve that has new points."""
+        always = {"search_runs", "get_experiment_by_name", "get_run"}
+        runs = len(story.moments[0].runs)
+        new, same, changed, same_again = ({**moment.calls} for moment in story.moments)
+        assert {name: n for name, n in new.items() if name not in always} == {
+            "create_experiment": 1,
+            "create_run": runs,
+            "log_batch": runs,
+            "log_inputs": runs - 1,  # the parent has no data set
+            "set_terminated": runs,
+        }
+        assert set(same) <= always and set(same_again) <= always and same["get_run"] == 1
+        assert {name: n for name, n in changed.items() if name not in always} == {
+            "update_run": 1,  # the parent runs again
+            "log_batch": runs,
+            "get_metric_history": sum(
+                name.startswith("avg by eps/") for run in story.children for name in run.data.metrics
+            ),
+            "set_terminated": runs,
+        }
+
+    def test_two_drivers_without_a_lock_share_the_runs_and_each_is_there_once(
+        self, story: Story, tmp_path: Path
+    ) -> None:
+        """The second begins two runs and ends one of them after the first has asked what is there."""
+        from mlflow import MlflowClient
+
+        uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+        client, sweep = BoundedClient(uri), story.sweep
+        first, second = (RunLog(client, sweep, Places(tmp_path)) for _ in range(2))
+        parent, *children = (
+            Run(f"key-{n}", f"run {n}", True, params={"n": n}, metrics={"m": float(n)}, curves={"c": {0: 1.0, 1: n}})
+            for n in range(6)
+        )
+        second._begin(children[3], None)
+        second.write(children[4], [])
+        first._listed_at = -1e9
+        first.write(parent, children)
+        assert not first.another_driver_won()
+        runs = {run.info.run_name: run for run in MlflowClient(tracking_uri=uri).search_runs([first._experiment])}
+        assert sorted(runs) == [f"run {n}" for n in range(6)]
+        for n, (_, run) in enumerate(sorted(runs.items())):
+            assert run.data.metrics == {"m": float(n), "c": float(n)} and run.info.status == "FINISHED"
+            assert len(client.get_metric_history(run.info.run_id, "m")) == 1
+            assert [point.step for point in client.get_metric_history(run.info.run_id, "c")] == [0, 1]
 
     def test_new_rows_update_the_same_runs(self, story: Story) -> None:
         partial, complete = story.moments[1], story.moments[2]

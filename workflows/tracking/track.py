@@ -13,8 +13,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from defense.spec import digest
 from workflows.analysis import Analysis
 from workflows.audit import counts, rules_on
@@ -28,7 +26,7 @@ from workflows.tables.table import records
 from workflows.tracking.aliases import OUTCOMES, restore_baselines
 from workflows.tracking.experiments import Places
 from workflows.tracking.metrics import beside, budget, plain
-from workflows.tracking.runs import RunLog
+from workflows.tracking.runs import Run, RunLog
 
 __all__ = ["default_uri", "track"]
 
@@ -73,59 +71,89 @@ def track(
         run: The record of the run, whose rates and utilisation the parent gets; a run that had nothing to compute
             leaves those of the one before.
     """
-    sweep, store_uri, findings = analysis.sweep, analysis.results.store.uri, analysis.audited
-    robustness, cost = analysis.robustness, analysis.cost
+    sweep, store_uri = analysis.sweep, analysis.results.store.uri
+    robustness = analysis.robustness
     client, places = BoundedClient(uri), Places.of(uri, store_uri)
-    log = RunLog(client, sweep, places)
     complete = complete and (robustness.empty or bool((robustness["images"] == robustness["planned"]).all()))
-    parent = log.run(sweep.id, sweep.name, None)
-    tags = {f"version.{name}": version for name, version in (versions or {}).items()}
-    log.tags(parent, {"puregrid.complete": str(complete).lower(), **tags})
-    log.params(parent, {"cells": len(sweep.cells), "sweep": sweep.name})
-    markdown = render(analysis, "md")
-    log.tags(parent, {"mlflow.note.content": _note(markdown)})
-    seconds = float(cost["seconds"].sum())
-    log.metrics(
-        parent, {"cost/seconds": seconds, "cost/denoiser_evaluations": float(cost["denoiser_evaluations"].sum())}
-    )
-    if run is not None and run["units"]:
-        log.metrics(parent, {f"run/{name}": float(run[name]) for name in _RUN})
-    log.texts(
-        parent,
-        {
-            "sweep.yaml": sweep.text,
-            **{f"tables/{table.name}.csv": csv(table, findings) for table in analysis.tables},
-            "tables/tables.json": render(analysis, "json"),
-            "tables/tables.md": markdown,
-        },
-    )
-    if outcomes is not None:
-        log.texts(parent, {OUTCOMES: outcomes})
-    if findings is not None:
-        log.texts(parent, {"findings.json": json.dumps([finding.as_dict() for finding in findings], indent=1) + "\n"})
-        log.metrics(parent, {f"findings/{severity}": float(n) for severity, n in counts(findings).items()})
-    rows = {row["cell"]: row for row in records(robustness)}
-    groups: dict[str, list[Cell]] = {}
-    for cell in sweep.cells:
-        groups.setdefault(_group(cell), []).append(cell)
-    for key, members in groups.items():
-        cell, measured = members[0], [rows[member.id] for member in members if member.id in rows]
-        ids = {member.id for member in members}
-        child = log.run(digest(sweep.id + key), _name(sweep, cell), parent)
-        log.params(child, _params(cell))
-        log.dataset(child, cell)
-        if findings is not None:
-            log.tags(child, {"puregrid.findings": rules_on(findings, ids) or "none"})
-        further = beside(analysis, members)
-        log.metrics(child, {**_metrics(measured), **_together(analysis.combined, ids), **further.metrics})
-        log.curves(child, {**_curves(measured), **further.curves})
-        log.finish(child, complete or (bool(measured) and all(row["images"] == row["planned"] for row in measured)))
-    log.finish(parent, complete)
+    log = RunLog(client, sweep, places)
+    parent = log.write(_parent(analysis, versions or {}, outcomes, complete, run), _children(analysis, complete))
     if places.store is not None and is_own(uri, places.store):
         restore_baselines(client, sweep, parent, places.store)
     if log.another_driver_won():
         return track(uri, analysis, versions=versions, outcomes=outcomes, complete=complete, run=run)
     return parent
+
+
+def _parent(
+    analysis: Analysis,
+    versions: Mapping[str, str],
+    outcomes: str | None,
+    complete: bool,
+    run: Mapping[str, Any] | None,
+) -> Run:
+    sweep, cost, findings = analysis.sweep, analysis.cost, analysis.audited
+    markdown = render(analysis, "md")
+    metrics = {
+        "cost/seconds": float(cost["seconds"].sum()),
+        "cost/denoiser_evaluations": float(cost["denoiser_evaluations"].sum()),
+    }
+    if run is not None and run["units"]:
+        metrics |= {f"run/{name}": float(run[name]) for name in _RUN}
+    texts = {
+        "sweep.yaml": sweep.text,
+        **{f"tables/{table.name}.csv": csv(table, findings) for table in analysis.tables},
+        "tables/tables.json": render(analysis, "json"),
+        "tables/tables.md": markdown,
+    }
+    if outcomes is not None:
+        texts[OUTCOMES] = outcomes
+    if findings is not None:
+        texts["findings.json"] = json.dumps([finding.as_dict() for finding in findings], indent=1) + "\n"
+        metrics |= {f"findings/{severity}": float(n) for severity, n in counts(findings).items()}
+    return Run(
+        sweep.id,
+        sweep.name,
+        complete,
+        tags={
+            "puregrid.complete": str(complete).lower(),
+            **{f"version.{name}": version for name, version in versions.items()},
+            "mlflow.note.content": _note(markdown),
+        },
+        params={"cells": len(sweep.cells), "sweep": sweep.name},
+        metrics=metrics,
+        texts=texts,
+    )
+
+
+def _children(analysis: Analysis, complete: bool) -> list[Run]:
+    """A run for the cells that differ in attack and budget alone."""
+    sweep, findings = analysis.sweep, analysis.audited
+    rows, together = {row["cell"]: row for row in records(analysis.robustness)}, records(analysis.combined)
+    runs = []
+    for key, members in _groups(sweep).items():
+        cell, measured = members[0], [rows[member.id] for member in members if member.id in rows]
+        ids = {member.id for member in members}
+        further = beside(analysis, members)
+        runs.append(
+            Run(
+                digest(sweep.id + key),
+                _name(sweep, cell),
+                complete or (bool(measured) and all(row["images"] == row["planned"] for row in measured)),
+                tags={} if findings is None else {"puregrid.findings": rules_on(findings, ids) or "none"},
+                params=_params(cell),
+                metrics={**_metrics(measured), **_together(together, ids), **further.metrics},
+                curves={**_curves(measured), **further.curves},
+                cell=cell,
+            )
+        )
+    return runs
+
+
+def _groups(sweep: Sweep) -> dict[str, list[Cell]]:
+    groups: dict[str, list[Cell]] = {}
+    for cell in sweep.cells:
+        groups.setdefault(_group(cell), []).append(cell)
+    return groups
 
 
 def _name(sweep: Sweep, cell: Cell) -> str:
@@ -193,10 +221,10 @@ def _metrics(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     return metrics
 
 
-def _together(combined: pd.DataFrame, cells: set[str]) -> dict[str, float]:
+def _together(combined: Iterable[dict[str, Any]], cells: set[str]) -> dict[str, float]:
     """Return the metrics of several attacks on these cells."""
     metrics: dict[str, float] = {}
-    for row in records(combined):
+    for row in combined:
         if not cells.issuperset(row["cells"]):
             continue
         where = f"{row['attacks']} attacks {row['norm']} {budget(row['eps'])}"
