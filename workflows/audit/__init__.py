@@ -14,7 +14,7 @@ from dataclasses import replace
 from workflows.audit.data import DataSets
 from workflows.audit.excess import REPORT_LEVEL, Comparisons, comparisons, of_report
 from workflows.audit.finding import SEVERITIES, SILENCED, Finding, Severity, counts, rules_on
-from workflows.audit.names import names_beside
+from workflows.audit.names import NamesBeside
 from workflows.audit.rules import (
     answers,
     autoattack,
@@ -134,7 +134,8 @@ def findings(results: Results, *, images: bool = True) -> list[Finding]:
     with comparisons() as tests:
         found = list(_found(results, images))
     corrected = [_of_report(finding, tests) for finding in found]
-    named = [replace(finding, names=names_beside(sweep, finding.cells)) for finding in corrected]
+    beside = NamesBeside(sweep)
+    named = [replace(finding, names=beside.of(finding.cells)) for finding in corrected]
     ordered = sorted(named, key=lambda finding: SEVERITIES.index(finding.severity))  # stable: in the rules' order
     return silenced(sweep, ordered)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -12,9 +13,9 @@ from workflows.audit import SEVERITIES, Finding, counts
 from workflows.tables.table import Table, records
 
 __all__ = [
+    "CellNames",
     "NumberedFinding",
     "auditor_line",
-    "cell_names",
     "evidence_text",
     "heading",
     "numbered_findings",
@@ -88,10 +89,10 @@ def auditor_line(findings: Sequence[Finding]) -> str:
 
 def numbered_findings(findings: Sequence[Finding], tables: Sequence[Table]) -> list[NumberedFinding]:
     """Describe all findings, naming cells as the robustness table among these tables does."""
-    frame = next((table.frame for table in tables if table.name == "robustness"), pd.DataFrame())
+    names_of = CellNames(next((table.frame for table in tables if table.name == "robustness"), pd.DataFrame())).of
     numbered = []
     for number, finding in enumerate(findings, 1):
-        names = cell_names(finding, frame)
+        names = names_of(finding)
         cells = "; ".join(names[:_SHOWN_CELLS])
         cells += f"; and {len(names) - _SHOWN_CELLS} more" if len(names) > _SHOWN_CELLS else ""
         words = (finding.text, cells, evidence_text(finding), finding.action, reason(finding))
@@ -110,29 +111,49 @@ def on_lines(tables: Sequence[Table], findings: Sequence[Finding]) -> set[int]:
     return {number for table in tables for marks in table.marks(findings) for number in marks}
 
 
-def cell_names(finding: Finding, robustness: pd.DataFrame) -> list[str]:
-    """Return the names of a finding's cells in tables, or the defence if all of its cells are meant."""
-    beside = list(finding.names)
-    if robustness.empty:
-        return beside
-    if set(robustness["cell"]) <= set(finding.cells):
-        every = "all cells" if len(robustness) > 1 else "the cell"
-        return [f"{every} of the robustness table", *beside] if beside else [every]
-    several = [name for name in ("dataset", "seed") if robustness[name].nunique() > 1]
-    names = []
-    for key, lines in robustness.groupby(["classifier", "defence", *several], sort=False):
-        classifier, defence, *extra = map(str, key)
-        where = ", ".join([classifier, defence, *(f"{n} {v}" for n, v in zip(several, extra, strict=True))])
-        meant = records(lines[lines["cell"].isin(finding.cells)])
-        if len(meant) == len(lines) > 1:
-            names.append(f"{where}, all {len(meant)} cells")
-            continue
-        attacks = [
-            "clean" if line["attack"] == "clean" else f"{line['attack']} eps {format_eps(line['eps'])}"
-            for line in meant
-        ]
-        names += [f"{where}, {attack}" for attack in attacks]
-    return names + beside
+class CellNames:
+    """What tables call the cells of findings.
+
+    Arguments:
+        robustness: The frame of the robustness table.
+    """
+
+    def __init__(self, robustness: pd.DataFrame) -> None:
+        self._cells = set() if robustness.empty else set(robustness["cell"])
+        self._lines: list[tuple[str, list[dict[str, Any]]]] = []
+        """Each classifier and defence with its lines."""
+        self._place: dict[str, int] = {}
+        if robustness.empty:
+            return
+        several = [name for name in ("dataset", "seed") if robustness[name].nunique() > 1]
+        lines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for line in records(robustness):
+            key = tuple(str(line[name]) for name in ("classifier", "defence", *several))
+            lines.setdefault(key, []).append(line)
+        for place, ((classifier, defence, *extra), members) in enumerate(lines.items()):
+            where = [classifier, defence, *(f"{n} {v}" for n, v in zip(several, extra, strict=True))]
+            self._lines.append((", ".join(where), members))
+            self._place |= {line["cell"]: place for line in members}
+
+    def of(self, finding: Finding) -> list[str]:
+        """Return the names of a finding's cells, or the defence if all of its cells are meant."""
+        beside, cells = list(finding.names), set(finding.cells)
+        if not self._cells:
+            return beside
+        if self._cells <= cells:
+            every = "all cells" if len(self._place) > 1 else "the cell"
+            return [f"{every} of the robustness table", *beside] if beside else [every]
+        names = []
+        for place in sorted({self._place[cell] for cell in cells if cell in self._place}):
+            where, lines = self._lines[place]
+            meant = [line for line in lines if line["cell"] in cells]
+            if len(meant) == len(lines) > 1:
+                names.append(f"{where}, all {len(meant)} cells")
+                continue
+            for line in meant:
+                budget = "" if line["attack"] == "clean" else f" eps {format_eps(line['eps'])}"
+                names.append(f"{where}, {line['attack']}{budget}")
+        return names + beside
 
 
 def evidence_text(finding: Finding) -> str:

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from workflows.analysis import Analysis
 from workflows.audit import SILENCED, Finding, counts
-from workflows.formats.findings import cell_names, evidence_text, reason, tally
+from workflows.formats.findings import CellNames, evidence_text, reason, tally
 from workflows.formats.html import lines_of, table_html
 from workflows.formats.machine import csv, frame_csv
 from workflows.report.charts import DARK, LIGHT, style
@@ -44,7 +44,7 @@ def report(analysis: Analysis, *, command: str, images: int | None = None) -> st
         command: The command that reproduces it, for the provenance.
         images: Cells to show images of, before anything else; None for as many as there is place for.
     """
-    findings = analysis.audited or []
+    findings, names = analysis.audited or [], CellNames(analysis.robustness)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
     )
@@ -54,7 +54,7 @@ def report(analysis: Analysis, *, command: str, images: int | None = None) -> st
         [_figure(figure) for figure in figures(analysis)],
         [_table(table, findings) for table in analysis.tables if table.for_people],
         [(group, list(uris(group))) for group in shown.groups],
-        [_finding(finding, analysis) for finding in findings],
+        [_finding(finding, names.of(finding)) for finding in findings],
     )
     sentences = analysis.summary
     if len(sentences) > _SENTENCES:
@@ -192,9 +192,8 @@ def _table(table: Table, findings: Sequence[Finding]) -> dict[str, Any]:
     return {"table": table, "name": table.name, "lines": lines_of(table, findings), "csv": file, "suffix": suffix}
 
 
-def _finding(finding: Finding, analysis: Analysis) -> dict[str, Any]:
-    """Return what the page shows of a finding."""
-    cells = cell_names(finding, analysis.robustness)
+def _finding(finding: Finding, cells: list[str]) -> dict[str, Any]:
+    """Return what the page shows of a finding and the names of its cells."""
     if len(cells) > _CELLS:
         cells = [*cells[:_CELLS], f"and {len(cells) - _CELLS} more"]
     return {

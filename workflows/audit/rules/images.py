@@ -6,7 +6,10 @@ of their fingerprints; cards of older versions have the digest alone, and name t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,7 @@ def check_data(all_views: Sequence[View], sets: DataSets) -> Iterator[Finding]:
     so that a reader knows. The third is an error: weights whose training images are those that are judged, all of
     them (by digest) or more than 1 % (pixel by pixel).
     """
+    card_of, known_to = cache(_card), cache(_known)  # once for all cells, and again in the next report
     for members in group_by(all_views, "images"):
         dataset = members[0].cell.images.dataset
         ids = sorted({int(i) for view in members for i in view.image_ids})
@@ -84,21 +88,31 @@ def check_data(all_views: Sequence[View], sets: DataSets) -> Iterator[Finding]:
                 {"images": len(labels), "class": int(labels[0])},
                 "Take images of all classes: `images: {every: N}` where they are sorted.",
             )
-        yield from _trained_on(members, data, marks)
+        yield from _trained_on(members, data, marks, card_of, known_to)
 
 
-def _trained_on(members: Sequence[View], data: ImageSet, marks: npt.NDArray[np.uint64]) -> Iterator[Finding]:
-    networks: dict[str, tuple[dict[str, Any], Path, list[View]]] = {}
+def _trained_on(
+    members: Sequence[View],
+    data: ImageSet,
+    marks: npt.NDArray[np.uint64],
+    card_of: Callable[[Path], _Card | None],
+    known_to: Callable[[_Card], npt.NDArray[np.uint64] | None],
+) -> Iterator[Finding]:
+    networks: dict[str, tuple[_Card, list[View]]] = {}
     for view in members:
         parts = [("the classifier", view.cell.classifier), *view.cell.defence.purifier.parts()]
         for name, part in parts:
             place = getattr(part, "weights", None) or getattr(part, "path", None)
-            found = _card(Path(place)) if isinstance(place, str) else None
+            found = card_of(Path(place)) if isinstance(place, str) else None
             if found is not None:
                 what = name if part is view.cell.classifier else f"the purifier's {name}"
-                networks.setdefault(f"{what} ({Path(place or '').name})", (*found, []))[2].append(view)
-    for name, (card, folder, views) in networks.items():
-        seen = _seen(card, folder, data, marks)
+                networks.setdefault(f"{what} ({Path(place or '').name})", (found, []))[1].append(view)
+    for name, (card, views) in networks.items():
+        if card.data.get("train_digest") == data.digest():
+            seen = len(marks)
+        else:  # as far as the card tells
+            known = known_to(card)
+            seen = 0 if known is None else int(np.isin(marks, known).sum())
         if seen > DUPLICATES * len(marks):
             yield about(
                 "trained-on-judged-images",
@@ -111,8 +125,21 @@ def _trained_on(members: Sequence[View], data: ImageSet, marks: npt.NDArray[np.u
             )
 
 
-def _card(place: Path) -> tuple[dict[str, Any], Path] | None:
-    """Return the training card of weights and its folder; None where there is none, or it is of other weights."""
+@dataclass(frozen=True, eq=False)
+class _Card:
+    """The training card of weights, and its folder."""
+
+    content: dict[str, Any]
+    folder: Path
+
+    @property
+    def data(self) -> dict[str, Any]:
+        data: dict[str, Any] = self.content.get("data", {})
+        return data
+
+
+def _card(place: Path) -> _Card | None:
+    """Return the training card of weights; None where there is none, or it is of other weights."""
     folder = place if place.is_dir() else place.parent
     try:
         card = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
@@ -121,26 +148,23 @@ def _card(place: Path) -> tuple[dict[str, Any], Path] | None:
         same = all(sha256_file(folder / name) == sha256 for name, sha256 in mine.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
-    return (card, folder) if same else None
+    return _Card(card, folder) if same else None
 
 
-def _seen(card: dict[str, Any], folder: Path, data: ImageSet, marks: npt.NDArray[np.uint64]) -> int:
-    """Return how many of the judged images a network was trained on, as far as its card tells."""
-    trained = card.get("data", {})
-    if trained.get("train_digest") == data.digest():
-        return len(marks)
-    known = _fingerprints(card, folder)
-    if known is None:
-        # The data set that the card names may not be here, or no longer what it was.
-        try:
-            config = DatasetConfig.from_entry({**card["config"]["dataset"], "split": "train"})
-            if trained.get("train_images", MOST) * data.images[0].size > MOST:
-                return 0
-            images = config.resolved(Path.cwd()).load()
-        except (PuregridError, OSError, ValueError, KeyError, TypeError):
-            return 0
-        known = images.fingerprints() if images.digest() == trained.get("train_digest") else marks[:0]
-    return int(np.isin(marks, known).sum())
+def _known(card: _Card) -> npt.NDArray[np.uint64] | None:
+    """Return the fingerprints of the images that a network was trained on; None where its card tells too little."""
+    known = _fingerprints(card.content, card.folder)
+    if known is not None:
+        return known
+    # The data set that the card names may not be here, or no longer what it was.
+    try:
+        config = DatasetConfig.from_entry({**card.content["config"]["dataset"], "split": "train"})
+        if card.data.get("train_images", MOST) * math.prod(config.image_shape) > MOST:
+            return None
+        images = config.resolved(Path.cwd()).load()
+    except (PuregridError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return images.fingerprints() if images.digest() == card.data.get("train_digest") else None
 
 
 def _fingerprints(card: dict[str, Any], folder: Path) -> npt.NDArray[np.uint64] | None:
