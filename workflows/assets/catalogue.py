@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from defense.errors import InvalidInput, nearest
 from workflows.assets.bundled import bundled_sweeps
+from workflows.assets.fields import FieldText, described
 
 if TYPE_CHECKING:
     from defense.spec import Spec
 
-__all__ = ["KINDS", "catalogue", "kinds"]
+__all__ = ["KINDS", "catalogue", "details", "kinds"]
 
 # Each kind imports what it needs on first use: a list of sweeps needs no torch.
 
@@ -28,9 +29,63 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
     return KINDS[kind][1]()
 
 
+def details(kind: str, name: str) -> dict[str, Any]:
+    """Return one entry of a kind with what each of its fields is.
+
+    Raises:
+        InvalidInput: Unknown kind or name.
+    """
+    entries = {entry["name"]: entry for entry in catalogue(kind)}
+    if name not in entries:
+        raise InvalidInput(f"there are no {kind} of the name {name!r}; {nearest(name, sorted(entries))}")
+    model = _model(kind, name)
+    fields = [] if model is None else [field.as_dict() for field in described(*model)]
+    if kind == "purifiers":
+        fields += [field.as_dict() for field in _OF_DEFENCES]
+    return {**entries[name], "fields": fields or entries[name]["fields"]}
+
+
+def _model(kind: str, name: str) -> tuple[type[Spec], str] | None:
+    """The config class of an entry, and the field that names it; None where there is no class for it alone."""
+    if kind == "attacks":
+        from tasks.attacks import ATTACKS
+
+        return ATTACKS.get(name), "attack"
+    if kind == "classifiers":
+        from defense.classifiers import ClassifierConfig
+
+        return ClassifierConfig, "classifier"
+    if kind == "corruptions":
+        from tasks.corruptions.config import CorruptionConfig
+
+        return CorruptionConfig, "corruption"
+    if kind == "datasets":
+        from tasks.datasets import DATASETS
+
+        return DATASETS.get(name), "dataset"
+    if kind == "denoisers":
+        from defense.denoisers import DENOISERS
+
+        return DENOISERS.get(name), "format"
+    if kind == "purifiers":
+        from defense.purifiers import PURIFIERS
+
+        return PURIFIERS.get(name), "purifier"
+    return None
+
+
 def kinds() -> list[dict[str, Any]]:
     """Return the kinds themselves as entries."""
     return [{"name": name, "summary": summary, "fields": []} for name, (summary, _) in KINDS.items()]
+
+
+_OF_DEFENCES = (
+    FieldText("draws", "whole number from 1", "1", "How often each image is purified and judged.", False),
+    FieldText(
+        "aggregation", "single | mean-probability | majority-vote", "single", "What becomes of the draws.", False
+    ),
+)
+"""What an entry of ``defences`` has beside its purifier."""
 
 
 def _attacks() -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from workflows.cli.output import OutputLost, say, steady_streams, tell
 from workflows.cli.probing import probe
 from workflows.cli.results import compact, report, tables
 from workflows.cli.running import plan, run, status
+from workflows.cli.starting import init, schema
 from workflows.cli.tracking import track
 
 __all__ = ["app", "main"]
@@ -49,7 +50,22 @@ def _options(
     """Evaluate diffusion-based adversarial purification on a grid, on one machine or a Ray cluster."""
 
 
-for command in (plan, run, status, tables, compare, check, promote, compact, report, probe, track, train):
+for command in (
+    plan,
+    run,
+    status,
+    tables,
+    compare,
+    check,
+    promote,
+    compact,
+    report,
+    probe,
+    track,
+    train,
+    init,
+    schema,
+):
     app.command()(command)
 app.command("list")(list_)
 app.add_typer(data, name="data")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from defense.errors import InvalidInput
 from defense.files import path_of
 from workflows.cli.base import AsJson, NoPlugins, errors, say, tell
+from workflows.cli.output import width
 
 __all__ = ["data", "list_", "train"]
 
@@ -57,21 +59,42 @@ def list_(
         str | None,
         typer.Argument(metavar="KIND", help="purifiers, attacks, datasets, ...; without it, list the kinds."),
     ] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One of them: what each of its fields is.")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
-    """List the names that a sweep file can use, and the bundled sweeps."""
+    """List the names that a sweep file can use, the fields of one, and the bundled sweeps."""
     with errors():
-        from workflows.assets.catalogue import catalogue, kinds
+        from workflows.assets.catalogue import catalogue, details, kinds
 
+        if name is not None:
+            entry = details(str(what), name)
+            tell(json.dumps(entry, indent=1) if json_ else "\n".join(_detailed(entry)))
+            return
         entries = kinds() if what is None else catalogue(what)
         if json_:
             tell(json.dumps(entries, indent=1))
         else:
-            width = max(len(entry["name"]) for entry in entries) + 2
+            indent = max(len(entry["name"]) for entry in entries) + 2
             for entry in entries:
-                tell(f"{entry['name']:<{width}}{entry['summary']}")
+                tell(f"{entry['name']:<{indent}}{entry['summary']}")
                 if entry["fields"]:
-                    tell(f"{'':<{width}}fields: {', '.join(entry['fields'])}")
+                    tell(f"{'':<{indent}}fields: {', '.join(entry['fields'])}")
+
+
+def _detailed(entry: dict[str, Any]) -> list[str]:
+    """The fields of an entry, each with its type, its default and what it means."""
+    room = min(width() or 120, 120)
+    lines = [f"{entry['name']}: {entry['summary']}"]
+    for field in entry["fields"]:
+        if isinstance(field, str):
+            lines.append(f"  {field}")
+            continue
+        default = "must be given" if field["required"] else f"default {field['default']}" if field["default"] else ""
+        lines += ["", f"  {field['name']}: {', '.join(filter(None, [field['type'], default]))}"]
+        lines += textwrap.wrap(field["text"], room - 6, initial_indent="      ", subsequent_indent="      ")
+    return lines
 
 
 data = typer.Typer(help="Fetch or verify data sets.", no_args_is_help=True, rich_markup_mode=None)

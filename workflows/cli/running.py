@@ -61,11 +61,14 @@ def plan(
 ) -> None:
     """Show cells, units and cost of a sweep without running it; with --calibrate, run a few units to predict it."""
     with errors(plugins=not no_plugins):
-        loaded, opened = open_sweep(sweep, set_, store)
-        from workflows.planning.plan import make_plan
-        from workflows.planning.summary import summarise
+        from workflows.monitoring.progress import phase
 
-        planned = make_plan(loaded)
+        with phase("reading the sweep, and its weights and data"):
+            loaded, opened = open_sweep(sweep, set_, store)
+            from workflows.planning.plan import make_plan
+            from workflows.planning.summary import summarise
+
+            planned = make_plan(loaded)
         if preflight and not calibrate:  # which does it where units are computed
             from workflows.preflight import preflight as ask_once
 
@@ -176,7 +179,10 @@ def run(
 ) -> None:
     """Compute the missing units of a sweep and print its tables; run again to continue."""
     with errors(plugins=not no_plugins):
-        loaded, opened = open_sweep(sweep, set_, store, writes=True)
+        from workflows.monitoring.progress import phase
+
+        with phase("reading the sweep, and its weights and data"):
+            loaded, opened = open_sweep(sweep, set_, store, writes=True)
         if log is not None:
             writable(log, "the log", where="--log")
         wanted = "--strict-tracking" if strict_tracking else ""

@@ -19,7 +19,7 @@ from workflows.engine.loop import RunOutcome, run_plan
 from workflows.engine.pool import Pool
 from workflows.grid.load import Sweep
 from workflows.monitoring.events import log_event, log_to
-from workflows.monitoring.progress import SweepProgress
+from workflows.monitoring.progress import SweepProgress, phase
 from workflows.monitoring.run_record import RunRecord, RunRecorder
 from workflows.planning.costs import Cost, Pace, missing_work
 from workflows.planning.forecast import default_workers
@@ -134,7 +134,8 @@ class Execution:
                 units=committed.missing,
                 workers=workers,
             )
-            pool = self._pool(workers, committed.missing, recorder)
+            with phase(f"starting {workers} workers"):
+                pool = self._pool(workers, committed.missing, recorder)
             outcome, state = RunOutcome(), "failed"
             try:
                 outcome = self._compute(committed, pool, recorder)
@@ -164,9 +165,15 @@ class Execution:
     def _compute(self, committed: Committed, pool: Pool, recorder: RunRecorder) -> RunOutcome:
         """Have the workers compute what is missing, with a progress bar and a record that is kept up to date."""
         total, done = (self._plan.units, len(committed)) if self._purpose == "run" else (committed.missing, 0)
-        with SweepProgress(total, done, missing_work(committed), quiet=self._options.quiet) as progress:
+        quiet, work = self._options.quiet, missing_work(committed)
+        with SweepProgress(total, done, work, quiet=quiet, say=self._notify) as progress:
             if self._purpose != "run":
                 progress.phase("measuring")
+
+            def on_tick(done: int, left: float | None) -> None:
+                recorder.progress(pool.workers, done, left)
+                progress.expected(left)
+
             return run_plan(
                 committed,
                 pool,
@@ -174,7 +181,7 @@ class Execution:
                 max_attempts=self._options.max_attempts,
                 store=self._store,
                 on_event=self._on_event,
-                on_tick=lambda done, left: recorder.progress(pool.workers, done, left),
+                on_tick=on_tick,
                 pace=Pace(committed, self._costs),
             )
 

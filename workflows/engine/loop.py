@@ -166,7 +166,8 @@ def run_plan(
                     progress.committed(len(known), 0, sum(plan.work(unit) for unit in known))
                 run.copy_overdue()
             else:
-                progress.phase("stopping after the running units")
+                running = len(run.attempts)
+                progress.phase(f"draining, {running} running unit{'s' * (running != 1)} left")
                 if not draining:
                     draining = True
                     log_event("draining", units=len(run.attempts))

@@ -8,6 +8,7 @@ from workflows.engine.execution import Execution, Notify, Options, ready_to_ask
 from workflows.engine.failures import describe
 from workflows.engine.loop import RunOutcome
 from workflows.grid.load import Sweep
+from workflows.monitoring.progress import phase
 from workflows.monitoring.run_record import RunRecord, duration
 from workflows.planning.forecast import Forecast, forecast, read_forecast
 from workflows.planning.plan import Committed, Plan, Unit, make_plan
@@ -65,8 +66,10 @@ def run_sweep(
         How it ended, the results, and the record of the run (:mod:`workflows.monitoring.run_record`), None if nothing
         was missing.
     """
-    plan = make_plan(sweep)
-    committed = verified(plan, store, notify)
+    with phase("planning"):
+        plan = make_plan(sweep)
+    with phase("checking what is committed"):
+        committed = verified(plan, store, notify)
     record_sweep(sweep, plan, store)
     notify(
         f"{len(sweep.cells)} cells, {plan.units} distinct units, {len(committed)} committed, "

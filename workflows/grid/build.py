@@ -48,7 +48,7 @@ from workflows.grid.names import wrong_name
 from workflows.grid.record import record
 from workflows.grid.silence import RULE_NAMES, Silence
 
-__all__ = ["Builder", "Grid"]
+__all__ = ["AXES", "BASES", "SECTIONS", "Builder", "DefenceFields", "Grid"]
 
 PROBE: ProbeWhich = False
 """What is probed where a sweep does not say."""
@@ -57,11 +57,11 @@ MOST_CELLS = 1_000_000
 """Cells of a sweep; the largest that is shipped has 284."""
 
 _THREATS = ("attacks", "corruptions", "certificates")
-_AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
-_SECTIONS = {"sweep", "requires", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality", "probe"}
-_SECTIONS = {*_SECTIONS, "exclude", "include", "silence"}
+AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
+SECTIONS = {"sweep", "requires", *AXES, "denoisers", "chunk", "compute", "resubmissions", "quality", "probe"}
+SECTIONS = {*SECTIONS, "exclude", "include", "silence"}
 _MATCHERS = {*PARTS, "seed"}
-_BASES: dict[str, type[Spec]] = {
+BASES: dict[str, type[Spec]] = {
     "dataset": DatasetConfig,
     "classifier": ClassifierConfig,
     "defence": PurifierConfig,
@@ -74,7 +74,7 @@ _BASES: dict[str, type[Spec]] = {
 MOST_DRAWS = int(BOUNDS["draws"].most)
 
 
-class _DefenceFields(Spec):
+class DefenceFields(Spec):
     """Fields of a defence entry that are not the purifier's, whose ``unbounded`` is for them too."""
 
     bounds: ClassVar[Mapping[str, Bound]] = {"draws": Bound(LARGEST_INTEGER, "more than any image could be asked")}
@@ -83,7 +83,7 @@ class _DefenceFields(Spec):
     aggregation: Aggregation = "single"
 
 
-_OF_DEFENCES = frozenset(_DefenceFields.model_fields)
+_OF_DEFENCES = frozenset(DefenceFields.model_fields)
 _OF_DATASETS = frozenset({"images"})
 
 
@@ -113,7 +113,7 @@ class Builder:
         """Where each value of an axis is written, by its ``id()``: axes live as long as the cells are made."""
         self._corrupted: dict[tuple[CorruptionConfig, str], CorruptionConfig] = {}
         self.base = document.folder
-        known_keys(document, (), document.data, _SECTIONS)
+        known_keys(document, (), document.data, SECTIONS)
         self.compute = self._compute()
         self.chunk = self._chunk()
         self.resubmissions = self._resubmissions()
@@ -136,7 +136,7 @@ class Builder:
             whose = "" if "sweep" in document.data else " (of the file, as there is no `sweep: NAME` in it)"
             raise document.error(("sweep",), f"the name {name!r}{whose} cannot be a sweep's: {wrong}.")
         self._check_size()
-        axes = {axis: self._axis(axis, (axis,)) for axis in _AXES}
+        axes = {axis: self._axis(axis, (axis,)) for axis in AXES}
         if not any(axes[axis] for axis in _THREATS):
             axes["attacks"] = [None]
         self._check_product(axes, ())
@@ -145,8 +145,8 @@ class Builder:
         included = []
         for position, entry in enumerate(self._list("include")):
             keys = ("include", position)
-            known_keys(document, keys, entry, set(_AXES))
-            axes_of_entry = {axis: self._axis(axis, (*keys, axis)) for axis in _AXES if axis in entry}
+            known_keys(document, keys, entry, set(AXES))
+            axes_of_entry = {axis: self._axis(axis, (*keys, axis)) for axis in AXES if axis in entry}
             included.append(axes_of_entry)
             grid = axes | axes_of_entry
             if any(axis in entry for axis in _THREATS):  # it names its threats: the file's others are not meant
@@ -180,13 +180,13 @@ class Builder:
                 grids.append((("include", position), {**data, **dict.fromkeys(_THREATS), **own, **entry}))
         total = 0
         for keys, grid in grids:
-            counts = {axis: self._count(axis, grid.get(axis)) for axis in _AXES}
+            counts = {axis: self._count(axis, grid.get(axis)) for axis in AXES}
             total += self._check_count(counts, keys, total)
 
     def _count(self, axis: str, section: Any) -> int:
         """Return about how many values an axis has; mistakes in it are found later."""
         entries = section if isinstance(section, list) else []
-        base = _BASES.get(axis.removesuffix("s"))
+        base = BASES.get(axis.removesuffix("s"))
         total = 0
         for entry in entries:
             if base is None or not isinstance(entry, dict):
@@ -392,7 +392,7 @@ class Builder:
     def _defences(self, keys: Keys, entry: dict[str, Any]) -> Iterator[Defence]:
         for config, combination in self._combinations(PurifierConfig, keys, entry, _OF_DEFENCES):
             written = {name: value for name, value in combination.fields.items() if name in _OF_DEFENCES}
-            shared = validate(self.document, keys, _DefenceFields, written, places=combination.places)
+            shared = validate(self.document, keys, DefenceFields, written, places=combination.places)
             if shared.draws > MOST_DRAWS and "draws" not in config.unbounded:
                 chosen = [combination.places["draws"]] if "draws" in combination.places else []
                 wrong = beyond("draws", shared.draws, BOUNDS["draws"], can_lift=True)
@@ -433,7 +433,7 @@ class Builder:
         for position, entry in enumerate(self._list("exclude")):
             keys: Keys = ("exclude", position)
             known_keys(self.document, keys, entry, _MATCHERS)
-            wanted = {part: self._wanted((*keys, part), _BASES.get(part), value) for part, value in entry.items()}
+            wanted = {part: self._wanted((*keys, part), BASES.get(part), value) for part, value in entry.items()}
             if not any(cell.matches(wanted) for cell in grid):
                 raise self.document.error(keys, f"{entry} matches no cell of the grid; correct or remove it.")
             cells = [cell for cell in cells if not cell.matches(wanted)]
@@ -458,7 +458,7 @@ class Builder:
         if "cells" not in entry:
             return Silence(rule, reason.strip(), None, place)
         matchers = known_keys(document, (*keys, "cells"), entry["cells"], _MATCHERS)
-        wanted = {part: self._wanted((*keys, "cells", part), _BASES.get(part), v) for part, v in matchers.items()}
+        wanted = {part: self._wanted((*keys, "cells", part), BASES.get(part), v) for part, v in matchers.items()}
         meant = frozenset(cell.id for cell in cells if cell.matches(wanted))
         if not meant:
             raise document.error((*keys, "cells"), f"{matchers} matches no cell of the grid; correct or remove it.")

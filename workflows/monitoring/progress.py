@@ -1,11 +1,12 @@
-"""Progress on stderr: done, rate, time left, failures. A bar on a terminal, a line that is rewritten in a notebook.
+"""Progress on stderr: done, rate, time left, failures.
 
-Files and pipes get nothing.
+A bar on a terminal, a line that is rewritten in a notebook, and a line a minute in files and pipes.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["SweepProgress", "training_progress"]
+from workflows.monitoring.run_record import duration
+
+__all__ = ["HEARTBEAT_SECONDS", "SweepProgress", "phase", "training_progress"]
+
+HEARTBEAT_SECONDS = 60.0
+"""How often a run says in a file or pipe how far it is."""
 
 
 @contextmanager
@@ -39,36 +45,68 @@ def training_progress(steps: int) -> Iterator[Callable[[int, float], None]]:
         yield report
 
 
-class SweepProgress:
-    """A sweep's progress bar, as a context manager.
+@contextmanager
+def phase(text: str) -> Iterator[None]:
+    """Show on a terminal what is going on before there is a bar: ``checking what is committed``."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(f"{text} ...", spinner_style="none"):
+        yield
 
-    The bar and the time left go by work (network evaluations), since units differ a hundredfold in cost.
+
+class SweepProgress:
+    """A sweep's progress, as a context manager: a bar on a terminal, a line a minute in a file or pipe.
+
+    Bar and time left go by work (network evaluations), since units differ a hundredfold in cost. The time left is
+    what the driver expects of units of each kind (:meth:`expected`); until it knows all kinds, the work that is left
+    over the rate of work so far. So it is known after the first unit, however long one takes.
 
     Arguments:
         total: Units of the sweep.
         done: Units that were committed before.
         work: Network evaluations of the units that are missing.
-        quiet: Show nothing even on a terminal.
+        quiet: Show nothing, even on a terminal.
+        say: Where the line of a minute goes, in files and pipes.
+        clock: Seconds that only grow.
     """
 
-    def __init__(self, total: int, done: int, work: float, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        work: float,
+        *,
+        quiet: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         console = Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.fields[phase]}"),
             BarColumn(),
-            TextColumn("{task.fields[units]} of {task.fields[of]} units · {task.fields[rate]:.1f} images/s · left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[units]} of {task.fields[of]} units · {task.fields[rate]} · {task.fields[left]}"),
             TextColumn("{task.fields[trouble]}", style="red"),
             console=console,
             disable=quiet or not console.is_terminal,
         )
         # Without widgets, which are another package, a notebook shows no bar; it rewrites a line.
         self._in_notebook = console.is_jupyter and not quiet
+        self._lines = not (quiet or console.is_terminal or console.is_jupyter)
         self._line = ""
-        self._started = self._bars.get_time()
+        self._say = say
+        self._clock = clock
+        self._started = self._told = clock()
         self._images = 0
         self._units = done
-        self._task = self._bars.add_task("", total=work, units=done, of=total, rate=0.0, trouble="", phase="running")
+        self._work = work
+        self._done = 0.0
+        self._expected: float | None = None
+        self._expected_at = self._started
+        self._task = self._bars.add_task(
+            "", total=work, units=done, of=total, rate="0 images", left="...", trouble="", phase="running"
+        )
 
     def __enter__(self) -> SweepProgress:
         self._bars.start()
@@ -83,8 +121,13 @@ class SweepProgress:
         """Show that more units are committed."""
         self._images += images
         self._units += units
-        seconds = max(self._bars.get_time() - self._started, 1e-9)
-        self._update(advance=work, units=self._units, rate=self._images / seconds)
+        self._done += work
+        self._update(advance=work, units=self._units)
+
+    def expected(self, seconds: float | None) -> None:
+        """Take the driver's estimate of the seconds that are left; None as long as it has none."""
+        if seconds != self._expected:
+            self._expected, self._expected_at = seconds, self._clock()
 
     def trouble(self, failures: int, retries: int) -> None:
         """Show how many units failed for good and how often one was tried again."""
@@ -95,17 +138,32 @@ class SweepProgress:
         """Show the phase of the run, e.g. that the sweep is being drained."""
         self._update(phase=text)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """What is left of the time, None before the first unit of an unknown kind."""
+        now = self._clock()
+        if self._expected is not None:  # units that are running get on between two estimates
+            return max(self._expected - (now - self._expected_at), 0.0)
+        if self._done <= 0:
+            return None
+        return max(self._work - self._done, 0.0) * (now - self._started) / self._done
+
     def _update(self, **fields: Any) -> None:
+        left = self.seconds_left
+        rate = self._images / max(self._clock() - self._started, 1e-9)
+        fields["rate"] = f"{rate:.1f} images/s" if rate >= 0.095 else f"{60 * rate:.2g} images/min"
+        fields["left"] = "time left unknown until the first unit ends" if left is None else f"{duration(left)} left"
         self._bars.update(self._task, **fields)
         if self._in_notebook:
-            task = self._bars.tasks[0]
-            left = "" if task.time_remaining is None else f"{task.time_remaining:.0f} s left"
-            parts = [
-                f"{task.fields['phase']}: {task.fields['units']} of {task.fields['of']} units",
-                f"{task.fields['rate']:.1f} images/s",
-                *filter(None, [left, task.fields["trouble"]]),
-            ]
-            line = " · ".join(parts)
+            line = self._text()
             if line != self._line:
                 print(f"\r{line:<{len(self._line)}}", end="", file=sys.stderr, flush=True)
                 self._line = line
+        elif self._lines and self._clock() - self._told >= HEARTBEAT_SECONDS:
+            self._told = self._clock()
+            self._say(self._text())
+
+    def _text(self) -> str:
+        fields = self._bars.tasks[0].fields
+        parts = [f"{fields['phase']}: {fields['units']} of {fields['of']} units", fields["rate"], fields["left"]]
+        return " · ".join([*parts, *filter(None, [fields["trouble"]])])

@@ -14,6 +14,7 @@ import ray
 from defense.errors import InvalidInput, PuregridError
 from workflows.engine.cluster import private
 from workflows.engine.worker import one_line
+from workflows.monitoring.progress import phase
 
 __all__ = ["Head", "cluster", "room", "slots"]
 
@@ -32,9 +33,11 @@ def cluster(workers: int, address: str | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if address is None:
             stack.enter_context(private.private())
-            _start(workers)
+            with phase("starting Ray"):
+                _start(workers)
         else:
-            _connect(address)
+            with phase(f"connecting to Ray at {address}"):
+                _connect(address)
         lost = False
         try:
             yield
