@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from defense.errors import InvalidInput, inside
 from defense.files import found
 from defense.randomness import Omega
-from defense.spec import Spec
+from defense.spec import Reading, Spec
 from tasks.cifar_c import CIFAR10_C, CIFAR100_C, CifarC
 from tasks.corruptions.base import Corrupted, Origin
 from tasks.corruptions.generate import CORRUPTIONS, check_images, corrupt, find
@@ -57,12 +57,15 @@ class CorruptionConfig(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _motion_as_published(cls, data: Any) -> Any:
+    def _motion_as_published(cls, data: Any, info: ValidationInfo) -> Any:
         if not isinstance(data, dict) or data.get("motion") is not None:
             return data
         named = data.get("corruption")
         moves = isinstance(named, str) and named in CORRUPTIONS and CORRUPTIONS[named].moves
-        return {**data, "motion": "truncated"} if moves and data.get("origin", "generated") == "generated" else data
+        if not moves or data.get("origin", "generated") != "generated":
+            return data
+        before = isinstance(info.context, Reading) and info.context.identity
+        return {**data, "motion": "rounded" if before else "truncated"}
 
     @model_validator(mode="after")
     def _exists(self) -> Self:

@@ -20,9 +20,11 @@ from defense.purifiers import (
     GradualNoiseConfig,
     OneShotConfig,
     PurifierConfig,
+    SequenceConfig,
     SimilarityGuidance,
 )
 from defense.samplers import Sampler
+from defense.spec import Reading
 
 LINEAR, CONTINUOUS, COSINE = (
     DiffusersConfig(schedule=name, path="unet") for name in ("linear-1000", "vp-continuous", "cosine-4000")
@@ -185,6 +187,11 @@ def test_settings_of_before_have_the_ids_of_before(
     published = config(kind, **{k: v for k, v in fields.items() if k not in (*new, "clip_denoised")})
     assert new <= set(published.identity()) and published.id != old.id
     assert kind.model_validate({**old.as_entry(), "denoiser": LINEAR}).id == old.id
+    said = {**old.identity(), "denoiser": LINEAR}
+    assert kind.model_validate(said, context=Reading(identity=True)) == old
+    inside = SequenceConfig(stages=(old,))
+    again = SequenceConfig.model_validate({**inside.identity(), "stages": [said]}, context=Reading(identity=True))
+    assert again == inside, "specs inside are read alike"
 
 
 @pytest.mark.parametrize(

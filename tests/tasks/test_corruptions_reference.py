@@ -16,8 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from defense.errors import InvalidInput
+from defense.spec import Reading
 from tasks.corruptions import CORRUPTIONS, SEVERITIES
 from tasks.corruptions.base import truncated
+from tasks.corruptions.config import CorruptionConfig
 from tasks.corruptions.filters import clipped_zoom, motion
 from tasks.corruptions.liquid import canny, distance, equalised
 from tasks.corruptions.weather import plasma
@@ -226,3 +229,14 @@ def test_equalisation_spreads_levels_by_their_cumulative_share() -> None:
     image = np.array([[10, 10, 20, 30], [30, 30, 40, 40]], dtype=np.uint8)
     assert equalised(image).tolist() == [[0, 0, 42, 170], [170, 170, 255, 255]]
     assert np.array_equal(equalised(np.full((3, 3), 7, dtype=np.uint8)), np.full((3, 3), 7))
+
+
+def test_rounded_motion_blur_has_the_id_of_before_and_is_read_back_from_it() -> None:
+    old, new = (CorruptionConfig(corruption="snow", severity=2, motion=motion) for motion in ("rounded", "truncated"))
+    assert "motion" not in old.identity() and new.identity()["motion"] == "truncated" and old.id != new.id
+    assert CorruptionConfig(corruption="snow", severity=2) == new
+    for config in (old, new):
+        assert CorruptionConfig.model_validate(config.identity(), context=Reading(identity=True)) == config
+    assert "motion" not in CorruptionConfig(corruption="fog", severity=2).identity()
+    with pytest.raises(InvalidInput, match="motion is for generated motion_blur and snow; fog 2 has none"):
+        CorruptionConfig(corruption="fog", severity=2, motion="rounded")
