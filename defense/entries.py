@@ -58,11 +58,13 @@ class Reading:
             found, hashed and checked as soon as the spec is read.
         names: Specs that an entry can name, by the section that gives them their names.
         beside: Further fields of the outermost entry, which are not the spec's, for messages.
+        identity: It is no entry but what an id was made of: what it leaves out is the only choice that there was.
     """
 
     base: Path | None = None
     names: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    identity: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-r"""Gradients through a purifier: one engine, five modes.
+r"""Gradients through a purifier: one engine, six modes.
 
 An attacker differentiates :math:`\ell(f(D(x;\omega)), y)`. What stands for :math:`\partial D/\partial x` decides what
 a robustness figure is worth:
@@ -7,6 +7,9 @@ a robustness figure is worth:
 * ``bpda``: forward through D, backward through the identity (Athalye et al., arXiv 1802.00420);
 * ``surrogate(k)``: D with k reverse steps per round instead of all, forward and backward (Lee and Kim, ICCV 2023);
 * ``exact``: the gradient of what was computed;
+* ``soft``: as ``exact``, but what rounds (JPEG, bit depth) and the median have the backward pass of a published
+  differentiable approximation, where ``exact`` takes the identity or the one pixel that is the median
+  (:mod:`defense.purifiers.soft`); the values are those of D;
 * ``exact-no-guidance-path``: as ``exact``, but guidance counts as a constant: its dependence on ``x`` through the
   target and its second-order terms are dropped. That is the defect of published attacks that Kassis et al. (arXiv
   2411.16598) point out; the mode is here to show what it hides.
@@ -56,8 +59,8 @@ from defense.randomness import Omega
 
 __all__ = ["GRADIENT_MODES", "GradientMode", "IrreproducibleState", "purify", "purify_and_deviate"]
 
-ModeName = Literal["blind", "bpda", "surrogate", "exact", "exact-no-guidance-path"]
-GRADIENT_MODES: tuple[str, ...] = ("blind", "bpda", "surrogate(K)", "exact", "exact-no-guidance-path")
+ModeName = Literal["blind", "bpda", "surrogate", "exact", "soft", "exact-no-guidance-path"]
+GRADIENT_MODES: tuple[str, ...] = ("blind", "bpda", "surrogate(K)", "exact", "soft", "exact-no-guidance-path")
 
 
 class IrreproducibleState(PuregridError):
@@ -69,7 +72,7 @@ class GradientMode:
     """A gradient mode.
 
     Arguments:
-        name: One of the five, see the module.
+        name: One of the six, see the module.
         steps: Reverse steps of ``surrogate``, 0 for the others.
     """
 
@@ -110,8 +113,8 @@ def purify(
         segment: Steps whose graph is held at a time in the exact modes; by default ``ceil(sqrt(n) / 8)``.
 
     Returns:
-        Purified images, shape (B, C, H, W). They are ``purifier(x, omega)`` in the modes ``bpda`` and ``exact...``,
-        ``x`` in ``blind``, and those of the shorter chain in ``surrogate(k)``.
+        Purified images, shape (B, C, H, W). They are ``x`` in ``blind``, those of the shorter chain in
+        ``surrogate(k)``, and ``purifier(x, omega)`` in all other modes.
 
     Raises:
         IrreproducibleState: In the backward pass, see the module.
@@ -126,6 +129,8 @@ def purify(
         return _StraightThrough.apply(x, purified)  # type: ignore[no-untyped-call,no-any-return]
     if mode.name == "surrogate":
         purifier = purifier.surrogate(mode.steps)
+    if mode.name == "soft":
+        purifier = purifier.softened()
     return _exact(purifier, x, omega, mode.name != "exact-no-guidance-path", segment)[0]
 
 
@@ -163,6 +168,8 @@ def purify_and_deviate(
         )
     if mode.name == "surrogate":
         purifier = purifier.surrogate(mode.steps)
+    if mode.name == "soft":
+        purifier = purifier.softened()
     count = _compared(purifier, every)
     if not count:
         raise InvalidInput(

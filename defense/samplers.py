@@ -26,36 +26,48 @@ Every sampler is a chain of Gaussian transitions from level t to s < t. With
   .. math:: z_s = z_t + \Delta\left(\tfrac12 z_t + \text{score}\right) + \sqrt\Delta\, n;
 
 * Euler on the probability-flow ODE (equation 13 there):
-  :math:`z_s = z_t + \tfrac\Delta2 (z_t + \text{score})`.
+  :math:`z_s = z_t + \tfrac\Delta2 (z_t + \text{score})`;
+
+* both in the time of the continuous VP process, as the public code of DiffPure integrates them
+  (:class:`ContinuousVP`): levels :math:`\bar\alpha(t/1000)` of ``vp-continuous`` whatever the schedule, the last step
+  to 1e-5, and :math:`\Delta = \beta(t)\,(t - s)/1000` with :math:`\beta` at the level that the step leaves.
 
 A grid of two levels, t and 0, is one-shot denoising. No noise enters the last step of ancestral and DDIM; the SDE
 has its noise in every step.
 
+``forward_abar`` is the level to which a round noises before the process. It is that of the first level of the grid,
+unless :meth:`Sampler.noised_to` says otherwise, as some public code has it.
+
 ``gain`` says how far a term added to the score moves the mean: guidance by :math:`-s\nabla G` shifts the mean by
 ``-gain * s * grad G``. It is :math:`\sigma^2` for ancestral steps (Dhariwal and Nichol, arXiv 2105.05233, algorithm
 1), :math:`\Delta` and :math:`\Delta/2` for SDE and ODE, and for DDIM what replacing :math:`\epsilon` by
-:math:`\epsilon - \sqrt{1-\bar\alpha_t}\,(-s\nabla G)` amounts to (algorithm 2 there).
+:math:`\epsilon - \sqrt{1-\bar\alpha_t}\,(-s\nabla G)` amounts to (algorithm 2 there). The code of Ho et al. stores
+:math:`\tilde\beta` of the step before in the last place of its ``large`` variances, which is of no effect where the
+last step has no noise, but decides its ``gain``: ``last_gain = "posterior"``.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from defense.errors import InvalidInput
-from defense.schedules import Schedule
+from defense.schedules import Schedule, vp_abar
 
 __all__ = [
     "DDIM",
     "Ancestral",
+    "ContinuousVP",
     "EpsModel",
+    "LastGain",
     "Noise",
     "ProbabilityFlow",
     "ReverseSDE",
@@ -69,6 +81,7 @@ __all__ = [
 ]
 
 Variance = Literal["small", "large", "learned"]
+LastGain = Literal["own", "posterior"]
 Noise = Callable[[int, Tensor], Tensor]
 """``noise(t, like)``: the noise of the step that leaves level t, shaped like ``like``."""
 
@@ -138,13 +151,20 @@ class Sampler(ABC):
     """Whether transitions take the network's variance output."""
 
     def __init__(self, schedule: Schedule, grid: Sequence[int], *, clip: bool = False) -> None:
+        self.schedule = schedule
+        self.clip = clip
+        self._lay(grid)
+        self.forward_abar = self._levels[0][0]
+
+    def _lay(self, grid: Sequence[int]) -> None:
         if len(grid) < 2 or grid[-1] != 0 or any(t <= s for t, s in itertools.pairwise(grid)):
             raise InvalidInput(f"a time grid falls and ends with 0; {list(grid)} does not.")
-        schedule.level(grid[0])
-        self.schedule = schedule
+        self.schedule.level(grid[0])
         self.grid = tuple(grid)
-        self.clip = clip
-        self._levels = [(float(schedule.abar[t]), float(schedule.abar[s])) for t, s in itertools.pairwise(grid)]
+        self._levels = [(self._abar_of(t), self._abar_of(s)) for t, s in itertools.pairwise(grid)]
+
+    def _abar_of(self, t: int) -> float:
+        return float(self.schedule.abar[t])
 
     def __len__(self) -> int:
         """Return the number of steps."""
@@ -154,11 +174,24 @@ class Sampler(ABC):
         """Abar at the level that step ``i`` leaves."""
         return self._levels[i][0]
 
-    def respaced(self, steps: int) -> Sampler:
+    def abar_after(self, i: int) -> float:
+        """Abar at the level that step ``i`` reaches."""
+        return self._levels[i][1]
+
+    def asked(self, i: int) -> int:
+        """Return the level at which the network is asked in step ``i``: the one that the step leaves."""
+        return self.grid[i]
+
+    def respaced(self, steps: int) -> Self:
         """Return the same sampler from the same level in fewer steps."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        Sampler.__init__(other, self.schedule, time_grid(self.grid[0], min(steps, self.grid[0])), clip=self.clip)
+        other = copy.copy(self)
+        other._lay(time_grid(self.grid[0], min(steps, self.grid[0])))
+        return other
+
+    def noised_to(self, abar: float) -> Self:
+        """Return the same process for rounds that noise to ``abar``, not to the level at which the process starts."""
+        other = copy.copy(self)
+        other.forward_abar = abar
         return other
 
     @abstractmethod
@@ -189,14 +222,23 @@ class Ancestral(Sampler):
         grid: See :class:`Sampler`.
         variance: ``small``, ``large`` or ``learned``.
         clip: See :class:`Sampler`.
+        last_gain: Gain of the last step with variance ``large``: its ``own`` beta, or the ``posterior`` variance of
+            the step before.
     """
 
     def __init__(
-        self, schedule: Schedule, grid: Sequence[int], *, variance: Variance = "small", clip: bool = False
+        self,
+        schedule: Schedule,
+        grid: Sequence[int],
+        *,
+        variance: Variance = "small",
+        clip: bool = False,
+        last_gain: LastGain = "own",
     ) -> None:
         super().__init__(schedule, grid, clip=clip)
         self.variance: Variance = variance
         self.learned = variance == "learned"
+        self.last_gain: LastGain = last_gain
 
     def transition(self, i: int, z: Tensor, eps: Tensor, v: Tensor | None = None) -> Transition:
         """See :class:`Sampler`."""
@@ -216,7 +258,11 @@ class Ancestral(Sampler):
             variance = ((v + 1) / 2 * math.log(beta) + (1 - v) / 2 * math.log(low)).exp()
             return Transition(mean, variance.sqrt() if i < len(self) - 1 else 0.0, variance)
         variance = beta if self.variance == "large" else small
-        return Transition(mean, math.sqrt(variance) if i < len(self) - 1 else 0.0, variance)
+        if i < len(self) - 1:
+            return Transition(mean, math.sqrt(variance), variance)
+        if self.variance == "large" and self.last_gain == "posterior" and i:  # a single step has none before it
+            return Transition(mean, 0.0, self._small(i - 1))
+        return Transition(mean, 0.0, variance)
 
     def _small(self, i: int) -> float:
         abar_t, abar_s = self._levels[i]
@@ -274,6 +320,59 @@ class ProbabilityFlow(Sampler):
         return Transition(z + half * (z + self.score(i, z, eps)), 0.0, half)
 
 
+class ContinuousVP(Sampler):
+    r"""Euler steps of the reverse VP-SDE, or of its probability flow, in continuous time; see the module.
+
+    Source: the public code of Nie et al. (DiffPure), ``RevVPSDE`` with torchsde's ``euler``. A network that counts
+    discrete levels from 0 gets the index :math:`\lfloor 1000 t \rfloor` there, which is the level above that of its
+    state: ``shift = 1``. (In float32 that index is now and then one less: 3 times in the 325 steps of t* = 75, 100
+    and 150.)
+
+    Arguments:
+        schedule: The network's.
+        grid: See :class:`Sampler`, in units of 1/1000.
+        flow: Follow the probability flow instead of the SDE.
+        shift: The network is asked at this many levels above the state's.
+        clip: See :class:`Sampler`.
+
+    Raises:
+        InvalidInput: The network has no level that high.
+    """
+
+    END = 1e-5
+    """Time at which the last step ends."""
+
+    def __init__(
+        self, schedule: Schedule, grid: Sequence[int], *, flow: bool = False, shift: int = 0, clip: bool = False
+    ) -> None:
+        super().__init__(schedule, grid, clip=clip)
+        if grid[0] + shift > schedule.steps:
+            raise InvalidInput(
+                f"t_star = {grid[0]} asks the network at level {grid[0] + shift} of {schedule.name!r}, which ends at "
+                f"{schedule.steps}: take a smaller t_star, or `time: schedule`."
+            )
+        self.flow = flow
+        self.shift = shift
+
+    def _time(self, t: int) -> float:
+        return max(t / 1000, self.END)
+
+    def _abar_of(self, t: int) -> float:
+        return float(vp_abar(self._time(t)))
+
+    def asked(self, i: int) -> int:
+        """See the class."""
+        return self.grid[i] + self.shift
+
+    def transition(self, i: int, z: Tensor, eps: Tensor, v: Tensor | None = None) -> Transition:
+        """See :class:`Sampler`."""
+        t, s = self._time(self.grid[i]), self._time(self.grid[i + 1])
+        delta = (0.1 + 19.9 * t) * (t - s)
+        if self.flow:
+            return Transition(z + delta / 2 * (z + self.score(i, z, eps)), 0.0, delta / 2)
+        return Transition(z + delta * (0.5 * z + self.score(i, z, eps)), math.sqrt(delta), delta)
+
+
 def reverse(model: EpsModel, z: Tensor, sampler: Sampler, noise: Noise) -> Tensor:
     """Run a whole reverse process without guidance.
 
@@ -287,7 +386,8 @@ def reverse(model: EpsModel, z: Tensor, sampler: Sampler, noise: Noise) -> Tenso
         State at level 0, shape (B, ...).
     """
     for i, t in enumerate(sampler.grid[:-1]):
-        eps, v = model.with_variance(z, t) if sampler.learned else (model(z, t), None)  # type: ignore[attr-defined]
+        asked = sampler.asked(i)
+        eps, v = model.with_variance(z, asked) if sampler.learned else (model(z, asked), None)  # type: ignore[attr-defined]
         step = sampler.transition(i, z, eps, v)
         z = step.mean
         if isinstance(step.std, Tensor) or step.std > 0:

@@ -87,7 +87,9 @@ class Spec(BaseModel):
     """For a field that holds specs, the fields of this one that they take over unless they have their own."""
 
     unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """By field the values that are left out of the id: what was the only choice before there was the field."""
+    """By field the values that are left out of the id: what was the only choice before there was the field.
+
+    An identity without the field is one of before: it means the first of them, whatever the default is now."""
 
     bounds: ClassVar[Mapping[str, Bound] | None] = {}
     """By field the largest value that can be meant, where that is not the one of :data:`defense.bounds.BOUNDS`.
@@ -252,6 +254,8 @@ class Spec(BaseModel):
         if CODE in data:  # an identity that is read back: the code is what it is now
             data = {name: value for name, value in data.items() if name != CODE}
         reading = info.context if isinstance(info.context, Reading) else Reading()
+        if reading.identity:
+            data = {**{name: values[0] for name, values in cls.unsaid.items()}, **data}
         known = {*cls.model_fields, *cls.spellings, *reading.beside}
         written = {cls.spellings[name].field: name for name in data if name in cls.spellings}
         try:

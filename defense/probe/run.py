@@ -199,6 +199,8 @@ def _modes(module: nn.Module) -> Iterator[str]:
     if isinstance(module, IterativePurifier | Sequence):
         yield from ("exact-no-guidance-path", "surrogate(2)")
     if isinstance(module, Purifier):
+        if module.softened() is not module:
+            yield "soft"
         yield from ("bpda", "blind")
 
 

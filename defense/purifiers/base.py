@@ -48,6 +48,13 @@ class Purifier(nn.Module, ABC):
         """The same purifier in at most ``steps`` reverse steps per round, for surrogate gradients; itself here."""
         return self
 
+    def softened(self) -> Purifier:
+        """Return the same purifier, value by value, whose backward pass is that of a differentiable approximation.
+
+        Itself where it needs none, or has none.
+        """
+        return self
+
 
 class IterativePurifier(Purifier):
     """A purifier that is a chain of steps. All in it is a function of the arguments, per batch element."""
@@ -130,6 +137,11 @@ class PurifierConfig(Spec, ABC):
     def differentiable(self) -> bool:
         """Whether the exact gradient says anything; false where the backward pass is straight-through."""
         return True
+
+    @property
+    def softens(self) -> bool:
+        """Whether the gradient mode ``soft`` differs from ``exact``; see :meth:`Purifier.softened`."""
+        return False
 
     @property
     def uses_classifier(self) -> bool:

@@ -17,6 +17,12 @@ with R a reverse process from t* to 0, over all t* steps or a respaced subset of
   with :math:`\sigma^2` = 1e-3, :math:`\lambda` = 1e-2, :math:`\eta` = 5, Euler steps :math:`d\tau` = 1e-2, the
   score at t_s = 10 of 1000 steps; here ``t_star`` is that level, and ``steps`` of them are made, by default 100.
 
+The authors' code clamps nothing (``clip_denoised`` is off by default), and its ``sde`` and ``ode`` mix discrete and
+continuous time: they noise by the discrete ``linear-1000``, and integrate the continuous VP process
+(:class:`defense.samplers.ContinuousVP`), with a network of discrete levels asked one level above. This is ``time:
+continuous``, the default of these forms on ``linear-1000`` and ``vp-continuous``; ``time: schedule`` has all of it on
+the denoiser's schedule, the only choice on others.
+
 The forward noise has the key ``("forward", 0)`` and the noise of the step that leaves level t the key
 ``("reverse", t)``; ``ldsde`` counts its steps from 0.
 """
@@ -24,9 +30,10 @@ The forward noise has the key ``("forward", 0)`` and the noise of the step that 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from defense.errors import InvalidInput
@@ -35,8 +42,8 @@ from defense.purifiers.base import PURIFIERS, IterativePurifier
 from defense.purifiers.diffusion import Diffusion
 from defense.purifiers.reverse import StandardReverseConfig
 from defense.randomness import Omega
-from defense.samplers import Ancestral, EpsModel, Variance, time_grid
-from defense.schedules import NoiseLevel, Schedule
+from defense.samplers import Ancestral, ContinuousVP, EpsModel, Sampler, Variance, time_grid
+from defense.schedules import NoiseLevel, Schedule, get_schedule
 
 __all__ = ["DiffPure", "DiffPureConfig", "LangevinPurifier"]
 
@@ -59,7 +66,7 @@ class DiffPure(Diffusion):
         *,
         steps: int | None = None,
         variance: Variance = "small",
-        clip_denoised: bool = True,
+        clip_denoised: bool = False,
     ) -> None:
         denoiser.schedule.level(t_star)
         sampler = Ancestral(denoiser.schedule, time_grid(t_star, steps), variance=variance, clip=clip_denoised)
@@ -131,6 +138,13 @@ class LangevinPurifier(IterativePurifier):
         return (z + 1) / 2
 
 
+_TIMED = ("sde", "ode")
+"""Forms that have a time."""
+
+_SHIFT = {"linear-1000": 1, "vp-continuous": 0}
+"""Discretisations of the VP process, and how many levels above the state's the authors' code asks their networks."""
+
+
 @PURIFIERS.register("diffpure")
 class DiffPureConfig(StandardReverseConfig):
     """DiffPure: noise to t*, reverse without guidance; forms ddpm, ddim, sde, ode, ldsde."""
@@ -138,6 +152,47 @@ class DiffPureConfig(StandardReverseConfig):
     purifier: Literal["diffpure"] = "diffpure"
     form: Literal["ddpm", "ddim", "sde", "ode", "ldsde"] = "ddpm"  # type: ignore[assignment]
     steps: int = Field(ge=1)
+    clip_denoised: bool = False
+    time: Literal["continuous", "schedule"] = "schedule"
+
+    # Rows from before there was this field.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"time": ("schedule",)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _time_as_published(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "time" in data or data.get("form") not in _TIMED:
+            return data
+        trained_on = getattr(data.get("denoiser"), "schedule", None)
+        return {**data, "time": "continuous" if trained_on in _SHIFT else "schedule"}
+
+    @model_validator(mode="after")
+    def _time_fits(self) -> Self:
+        if self.time == "schedule":
+            return self
+        if self.form not in _TIMED:
+            raise InvalidInput(f"time continuous belongs to the forms sde and ode; form {self.form} has steps only.")
+        if self.schedule not in _SHIFT:
+            raise InvalidInput(
+                f"time continuous is that of the VP process, which {self.schedule!r} does not discretise: write "
+                f"`time: schedule`, or take a denoiser on {' or '.join(_SHIFT)}."
+            )
+        self.sampler()
+        return self
+
+    def sampler(self, t_star: int | None = None, steps: int | None = None) -> Sampler:
+        """See :class:`StandardReverseConfig`; in continuous time where that is asked for."""
+        sampler = super().sampler(t_star, steps)
+        if self.time == "schedule":
+            return sampler
+        continuous = ContinuousVP(
+            sampler.schedule,
+            sampler.grid,
+            flow=self.form == "ode",
+            shift=_SHIFT[self.schedule],
+            clip=self.clip_denoised,
+        )
+        return continuous.noised_to(float(get_schedule("linear-1000").abar[sampler.grid[0]]))
 
     @classmethod
     def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:

@@ -33,7 +33,8 @@ class Diffusion(IterativePurifier):
 
     Arguments:
         denoiser: Noise predictor; an analytic one from :mod:`defense.oracles` will do.
-        rounds: The sampler of each round; its first level is the t* of that round.
+        rounds: The sampler of each round; its first level is the t* of that round, and it says how far the round
+            noises before.
         guidance: Guidance of the reverse steps.
         from_noise: Start the first round from N(0, I) instead of from the noised image, which then enters through
             guidance alone.
@@ -81,7 +82,7 @@ class Diffusion(IterativePurifier):
 
     def _noised(self, z: Tensor, r: int, omega: Omega) -> Tensor:
         noise = self._forward_omega(omega).normal("forward", r, z)
-        return forward_noise(z, self.rounds[r].abar(0), noise)
+        return forward_noise(z, self.rounds[r].forward_abar, noise)
 
     def _forward_omega(self, omega: Omega) -> Omega:
         return omega.shared() if self.shared_forward else omega
@@ -105,7 +106,7 @@ class Diffusion(IterativePurifier):
         return z
 
     def _transition(self, sampler: Sampler, j: int, z: Tensor) -> Transition:
-        t = sampler.grid[j]
+        t = sampler.asked(j)
         eps, v = self.denoiser.with_variance(z, t) if sampler.learned else (self.denoiser(z, t), None)
         return sampler.transition(j, z, eps, v)
 
@@ -120,7 +121,7 @@ class Diffusion(IterativePurifier):
         eps: list[Tensor] = []
 
         def predict() -> Tensor:
-            eps.append(self.denoiser(point, t))
+            eps.append(self.denoiser(point, sampler.asked(j)))
             return predicted_z0(point, eps[0], sampler.abar(j), sampler.clip)
 
         # Fused attention has no second derivative; the plain one has.
@@ -154,7 +155,7 @@ class Diffusion(IterativePurifier):
         z = 2 * x - 1 if origin is None else origin
         sampler = self.rounds[r]
         noise = self._forward_omega(omega).normal("forward", r, z)
-        return forward_noise(z, float(sampler.schedule.abar[sampler.grid[j + 1]]), noise)
+        return forward_noise(z, sampler.abar_after(j), noise)
 
     def finish(self, z: Tensor, x: Tensor, omega: Omega) -> Tensor:
         """Back to [0, 1] pixels."""

@@ -3,7 +3,8 @@ r"""Gradual noise (Lee and Kim, "Robust evaluation of diffusion-based adversaria
 .. math:: y_0 = x, \qquad y_r = D_{t_r}(y_{r-1}), \qquad D(x) = y_m
 
 with :math:`D_t` DiffPure at t* = t, small t* first: for CIFAR-10 the values 30, 30, 30, 30, 50, 50, 125, 125
-(the last two 200 for ImageNet, 80 for SVHN), each reversed in full, and a vote of ten draws.
+(the last two 200 for ImageNet, 80 for SVHN), each reversed in full, and a vote of ten draws. The authors' code does
+not clamp the predicted clean image (``clip_denoised``).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class GradualNoiseConfig(StandardReverseConfig):
     purifier: Literal["gradual-noise"] = "gradual-noise"
     depths: tuple[int, ...] = (30, 30, 30, 30, 50, 50, 125, 125)
     steps: int = Field(ge=1)
+    clip_denoised: bool = False
 
     @classmethod
     def _schedule(cls, data: dict[str, Any]) -> Schedule:

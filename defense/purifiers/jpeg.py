@@ -12,7 +12,8 @@ the identity either.
 
 The derivative is zero almost everywhere, so that the exact gradient says nothing and looks like robustness (Athalye
 et al., arXiv 1802.00420). The backward pass is therefore **straight-through**, that of the identity: what an attacker
-would use. The forward pass gives the decoded values themselves.
+would use. In the gradient mode ``soft`` it is that of a differentiable JPEG (:mod:`defense.purifiers.soft_jpeg`). The
+forward pass gives the decoded values themselves.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from defense.errors import InvalidInput
 from defense.models import Models
 from defense.packages import installed
 from defense.purifiers.base import PURIFIERS, FilterConfig, Purifier
+from defense.purifiers.soft import with_gradient_of
+from defense.purifiers.soft_jpeg import soft_jpeg
 from defense.randomness import Omega
 
 __all__ = ["JPEG", "JPEGConfig"]
@@ -55,13 +58,19 @@ class JPEG(Purifier):
     Arguments:
         quality: Quality of the encoder as libjpeg counts it, 1 (worst) to 100. It scales the quantisation tables;
             50 means the tables of the standard.
+        soft: Differentiate the differentiable JPEG instead of the identity.
     """
 
-    def __init__(self, quality: int) -> None:
+    def __init__(self, quality: int, *, soft: bool = False) -> None:
         super().__init__()
         if not 1 <= quality <= 100:
             raise ValueError(f"quality = {quality}; JPEG qualities go from 1 to 100")
         self.quality = quality
+        self.soft = soft
+
+    def softened(self) -> JPEG:
+        """Return the codec with the gradient of the differentiable JPEG."""
+        return JPEG(self.quality, soft=True)
 
     def forward(self, x: Tensor, omega: Omega) -> Tensor:
         """Decoded images in [0, 1] on 256 levels, same shape, dtype and device; ``omega`` has no influence.
@@ -80,6 +89,8 @@ class JPEG(Purifier):
         for out, image in zip(coded, levels, strict=True):
             out[:] = _round_trip(image, self.quality)
         decoded = torch.from_numpy(coded).to(x) / 255
+        if self.soft:
+            return with_gradient_of(decoded, soft_jpeg(x, self.quality)) if x.requires_grad else decoded
         return decoded + (x - x.detach())  # the bracket is exactly zero and has the derivative of x
 
 
@@ -98,6 +109,11 @@ class JPEGConfig(FilterConfig):
     def differentiable(self) -> bool:
         """False: the backward pass is straight-through."""
         return False
+
+    @property
+    def softens(self) -> bool:
+        """True: there is a differentiable JPEG."""
+        return True
 
     def check_images(self, image_shape: tuple[int, int, int]) -> None:
         """See :class:`PurifierConfig`: the codec takes grey and RGB images."""

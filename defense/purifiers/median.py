@@ -7,7 +7,8 @@ per channel, k odd, with the image continued by reflection at its border pixels,
 networks", arXiv 1704.01155 (there also with even k, for which the window has no centre).
 
 The output is a pixel of the input, so that the derivative exists almost everywhere: one for the pixel that is the
-median, zero for the others. Where several pixels of a window have the median's value, it goes to one of them.
+median, zero for the others. Where several pixels of a window have the median's value, it goes to one of them. The
+gradient mode ``soft`` spreads it over the pixels near the median (:mod:`defense.purifiers.soft`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from defense.errors import InvalidInput
 from defense.models import Models
 from defense.purifiers.base import PURIFIERS, FilterConfig, Purifier
+from defense.purifiers.soft import soft_median, with_gradient_of
 from defense.randomness import Omega
 
 __all__ = ["Median", "MedianConfig"]
@@ -31,13 +33,19 @@ class Median(Purifier):
 
     Arguments:
         size: Side k of the window, odd, at least 3.
+        soft: Differentiate the soft median instead of the median.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, soft: bool = False) -> None:
         super().__init__()
         if size < 3 or size % 2 == 0:
             raise ValueError(f"size = {size}; the window of a median filter has an odd side of at least 3")
         self.size = size
+        self.soft = soft
+
+    def softened(self) -> Median:
+        """Return the filter with the gradient of the soft median."""
+        return Median(self.size, soft=True)
 
     def forward(self, x: Tensor, omega: Omega) -> Tensor:
         """Filtered images, same shape and dtype; ``omega`` has no influence.
@@ -54,7 +62,10 @@ class Median(Purifier):
             raise ValueError(f"images of {tuple(x.shape[2:])} pixels are too small for a median of size {self.size}")
         continued = F.pad(x, (pad, pad, pad, pad), mode="reflect")
         windows = continued.unfold(2, self.size, 1).unfold(3, self.size, 1)
-        return windows.flatten(4).median(dim=4).values
+        found = windows.flatten(4).median(dim=4).values
+        if self.soft and x.requires_grad:
+            return with_gradient_of(found.detach(), soft_median(windows.flatten(4)))
+        return found
 
 
 @PURIFIERS.register("median")
@@ -85,6 +96,11 @@ class MedianConfig(FilterConfig):
                 "one.",
                 keys=("size",),
             )
+
+    @property
+    def softens(self) -> bool:
+        """True: there is a soft median."""
+        return True
 
     def label(self) -> str:
         """``median 3x3``."""

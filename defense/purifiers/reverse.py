@@ -29,7 +29,8 @@ class ReverseConfig(PurifierConfig):
         schedule: Its noise schedule.
         t_star: Number of noising steps.
         clip_denoised: Clamp the predicted clean image to [-1, 1] at every step, as the DDPM code does; it also keeps
-            the output in [0, 1], but it zeroes the gradient of saturated pixels.
+            the output in [0, 1], but it zeroes the gradient of saturated pixels. Off where the authors' code has it
+            off (``diffpure``, ``gradual-noise``).
     """
 
     spellings: ClassVar[Mapping[str, Spelling]] = {

@@ -50,6 +50,11 @@ class Sequence(Purifier):
         """Return each stage by its surrogate."""
         return Sequence(stage.surrogate(steps) for stage in self.stages if isinstance(stage, Purifier))
 
+    def softened(self) -> Sequence:
+        """Return each stage softened; itself where none is."""
+        stages = [stage.softened() for stage in self.stages if isinstance(stage, Purifier)]
+        return self if all(a is b for a, b in zip(stages, self.stages, strict=True)) else Sequence(stages)
+
 
 @PURIFIERS.register("chain")
 class SequenceConfig(PurifierConfig):
@@ -71,6 +76,11 @@ class SequenceConfig(PurifierConfig):
     def differentiable(self) -> bool:
         """Whether all stages are; where one is not, its part of the gradient is straight-through."""
         return all(stage.differentiable for stage in self.stages)
+
+    @property
+    def softens(self) -> bool:
+        """Whether any stage does."""
+        return any(stage.softens for stage in self.stages)
 
     @property
     def uses_classifier(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from defense.probe import DEMANDS, Check, purity
 from defense.probe.purity import unfrozen
-from defense.spec import CODE, Spec
+from defense.spec import CODE, Reading, Spec
 
 __all__ = [
     "LabelledSpecContract",
@@ -45,7 +45,7 @@ class SpecContract(ABC):
         # The code of a part that is not puregrid's is no field: it is what it is when the spec is read.
         identity = {name: value for name, value in config.identity().items() if name != CODE}
         fields = {name: _as_given(getattr(config, name), value) for name, value in identity.items()}
-        again = type(config).model_validate({**fields, **places})
+        again = type(config).model_validate({**fields, **places}, context=Reading(identity=True))
         assert again.id == config.id, f"{config.canonical()} was read back as {again.canonical()}"
         assert config.model_copy().id == config.id, "a copy of the config has another id"
 

@@ -41,6 +41,7 @@ class Corruption:
         coloured: Whether the result has colours though the image had none. Grey images are then corrupted as three
             equal channels, and of the 8-bit result the luma (ITU-R 601) is kept.
         photographs: Whether the function needs photographs that the user has to give.
+        moves: Whether there is ImageMagick's motion blur in it; the function then takes ``rounded``.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Corruption:
     function: Callable[..., Pixels]
     coloured: bool = False
     photographs: bool = False
+    moves: bool = False
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,9 @@ def _truncated_gaussian(x: Image, sigma: float) -> npt.NDArray[np.uint8]:
     return np.asarray(gaussian(x, sigma) * 255).astype(np.uint8)
 
 
-def motion_blur(x: Image, c: tuple[int, float], rng: np.random.Generator) -> Pixels:
+def motion_blur(x: Image, c: tuple[int, float], rng: np.random.Generator, *, rounded: bool = False) -> Pixels:
     """A moving camera; c is radius and sigma."""
-    return motion(bytes_of(x), *c, float(rng.uniform(-45, 45)))
+    return motion(bytes_of(x), *c, float(rng.uniform(-45, 45)), rounded=rounded)
 
 
 def zoom_blur(x: Image, factors: npt.NDArray[np.float64], rng: np.random.Generator) -> Pixels:
@@ -91,7 +91,7 @@ DEFOCUS_BLUR = Corruption("defocus_blur", ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (
 GLASS_BLUR = Corruption(
     "glass_blur", ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)), glass_blur
 )
-MOTION_BLUR = Corruption("motion_blur", ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)), motion_blur)
+MOTION_BLUR = Corruption("motion_blur", ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)), motion_blur, moves=True)
 ZOOM_BLUR = Corruption(
     "zoom_blur", (_factors(1.06), _factors(1.11), _factors(1.16), _factors(1.21), _factors(1.26)), zoom_blur
 )

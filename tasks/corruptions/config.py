@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from defense.errors import InvalidInput, inside
 from defense.files import found
 from defense.randomness import Omega
-from defense.spec import Spec
+from defense.spec import Reading, Spec
 from tasks.cifar_c import CIFAR10_C, CIFAR100_C, CifarC
 from tasks.corruptions.base import Corrupted, Origin
-from tasks.corruptions.generate import check_images, corrupt, find
+from tasks.corruptions.generate import CORRUPTIONS, check_images, corrupt, find
 from tasks.corruptions.weather import Photographs
 from tasks.datasets import DATA_VARIABLE, DatasetConfig, ImageSet
 
@@ -37,6 +38,8 @@ class CorruptionConfig(Spec):
         path: Of official arrays: the tar, the folder unpacked from it, or a folder that holds either; by default the
             environment variable ``PUREGRID_DATA``.
         photographs: Of generated ``frost``: the folder of the photographs that it blends in.
+        motion: Of generated ``motion_blur`` and ``snow``: their motion blur is ``truncated`` to 8 bits, as by
+            ImageMagick, or ``rounded``, as it was here before there was this field; filled in.
         digest: What the images are made of: md5 of the official file, sha256 of the photographs; filled in.
     """
 
@@ -47,9 +50,29 @@ class CorruptionConfig(Spec):
     path: str | None = Field(default=None, exclude=True)
     photographs: str | None = Field(default=None, exclude=True)
     digest: str | None = None
+    motion: Literal["truncated", "rounded"] | None = None
+
+    # Rows from before there was this field.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"motion": (None, "rounded")}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _motion_as_published(cls, data: Any, info: ValidationInfo) -> Any:
+        if not isinstance(data, dict) or data.get("motion") is not None:
+            return data
+        named = data.get("corruption")
+        moves = isinstance(named, str) and named in CORRUPTIONS and CORRUPTIONS[named].moves
+        if not moves or data.get("origin", "generated") != "generated":
+            return data
+        before = isinstance(info.context, Reading) and info.context.identity
+        return {**data, "motion": "rounded" if before else "truncated"}
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
+        if self.motion is not None and not (
+            self.origin == "generated" and find(self.corruption, self.severity).moves
+        ):
+            raise InvalidInput(f"motion is for generated motion_blur and snow; {self.label()} has none.")
         needs = find(self.corruption, self.severity).photographs and self.origin == "generated"
         if self.photographs is not None and not needs:
             raise InvalidInput(f"photographs are for generated frost; {self.label()} takes none.")
@@ -137,7 +160,8 @@ class CorruptionConfig(Spec):
         if self.origin == "generated":
             frost = None if self.photographs is None else Photographs.read(self.photographs)
             omega = Omega.of("corruption", seed, "corrupt", ids.tolist())
-            return corrupt(data.images[ids], self.corruption, self.severity, omega, frost)
+            rounded = self.motion == "rounded"
+            return corrupt(data.images[ids], self.corruption, self.severity, omega, frost, rounded_motion=rounded)
         release = self._release(dataset)
         if not np.array_equal(release.labels(ids.tolist()), data.labels[ids]):
             raise InvalidInput(

@@ -6,7 +6,8 @@ r"""Filters that several corruptions share, from the definitions of the librarie
   .. math:: \sum_{i=0}^{2r} k_i\, x(p + o_i), \qquad k_i \propto e^{-i^2/2\sigma^2}, \qquad
             o_i = \lceil i\,(\cos\theta, \sin\theta) - 1/2 \rceil
 
-  with edges repeated and the result rounded to 8 bits.
+  with edges repeated and the result truncated to 8 bits. So ImageMagick 6.9.11 does: 98.6 to 100 % of its pixels are
+  the floor of the sum, the others, at whole numbers, one level off; about half are the nearest whole number.
 * ``clipped_zoom``: bilinear magnification of the middle, cut to the old size.
 * ``mirrored``: OpenCV's correlation, with edges mirrored about the outermost pixel.
 """
@@ -33,8 +34,18 @@ def gaussian(
     return np.asarray(ndimage.gaussian_filter(x, sigmas, mode=mode, truncate=truncate))
 
 
-def motion(x: npt.NDArray[np.uint8], radius: int, sigma: float, degrees: float) -> npt.NDArray[np.uint8]:
-    """Motion blur of an 8-bit image, shape (H, W, ...)."""
+def motion(
+    x: npt.NDArray[np.uint8], radius: int, sigma: float, degrees: float, *, rounded: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Motion blur of an 8-bit image, shape (H, W, ...).
+
+    Arguments:
+        x: The image.
+        radius: In pixels.
+        sigma: In pixels.
+        degrees: The direction.
+        rounded: Round to the nearest grey level instead of truncating, which is half a level brighter on average.
+    """
     i = np.arange(2 * radius + 1)
     weights = np.exp(-(i**2) / (2 * sigma**2))
     angle = math.radians(degrees)
@@ -44,7 +55,8 @@ def motion(x: npt.NDArray[np.uint8], radius: int, sigma: float, degrees: float) 
     for weight, dx, dy in zip(weights / weights.sum(), right, down, strict=True):
         row, column = np.clip(rows + dy, 0, len(rows) - 1), np.clip(columns + dx, 0, len(columns) - 1)
         blurred += weight * x[row[:, None], column[None]]
-    return np.floor(blurred + 0.5).astype(np.uint8)
+    # A sum of weights that add up to one falls short of a whole number by rounding errors alone.
+    return np.floor(blurred + (0.5 if rounded else 1e-9)).astype(np.uint8)
 
 
 def clipped_zoom(x: Array, factor: float) -> Array:

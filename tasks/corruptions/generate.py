@@ -95,6 +95,8 @@ def corrupt(
     severity: int,
     omega: Omega,
     photographs: Photographs | None = None,
+    *,
+    rounded_motion: bool = False,
 ) -> Corrupted:
     """Corrupt a batch.
 
@@ -106,6 +108,7 @@ def corrupt(
         severity: 1 to 5.
         omega: Randomness, one stream per image.
         photographs: Photographs of frost, for ``frost``.
+        rounded_motion: Round the motion blur of ``motion_blur`` and ``snow``, where ImageMagick truncates.
 
     Raises:
         InvalidInput: Unknown name or severity, no such images, or frost without photographs.
@@ -125,12 +128,13 @@ def corrupt(
         )
     pixels_in = np.rint(np.moveaxis(images.astype(np.float64), 1, 3) * 255).astype(np.uint8)
     extra = (photographs,) if corruption.photographs else ()
+    switches = {"rounded": rounded_motion} if corruption.moves else {}
     constant = corruption.constants[severity - 1]
     out = np.empty_like(images, dtype=np.uint8)
     for row, (pixels, rng) in enumerate(zip(pixels_in, omega.generators(f"corrupt {name}", severity), strict=True)):
         grey = corruption.coloured and pixels.shape[2] == 1
         x = (np.repeat(pixels, 3, 2) if grey else pixels) / 255.0
-        done = truncated(corruption.function(x, constant, rng, *extra))
+        done = truncated(corruption.function(x, constant, rng, *extra, **switches))
         out[row] = np.moveaxis(_luma(done) if grey else done, 2, 0)
     return Corrupted(out, name, severity, "generated")
 

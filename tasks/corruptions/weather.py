@@ -78,13 +78,20 @@ def _read(folder: str) -> Photographs:
     return Photographs(tuple(pixels), content.hexdigest())
 
 
-def snow(x: Image, c: tuple[float, float, float, float, int, float, float], rng: np.random.Generator) -> Pixels:
+def snow(
+    x: Image,
+    c: tuple[float, float, float, float, int, float, float],
+    rng: np.random.Generator,
+    *,
+    rounded: bool = False,
+) -> Pixels:
     """Snowfall; c is mean, deviation, magnification and threshold of flakes, their blur, the share of the image."""
     mean, std, factor, threshold, radius, sigma, share = c
     image = x.astype(np.float32)
     flakes = clipped_zoom(rng.normal(mean, std, x.shape[:2])[..., None], factor)
     flakes[flakes < threshold] = 0
-    fallen = motion((np.clip(flakes, 0, 1) * 255).astype(np.uint8), radius, sigma, float(rng.uniform(-135, -45)))
+    drops = (np.clip(flakes, 0, 1) * 255).astype(np.uint8)
+    fallen = motion(drops, radius, sigma, float(rng.uniform(-135, -45)), rounded=rounded)
     layer = fallen / 255.0
     grey = image if x.shape[2] == 1 else (image @ _LUMA)[..., None]
     whitened = share * image + (1 - share) * np.maximum(image, grey * 1.5 + 0.5)
@@ -170,6 +177,7 @@ SNOW = Corruption(
         (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
     ),
     snow,
+    moves=True,
 )
 FROST = Corruption(
     "frost", ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)), frost, coloured=True, photographs=True

@@ -48,7 +48,8 @@ class TestSpec:
         assert denoiser.canonical() == (
             '{"config_sha256":"0e974326","format":"diffusers","schedule":"linear-1000","sha256":"327dccd7"}'
         )
-        assert DiffPureConfig(denoiser=denoiser, sigma_eq=0.25, steps=25).id == "c4c67cb5363bb747"
+        assert DiffPureConfig(denoiser=denoiser, sigma_eq=0.25, steps=25, clip_denoised=True).id == "c4c67cb5363bb747"
+        assert DiffPureConfig(denoiser=denoiser, sigma_eq=0.25, steps=25).id == "c62ba3f53a1aab73"
 
     @given(st.text(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False), st.integers())
     def test_a_spec_survives_its_json_with_the_same_id(self, name: str, flag: bool, rate: float, size: int) -> None:

@@ -59,7 +59,8 @@ def configs() -> dict[str, dict[str, Any]]:
     return {
         "none": {"purifier": "none"},
         **{f"diffpure {form}": {**diffpure, "form": form} for form in ("ddpm", "ddim", "sde", "ode")},
-        "diffpure unclipped": {**diffpure, "clip_denoised": False},
+        "diffpure clipped": {**diffpure, "clip_denoised": True},
+        "diffpure sde on its schedule": {**diffpure, "form": "sde", "time": "schedule"},
         "diffpure ldsde": {**diffpure, "form": "ldsde", "t_star": 10},
         "gdmp mse": gdmp,
         "gdmp ssim": {**gdmp, "similarity": "ssim", "scale": 300.0},

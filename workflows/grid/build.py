@@ -26,7 +26,7 @@ from defense.spec import Reading, Spec
 from tasks.attacks import AttackConfig
 from tasks.certificates import CertificateConfig
 from tasks.compute import Compute
-from tasks.corruptions import BENCHMARK, EXTRA, SEVERITIES
+from tasks.corruptions import BENCHMARK, CORRUPTIONS, EXTRA, SEVERITIES
 from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
 from tasks.stages import Chunk
@@ -421,8 +421,11 @@ class Builder:
         entry = {"severity": list(SEVERITIES), **entry, "corruption": names}
         configs = []
         for combination in expand(self.document, keys, entry, CorruptionConfig):
-            if combination.fields["corruption"] != "frost" and len(names) > 1:
-                combination = combination.without(frozenset({"photographs"}))
+            name = combination.fields["corruption"]
+            if len(names) > 1:  # of several, an option is meant for those that have it
+                kind = CORRUPTIONS.get(name) if isinstance(name, str) else None
+                theirs = {"photographs": name == "frost", "motion": kind is not None and kind.moves}
+                combination = combination.without(frozenset(option for option, has in theirs.items() if not has))
             fields, places = combination.fields, combination.places
             config = validate(self.document, keys, CorruptionConfig, fields, places=places)
             configs.append(located(self.document, keys, partial(config.resolved, self.base), places))
