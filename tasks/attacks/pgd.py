@@ -64,7 +64,7 @@ class PGDConfig(AscentConfig):
             ``cosine`` of its gradients says and ``steps * eot`` is what all of its steps cost together.
 
     Raises:
-        InvalidInput: Restarts or ``reselect`` with ``keep: last``; ``eot_by: cosine`` without draws of its own; at run
+        InvalidInput: Restarts or ``reselect`` with ``keep: last``; ``eot_by: cosine`` without own draws; at run
             time, more restarts of ``dlr-targeted`` than wrong classes.
     """
 

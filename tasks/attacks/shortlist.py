@@ -30,7 +30,7 @@ from tasks.attacks.target import Target
 
 __all__ = ["AscentConfig", "Shortlist", "rejudged"]
 
-_KEPT = 3
+_KEPT = 2
 """Points of highest loss on a shortlist."""
 
 
