@@ -60,7 +60,7 @@ def by_cosine(target: Target, x: Tensor, loss: PointLoss, steps: int, eot: int) 
         target: The attacked function.
         x: Where the cosine is measured, shape (B, C, H, W).
         loss: Loss of one draw.
-        steps: With ``eot``, the budget: steps x eot gradients of one draw for each image, those measured included.
+        steps: With ``eot``, the budget: ``(steps + 1) eot`` draws for each image, those measured included.
         eot: See there.
 
     Returns:
@@ -69,14 +69,14 @@ def by_cosine(target: Target, x: Tensor, loss: PointLoss, steps: int, eot: int) 
     measured = min(_DRAWS, max(steps * eot // 2, 2))
     probe = replace(target, omega=target.omega.within("cosine"), draws=measured, calls=0)
     cosine = cosines(probe.per_draw(x, loss).gradients)
-    budget = max(steps * eot - measured, 1)
-    most = 2 ** int(math.log2(max(budget // _LEAST_STEPS, 1)))
+    budget = max((steps + 1) * eot - measured, 2)  # the look at the last iterate is part of it
+    most = 2 ** int(math.log2(max(budget // (_LEAST_STEPS + 1), 1)))
     needed = _QUALITY**2 / (1 - _QUALITY**2) * (1 - cosine) / cosine.clamp_min(1e-9)
     draws = torch.tensor([_power_of_two(value, most) for value in needed.tolist()], device=x.device)
     shares = []
     for count in sorted(set(draws.tolist())):
         positions = (draws == count).nonzero().flatten()
-        shares.append(Share(positions, count, max(budget // count, 1)))
+        shares.append(Share(positions, count, max(budget // count - 1, 1)))
     return shares
 
 

@@ -15,10 +15,10 @@ without which the gradient is taken as it is. The step size rule, where none is 
 starts included, the attack returns the one of highest loss for each image. Success is not looked at. With ``keep:
 last`` it returns the last iterate without a look at it, as other libraries do, for a forward pass less.
 
-With ``decay: linear`` the steps shrink, :math:`a_k = 2a\,(1 - k/n)` for k = 0 ... n - 1, and are as long together as
-without: noise of the gradient then moves the last iterates little. ``reselect`` chooses among the best iterates and
-the last ones on fresh draws (:mod:`tasks.attacks.shortlist`), and ``eot_by: cosine`` spends the same gradients of
-draws in more steps of fewer draws, or fewer of more (:mod:`tasks.attacks.draws`).
+With ``decay: linear`` the steps shrink, :math:`a_k = 2a\,(1 - (k + \tfrac12)/n)` for k = 0 ... n - 1, and are as
+long together as without: noise of the gradient then moves the last iterates little. ``reselect`` chooses among the
+best iterates and the last ones on fresh draws (:mod:`tasks.attacks.shortlist`), and ``eot_by: cosine`` spends the
+same draws in more steps of fewer, or fewer of more (:mod:`tasks.attacks.draws`).
 
 With one step from the image itself this is FGSM (Goodfellow et al., arXiv 1412.6572), with a = eps.
 """
@@ -61,7 +61,7 @@ class PGDConfig(AscentConfig):
             wrong classes in the order of their clean logits.
         decay: Whether steps are of one length, or ``linear``: shrink to nothing.
         eot_by: Whether ``steps`` and ``eot`` are as they are ``given``, or each image has as many draws a step as the
-            ``cosine`` of its gradients says and ``steps * eot`` is what all of its steps cost together.
+            ``cosine`` of its gradients says, and ``(steps + 1) eot`` is what all of its draws are together at most.
 
     Raises:
         InvalidInput: Restarts or ``reselect`` with ``keep: last``; ``eot_by: cosine`` without own draws; at run
@@ -169,7 +169,7 @@ class PGDConfig(AscentConfig):
         """All restarts, of so many steps each."""
         region = Region(x, self.norm, self.eps)
         size = 2.5 * self.eps / steps if self.step_size is None else self.step_size
-        factors = [1.0] * steps if self.decay == "none" else [2 * (1 - k / steps) for k in range(steps)]
+        factors = [1.0] * steps if self.decay == "none" else [2 - (2 * k + 1) / steps for k in range(steps)]
         best = self.keeper(x)
         if self.loss == "dlr-targeted":
             losses = [towards(classes) for classes in wrong_classes(target, x, self.restarts).unbind(1)]

@@ -133,13 +133,14 @@ class Shortlist(Best):
         better = super().see(images, loss)
         coming, its_loss = images.detach(), loss.detach()
         self._newest = coming
-        for place in range(len(self._points)):
-            swap = its_loss > self._losses[place]
-            wide, old, old_loss = swap.view(-1, *[1] * (images.dim() - 1)), self._points[place], self._losses[place]
-            self._points[place] = torch.where(wide, coming, old)
-            coming = torch.where(wide, old, coming)
-            self._losses[place] = torch.where(swap, its_loss, old_loss)
-            its_loss = torch.where(swap, old_loss, its_loss)
+        for place, (old, old_loss) in enumerate(zip(list(self._points), self._losses.clone(), strict=True)):
+            swap = its_loss > old_loss
+            wide = swap.view(-1, *[1] * (images.dim() - 1))
+            self._points[place], coming = torch.where(wide, coming, old), torch.where(wide, old, coming)
+            self._losses[place], its_loss = (
+                torch.where(swap, its_loss, old_loss),
+                torch.where(swap, old_loss, its_loss),
+            )
         return better
 
     def end_run(self) -> None:

@@ -46,6 +46,9 @@ _WARM: Mapping[str, dict[str, Any]] = {
     },
 }
 
+_REFINING = 8
+"""Budget of ``refine`` in those of the other rungs: one long run is worth more than several short ones."""
+
 
 @ATTACKS.register("strongest")
 class StrongestConfig(LadderConfig):
@@ -53,7 +56,7 @@ class StrongestConfig(LadderConfig):
 
     Arguments:
         rungs: As in a ladder, then ``apgd``, ``diffhammer`` and ``refine``, or attacks with ``warm: true``.
-        steps: Steps of the named rungs; ``refine`` has as many gradients as ``2 steps eot`` in all.
+        steps: Steps of the named rungs; ``refine`` takes ``8 steps eot`` gradients of draws.
         loss: Loss of the named rungs but ``diffhammer``.
         eot: Draws per evaluation of the named rungs that know the purifier.
         queries: Queries of ``black-box``.
@@ -65,6 +68,7 @@ class StrongestConfig(LadderConfig):
 
     attack: Literal["strongest"] = "strongest"  # type: ignore[assignment]
     rungs: tuple[SerializeAsAny[AttackConfig], ...] = _RUNGS  # type: ignore[assignment]  # entries, read as such
+    steps: int = Field(default=10, ge=1)
     select: int = Field(default=20, ge=1)
 
     @classmethod
@@ -73,10 +77,11 @@ class StrongestConfig(LadderConfig):
         settings = {key: fields.get(key, cls.model_fields[key].default) for key in ("steps", "loss", "eot", "select")}
         shared = {"eot": settings["eot"], "reselect": settings["select"]}
         if isinstance(entry, str) and entry in _WARM:
-            steps = settings["steps"] * 2 if entry == "refine" and isinstance(settings["steps"], int) else None
+            steps = settings["steps"]
+            if entry == "refine" and isinstance(steps, int):
+                steps *= _REFINING
             loss = {} if entry == "diffhammer" else {"loss": settings["loss"]}
-            named = {"gradient": "exact", "warm": True, "steps": steps or settings["steps"]}
-            return {**_WARM[entry], **shared, **loss, **named}
+            return {**_WARM[entry], **shared, **loss, "gradient": "exact", "warm": True, "steps": steps}
         written = super().inner_entry(field, entry, fields)
         if not isinstance(entry, str) or "eot" not in written or written["attack"] != "pgd":
             return written
