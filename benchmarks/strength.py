@@ -3,16 +3,16 @@
     python benchmarks/strength.py small|digits|cifar10 [--first 0] [--images 64] [--steps 8] [--eot 5] [--select 10]
         [--queries 20] [--draws 40] [--only NAME ...]
 
-`strongest` is run first, with `--steps`, `--eot`, `--select` and `--queries`; each other attack then has as many steps
-as cost no less than it did. Cost is counted, not computed: every draw that the classifier answers, in gradient
-evaluations, that is 1 with a gradient and 1/3 without; the selections of `strongest` and of the ladders are in it. All
+`strongest` is run first, with `--steps`, `--eot`, `--select` and `--queries`; each other attack then has as many
+steps as cost no less than it did. Cost is counted, not computed: every draw that the classifier answers, in gradient
+evaluations, that is 1 with a gradient and 1/3 without; the selections of `strongest` and of ladders are in it. All
 attacks are stages of a cell, as in a sweep, and all are judged on the same draws, those of the judgement.
 
-`small` is noise of 0.2 and half of a 3 x 3 binomial blur in front of the digits network, `digits` is DiffPure at
-t* = 100 in 2 steps with the shipped denoiser, `cifar10` DiffPure at t* = 50 in 2 steps in front of ResNet-20 (needs
-PUREGRID_DATA and PUREGRID_WEIGHTS). `Avg` is the mean over draws, `Wor-20` the share of images that are right on all
-of 20 draws (the unbiased mean over all choices of 20); the last columns are the paired difference to `strongest`, with
-its standard error over images.
+`small` is noise of 0.2 and half of a 3 x 3 binomial blur in front of the digits network, l_inf 0.06; `digits` is
+DiffPure at t* = 100 in 2 steps with the shipped denoiser, 0.15; `cifar10` is DiffPure at t* = 50 in 2 steps in front
+of ResNet-20, 4/255 (needs PUREGRID_DATA and PUREGRID_WEIGHTS). `Avg` is the mean over draws, `Wor-20` the share of
+images that are right on all of 20 draws (the mean over all choices of 20); the last columns are the paired difference
+to `strongest`, with its standard error over images.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def main() -> None:
             continue
         began = time.process_time()
         images, cost = lab.attack(fields)
-        show(f"{name}", cost, lab.judge(images, options.draws))
+        show(name, cost, lab.judge(images, options.draws))
         print(f"<!-- {time.process_time() - began:.0f} s -->", flush=True)
 
 
