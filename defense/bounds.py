@@ -87,6 +87,7 @@ BOUNDS: Mapping[str, Bound] = MappingProxyType(
         "targets": Bound(100_000, _COUNT),
         "eot": Bound(10_000, _COUNT),
         "select": Bound(10_000, _COUNT),
+        "reselect": Bound(10_000, _COUNT),
         "draws": Bound(10_000, _COUNT),
         "votes": Bound(10_000, _COUNT),
         "rounds": Bound(10_000, _COUNT),

@@ -107,6 +107,7 @@ if TYPE_CHECKING:
         SPSAConfig,
         SquareConfig,
         StAdvConfig,
+        StrongestConfig,
         Target,
         TransferConfig,
     )
@@ -212,6 +213,7 @@ __all__ = [
     "SquareConfig",
     "StAdvConfig",
     "StoreError",
+    "StrongestConfig",
     "Sweep",
     "SweepResults",
     "SweepRun",

@@ -17,6 +17,7 @@ from tasks.attacks.random_noise import RandomNoiseConfig
 from tasks.attacks.spsa import SPSAConfig
 from tasks.attacks.square import SquareConfig
 from tasks.attacks.stadv import StAdvConfig
+from tasks.attacks.strongest import StrongestConfig
 from tasks.attacks.target import Target
 from tasks.attacks.transfer import TransferConfig
 
@@ -42,6 +43,7 @@ __all__ = [
     "SPSAConfig",
     "SquareConfig",
     "StAdvConfig",
+    "StrongestConfig",
     "Target",
     "TransferConfig",
     "perturbation_norms",

@@ -39,9 +39,10 @@ from torch import Tensor
 from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks.apgd_l1 import BestIterate, budgets, sparse_ascend
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackResult, Norm, Region
+from tasks.attacks.best import Best
 from tasks.attacks.losses import PointLoss, check_classes, point_loss
-from tasks.attacks.pgd import Best
+from tasks.attacks.shortlist import AscentConfig
 from tasks.attacks.target import Oracle, Target
 from tasks.attacks.targeted import check_targets, towards, wrong_classes
 
@@ -52,7 +53,7 @@ _TARGETS = 9
 
 
 @ATTACKS.register("apgd")
-class APGDConfig(AttackConfig):
+class APGDConfig(AscentConfig):
     """Auto-PGD.
 
     Arguments:
@@ -134,43 +135,56 @@ class APGDConfig(AttackConfig):
     @property
     def evaluations(self) -> int:
         """One per iterate, the starts included, and one of the clean image where targets are ranked."""
-        runs = self.restarts * (self.targets or 1)
         starts = len(budgets(self.steps)) if self.larger_eps else 1
-        return (self.steps + starts) * runs + (self.targets is not None)
+        return (self.steps + starts) * self.runs + (self.targets is not None) + self.reselections
+
+    @property
+    def runs(self) -> int:
+        """See :class:`AscentConfig`."""
+        return self.restarts * (self.targets or 1)
 
     @property
     def stops(self) -> bool:
         """See :class:`AttackConfig`."""
         return self.stop_on_success
 
-    def run(self, target: Target, x: Tensor, omega: Omega) -> AttackResult:
-        """See :class:`AttackConfig`.
+    def run_from(self, target: Target, x: Tensor, omega: Omega, start: Tensor | None) -> AttackResult:
+        """See :class:`AscentConfig`. A run that goes on from other images begins with steps of eps / 2.
 
         Starts have keys ``("start", r)``, r the number of the run: target class by target class, restart by restart.
         """
-        best = Best(x)
+        best = self.keeper(x)
         left = torch.arange(len(x), device=x.device)
         for number, loss in enumerate(loss for loss in self._losses(target, x) for _ in range(self.restarts)):
             if number and self.stop_on_success:
                 left = target.unbroken(best.images)
             if len(left) == len(x):
-                self._run(target, x, omega, number, loss(left), best)
+                self._run(target, x, omega, number, loss(left), best, start)
             elif len(left):
-                best_of_run = Best(x[left])
-                self._run(target.select(left), x[left], omega.select(left.tolist()), number, loss(left), best_of_run)
+                best_of_run, part = Best(x[left]), omega.select(left.tolist())
+                begun = None if start is None else start[left]
+                self._run(target.select(left), x[left], part, number, loss(left), best_of_run, begun)
                 best.see_at(left, best_of_run)
-        return AttackResult(best.images, best.loss)
+            best.end_run()
+        return self.result(target, best, point_loss("margin" if self.loss == "dlr-targeted" else self.loss))
 
-    def _run(self, target: Target, x: Tensor, omega: Omega, number: int, loss: PointLoss, best: Best) -> None:
+    def _run(
+        self, target: Target, x: Tensor, omega: Omega, number: int, loss: PointLoss, best: Best, start: Tensor | None
+    ) -> None:
         if self.norm == "l1":
-            self._run_l1(target, x, omega, number, loss, best)
-        else:
+            self._run_l1(target, x, omega, number, loss, best, start)
+        elif start is None:
             region = Region(x, self.norm, self.eps)
             ascend(target, region, sphere_start(region, omega, number), loss, self.steps, self.rho, best)
+        else:
+            region = Region(x, self.norm, self.eps)
+            ascend(target, region, start, loss, self.steps, self.rho, best, first=self.eps / 2)
 
-    def _run_l1(self, target: Target, x: Tensor, omega: Omega, number: int, loss: PointLoss, best: Best) -> None:
-        balls = budgets(self.steps) if self.larger_eps else [(1.0, self.steps)]
-        at = sphere_start(Region(x, "l1", balls[0][0] * self.eps), omega, number)
+    def _run_l1(
+        self, target: Target, x: Tensor, omega: Omega, number: int, loss: PointLoss, best: Best, start: Tensor | None
+    ) -> None:
+        balls = budgets(self.steps) if self.larger_eps and start is None else [(1.0, self.steps)]
+        at = sphere_start(Region(x, "l1", balls[0][0] * self.eps), omega, number) if start is None else start
         for factor, steps in balls:
             region = Region(x, "l1", factor * self.eps)
             seen_by = best if factor == 1 else None
@@ -215,7 +229,15 @@ def sphere_start(region: Region, omega: Omega, number: int) -> Tensor:
 
 
 def ascend(
-    target: Oracle, region: Region, start: Tensor, loss: PointLoss, steps: int, rho: float, best: Best
+    target: Oracle,
+    region: Region,
+    start: Tensor,
+    loss: PointLoss,
+    steps: int,
+    rho: float,
+    best: Best,
+    *,
+    first: float | None = None,
 ) -> None:
     """One run from ``start``; its iterates are shown to ``best``.
 
@@ -227,12 +249,14 @@ def ascend(
         steps: Gradient steps n, each followed by an evaluation.
         rho: Share of rising steps up to which the step size is halved.
         best: Keeps the images of highest loss, over all runs.
+        first: Size of the first step; 2 eps by default.
     """
     at = target.differentiate(start, loss)
     assert at.gradient is not None
     best.see(start, at.loss)
     best_iterate = BestIterate(start, at.gradient, at.loss)  # of this run alone: it is where the run goes back to
-    size = torch.full((len(start), 1, 1, 1), 2 * region.eps, dtype=start.dtype, device=start.device)
+    length = 2 * region.eps if first is None else first
+    size = torch.full((len(start), 1, 1, 1), length, dtype=start.dtype, device=start.device)
     current, before, gradient = start, start, at.gradient
     stops, last_stop = set(checkpoints(steps)), 0
     last_loss, rises = torch.zeros_like(at.loss), torch.zeros_like(at.loss)

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from tasks.attacks.base import Region, largest_signs
+from tasks.attacks.best import Best
 from tasks.attacks.losses import PointLoss
-from tasks.attacks.pgd import Best
 from tasks.attacks.target import Target
 
 __all__ = ["BestIterate", "budgets", "sparse_ascend"]

@@ -39,8 +39,8 @@ from defense.purifiers import PurifierConfig
 from defense.randomness import Omega
 from tasks.attacks.apgd import ascend, sphere_start
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.best import Best
 from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
-from tasks.attacks.pgd import Best
 from tasks.attacks.target import Evaluation, Oracle, Target, strongest
 
 __all__ = ["DeviatedReconstructionConfig", "Deviating"]

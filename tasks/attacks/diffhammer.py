@@ -35,7 +35,7 @@ Choices of ours, where the paper leaves one or its code does otherwise:
   undo the selection: where vulnerabilities are unshared it stays as it was while half of the draws are fooled. The
   paper's code keeps the image that fooled most draws; success is not looked at here.
 * Losses differ by restart, as in the paper, by default margin, cross-entropy and DLR. Their runs are compared by one
-  more evaluation of each, by the first loss.
+  more evaluation of each, by the first loss; with ``reselect`` on the same draws, as shares of right answers.
 * All images take part in all restarts, to the end; the paper restarts those whose success rate is below one half.
 """
 
@@ -53,9 +53,10 @@ from torch.nn.functional import logsigmoid
 from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks import apgd
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackResult, Norm, Region
+from tasks.attacks.best import Best
 from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
-from tasks.attacks.pgd import Best
+from tasks.attacks.shortlist import AscentConfig, Shortlist, rejudged
 from tasks.attacks.target import Evaluation, Oracle, Target, strongest
 
 __all__ = ["DiffHammerConfig", "select", "sigmoid_mean"]
@@ -65,7 +66,7 @@ _IMPROVEMENTS = 5
 
 
 @ATTACKS.register("diffhammer")
-class DiffHammerConfig(AttackConfig):
+class DiffHammerConfig(AscentConfig):
     """DiffHammer.
 
     Arguments:
@@ -124,21 +125,34 @@ class DiffHammerConfig(AttackConfig):
         """
         restarts = len(self.losses)
         grafted = math.ceil(self.steps * restarts / self.eot) if self.graft else 0
-        return (self.steps + 1) * restarts + (restarts if restarts > 1 else 0) + grafted
+        compared = restarts if restarts > 1 and self.reselect is None else self.reselections
+        return (self.steps + 1) * restarts + compared + grafted
 
-    def run(self, target: Target, x: Tensor, omega: Omega) -> AttackResult:
-        """See :class:`AttackConfig`. Starts are those of the attack ``ascent``, one for each restart."""
+    @property
+    def reselections(self) -> int:
+        """See :class:`AscentConfig`: losses of different kinds are no order, so each restart has a shortlist."""
+        return super().reselections * len(self.losses)
+
+    def run_from(self, target: Target, x: Tensor, omega: Omega, start: Tensor | None) -> AttackResult:
+        """See :class:`AscentConfig`. Its own starts are those of the attack ``ascent``, one for each restart."""
         region = Region(x, self.norm, self.eps)
-        losses, candidates = [point_loss(name) for name in self.losses], []
+        losses, found = [point_loss(name) for name in self.losses], list[Best]()
         for restart, loss in enumerate(losses):
-            best, oracle = Best(x), _Selective(target, region, self.averaging, self.reach, self.graft, losses)
-            if self.ascent == "apgd":
-                start = apgd.sphere_start(region, omega, restart)
-                apgd.ascend(oracle, region, start, loss, self.steps, _RHO, best)
+            best, oracle = self.keeper(x), _Selective(target, region, self.averaging, self.reach, self.graft, losses)
+            if self.ascent == "pgd":
+                at = region.random_start(omega, restart) if start is None else start
+                _ascend(oracle, region, at, loss, self.steps, best)
+            elif start is None:
+                at = apgd.sphere_start(region, omega, restart)
+                apgd.ascend(oracle, region, at, loss, self.steps, _RHO, best)
             else:
-                _ascend(oracle, region, region.random_start(omega, restart), loss, self.steps, best)
-            candidates.append((best.images, best.loss))
-        return AttackResult(*strongest(oracle, candidates, losses[0]))
+                apgd.ascend(oracle, region, start, loss, self.steps, _RHO, best, first=self.eps / 2)
+            best.end_run()
+            found.append(best)
+        if self.reselect is not None:
+            candidates = [images for best in found if isinstance(best, Shortlist) for images in best.candidates()]
+            return AttackResult(*rejudged(target, candidates, losses[0], self.reselect))
+        return AttackResult(*strongest(oracle, [(best.images, best.loss) for best in found], losses[0]))
 
 
 def select(losses: Tensor, gradients: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -88,10 +88,15 @@ class LadderConfig(DerivedAttackConfig):
         try:
             blind = GradientMode.parse(entry).name == "blind"
         except InvalidInput as error:
-            known = ", ".join((*GRADIENT_MODES, "black-box"))
+            known = ", ".join(cls.short_names())
             raise InvalidInput(f"{entry!r} is none of {known}, nor a mapping with the key `attack`.") from error
         pgd = {"attack": "pgd", "gradient": entry, "steps": settings["steps"], "loss": settings["loss"]}
         return pgd if blind else {**pgd, "eot": settings["eot"]}
+
+    @classmethod
+    def short_names(cls) -> tuple[str, ...]:
+        """Return the names that stand for rungs, with their parameters as in messages."""
+        return (*GRADIENT_MODES, "black-box")
 
     @model_validator(mode="before")
     @classmethod
@@ -100,7 +105,7 @@ class LadderConfig(DerivedAttackConfig):
             return data
         rungs = data["rungs"]
         if not isinstance(rungs, tuple) or not rungs:
-            raise InvalidInput(f"rungs is a list of attacks or of {', '.join(_RUNGS)}, not {rungs!r}.")
+            raise InvalidInput(f"rungs is a list of attacks or of {', '.join(cls.short_names())}, not {rungs!r}.")
         return {"knows": "purifier", **data}
 
     @model_validator(mode="after")
@@ -110,6 +115,13 @@ class LadderConfig(DerivedAttackConfig):
                 raise InvalidInput(
                     f"{rung.label()} has {rung.norm} eps {format_eps(rung.eps)}, the ladder {self.norm} eps "
                     f"{format_eps(self.eps)}; minima over images compare attacks of one budget.",
+                    keys=("rungs", place),
+                )
+        for place, rung in enumerate(self.rungs):
+            if rung.parameter("warm") and self.attack == "ladder":
+                raise InvalidInput(
+                    f"{rung.label()} starts from the worst image of the rungs before, which only `attack: strongest` "
+                    "hands on: write that, or remove `warm`.",
                     keys=("rungs", place),
                 )
         if self.knows != "purifier":

@@ -47,8 +47,8 @@ from defense.lpips import LpipsConfig
 from defense.randomness import Omega
 from defense.spec import Spelling
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
+from tasks.attacks.best import Best
 from tasks.attacks.losses import LossName, check_classes, point_loss
-from tasks.attacks.pgd import Best
 from tasks.attacks.target import Target
 
 __all__ = ["GuidedFilter", "LowFrequencyConfig"]

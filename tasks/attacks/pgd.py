@@ -15,12 +15,18 @@ without which the gradient is taken as it is. The step size rule, where none is 
 starts included, the attack returns the one of highest loss for each image. Success is not looked at. With ``keep:
 last`` it returns the last iterate without a look at it, as other libraries do, for a forward pass less.
 
+With ``decay: linear`` the steps shrink, :math:`a_k = 2a\,(1 - (k + \tfrac12)/n)` for k = 0 ... n - 1, and are as
+long together as without: noise of the gradient then moves the last iterates little. ``reselect`` chooses among the
+best iterates and the last ones on fresh draws (:mod:`tasks.attacks.shortlist`), and ``eot_by: cosine`` spends the
+same draws in more steps of fewer, or fewer of more (:mod:`tasks.attacks.draws`).
+
 With one step from the image itself this is FGSM (Goodfellow et al., arXiv 1412.6572), with a = eps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -30,7 +36,10 @@ from torch import Tensor
 from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.best import Best
+from tasks.attacks.draws import by_cosine
 from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
+from tasks.attacks.shortlist import AscentConfig
 from tasks.attacks.target import Target
 from tasks.attacks.targeted import check_targets, towards, wrong_classes
 
@@ -38,7 +47,7 @@ __all__ = ["FGSMConfig", "PGDConfig"]
 
 
 @ATTACKS.register("pgd")
-class PGDConfig(AttackConfig):
+class PGDConfig(AscentConfig):
     """PGD.
 
     Arguments:
@@ -50,9 +59,13 @@ class PGDConfig(AttackConfig):
         keep: The iterate that is returned: the ``best`` by its loss, or the ``last``, whose loss is unknown (NaN).
         restarts: Runs from different random starts. With ``dlr-targeted`` each has a target class of its own: the
             wrong classes in the order of their clean logits.
+        decay: Whether steps are of one length, or ``linear``: shrink to nothing.
+        eot_by: Whether ``steps`` and ``eot`` are as they are ``given``, or each image has as many draws a step as the
+            ``cosine`` of its gradients says, and ``(steps + 1) eot`` is what all of its draws are together at most.
 
     Raises:
-        InvalidInput: Restarts with ``keep: last``; at run time, more restarts of ``dlr-targeted`` than wrong classes.
+        InvalidInput: Restarts or ``reselect`` with ``keep: last``; ``eot_by: cosine`` without own draws; at run
+            time, more restarts of ``dlr-targeted`` than wrong classes.
     """
 
     keeps_best: ClassVar[bool] = True
@@ -63,9 +76,16 @@ class PGDConfig(AttackConfig):
     loss: Literal["ce", "margin", "dlr", "dlr-targeted"] = "ce"
     momentum: float = Field(default=0.0, ge=0)
     # Ids, and random starts with them, are as before there was a choice.
-    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"keep": ("best",)}
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **AscentConfig.unsaid,
+        "keep": ("best",),
+        "decay": ("none",),
+        "eot_by": ("given",),
+    }
     keep: Literal["best", "last"] = "best"
     restarts: int = Field(default=1, ge=1)
+    decay: Literal["none", "linear"] = "none"
+    eot_by: Literal["given", "cosine"] = "given"
 
     @model_validator(mode="after")
     def _best_of_restarts(self) -> Self:
@@ -73,7 +93,18 @@ class PGDConfig(AttackConfig):
             raise InvalidInput(
                 "restarts end in several last iterates, of which the loss chooses: write `keep: best`."
             )
+        if self.keep == "last" and self.reselect is not None:
+            raise InvalidInput("`keep: last` leaves nothing to choose from: remove it, or `reselect`.")
+        if self.eot_by == "cosine" and self.knows != "purifier":
+            raise InvalidInput(
+                "`eot_by: cosine` is for attackers who know the purifier and draw for themselves: remove it.",
+                keys=("eot_by",),
+            )
         return self
+
+    def on_bare_classifier(self) -> Self:
+        """See :class:`AttackConfig`."""
+        return super().on_bare_classifier().model_copy(update={"eot_by": "given"})
 
     def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
         """See :class:`AttackConfig`."""
@@ -90,7 +121,14 @@ class PGDConfig(AttackConfig):
             parts.append(f"x{self.restarts}")
         if self.keep == "last":
             parts.append("last")
+        if self.decay != "none":
+            parts.append("decaying")
         return " ".join(parts)
+
+    def label(self) -> str:
+        """See :class:`AttackConfig`; draws that the cosine chooses are not those of ``eot``."""
+        name = super().label()
+        return name if self.eot_by == "given" else f"{name} by cosine"
 
     @property
     def loss_unknown(self) -> bool:
@@ -101,24 +139,51 @@ class PGDConfig(AttackConfig):
     def evaluations(self) -> int:
         """One per iterate that is looked at, and one of the clean image where target classes are ranked."""
         looks = self.steps + (self.keep == "best")
-        return looks * self.restarts + (self.loss == "dlr-targeted")
+        return looks * self.restarts + (self.loss == "dlr-targeted") + self.reselections
 
-    def run(self, target: Target, x: Tensor, omega: Omega) -> AttackResult:
-        """See :class:`AttackConfig`."""
+    @property
+    def runs(self) -> int:
+        """See :class:`AscentConfig`."""
+        return self.restarts
+
+    def run_from(self, target: Target, x: Tensor, omega: Omega, start: Tensor | None) -> AttackResult:
+        """See :class:`AscentConfig`. All restarts go on from the same images, on draws of their own."""
+        if self.eot_by == "given" or target.purifier is None:
+            return self._ascend(target, x, omega, start, self.steps)
+        at = self._start(Region(x, self.norm, self.eps), omega, 0) if start is None else start
+        loss = point_loss("margin" if self.loss == "dlr-targeted" else self.loss)
+        images, values = torch.empty_like(x), torch.empty(len(x), device=x.device)
+        for part in by_cosine(target, at, loss, self.steps, self.eot):
+            index = part.positions
+            some = replace(target.select(index), draws=part.draws, calls=0)
+            begun = None if start is None else start[index]
+            result = self._ascend(some, x[index], omega.select(index.tolist()), begun, part.steps)
+            images[index], values[index] = result.images, result.loss.to(values)
+        target.evaluations = sum(target.tally.evaluations.values())
+        return AttackResult(images, values)
+
+    def _start(self, region: Region, omega: Omega, restart: int) -> Tensor:
+        return region.random_start(omega, restart) if self.random_start else region.x
+
+    def _ascend(self, target: Target, x: Tensor, omega: Omega, start: Tensor | None, steps: int) -> AttackResult:
+        """All restarts, of so many steps each."""
         region = Region(x, self.norm, self.eps)
-        size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
-        best = Best(x)
+        size = 2.5 * self.eps / steps if self.step_size is None else self.step_size
+        factors = [1.0] * steps if self.decay == "none" else [2 - (2 * k + 1) / steps for k in range(steps)]
+        best = self.keeper(x)
         if self.loss == "dlr-targeted":
             losses = [towards(classes) for classes in wrong_classes(target, x, self.restarts).unbind(1)]
         else:
             losses = [point_loss(self.loss)] * self.restarts
         for restart, loss in enumerate(losses):
-            start = region.random_start(omega, restart) if self.random_start else x
+            first = self._start(region, omega, restart) if start is None else start
             best_seen = best if self.keep == "best" else None
-            last = _ascend(target, region, start, self.steps, size, loss, self.momentum, best_seen)
+            sizes = [size * factor for factor in factors]
+            last = _ascend(target, region, first, sizes, loss, self.momentum, best_seen)
+            best.end_run()
         if self.keep == "last":
             return AttackResult(last.detach(), torch.full_like(best.loss, torch.nan))
-        return AttackResult(best.images, best.loss)
+        return self.result(target, best, point_loss("margin" if self.loss == "dlr-targeted" else self.loss))
 
 
 @ATTACKS.register("fgsm")
@@ -156,44 +221,18 @@ class FGSMConfig(AttackConfig):
         return AttackResult(images, target.evaluate(images, point_loss(self.loss)).loss)
 
 
-class Best:
-    """The images of highest loss so far.
-
-    Arguments:
-        x: Clean images, shape (B, ...).
-    """
-
-    def __init__(self, x: Tensor) -> None:
-        self.images = x.detach()
-        self.loss = torch.full((len(x),), -torch.inf, device=x.device)
-
-    def see(self, images: Tensor, loss: Tensor) -> Tensor:
-        """Keep what is better; returns where, shape (B,)."""
-        better = loss > self.loss
-        self.images = torch.where(better.view(-1, *[1] * (images.dim() - 1)), images.detach(), self.images)
-        self.loss = torch.where(better, loss, self.loss)
-        return better
-
-    def see_at(self, positions: Tensor, other: Best) -> None:
-        """Keep what another run has found of the images at some positions, shape (N,)."""
-        images, loss = self.images.clone(), torch.full_like(self.loss, -torch.inf)
-        images[positions], loss[positions] = other.images, other.loss
-        self.see(images, loss)
-
-
 def _ascend(
     target: Target,
     region: Region,
     start: Tensor,
-    steps: int,
-    size: float,
+    sizes: Sequence[float],
     loss: PointLoss,
     momentum: float,
     best: Best | None,
 ) -> Tensor:
     """Return the last iterate; every iterate is shown to ``best``, if there is one."""
     current, direction = start, torch.zeros_like(start)
-    for _ in range(steps):
+    for size in sizes:
         at = target.differentiate(current, loss)
         assert at.gradient is not None
         if best is not None:

@@ -34,9 +34,9 @@ from torch import Tensor
 
 from defense.randomness import Omega
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.best import Best
 from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
 from tasks.attacks.optimizers import Adam
-from tasks.attacks.pgd import Best
 from tasks.attacks.target import Target
 
 __all__ = ["SPSAConfig", "estimate_gradient"]

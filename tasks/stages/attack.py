@@ -20,6 +20,7 @@ from defense.randomness import Omega
 from tasks.attacks import AttackConfig, DerivedAttackConfig, Given, LadderConfig, Target, perturbation_norms
 from tasks.attacks.base import AttackResult
 from tasks.attacks.budgets import format_eps
+from tasks.attacks.shortlist import AscentConfig
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig
 from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table, images_to_table
@@ -33,7 +34,8 @@ class AttackStage(StageSpec):
 
     Arguments:
         sources: The stages of whose images the attack is made, for attacks that are made of others'.
-        after: A ladder of earlier rungs: images that it has broken are passed on as they are.
+        after: A ladder of earlier rungs: images that it has broken are passed on as they are, or a warm rung starts
+            from its images.
     """
 
     stage: Literal["attack"] = "attack"
@@ -67,6 +69,8 @@ class AttackStage(StageSpec):
         behind = "" if self.purifier is None else f" behind {self.purifier.label()}"
         attack = f"{self.attack.label()} eps {format_eps(self.attack.eps)}"
         rest = "" if self.after is None else ", where the rungs before failed"
+        if self.attack.parameter("warm"):
+            rest = ", from the worst image of the rungs before"
         return f"{self.dataset.label()}, {self.classifier.label()}{behind}, {attack}{rest}"
 
     def model_key(self) -> str:
@@ -110,6 +114,8 @@ class AttackStage(StageSpec):
                 result = self.attack.combine(
                     target, x, [_part(source, start, stop, context) for source in from_sources]
                 )
+            elif before is not None and isinstance(self.attack, AscentConfig) and self.attack.warm:
+                result = self.attack.run_from(target, x, omega_part, _part(before, start, stop, context).images)
             elif before is not None:
                 result = self._rest(target, x, omega_part, _part(before, start, stop, context))
             else:

@@ -55,6 +55,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "diffhammer": {**LINF, "steps": 2, "losses": ["ce"]},
     "fgsm": LINF,
     "ladder": {**LINF, "rungs": ["blind"], "steps": 1, "select": 1},
+    "strongest": {**LINF, "rungs": ["blind"], "steps": 1, "select": 1},
     "pgd": {**LINF, "steps": 1},
     "pgd-eot": {**LINF, "steps": 1},
     "random-noise": LINF,
@@ -67,6 +68,7 @@ OWN = {
     "autoattack": {"attack_broken"},
     "cw-l2": {"attack_minimum_l2"},
     "ladder": {"attack_rung", "attack_right", "attack_rights"},
+    "strongest": {"attack_rung", "attack_right", "attack_rights"},
     "stadv": {"attack_flow"},
 }
 GRADIENTS = {"attack_gradients", "attack_gradient_zero", "attack_gradient_nan"}

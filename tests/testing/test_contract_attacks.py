@@ -71,6 +71,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "classifier": {"classifier": "digits-cnn"},
     },
     "ladder": {"attack": "ladder", **LINF, "rungs": ["blind", "exact"], "steps": 3, "eot": 2, "select": 4},
+    "strongest": {"attack": "strongest", **LINF, "rungs": ["blind", "exact"], "steps": 3, "eot": 2, "select": 4},
+    "pgd reselect": {"attack": "pgd", **LINF, "steps": 3, **KNOWING, "reselect": 4, "decay": "linear"},
+    "pgd by cosine": {"attack": "pgd", **LINF, "steps": 9, **KNOWING, "reselect": 2, "eot_by": "cosine"},
+    "apgd reselect": {"attack": "apgd", **LINF, "steps": 4, **KNOWING, "reselect": 4},
+    "diffhammer reselect": {"attack": "diffhammer", **LINF, "steps": 2, "eot": 3, "reselect": 3},
 }
 
 
@@ -93,7 +98,7 @@ class BuiltIn(AttackContract):
         self.fields = fields
         name = fields["attack"]
         self.by_position = name == "autoattack"  # type: ignore[misc]
-        self.stops_early = name in ("autoattack", "cw-l2")  # type: ignore[misc]
+        self.stops_early = name in ("autoattack", "cw-l2") or "eot_by" in fields  # type: ignore[misc]
         self.ascends = name != "random-noise"  # type: ignore[misc]
 
     def config(self) -> AttackConfig:

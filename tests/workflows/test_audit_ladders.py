@@ -28,6 +28,20 @@ def test_rungs_of_a_sound_ladder_are_judged_and_nothing_is_found(tmp_path: Path)
     assert [rung.name for rung in parts][2] == "rung 3 of the ladder, pgd-20 linf exact eot 10"
 
 
+STRONGEST = LADDER.replace("attack: ladder", "attack: strongest").replace("black-box]", "black-box, refine]")
+
+
+def test_rungs_of_the_strongest_attack_are_judged_like_those_of_a_ladder(tmp_path: Path) -> None:
+    sound = {"clean": 0.95, "strongest": 0.3, "warm": 0.3, "exact": 0.4, "bpda": 0.5, "square": 0.7, "pgd": 0.6}
+    audited = Audited(tmp_path / "a", by_threat(sound), defences=NOISE, attacks=f"none, {STRONGEST}")
+    assert audited.found == []
+    parts = rungs(audited.results, views(audited.results))
+    assert [(rung.number, rung.accuracy) for rung in parts] == [(1, 0.6), (2, 0.5), (3, 0.4), (4, 0.7), (5, 0.3)]
+    masked = {**sound, "strongest": 0.4, "warm": 0.4, "exact": 0.8, "bpda": 0.8, "pgd": 0.4}
+    found = Audited(tmp_path / "b", by_threat(masked), defences=NOISE, attacks=f"none, {STRONGEST}").found
+    assert ("adaptive-weaker-than-static", "error") in {(finding.rule, finding.severity) for finding in found}
+
+
 @pytest.mark.parametrize(
     ("table", "rule", "severity", "named"),
     [

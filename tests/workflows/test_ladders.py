@@ -124,8 +124,33 @@ attacks:
             "    rungs: [blind, {attack: deviated-reconstruction, steps: 2, gradient: exact}]",
             "small.yaml:4: attacks.0: .*",
         ),
+        (
+            "defences: [none]\nattacks: [{attack: apgd, norm: linf, eps: 0.1, warm: true}]",
+            "small.yaml:3: .*from the worst image of the rungs before it, and is alone",
+        ),
     ],
 )
 def test_wrong_entries_are_refused_with_their_line(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         small_sweep(tmp_path, "sweep: wrong\n" + line + "\ndatasets: [digits]\nclassifiers: [digits-cnn]\n")
+
+
+@pytest.mark.parametrize(
+    "rung",
+    [
+        "{attack: deviated-reconstruction, steps: 2, gradient: exact}",
+        "{attack: apgd, gradient: exact, eot: 2, stop_on_success: true}",
+        "{attack: pgd, eps: 0.2}",
+        "{attack: pgd, stepz: 3}",
+        "{attack: apgd, loss: dlr-targeted, targets: 10}",
+    ],
+)
+def test_what_a_ladder_refuses_the_strongest_attack_refuses_alike(tmp_path: Path, rung: str) -> None:
+    messages = []
+    for name in ("ladder", "strongest"):
+        attack = f"{{attack: {name}, norm: linf, eps: 0.1, rungs: [blind, {rung}]}}"
+        text = f"sweep: wrong\ndefences: [{{purifier: gaussian-noise, sigma: 0.1}}]\nattacks: [{attack}]\n"
+        with pytest.raises(InvalidInput) as caught:
+            small_sweep(tmp_path, f"{text}datasets: [digits]\nclassifiers: [digits-cnn]\n")
+        messages.append(str(caught.value).replace("strongest", "ladder"))
+    assert messages[0] == messages[1]

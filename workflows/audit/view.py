@@ -262,7 +262,8 @@ class Rung(View):
         shares: Its shares of right draws, one for each of these.
         draws: How many draws these are of.
         compared: Whether its accuracy says something beside others: all images were attacked, and no cell of the
-            sweep and no earlier rung has judged the same images.
+            sweep and no earlier rung has judged the same images. A warm rung starts from the worst image of those
+            before it: its strength may be theirs, and is no evidence that its own gradient works.
     """
 
     source: AttackStage | None = None
@@ -427,7 +428,7 @@ def rungs(results: Results, ladders: Iterable[View]) -> list[Rung]:
                     attacked=view.attack_rows["image_id"].to_numpy(dtype=np.int64)[attacked],
                     shares=rights[attacked, place],
                     draws=view.attack.select if view.stochastic else 1,
-                    compared=bool(attacked.all()) and key not in seen,
+                    compared=bool(attacked.all()) and key not in seen and not source.attack.parameter("warm"),
                 )
             )
             seen.add(key)

@@ -12,7 +12,7 @@ from defense.classifiers import ClassifierConfig
 from defense.errors import InvalidInput
 from defense.purifiers import NoPurifierConfig, PurifierConfig
 from defense.spec import digest
-from tasks.attacks import AttackConfig, LadderConfig, TransferConfig
+from tasks.attacks import AttackConfig, LadderConfig, StrongestConfig, TransferConfig
 from tasks.certificates import CertificateConfig
 from tasks.compute import Compute
 from tasks.corruptions.config import CorruptionConfig
@@ -256,7 +256,10 @@ class Cell:
 
     def _ladder(self, attack: LadderConfig) -> AttackStage:
         """Return all rungs side by side; with skipping, each after a ladder of the rungs before it."""
-        if not self.defence.purifier.stochastic:
+        stochastic = self.defence.purifier.stochastic
+        if isinstance(attack, StrongestConfig):
+            return self._strongest(attack.against(self.defence.aggregation, stochastic=stochastic))
+        if not stochastic:
             attack = attack.model_copy(update={"select": 1})
         if not attack.skip:
             return self._stage(attack, sources=tuple(map(self._stage, attack.rungs)))
@@ -269,6 +272,15 @@ class Cell:
                 ladder = self._stage(so_far, sources=(ladder, self._stage(rung, after=ladder)))
         assert ladder is not None
         return ladder
+
+    def _strongest(self, attack: StrongestConfig) -> AttackStage:
+        """Return the rungs that start by themselves side by side, each other after the worst of all before it."""
+        alone = attack.rungs[: attack.alone]
+        so_far = self._stage(attack.up_to(len(alone)), sources=tuple(map(self._stage, alone)))
+        for count in range(len(alone) + 1, len(attack.rungs) + 1):
+            rung = self._stage(attack.rungs[count - 1], after=so_far)
+            so_far = self._stage(attack.up_to(count), sources=(so_far, rung))
+        return so_far
 
     def _stage(self, attack: AttackConfig, **fields: Any) -> AttackStage:
         parts = {"classifier": self.classifier, "purifier": None if attack.static else self.defence.purifier}

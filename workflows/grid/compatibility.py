@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from defense.purifiers import NoPurifierConfig
-from tasks.attacks import AttackConfig
+from tasks.attacks import AttackConfig, StrongestConfig
 from tasks.stages import Chunk
 from workflows.documents.document import Document
 from workflows.documents.entries import located
@@ -49,6 +49,7 @@ def check_fit(document: Document, cell: Cell) -> None:
         )
     if cell.attack is not None:
         _check_certain(document, cell, cell.attack)
+        _check_warm(document, cell, cell.attack)
         if not cell.attack.static:
             located(document, cell.entries.threat, partial(cell.attack.check, cell.defence.purifier))
     shape = cell.images.dataset.image_shape
@@ -113,3 +114,16 @@ def _check_certain(document: Document, cell: Cell, attack: AttackConfig) -> None
             f"{attack.label()} stops on success, which would overrate {purifier.label()!r}: {why}. Remove "
             "`stop_on_success`, or `exclude` the combination.",
         )
+
+
+def _check_warm(document: Document, cell: Cell, attack: AttackConfig) -> None:
+    """Refuse an attack that starts from the images of rungs before it, where there are none."""
+    if isinstance(attack, StrongestConfig):
+        return
+    for config in (attack, *(part for _, part in attack.parts())):
+        if isinstance(config, AttackConfig) and config.parameter("warm"):
+            raise document.error(
+                cell.entries.threat,
+                f"{config.label()} starts from the worst image of the rungs before it, and is alone. Remove `warm`, "
+                "or make it a rung of `attack: strongest`.",
+            )

@@ -48,7 +48,7 @@ class Starts:
     """
 
     def __init__(self, attack: AttackConfig, seed: int) -> None:
-        random = isinstance(attack, PGDConfig) and attack.random_start and attack.keep == "best"
+        random = isinstance(attack, PGDConfig) and attack.random_start and attack.keep == "best" and not attack.warm
         self._attack = attack if random and isinstance(attack, PGDConfig) else None
         self._seed = seed
         self._at_start: dict[int, bool] = {}

@@ -1,0 +1,156 @@
+r"""The strongest attack that puregrid knows how to make: a ladder whose last rungs go on from the worst image so far.
+
+The first rungs are those of :mod:`tasks.attacks.ladder`: attackers of growing knowledge, each by itself, so that one
+that is stronger than it should be is seen. Then the worst image of all of them, chosen on the S draws of the ladder,
+is where the next rung starts, and so on:
+
+* ``apgd``: Auto-PGD (:mod:`tasks.attacks.apgd`);
+* ``diffhammer``: the gradient of the draws that can be fooled together (:mod:`tasks.attacks.diffhammer`);
+* ``refine``: PGD with momentum, shrinking steps, and as many draws a step as the image's gradients need.
+
+Every rung that knows the purifier chooses among its last and its best points on the same fresh draws
+(:mod:`tasks.attacks.shortlist`) instead of keeping a lucky one, and the rungs are compared on the S draws of the
+ladder, which are others. No draw of the judgement is ever seen.
+
+**Objective.** The attack minimises what the defence answers with: the mean probability of the draws, which is also
+the smooth stand-in for the share of right draws where each query is answered by one, or their soft vote where the
+defence takes a majority (:meth:`StrongestConfig.against`). ``diffhammer`` weighs the losses of draws and has no other
+objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from defense.aggregate import Aggregation
+from defense.errors import InvalidInput
+from tasks.attacks.base import ATTACKS, AttackConfig
+from tasks.attacks.ladder import LadderConfig
+
+__all__ = ["StrongestConfig"]
+
+_RUNGS = ("blind", "bpda", "surrogate(3)", "exact", "black-box", "apgd", "diffhammer", "refine")
+_WARM: Mapping[str, dict[str, Any]] = {
+    "apgd": {"attack": "apgd", "attacked": "mean-probability"},
+    "diffhammer": {"attack": "diffhammer", "losses": ("margin",)},
+    "refine": {
+        "attack": "pgd",
+        "attacked": "mean-probability",
+        "momentum": 0.75,
+        "decay": "linear",
+        "eot_by": "cosine",
+        "random_start": False,
+    },
+}
+
+_REFINING = 8
+"""Budget of ``refine`` in those of the other rungs: one long run is worth more than several short ones."""
+
+
+@ATTACKS.register("strongest")
+class StrongestConfig(LadderConfig):
+    """The recommended attack: a ladder that ends in rungs which start from the worst image so far.
+
+    Arguments:
+        rungs: As in a ladder, then ``apgd``, ``diffhammer`` and ``refine``, or attacks with ``warm: true``.
+        steps: Steps of the named rungs; ``refine`` takes ``8 steps eot`` gradients of draws.
+        loss: Loss of the named rungs but ``diffhammer``.
+        eot: Draws per evaluation of the named rungs that know the purifier.
+        queries: Queries of ``black-box``.
+        select: Draws on which the rungs are compared, and, others, on which each chooses among its points.
+
+    Raises:
+        InvalidInput: As a ladder does; ``skip``; a warm rung that is first, or before one that is not.
+    """
+
+    attack: Literal["strongest"] = "strongest"  # type: ignore[assignment]
+    rungs: tuple[SerializeAsAny[AttackConfig], ...] = _RUNGS  # type: ignore[assignment]  # entries, read as such
+    steps: int = Field(default=10, ge=1)
+    select: int = Field(default=20, ge=1)
+
+    @classmethod
+    def inner_entry(cls, field: str, entry: Any, fields: Mapping[str, Any]) -> Any:
+        """Return a named rung written out; the others as they are."""
+        settings = {key: fields.get(key, cls.model_fields[key].default) for key in ("steps", "loss", "eot", "select")}
+        shared = {"eot": settings["eot"], "reselect": settings["select"]}
+        if isinstance(entry, str) and entry in _WARM:
+            steps = settings["steps"]
+            if entry == "refine" and isinstance(steps, int):
+                steps *= _REFINING
+            loss = {} if entry == "diffhammer" else {"loss": settings["loss"]}
+            return {**_WARM[entry], **shared, **loss, "gradient": "exact", "warm": True, "steps": steps}
+        written = super().inner_entry(field, entry, fields)
+        if not isinstance(entry, str) or "eot" not in written or written["attack"] != "pgd":
+            return written
+        return {**written, **shared, "attacked": "mean-probability", "momentum": 0.75, "decay": "linear"}
+
+    @classmethod
+    def short_names(cls) -> tuple[str, ...]:
+        """See :class:`LadderConfig`."""
+        return (*super().short_names(), *_WARM)
+
+    @model_validator(mode="after")
+    def _warm_rungs_last(self) -> Self:
+        warm = [bool(rung.parameter("warm")) for rung in self.rungs]
+        if self.skip:
+            raise InvalidInput(
+                "`strongest` attacks every image to the end: remove `skip`, or write `attack: ladder`.",
+                keys=("skip",),
+            )
+        for place, (is_warm, rung) in enumerate(zip(warm, self.rungs, strict=True)):
+            if is_warm and place == 0:
+                raise InvalidInput(
+                    f"{rung.label()} starts from the worst image of the rungs before, and is the first: put another "
+                    "before it, or remove `warm`.",
+                    keys=("rungs", place),
+                )
+            if not is_warm and any(warm[:place]):
+                raise InvalidInput(
+                    f"{rung.label()} starts by itself and stands behind one that starts from others' images: list "
+                    "the rungs with `warm` last.",
+                    keys=("rungs", place),
+                )
+        return self
+
+    @property
+    def alone(self) -> int:
+        """Number of the rungs that start by themselves; they are the first."""
+        return sum(not rung.parameter("warm") for rung in self.rungs)
+
+    def up_to(self, count: int) -> Self:
+        """Return the attack of the first rungs alone."""
+        return self.model_copy(update={"rungs": self.rungs[:count]})
+
+    def against(self, aggregation: Aggregation, *, stochastic: bool = True) -> Self:
+        """Return the attack on a defence that makes one answer of its draws in this way.
+
+        Rungs that attack the mean probability attack the soft vote where the defence takes a majority. Where nothing
+        is random, points are compared by one look.
+
+        Arguments:
+            aggregation: What the defence makes of its draws.
+            stochastic: Whether two draws may differ.
+        """
+
+        def fitted(rung: AttackConfig) -> AttackConfig:
+            update: dict[str, Any] = {}
+            if aggregation == "majority-vote" and rung.attacked == "mean-probability":
+                update["attacked"] = "vote"
+            if not stochastic and rung.parameter("reselect") is not None:
+                update["reselect"] = 1
+            return rung.model_copy(update=update) if update else rung
+
+        select = self.select if stochastic else 1
+        return self.model_copy(update={"rungs": tuple(map(fitted, self.rungs)), "select": select})
+
+    def label(self) -> str:
+        """``strongest linf of 8``."""
+        return f"strongest {self.norm} of {len(self.rungs)}"
+
+    @property
+    def evaluations(self) -> int:
+        """Those of the selection; a warm rung is compared with the worst of all before, which has been judged."""
+        return self.select * (1 if self.alone < len(self.rungs) else len(self.rungs))
