@@ -11,6 +11,7 @@ from workflows.grid.load import Sweep
 from workflows.monitoring.run_record import RunRecord, duration
 from workflows.planning.forecast import Forecast, forecast, read_forecast
 from workflows.planning.plan import Committed, Plan, Unit, make_plan
+from workflows.planning.stopping import needed
 from workflows.planning.summary import notices
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
@@ -68,18 +69,21 @@ def run_sweep(
     plan = make_plan(sweep)
     committed = verified(plan, store, notify)
     record_sweep(sweep, plan, store)
+    spared = needed(sweep, plan, committed, store)
+    at_most = "at most " if spared is not None and committed.missing else ""
+    not_needed = f"{committed.spared} not needed, " if committed.spared else ""
     notify(
-        f"{len(sweep.cells)} cells, {plan.units} distinct units, {len(committed)} committed, "
-        f"{committed.missing} to compute"
+        f"{len(sweep.cells)} cells, {plan.units} distinct units, {len(committed)} committed, {not_needed}"
+        f"{at_most}{committed.missing} to compute"
     )
     for notice in notices(sweep, plan, store):
         notify(f"note: {notice}")
     if not committed.missing:
-        return RunOutcome(), Results(store, sweep), None
+        return RunOutcome(spared=committed.spared), Results(store, sweep), None
     before = ready_to_ask(sweep, committed, store, options, notify)
     predicted = read_forecast(store, sweep.id)
     costs = {} if predicted is None else dict(predicted.costs)
-    execution = Execution(sweep, plan, store, options, notify, costs=costs, before=before)
+    execution = Execution(sweep, plan, store, options, notify, costs=costs, before=before, spared=spared)
     outcome, record = execution.run(lambda workers: committed)
     accounts = record.accounts
     if outcome.computed:
@@ -88,7 +92,9 @@ def run_sweep(
             f"workers: {accounts.units_per_second:.2f} units/s, {accounts.images_per_second:.1f} images/s, "
             f"workers busy {accounts.utilisation or 0:.0%} of their time"
         )
-    if predicted is not None and not (outcome.failures or outcome.interrupted or outcome.elsewhere):
+    if outcome.spared:
+        notify(f"precise enough: {outcome.spared} of {plan.units} units were not needed")
+    if predicted is not None and not (outcome.spared or outcome.failures or outcome.interrupted or outcome.elsewhere):
         comparison = _held_against(predicted, committed, record)
         if comparison:
             notify(comparison)

@@ -45,6 +45,7 @@ from workflows.documents.entries import (
 from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, ProbeWhich, Threat
 from workflows.grid.compatibility import check_fit, check_one_choice_of_images
 from workflows.grid.names import wrong_name
+from workflows.grid.precision import Precision, Question, questions, random_order
 from workflows.grid.record import record
 from workflows.grid.silence import RULE_NAMES, Silence
 
@@ -58,7 +59,18 @@ MOST_CELLS = 1_000_000
 
 _THREATS = ("attacks", "corruptions", "certificates")
 _AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
-_SECTIONS = {"sweep", "requires", *_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality", "probe"}
+_SECTIONS = {
+    "sweep",
+    "requires",
+    *_AXES,
+    "denoisers",
+    "chunk",
+    "compute",
+    "resubmissions",
+    "quality",
+    "probe",
+    "precision",
+}
 _SECTIONS = {*_SECTIONS, "exclude", "include", "silence"}
 _MATCHERS = {*PARTS, "seed"}
 _BASES: dict[str, type[Spec]] = {
@@ -96,12 +108,16 @@ class Grid:
         cells: Its cells, without duplicates, in order.
         record: The same grid as plain values, every config in full and every path absolute.
         silences: The auditor's findings that it silences.
+        precision: How precise its answers must be; None computes every cell in full.
+        questions: What that asks of its cells.
     """
 
     name: str
     cells: tuple[Cell, ...]
     record: dict[str, Any]
     silences: tuple[Silence, ...] = ()
+    precision: Precision | None = None
+    questions: tuple[Question, ...] = ()
 
 
 class Builder:
@@ -119,6 +135,7 @@ class Builder:
         self.resubmissions = self._resubmissions()
         self.quality = self._quality()
         self.probe = self._probe()
+        self.precision = self._precision()
         self.denoisers = self._denoisers()
 
     def grid(self) -> Grid:
@@ -165,10 +182,12 @@ class Builder:
             "resubmissions": self.resubmissions,
             "quality": self.quality,
             "probe": self.probe if "probe" in document.data else None,
+            "precision": self.precision,
             "exclude": self._list("exclude"),
             "silence": self._list("silence"),
         }
-        return Grid(name, unique, record(name, axes, included, settings), self._silences(unique))
+        written = record(name, axes, included, settings)
+        return Grid(name, unique, written, self._silences(unique), self.precision, self._questions(unique))
 
     def _check_size(self) -> None:
         """Refuse a grid of too many cells before a config is made of any entry."""
@@ -339,6 +358,21 @@ class Builder:
             )
         return value  # type: ignore[no-any-return]
 
+    def _precision(self) -> Precision | None:
+        fields = self.document.data.get("precision")
+        if fields is None or isinstance(fields, Precision):
+            return fields
+        keys: Keys = ("precision",)
+        fields = known_keys(self.document, keys, fields, set(Precision.model_fields))
+        return validate(self.document, keys, Precision, fields)
+
+    def _questions(self, cells: Sequence[Cell]) -> tuple[Question, ...]:
+        decide = None if self.precision is None else self.precision.decide
+        keys: Keys = ("precision", "decide", "between")
+        named = () if decide is None or decide.between is None else decide.between
+        sides = [self._wanted((*keys, side), PurifierConfig, value) for side, value in enumerate(named)]
+        return tuple(located(self.document, (), partial(questions, cells, self.precision, sides)))
+
     def _denoisers(self) -> dict[str, Spec]:
         section = self.document.data.get("denoisers", {})
         if not isinstance(section, dict):
@@ -386,6 +420,8 @@ class Builder:
         for config, _ in self._combinations(DatasetConfig, keys, rest, _OF_DATASETS):
             ids = image_ids(self.document, (*keys, "images"), selection.get("images"), len(config.load()))
             located(self.document, keys, partial(config.check_selected, ids))
+            if self.precision is not None:
+                ids = random_order(ids)
             chunks = tuple(Chunk(tuple(ids[i : i + self.chunk])) for i in range(0, len(ids), self.chunk))
             yield Images(config, chunks)
 
