@@ -107,7 +107,7 @@ class Results:
 
     def settled(self, cell: Cell) -> bool:
         """Return whether every question of a cell is answered."""
-        return self.stopping is not None and self.stopping.stop(self._positions[cell.id]) is not None
+        return self.stopped_after(cell) is not None
 
     def anytime(self, cell: Cell) -> bool:
         """Return whether a cell may stop early, so that its intervals must hold at any number of images."""
@@ -198,6 +198,10 @@ class Results:
         units = [self._unit(spec.stage, self._id(spec), name) for name in self._chunks(spec, cell)]
         images = sum(unit.rows for unit in units)
         return sum(unit.denoiser + unit.classifier for unit in units) / images if images else float("nan")
+
+    def stopped_after(self, cell: Cell) -> int | None:
+        """Return after how many chunks a cell has stopped; None if it has not, or may not."""
+        return None if self.stopping is None else self.stopping.stop(self._positions[cell.id])
 
     def chunks_of(self, spec: StageSpec, cell: Cell) -> list[Chunk]:
         """Return the committed chunks of a stage whose rows count for a cell that needs it, in order."""

@@ -10,9 +10,9 @@ from workflows.tables.table import Column, Table, cells_of, frame_only
 __all__ = ["decisions_table"]
 
 _NOTE = (
-    "Accuracies, or differences second minus first on the same images, in points, each with its confidence sequence at "
-    "95 % (by betting): each answer is wrong with probability 5 % at most, at whatever image it was given. It is given "
-    "after the first chunk at which the interval leaves one answer."
+    "Accuracies, or differences second minus first on the same images, in points, each with its confidence sequence "
+    "at 95 % (by betting): each answer is wrong with probability 5 % at most, at whatever image it was given. It is "
+    "given after the first chunk at which the interval leaves one answer."
 )
 _COLUMNS = (
     DATASET,
