@@ -385,6 +385,7 @@ def test_the_answer_does_not_depend_on_who_was_faster_or_killed(full: tuple[Swee
     assert (Results(Store(str(tmp_path / "0")), sweep).robustness()).equals(known)
 
 
+@pytest.mark.slow
 def test_a_run_stops_and_says_so(two_slots: SharedRay, tmp_path: Path) -> None:
     sweep = swept(tmp_path, SWEEP)
     store, said = Store(str(tmp_path / "store")), list[str]()

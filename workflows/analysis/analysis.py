@@ -15,6 +15,7 @@ from workflows.analysis.summary import summary
 from workflows.audit import Finding, findings
 from workflows.published.table import published_table
 from workflows.results.certificates import certified_curves, certified_frame, envelope_frame
+from workflows.results.convergence import convergence_frame
 from workflows.results.corruptions import Groups, accuracy_frame, gain_frame, mce_frame
 from workflows.results.decisions import decision_frame
 from workflows.results.ladders import ladder_cells, ladder_frame
@@ -22,6 +23,7 @@ from workflows.results.quality import quality_frame
 from workflows.results.reader import Results
 from workflows.tables.certified import certified_table, curves_table, envelope_table
 from workflows.tables.combined import combined_table, ladders_table
+from workflows.tables.convergence import convergence_table
 from workflows.tables.corruptions import LINE, corruption_gains_table, corruptions_table, mce_table
 from workflows.tables.cost import cost_table
 from workflows.tables.decisions import decisions_table
@@ -71,6 +73,11 @@ class Analysis:
     def decisions(self) -> pd.DataFrame:
         """What the sweep has decided, see :func:`workflows.results.decisions.decision_frame`."""
         return decision_frame(self.results)
+
+    @cached_property
+    def convergence(self) -> pd.DataFrame:
+        """Attacks that are doubled, see :func:`workflows.results.convergence.convergence_frame`."""
+        return convergence_frame(self.results)
 
     @cached_property
     def ladders(self) -> pd.DataFrame:
@@ -227,6 +234,7 @@ class Analysis:
         return _present(
             robustness_table(self.robustness),
             decisions_table(self.decisions),
+            convergence_table(self.convergence),
             ladders_table(self.ladders, ladder_cells(self.results)),
             combined_table(self.combined),
             self._published,

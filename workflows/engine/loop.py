@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from defense.errors import StoreError
@@ -85,6 +85,12 @@ class RunOutcome:
     blocked: int = 0
     interrupted: bool = False
     spared: int = 0
+
+    def and_then(self, later: RunOutcome) -> RunOutcome:
+        """Return the outcome of this run and a later one together: counts are summed, failures are the later ones."""
+        counted = ("computed", "images", "seconds", "retries", "replaced", "nodes_lost", "copies", "copies_first")
+        counts = {name: getattr(self, name) + getattr(later, name) for name in (*counted, "elsewhere")}
+        return replace(later, **counts)
 
     def to_json(self) -> dict[str, object]:
         """Return what ``puregrid run --json`` prints."""

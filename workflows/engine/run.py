@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from workflows.engine.execution import Execution, Notify, Options, ready_to_ask
 from workflows.engine.failures import describe
@@ -13,6 +14,7 @@ from workflows.planning.forecast import Forecast, forecast, read_forecast
 from workflows.planning.plan import Committed, Plan, Unit, make_plan
 from workflows.planning.stopping import needed
 from workflows.planning.summary import notices
+from workflows.results.convergence import extended
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
 from workflows.store import Store
@@ -54,7 +56,7 @@ def verified(plan: Plan, store: Store, notify: Notify) -> Committed:
 def run_sweep(
     sweep: Sweep, store: Store, options: Options, notify: Notify
 ) -> tuple[RunOutcome, Results, RunRecord | None]:
-    """Compute every unit of a sweep that is not committed.
+    """Compute every unit of a sweep that is not committed, and of the cells that ``converge`` in it leads to.
 
     Arguments:
         sweep: The sweep.
@@ -64,8 +66,24 @@ def run_sweep(
 
     Returns:
         How it ended, the results, and the record of the run (:mod:`workflows.monitoring.run_record`), None if nothing
-        was missing.
+        was missing. The results of a sweep with ``converge`` are those of the sweep with all its cells.
     """
+    current = extended(sweep, store)
+    outcome, results, record = _run(current, store, options, notify)
+    while current.converges and not (outcome.failures or outcome.blocked or outcome.interrupted):
+        further = extended(sweep, store)
+        if len(further.cells) == len(current.cells):
+            break
+        current = further
+        notify(f"converge: {len(current.cells)} cells by now")
+        more, results, later = _run(current, store, replace(options, preflight=False), notify)
+        outcome, record = outcome.and_then(more), later or record
+    return outcome, results, record
+
+
+def _run(
+    sweep: Sweep, store: Store, options: Options, notify: Notify
+) -> tuple[RunOutcome, Results, RunRecord | None]:
     plan = make_plan(sweep)
     committed = verified(plan, store, notify)
     record_sweep(sweep, plan, store)

@@ -44,6 +44,7 @@ from workflows.documents.entries import (
 )
 from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, ProbeWhich, Threat
 from workflows.grid.compatibility import check_fit, check_one_choice_of_images
+from workflows.grid.converge import AXES, Converge
 from workflows.grid.names import wrong_name
 from workflows.grid.precision import Precision, Question, questions, random_order
 from workflows.grid.record import record
@@ -97,6 +98,7 @@ class _DefenceFields(Spec):
 
 _OF_DEFENCES = frozenset(_DefenceFields.model_fields)
 _OF_DATASETS = frozenset({"images"})
+_OF_ATTACKS = frozenset({"converge"})
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class Builder:
         self.document = document
         self._entries: dict[int, Keys] = {}
         """Where each value of an axis is written, by its ``id()``: axes live as long as the cells are made."""
+        self._converges: dict[int, Converge] = {}
+        """How far attacks are doubled, by their ``id()``."""
         self._corrupted: dict[tuple[CorruptionConfig, str], CorruptionConfig] = {}
         self.base = document.folder
         known_keys(document, (), document.data, _SECTIONS)
@@ -216,7 +220,8 @@ class Builder:
                 kind = type(named) if isinstance(named, base) else base.entry_class(entry)
             except InvalidInput:
                 kind = base
-            total += combinations({name: value for name, value in entry.items() if name != "images"}, kind)
+            beside = _OF_DATASETS | _OF_ATTACKS
+            total += combinations({name: value for name, value in entry.items() if name not in beside}, kind)
         return total
 
     def _check_product(self, axes: dict[str, list[Any]], keys: Keys, before: int = 0) -> None:
@@ -249,6 +254,7 @@ class Builder:
         for images, classifier, defence, threat, seed in itertools.product(*fixed, threats, axes["seeds"]):
             places = (self._entries.get(id(part), ()) for part in (images, classifier, defence, threat))
             entries = Entries(*places)
+            converge = self._converges.get(id(threat))
             threat = self._on(images, threat)
             if isinstance(threat, CertificateConfig):
                 defence = located(self.document, ("certificates",), partial(defence.smoothed, threat))
@@ -264,6 +270,7 @@ class Builder:
                 self.resubmissions,
                 quality=self.quality,
                 probe=self.probe,
+                converge=converge,
                 entries=entries,
             )
 
@@ -444,7 +451,24 @@ class Builder:
         if entry["attack"] == "none":
             known_keys(self.document, keys, entry, {"attack"})
             return [None]
-        return self._configs(AttackConfig, keys, entry)
+        wanted = entry.get("converge", False)
+        rest = {name: value for name, value in entry.items() if name not in _OF_ATTACKS}
+        configs = self._configs(AttackConfig, keys, rest)
+        if wanted is False:
+            return configs
+        place: Keys = (*keys, "converge")
+        if self.precision is not None:
+            raise self.document.error(
+                place, "converge compares accuracies on all images, and `precision` stops before: give one of them."
+            )
+        fields = known_keys(self.document, place, {} if wanted is True else wanted, set(Converge.model_fields))
+        converge = validate(self.document, place, Converge, fields)
+        for config in configs:
+            for axis in AXES:
+                if getattr(converge, axis) is not None and config.parameter(axis) is None:
+                    raise self.document.error((*place, axis), f"{config.label()} has no {axis}.")
+        self._converges.update((id(config), converge) for config in configs)
+        return configs
 
     def _corruptions(self, keys: Keys, entry: dict[str, Any]) -> list[CorruptionConfig]:
         """``corruption`` is a name, a list of names, ``benchmark`` (the fifteen) or ``extra`` (the other four)."""

@@ -74,6 +74,7 @@ class Sweep:
         silences: What ``silence`` means.
         precision: What ``precision`` says, None without.
         questions: What it asks of the cells.
+        base: The sweep as written, of one whose attacks with ``converge`` have led to further cells; else None.
 
     Raises:
         InvalidInput: Anything that would make the sweep fail or mean something else than was meant; with the place of
@@ -87,6 +88,7 @@ class Sweep:
     silences: tuple[Silence, ...] = field(default=(), compare=False, repr=False)
     precision: Precision | None = field(default=None, compare=False)
     questions: tuple[Question, ...] = field(default=(), compare=False, repr=False)
+    base: Sweep | None = field(default=None, compare=False, repr=False)
 
     def __init__(
         self,
@@ -171,9 +173,22 @@ class Sweep:
             "silences": grid.silences,
             "precision": grid.precision,
             "questions": grid.questions,
+            "base": None,
         }
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
+
+    def with_cells(self, cells: tuple[Cell, ...]) -> Sweep:
+        """Return this sweep with further cells, and with its own id: they follow from what it says and measures."""
+        sweep = type(self).__new__(type(self))
+        sweep._set(self.text, self.document, Grid(self.name, cells, {}, self.silences))
+        object.__setattr__(sweep, "base", self)
+        return sweep
+
+    @property
+    def converges(self) -> bool:
+        """Whether an attack is doubled until that changes nothing."""
+        return any(cell.converge is not None for cell in self.cells)
 
     @cached_property
     def adversarial(self) -> tuple[Cell, ...]:
@@ -212,6 +227,8 @@ class Sweep:
     @cached_property
     def id(self) -> str:
         """Content id of name and cells, whatever way the grid was written."""
+        if self.base is not None:
+            return self.base.id
         return digest(json.dumps([self.name, sorted(cell.id for cell in self.cells)]))
 
 

@@ -156,7 +156,9 @@ def summarise(
 
 
 def _may_stop(sweep: Sweep, committed: Committed) -> list[str]:
-    """Return that a sweep with open questions may need less than is missing."""
+    """Return that a sweep may need other units than are missing."""
+    if sweep.converges and committed.missing:
+        return ["attacks with `converge` may need further cells, which depend on what these show"]
     if not sweep.questions or not committed.missing:
         return []
     return [
