@@ -19,6 +19,7 @@ from workflows.grid.cells import Cell
 from workflows.grid.converge import axes_of, doubled
 from workflows.planning.plan import make_plan
 from workflows.planning.summary import summarise
+from workflows.report.figures import figures
 from workflows.results.convergence import Chain, chains, extended
 from workflows.results.reader import Results
 from workflows.statistics.proportions import Proportion, wilson
@@ -170,6 +171,10 @@ def test_a_sweep_grows_until_it_has_converged(tmp_path: Path) -> None:
         "change",
         "state",
     }
+    drawn = [figure for figure in figures(Analysis(results)) if figure.name.startswith("convergence")]
+    assert sum(len(figure.frame) for figure in drawn) >= len(frame) - 1 and {
+        len(f.frame["axis"].unique()) for f in drawn
+    } == {1}
     ended = frame[frame["state"].str.contains("not converged")]
     told = [f for f in findings(results, images=False) if f.rule == "not-converged" and "most allowed" in f.text]
     assert {cell for finding in told for cell in finding.cells} == set(ended["cell"])

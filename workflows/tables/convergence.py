@@ -7,9 +7,11 @@ import pandas as pd
 from workflows.tables.common import CELL, CLASSIFIER, DATASET, DEFENCE, EPS, INTERVALS, SEED
 from workflows.tables.table import Column, Row, Table, cells_of, frame_only, missing
 
-__all__ = ["convergence_table"]
+__all__ = ["AXIS_NAMES", "convergence_table"]
 
-_NAMES = {"steps": "steps", "eot": "EOT draws", "restarts": "restarts", "select": "selection draws"}
+AXIS_NAMES = {"steps": "steps", "eot": "EOT draws", "restarts": "restarts", "select": "selection draws"}
+"""What tables and figures call what is doubled."""
+
 _NOTE = (
     f"{INTERVALS} Each is doubled until accuracy changes by less than the half-width of its interval twice in a row "
     "(converged), or up to its largest value (not converged). Kept is the smallest value from which on nothing "
@@ -28,7 +30,7 @@ _COLUMNS = (
     DEFENCE,
     Column("attack", "attack", "text", "The attack, as the sweep file has it."),
     EPS,
-    Column("axis", "doubled", "text", "What is doubled.", show=lambda row: _NAMES[row["axis"]]),
+    Column("axis", "doubled", "text", "What is doubled.", show=lambda row: AXIS_NAMES[row["axis"]]),
     Column("value", "value", "integer", "How many there are of it."),
     Column("avg", "Avg", "interval", "Share of right draws, averaged over images."),
     Column("change", "change", "number", "From half the value, in points.", "share", show=_change),
