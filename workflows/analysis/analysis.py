@@ -23,10 +23,9 @@ from workflows.results.quality import quality_frame
 from workflows.results.reader import Results
 from workflows.tables.certified import certified_table, curves_table, envelope_table
 from workflows.tables.combined import combined_table, ladders_table
-from workflows.tables.convergence import convergence_table
 from workflows.tables.corruptions import LINE, corruption_gains_table, corruptions_table, mce_table
 from workflows.tables.cost import cost_table
-from workflows.tables.decisions import decisions_table
+from workflows.tables.effort import convergence_table, decisions_table
 from workflows.tables.probe import mechanism_table, probe_gradients_table, probe_table
 from workflows.tables.quality import quality_table
 from workflows.tables.robustness import robustness_table

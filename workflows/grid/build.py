@@ -42,10 +42,10 @@ from workflows.documents.entries import (
     located,
     validate,
 )
+from workflows.documents.names import wrong_name
 from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, ProbeWhich, Threat
 from workflows.grid.compatibility import check_fit, check_one_choice_of_images
 from workflows.grid.converge import AXES, Converge
-from workflows.grid.names import wrong_name
 from workflows.grid.precision import Precision, Question, questions, random_order
 from workflows.grid.record import record
 from workflows.grid.silence import RULE_NAMES, Silence

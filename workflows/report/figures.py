@@ -26,7 +26,7 @@ from workflows.report.charts import Drawing, Point, Series, Tile, heat_map, line
 from workflows.results.certificates import envelope_frame, radii_of
 from workflows.results.reader import Results
 from workflows.statistics.proportions import wilson
-from workflows.tables.convergence import AXIS_NAMES
+from workflows.tables.effort import AXIS_NAMES
 from workflows.tables.table import interval, records
 
 __all__ = ["Figure", "figures", "t_star_families"]
