@@ -13,8 +13,8 @@ from defense.errors import InvalidInput
 from defense.purifiers import GaussianNoiseConfig
 from puregrid import CertificateConfig, Compute, LadderConfig, PGDConfig, Sweep, plan
 from puregrid.evaluation import _at_least
+from workflows.documents.names import wrong_name
 from workflows.grid.load import load_sweep
-from workflows.grid.names import wrong_name
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = (ROOT / "workflows" / "sweeps" / "quickstart.yaml").read_text()

@@ -15,7 +15,9 @@ from workflows.analysis.summary import summary
 from workflows.audit import Finding, findings
 from workflows.published.table import published_table
 from workflows.results.certificates import certified_curves, certified_frame, envelope_frame
+from workflows.results.convergence import convergence_frame
 from workflows.results.corruptions import Groups, accuracy_frame, gain_frame, mce_frame
+from workflows.results.decisions import decision_frame
 from workflows.results.ladders import ladder_cells, ladder_frame
 from workflows.results.quality import quality_frame
 from workflows.results.reader import Results
@@ -23,6 +25,7 @@ from workflows.tables.certified import certified_table, curves_table, envelope_t
 from workflows.tables.combined import combined_table, ladders_table
 from workflows.tables.corruptions import LINE, corruption_gains_table, corruptions_table, mce_table
 from workflows.tables.cost import cost_table
+from workflows.tables.effort import convergence_table, decisions_table
 from workflows.tables.probe import mechanism_table, probe_gradients_table, probe_table
 from workflows.tables.quality import quality_table
 from workflows.tables.robustness import robustness_table
@@ -64,6 +67,16 @@ class Analysis:
     def combined(self) -> pd.DataFrame:
         """Several attacks on one defence as one attacker, see :meth:`workflows.results.reader.Results.combined`."""
         return self.results.combined()
+
+    @cached_property
+    def decisions(self) -> pd.DataFrame:
+        """What the sweep has decided, see :func:`workflows.results.decisions.decision_frame`."""
+        return decision_frame(self.results)
+
+    @cached_property
+    def convergence(self) -> pd.DataFrame:
+        """Attacks that are doubled, see :func:`workflows.results.convergence.convergence_frame`."""
+        return convergence_frame(self.results)
 
     @cached_property
     def ladders(self) -> pd.DataFrame:
@@ -158,7 +171,7 @@ class Analysis:
     def missing(self) -> list[str]:
         """Whether cells are not complete, as a sentence."""
         cells = self.sweep.cells
-        partial = sum(self.results.images(cell) < cell.images.count for cell in cells)
+        partial = sum(not self.results.complete(cell) for cell in cells)
         return [f"{partial} of {len(cells)} cells are not complete: run the sweep again."] if partial else []
 
     @cached_property
@@ -219,6 +232,8 @@ class Analysis:
             cells.setdefault(tuple(row[name] for name in LINE), []).append(cell.id)
         return _present(
             robustness_table(self.robustness),
+            decisions_table(self.decisions),
+            convergence_table(self.convergence),
             ladders_table(self.ladders, ladder_cells(self.results)),
             combined_table(self.combined),
             self._published,

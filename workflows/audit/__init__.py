@@ -19,6 +19,7 @@ from workflows.audit.rules import (
     answers,
     autoattack,
     budgets,
+    convergence,
     corruptions,
     ladders,
     ordering,
@@ -155,6 +156,7 @@ def _found(results: Results, images: bool) -> Iterator[Finding]:
         yield from corrupted_rule(corrupted, adversarial)
     yield from threat_model.few_images([*adversarial, *corrupted, *certified])
     yield from probes.failed_checks(results)
+    yield from convergence.budget_ended(results)
     if images:
         data = DataSets()
         yield from stored_images.check_images(attacks, results.store, data)

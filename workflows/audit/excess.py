@@ -20,12 +20,14 @@ from workflows.statistics.exact_tests import sign_flip
 from workflows.statistics.multiplicity import bonferroni
 from workflows.statistics.paired import PairedDifference, paired_difference
 from workflows.statistics.proportions import average
+from workflows.statistics.sequences import evidence
 
 __all__ = [
     "LEVEL",
     "REPORT_LEVEL",
     "Comparisons",
     "Excess",
+    "common_images",
     "comparisons",
     "count_comparison",
     "exceeds",
@@ -79,7 +81,7 @@ class Excess:
 
     Arguments:
         difference: From the lower one (``first``) to the higher one (``second``).
-        p: p of the one-sided sign-flip test, times the number of candidates.
+        p: p of the one-sided sign-flip test, or of the anytime-valid one, times the number of candidates.
     """
 
     difference: PairedDifference
@@ -108,7 +110,12 @@ class Excess:
 
 
 def significant_excess(
-    higher: npt.NDArray[np.bool_], lower: npt.NDArray[np.bool_], candidates: int = 1, level: float = LEVEL
+    higher: npt.NDArray[np.bool_],
+    lower: npt.NDArray[np.bool_],
+    candidates: int = 1,
+    level: float = LEVEL,
+    *,
+    may_stop: bool = False,
 ) -> Excess | None:
     """Test whether ``higher`` is more accurate than ``lower`` on the same images.
 
@@ -117,6 +124,8 @@ def significant_excess(
         lower: Right answers of the other; the number of draws may be another.
         candidates: From how many pairs this one was chosen for its accuracies (Bonferroni).
         level: p of an excess is below this.
+        may_stop: Whether the number of images depends on what they show. Images are then in the order in which they
+            came, and p is the anytime-valid one of :func:`workflows.statistics.sequences.evidence`.
 
     Returns:
         None where the difference is not significant, or there are no images.
@@ -126,7 +135,8 @@ def significant_excess(
     count_comparison()
     if higher.mean() <= lower.mean():  # most pairs: no need for a test
         return None
-    p = bonferroni(sign_flip(lower, higher), candidates)
+    p = evidence((average(higher) - average(lower) + 1) / 2, 0.5) if may_stop else sign_flip(lower, higher)
+    p = bonferroni(p, candidates)
     return Excess(paired_difference(average(lower), average(higher)), p) if p < level else None
 
 
@@ -134,6 +144,21 @@ def exceeds(higher: View, lower: View, candidates: int = 1) -> Excess | None:
     """Test as :func:`significant_excess` whether one view is more accurate than another on the images of both."""
     first, second = lower.correct, higher.correct
     if len(higher.image_ids) != len(lower.image_ids) or (higher.image_ids != lower.image_ids).any():
-        _, i, j = np.intersect1d(higher.image_ids, lower.image_ids, return_indices=True)
+        i, j = common_images(higher, lower)
         second, first = second[i], first[j]
-    return significant_excess(second, first, candidates)
+    return significant_excess(second, first, candidates, may_stop=higher.may_stop)
+
+
+def common_images(
+    one: View, other: View, ids: npt.NDArray[np.int64] | None = None
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return where the images of both are in either, in the order of the first.
+
+    Arguments:
+        one: A view.
+        other: Another one.
+        ids: Images to take in place of those of ``other``.
+    """
+    _, i, j = np.intersect1d(one.image_ids, other.image_ids if ids is None else ids, return_indices=True)
+    order = np.argsort(i)
+    return i[order], j[order]

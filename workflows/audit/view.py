@@ -222,6 +222,11 @@ class View:
         """Ids of the judged images."""
         return self.results.image_ids(self.cell)
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether the number of its images depends on what they show, so that no test at a fixed number holds."""
+        return self.results.anytime(self.cell)
+
     @cached_property
     def accuracy(self) -> float:
         """Avg: mean over draws and images."""
@@ -452,7 +457,7 @@ def knows_rungs(ladder: View) -> bool:
 def _notes(results: Results, cell: Cell, stage: AttackStage | None = None) -> dict[str, float]:
     total: Counter[str] = Counter()
     source = cell.attack_stage if stage is None else stage
-    for chunk in cell.images.chunks if source is not None else ():
+    for chunk in results.chunks_of(source, cell) if source is not None else ():
         assert source is not None
         commit = results.store.committed("attack", source.id, chunk.name)
         for name, value in ({} if commit is None else commit.notes).items():

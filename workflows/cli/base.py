@@ -119,4 +119,8 @@ def open_sweep(path: str, overrides: list[str] | None, store: str, *, writes: bo
     opened.files.check()
     if writes:
         opened.files.check_writable()
+    if loaded.converges:
+        from workflows.results.convergence import extended
+
+        loaded = extended(loaded, opened)
     return loaded, opened

@@ -66,13 +66,16 @@ def plan(
         with phase("reading the sweep, and its weights and data"):
             loaded, opened = open_sweep(sweep, set_, store)
             from workflows.planning.plan import make_plan
+            from workflows.planning.stopping import needed
             from workflows.planning.summary import summarise
 
             planned = make_plan(loaded)
         if preflight and not calibrate:  # which does it where units are computed
             from workflows.preflight import preflight as ask_once
 
-            ask_once(loaded, planned.committed(opened), opened, say)
+            committed = planned.committed(opened)
+            needed(loaded, planned, committed, opened)
+            ask_once(loaded, committed, opened, say)
         if calibrate:
             from workflows.engine.calibrate import calibrate as measure
             from workflows.engine.execution import Options
@@ -87,7 +90,8 @@ def plan(
             return
         tell(
             f"{loaded.name} ({loaded.id}): {summary.cells} cells need {summary.units} units, "
-            f"{summary.distinct} of them distinct; {summary.committed} committed, {summary.missing} to compute"
+            f"{summary.distinct} of them distinct; {summary.committed} committed, {_spared(summary)}"
+            f"{summary.missing} to compute"
         )
         width = max(len(stage.stage) for stage in summary.stages)
         for stage in summary.stages:
@@ -108,6 +112,11 @@ def _seconds(stage: StageSummary) -> str:
         return ""
     half = "" if stage.seconds_half_interval is None else f" ± {stage.seconds_half_interval:.2g}"
     return f"{stage.missing} x {stage.seconds / stage.missing:.3g} s = {stage.seconds:.3g}{half} s  "
+
+
+def _spared(summary: PlanSummary) -> str:
+    """``12 not needed, ``; nothing where all are."""
+    return f"{summary.spared} not needed, " if summary.spared else ""
 
 
 def _forecast_lines(forecast: Forecast | None) -> list[str]:
@@ -285,7 +294,10 @@ def status(
             }
             tell(json.dumps(content, indent=1))
             return
-        tell(f"{loaded.name} ({loaded.id}): {summary.committed} of {summary.distinct} units committed")
+        tell(
+            f"{loaded.name} ({loaded.id}): {summary.committed} of {summary.distinct} units committed"
+            f"{', ' * bool(summary.spared)}{_spared(summary).removesuffix(', ')}"
+        )
         width = max(len(stage.stage) for stage in summary.stages)
         for stage in summary.stages:
             if stage.missing:

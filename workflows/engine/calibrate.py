@@ -20,6 +20,7 @@ from workflows.grid.load import Sweep
 from workflows.planning.costs import costs_of, kinds_of
 from workflows.planning.forecast import Forecast, StageCost, default_workers, predict, write_forecast
 from workflows.planning.plan import Committed, Plan, Unit
+from workflows.planning.stopping import needed
 from workflows.results.records import record_sweep
 from workflows.store import Store
 
@@ -91,6 +92,7 @@ def calibrate(
 
     for warm in (False, True):
         done = plan.committed(store)
+        needed(sweep, plan, done, store)
 
         def rest(workers: int, done: Committed = done, warm: bool = warm) -> Committed:
             return Committed.all_but(plan, to_measure(done, known, workers + MEASURED if warm else 1))
@@ -108,8 +110,10 @@ def calibrate(
                 f"{len(outcome.failures)} of the units to measure failed, last: {outcome.failures[-1].error}; "
                 "`puregrid status` shows why. What was measured is committed."
             )
+    committed = plan.committed(store)
+    needed(sweep, plan, committed, store)
     prediction, stages = predict(
-        plan.committed(store),
+        committed,
         store,
         sweep.id,
         workers=workers,

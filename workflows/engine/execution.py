@@ -25,6 +25,7 @@ from workflows.planning.costs import Cost, Pace, missing_work
 from workflows.planning.forecast import default_workers
 from workflows.planning.plan import Committed, Plan
 from workflows.planning.scheduler import Failure
+from workflows.planning.stopping import Spared
 from workflows.preflight import Answer, Check, ask, preflight
 from workflows.store import Store
 
@@ -78,6 +79,7 @@ class Execution:
         purpose: ``run`` or ``calibration``.
         costs: What units are known to cost, for the time left.
         before: Called once the cluster is there, before workers start.
+        spared: Decides which units no answer needs any more; without it all are computed.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Execution:
         purpose: str = "run",
         costs: Mapping[Kind, Cost] | None = None,
         before: Callable[[], None] = lambda: None,
+        spared: Spared | None = None,
     ) -> None:
         self._sweep = sweep
         self._plan = plan
@@ -100,6 +103,7 @@ class Execution:
         self._purpose = purpose
         self._costs = costs
         self._before = before
+        self._spared = spared
         self._threads = max(stage.spec.settings().threads for stage in plan.stages)
         self._failed_before = set(store.files.names(f"sweeps/{sweep.id}/failures"))
         self._same_store_seen = options.address is None
@@ -164,7 +168,9 @@ class Execution:
 
     def _compute(self, committed: Committed, pool: Pool, recorder: RunRecorder) -> RunOutcome:
         """Have the workers compute what is missing, with a progress bar and a record that is kept up to date."""
-        total, done = (self._plan.units, len(committed)) if self._purpose == "run" else (committed.missing, 0)
+        total, done = self._plan.units, self._plan.units - committed.missing
+        if self._purpose != "run":
+            total, done = committed.missing, 0
         quiet, work = self._options.quiet, missing_work(committed)
         with SweepProgress(total, done, work, quiet=quiet, say=self._notify) as progress:
             if self._purpose != "run":
@@ -183,6 +189,7 @@ class Execution:
                 on_event=self._on_event,
                 on_tick=on_tick,
                 pace=Pace(committed, self._costs),
+                spared=self._spared,
             )
 
     def _end(self, state: str, outcome: RunOutcome, pool: Pool, recorder: RunRecorder) -> RunRecord:

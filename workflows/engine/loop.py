@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from defense.errors import StoreError
@@ -31,6 +31,7 @@ from workflows.monitoring.progress import SweepProgress
 from workflows.planning.costs import Pace
 from workflows.planning.plan import Committed, Plan, Unit
 from workflows.planning.scheduler import Failure, Scheduler
+from workflows.planning.stopping import Spared
 from workflows.store import Store, StoreUnavailable
 
 __all__ = ["RunOutcome", "run_plan"]
@@ -65,6 +66,7 @@ class RunOutcome:
         copies: Second attempts at units that were overdue.
         copies_first: How many of those finished before the first attempt.
         elsewhere: Units that another driver committed meanwhile.
+        spared: Units that were not computed because the answers of their cells are precise enough.
         failures: Quarantined units.
         blocked: Units that need one of those.
         interrupted: Whether Ctrl-C ended the run.
@@ -82,6 +84,13 @@ class RunOutcome:
     failures: tuple[Failure, ...] = ()
     blocked: int = 0
     interrupted: bool = False
+    spared: int = 0
+
+    def and_then(self, later: RunOutcome) -> RunOutcome:
+        """Return the outcome of this run and a later one together: counts are summed, failures are the later ones."""
+        counted = ("computed", "images", "seconds", "retries", "replaced", "nodes_lost", "copies", "copies_first")
+        counts = {name: getattr(self, name) + getattr(later, name) for name in (*counted, "elsewhere")}
+        return replace(later, **counts)
 
     def to_json(self) -> dict[str, object]:
         """Return what ``puregrid run --json`` prints."""
@@ -98,6 +107,7 @@ class RunOutcome:
             "failed_units": len(self.failures),
             "blocked_units": self.blocked,
             "interrupted": self.interrupted,
+            **({"spared_units": self.spared} if self.spared else {}),
         }
 
 
@@ -136,6 +146,7 @@ def run_plan(
     on_event: Callable[[Event, Failure | None], None] = lambda event, failure: None,
     on_tick: Callable[[int, float | None], None] = lambda done, left: None,
     pace: Pace | None = None,
+    spared: Spared | None = None,
 ) -> RunOutcome:
     """Run all units that are not committed.
 
@@ -149,14 +160,15 @@ def run_plan(
         on_tick: Called twice a second with the units that need no work any more and the seconds that are left, None
             as long as they are unknown.
         pace: What is known of how long units take.
+        spared: Decides which units no answer needs any more; without it all are computed.
 
     Raises:
         StoreUnavailable: No unit can be committed any more.
         OtherCode: A worker has other code than the sweep was planned with.
     """
     plan = committed.plan
-    run = _Run(plan, Scheduler(committed, max_attempts), pool, pace or Pace(committed), store)
-    scheduler = run.scheduler
+    scheduler = Scheduler(committed, max_attempts, None if spared is None else spared.may_stop)
+    run = _Run(plan, scheduler, pool, pace or Pace(committed), store, spared)
     draining = False
     with _Interrupts().installed() as interrupts:
         while True:
@@ -176,18 +188,22 @@ def run_plan(
                 break
             units, images, work = 0, 0, 0.0
             for event in pool.wait(_TICK):
+                spared_before = scheduler.spared(event.unit)
                 counts, failure = run.account(event)
                 if not counts:
                     continue
-                if event.receipt is not None:
+                if event.receipt is not None and not spared_before:
                     units, images, work = units + 1, images + event.receipt.images, work + plan.work(event.unit)
                 on_event(event, failure)
+            not_needed = run.spare()
+            if not_needed:
+                progress.committed(len(not_needed), 0, sum(plan.work(unit) for unit in not_needed))
             if units:
                 progress.committed(units, images, work)
             progress.trouble(len(scheduler.failures), scheduler.retries)
             left_seconds = run.pace.left()
             on_tick(
-                run.computed + run.elsewhere,
+                run.computed + run.elsewhere + run.not_needed,
                 None if left_seconds is None else left_seconds / max(pool.workers, 1),
             )
     left = scheduler.remaining - len(scheduler.failures)
@@ -204,6 +220,7 @@ def run_plan(
         tuple(scheduler.failures),
         blocked=0 if interrupts.count else left,
         interrupted=interrupts.count > 0 and left > 0,
+        spared=committed.spared + run.not_needed,
     )
 
 
@@ -216,6 +233,7 @@ class _Run:
     pool: Pool
     pace: Pace
     store: Store | None
+    spared: Spared | None = None
     attempts: Counter[Unit] = field(default_factory=Counter)
     """Workers that hold a unit; a unit leaves when it is committed, or its last attempt has failed."""
     computed: int = 0
@@ -224,6 +242,9 @@ class _Run:
     copies: int = 0
     copies_first: int = 0
     elsewhere: int = 0
+    not_needed: int = 0
+    _news: set[str] = field(default_factory=set)
+    """Stages of which something is committed that no decision has looked at."""
     _listed: dict[int, float] = field(default_factory=dict)
     _looked: float = field(default_factory=time.monotonic)
     _silent: set[Any] = field(default_factory=set)
@@ -276,8 +297,21 @@ class _Run:
             units += self.scheduler.committed_elsewhere(position, stage.committed(self.store))
         for unit in units:
             self.pace.done(unit)
+            self._news.add(self.plan.stages[unit.stage].id)
             self._log_event("committed_elsewhere", unit)
         self.elsewhere += len(units)
+        return units
+
+    def spare(self) -> list[Unit]:
+        """Decide by what is newly committed, and count as done what no answer needs any more; returns that."""
+        if self.spared is None or not self._news:
+            return []
+        units = self.scheduler.spare(self.spared.look(self._news))
+        self._news.clear()
+        for unit in units:
+            self.pace.done(unit)
+            self._log_event("spared", unit)
+        self.not_needed += len(units)
         return units
 
     def copy_overdue(self) -> None:
@@ -358,6 +392,8 @@ class _Run:
         if self.attempts[unit]:
             return False, None  # the other attempt decides
         del self.attempts[unit]
+        if self.scheduler.spared(unit):
+            return True, None
         self._again.add(unit)
         if not event.started:
             self.scheduler.put_back(unit)
@@ -374,8 +410,12 @@ class _Run:
 
     def _committed(self, event: Event, receipt: Receipt) -> None:
         attempts = self.attempts.pop(event.unit)
+        if self.scheduler.spared(event.unit):
+            self.not_needed -= 1  # it was running, and is there now
+        else:
+            self.pace.done(event.unit)
         self.scheduler.succeeded(event.unit)
-        self.pace.done(event.unit)
+        self._news.add(self.plan.stages[event.unit.stage].id)
         if receipt.computed or attempts > 1 or event.unit in self._again:
             self.computed += 1
             self.images += receipt.images

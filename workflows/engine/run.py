@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from workflows.engine.execution import Execution, Notify, Options, ready_to_ask
 from workflows.engine.failures import describe
@@ -12,7 +13,9 @@ from workflows.monitoring.progress import phase
 from workflows.monitoring.run_record import RunRecord, duration
 from workflows.planning.forecast import Forecast, forecast, read_forecast
 from workflows.planning.plan import Committed, Plan, Unit, make_plan
+from workflows.planning.stopping import needed
 from workflows.planning.summary import notices
+from workflows.results.convergence import extended
 from workflows.results.reader import Results
 from workflows.results.records import record_sweep
 from workflows.store import Store
@@ -54,7 +57,7 @@ def verified(plan: Plan, store: Store, notify: Notify) -> Committed:
 def run_sweep(
     sweep: Sweep, store: Store, options: Options, notify: Notify
 ) -> tuple[RunOutcome, Results, RunRecord | None]:
-    """Compute every unit of a sweep that is not committed.
+    """Compute every unit of a sweep that is not committed, and of the cells that ``converge`` in it leads to.
 
     Arguments:
         sweep: The sweep.
@@ -64,25 +67,44 @@ def run_sweep(
 
     Returns:
         How it ended, the results, and the record of the run (:mod:`workflows.monitoring.run_record`), None if nothing
-        was missing.
+        was missing. The results of a sweep with ``converge`` are those of the sweep with all its cells.
     """
+    current = extended(sweep, store)
+    outcome, results, record = _run(current, store, options, notify)
+    while current.converges and not (outcome.failures or outcome.blocked or outcome.interrupted):
+        further = extended(sweep, store)
+        if len(further.cells) == len(current.cells):
+            break
+        current = further
+        notify(f"converge: {len(current.cells)} cells by now")
+        more, results, later = _run(current, store, replace(options, preflight=False), notify)
+        outcome, record = outcome.and_then(more), later or record
+    return outcome, results, record
+
+
+def _run(
+    sweep: Sweep, store: Store, options: Options, notify: Notify
+) -> tuple[RunOutcome, Results, RunRecord | None]:
     with phase("planning"):
         plan = make_plan(sweep)
     with phase("checking what is committed"):
         committed = verified(plan, store, notify)
     record_sweep(sweep, plan, store)
+    spared = needed(sweep, plan, committed, store)
+    at_most = "at most " if spared is not None and committed.missing else ""
+    not_needed = f"{committed.spared} not needed, " if committed.spared else ""
     notify(
-        f"{len(sweep.cells)} cells, {plan.units} distinct units, {len(committed)} committed, "
-        f"{committed.missing} to compute"
+        f"{len(sweep.cells)} cells, {plan.units} distinct units, {len(committed)} committed, {not_needed}"
+        f"{at_most}{committed.missing} to compute"
     )
     for notice in notices(sweep, plan, store):
         notify(f"note: {notice}")
     if not committed.missing:
-        return RunOutcome(), Results(store, sweep), None
+        return RunOutcome(spared=committed.spared), Results(store, sweep), None
     before = ready_to_ask(sweep, committed, store, options, notify)
     predicted = read_forecast(store, sweep.id)
     costs = {} if predicted is None else dict(predicted.costs)
-    execution = Execution(sweep, plan, store, options, notify, costs=costs, before=before)
+    execution = Execution(sweep, plan, store, options, notify, costs=costs, before=before, spared=spared)
     outcome, record = execution.run(lambda workers: committed)
     accounts = record.accounts
     if outcome.computed:
@@ -91,7 +113,9 @@ def run_sweep(
             f"workers: {accounts.units_per_second:.2f} units/s, {accounts.images_per_second:.1f} images/s, "
             f"workers busy {accounts.utilisation or 0:.0%} of their time"
         )
-    if predicted is not None and not (outcome.failures or outcome.interrupted or outcome.elsewhere):
+    if outcome.spared:
+        notify(f"precise enough: {outcome.spared} of {plan.units} units were not needed")
+    if predicted is not None and not (outcome.spared or outcome.failures or outcome.interrupted or outcome.elsewhere):
         comparison = _held_against(predicted, committed, record)
         if comparison:
             notify(comparison)

@@ -42,13 +42,15 @@ from workflows.documents.entries import (
     located,
     validate,
 )
+from workflows.documents.names import wrong_name
 from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, ProbeWhich, Threat
 from workflows.grid.compatibility import check_fit, check_one_choice_of_images
-from workflows.grid.names import wrong_name
+from workflows.grid.converge import AXES, Converge
+from workflows.grid.precision import Precision, Question, questions, random_order
 from workflows.grid.record import record
 from workflows.grid.silence import RULE_NAMES, Silence
 
-__all__ = ["AXES", "BASES", "SECTIONS", "Builder", "DefenceFields", "Grid"]
+__all__ = ["BASES", "GRID_AXES", "SECTIONS", "Builder", "DefenceFields", "Grid"]
 
 PROBE: ProbeWhich = False
 """What is probed where a sweep does not say."""
@@ -57,9 +59,9 @@ MOST_CELLS = 1_000_000
 """Cells of a sweep; the largest that is shipped has 284."""
 
 _THREATS = ("attacks", "corruptions", "certificates")
-AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
-SECTIONS = {"sweep", "requires", *AXES, "denoisers", "chunk", "compute", "resubmissions", "quality", "probe"}
-SECTIONS = {*SECTIONS, "exclude", "include", "silence"}
+GRID_AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
+SECTIONS = {"sweep", "requires", *GRID_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality", "probe"}
+SECTIONS = {*SECTIONS, "precision", "exclude", "include", "silence"}
 _MATCHERS = {*PARTS, "seed"}
 BASES: dict[str, type[Spec]] = {
     "dataset": DatasetConfig,
@@ -85,6 +87,7 @@ class DefenceFields(Spec):
 
 _OF_DEFENCES = frozenset(DefenceFields.model_fields)
 _OF_DATASETS = frozenset({"images"})
+_OF_ATTACKS = frozenset({"converge"})
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,16 @@ class Grid:
         cells: Its cells, without duplicates, in order.
         record: The same grid as plain values, every config in full and every path absolute.
         silences: The auditor's findings that it silences.
+        precision: How precise its answers must be; None computes every cell in full.
+        questions: What that asks of its cells.
     """
 
     name: str
     cells: tuple[Cell, ...]
     record: dict[str, Any]
     silences: tuple[Silence, ...] = ()
+    precision: Precision | None = None
+    questions: tuple[Question, ...] = ()
 
 
 class Builder:
@@ -111,6 +118,8 @@ class Builder:
         self.document = document
         self._entries: dict[int, Keys] = {}
         """Where each value of an axis is written, by its ``id()``: axes live as long as the cells are made."""
+        self._converges: dict[int, Converge] = {}
+        """How far attacks are doubled, by their ``id()``."""
         self._corrupted: dict[tuple[CorruptionConfig, str], CorruptionConfig] = {}
         self.base = document.folder
         known_keys(document, (), document.data, SECTIONS)
@@ -119,6 +128,7 @@ class Builder:
         self.resubmissions = self._resubmissions()
         self.quality = self._quality()
         self.probe = self._probe()
+        self.precision = self._precision()
         self.denoisers = self._denoisers()
 
     def grid(self) -> Grid:
@@ -136,7 +146,7 @@ class Builder:
             whose = "" if "sweep" in document.data else " (of the file, as there is no `sweep: NAME` in it)"
             raise document.error(("sweep",), f"the name {name!r}{whose} cannot be a sweep's: {wrong}.")
         self._check_size()
-        axes = {axis: self._axis(axis, (axis,)) for axis in AXES}
+        axes = {axis: self._axis(axis, (axis,)) for axis in GRID_AXES}
         if not any(axes[axis] for axis in _THREATS):
             axes["attacks"] = [None]
         self._check_product(axes, ())
@@ -145,8 +155,8 @@ class Builder:
         included = []
         for position, entry in enumerate(self._list("include")):
             keys = ("include", position)
-            known_keys(document, keys, entry, set(AXES))
-            axes_of_entry = {axis: self._axis(axis, (*keys, axis)) for axis in AXES if axis in entry}
+            known_keys(document, keys, entry, set(GRID_AXES))
+            axes_of_entry = {axis: self._axis(axis, (*keys, axis)) for axis in GRID_AXES if axis in entry}
             included.append(axes_of_entry)
             grid = axes | axes_of_entry
             if any(axis in entry for axis in _THREATS):  # it names its threats: the file's others are not meant
@@ -165,10 +175,12 @@ class Builder:
             "resubmissions": self.resubmissions,
             "quality": self.quality,
             "probe": self.probe if "probe" in document.data else None,
+            "precision": self.precision,
             "exclude": self._list("exclude"),
             "silence": self._list("silence"),
         }
-        return Grid(name, unique, record(name, axes, included, settings), self._silences(unique))
+        written = record(name, axes, included, settings)
+        return Grid(name, unique, written, self._silences(unique), self.precision, self._questions(unique))
 
     def _check_size(self) -> None:
         """Refuse a grid of too many cells before a config is made of any entry."""
@@ -180,7 +192,7 @@ class Builder:
                 grids.append((("include", position), {**data, **dict.fromkeys(_THREATS), **own, **entry}))
         total = 0
         for keys, grid in grids:
-            counts = {axis: self._count(axis, grid.get(axis)) for axis in AXES}
+            counts = {axis: self._count(axis, grid.get(axis)) for axis in GRID_AXES}
             total += self._check_count(counts, keys, total)
 
     def _count(self, axis: str, section: Any) -> int:
@@ -197,7 +209,8 @@ class Builder:
                 kind = type(named) if isinstance(named, base) else base.entry_class(entry)
             except InvalidInput:
                 kind = base
-            total += combinations({name: value for name, value in entry.items() if name != "images"}, kind)
+            beside = _OF_DATASETS | _OF_ATTACKS
+            total += combinations({name: value for name, value in entry.items() if name not in beside}, kind)
         return total
 
     def _check_product(self, axes: dict[str, list[Any]], keys: Keys, before: int = 0) -> None:
@@ -230,6 +243,7 @@ class Builder:
         for images, classifier, defence, threat, seed in itertools.product(*fixed, threats, axes["seeds"]):
             places = (self._entries.get(id(part), ()) for part in (images, classifier, defence, threat))
             entries = Entries(*places)
+            converge = self._converges.get(id(threat))
             threat = self._on(images, threat)
             if isinstance(threat, CertificateConfig):
                 defence = located(self.document, ("certificates",), partial(defence.smoothed, threat))
@@ -245,6 +259,7 @@ class Builder:
                 self.resubmissions,
                 quality=self.quality,
                 probe=self.probe,
+                converge=converge,
                 entries=entries,
             )
 
@@ -339,6 +354,21 @@ class Builder:
             )
         return value  # type: ignore[no-any-return]
 
+    def _precision(self) -> Precision | None:
+        fields = self.document.data.get("precision")
+        if fields is None or isinstance(fields, Precision):
+            return fields
+        keys: Keys = ("precision",)
+        fields = known_keys(self.document, keys, fields, set(Precision.model_fields))
+        return validate(self.document, keys, Precision, fields)
+
+    def _questions(self, cells: Sequence[Cell]) -> tuple[Question, ...]:
+        decide = None if self.precision is None else self.precision.decide
+        keys: Keys = ("precision", "decide", "between")
+        named = () if decide is None or decide.between is None else decide.between
+        sides = [self._wanted((*keys, side), PurifierConfig, value) for side, value in enumerate(named)]
+        return tuple(located(self.document, (), partial(questions, cells, self.precision, sides)))
+
     def _denoisers(self) -> dict[str, Spec]:
         section = self.document.data.get("denoisers", {})
         if not isinstance(section, dict):
@@ -386,6 +416,8 @@ class Builder:
         for config, _ in self._combinations(DatasetConfig, keys, rest, _OF_DATASETS):
             ids = image_ids(self.document, (*keys, "images"), selection.get("images"), len(config.load()))
             located(self.document, keys, partial(config.check_selected, ids))
+            if self.precision is not None:
+                ids = random_order(ids)
             chunks = tuple(Chunk(tuple(ids[i : i + self.chunk])) for i in range(0, len(ids), self.chunk))
             yield Images(config, chunks)
 
@@ -408,7 +440,24 @@ class Builder:
         if entry["attack"] == "none":
             known_keys(self.document, keys, entry, {"attack"})
             return [None]
-        return self._configs(AttackConfig, keys, entry)
+        wanted = entry.get("converge", False)
+        rest = {name: value for name, value in entry.items() if name not in _OF_ATTACKS}
+        configs = self._configs(AttackConfig, keys, rest)
+        if wanted is False:
+            return configs
+        place: Keys = (*keys, "converge")
+        if self.precision is not None:
+            raise self.document.error(
+                place, "converge compares accuracies on all images, and `precision` stops before: give one of them."
+            )
+        fields = known_keys(self.document, place, {} if wanted is True else wanted, set(Converge.model_fields))
+        converge = validate(self.document, place, Converge, fields)
+        for config in configs:
+            for axis in AXES:
+                if getattr(converge, axis) is not None and config.parameter(axis) is None:
+                    raise self.document.error((*place, axis), f"{config.label()} has no {axis}.")
+        self._converges.update((id(config), converge) for config in configs)
+        return configs
 
     def _corruptions(self, keys: Keys, entry: dict[str, Any]) -> list[CorruptionConfig]:
         """``corruption`` is a name, a list of names, ``benchmark`` (the fifteen) or ``extra`` (the other four)."""

@@ -29,6 +29,7 @@ from tasks.stages import (
     StageSpec,
 )
 from tasks.stages.quality import QualityConfig
+from workflows.grid.converge import Converge
 
 __all__ = ["PARTS", "Cell", "Defence", "Entries", "Images", "ProbeWhich", "Threat"]
 
@@ -120,6 +121,7 @@ class Cell:
             there are draws. It is the same for clean images.
         quality: Whether image quality is measured too, and how.
         probe: Whether its parts are probed: all, none, or those whose code is not puregrid's.
+        converge: How far its attack is doubled; None for as it is. No id depends on it.
         entries: Where its parts are written.
     """
 
@@ -132,6 +134,7 @@ class Cell:
     resubmissions: int | None = None
     quality: QualityConfig | None = None
     probe: ProbeWhich = field(default=False, compare=False)
+    converge: Converge | None = field(default=None, compare=False)
     entries: Entries = field(default=Entries(), compare=False, repr=False)
 
     @property

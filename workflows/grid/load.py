@@ -47,5 +47,4 @@ def recorded_sweep(text: str, folder: Path) -> Sweep:
 def _sweep_of(document: Document) -> Sweep:
     check_requirements(document)
     document.expand_variables()
-    grid = Builder(document).grid()
-    return Sweep.of_cells(grid.name, document.text, grid.cells, document, grid.silences)
+    return Sweep.of_grid(Builder(document).grid(), document.text, document)

@@ -17,7 +17,9 @@ from defense.spec import Spec
 from tasks.compute import Compute
 from tasks.stages.quality import QualityConfig
 from workflows.assets.fields import described, first_sentence
-from workflows.grid.build import AXES, BASES, SECTIONS, DefenceFields
+from workflows.grid.build import BASES, GRID_AXES, SECTIONS, DefenceFields
+from workflows.grid.converge import Converge
+from workflows.grid.precision import Precision
 from workflows.grid.requirements import Requirement
 from workflows.grid.silence import RULE_NAMES
 
@@ -58,7 +60,7 @@ def sweep_schema() -> _Json:
     }
     if wrong := SECTIONS ^ set(sections):
         raise AssertionError(f"the schema and the reader have different sections: {sorted(wrong)}")
-    axes = {name: schema for name, schema in sections.items() if name in AXES}
+    axes = {name: schema for name, schema in sections.items() if name in GRID_AXES}
     sections["include"] = _list_of({"type": "object", "additionalProperties": False, "properties": axes})
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -93,6 +95,7 @@ def _plain_sections() -> _Json:
         "compute": _mapping(Compute, "", {}, axes=False),
         "resubmissions": {"type": ["integer", "null"], "minimum": 1, "description": "M of worst-of-M accuracy."},
         "quality": {"anyOf": [{"type": ["boolean", "null"]}, quality]},
+        "precision": _mapping(Precision, "", {}, axes=False),
         "probe": {"enum": [True, False, "foreign"], "description": "Which parts are probed."},
         "exclude": _list_of(match),
         "include": {},
@@ -156,6 +159,8 @@ def _beside(part: str) -> _Json:
     """What an entry of an axis has beside its config."""
     if part == "dataset":
         return {"images": _IMAGES}
+    if part == "attack":
+        return {"converge": {"anyOf": [{"type": "boolean"}, _mapping(Converge, "", {}, axes=False)]}}
     return _fields(DefenceFields) if part == "defence" else {}
 
 

@@ -27,8 +27,9 @@ from defense.spec import Spec, digest
 from tasks.compute import Compute
 from tasks.stages.quality import QualityConfig
 from workflows.documents.document import Document, document_of, written
-from workflows.grid.build import Builder
+from workflows.grid.build import Builder, Grid
 from workflows.grid.cells import PARTS, Cell, ProbeWhich
+from workflows.grid.precision import Precision, Question
 from workflows.grid.silence import Silence
 
 __all__ = ["Entry", "Sweep"]
@@ -63,12 +64,17 @@ class Sweep:
         silence: Findings of the auditor that are no concern here, with ``rule``, ``reason`` and maybe ``cells``.
         probe: Whether purifiers and classifiers are probed: all (True), none, or ``"foreign"``, those whose code is
             not puregrid's.
+        precision: How precise answers must be, so that no cell is computed further than its answer needs; by default
+            every cell is computed in full.
 
     Attributes:
         text: The text of a sweep file that says the same, for the record.
         cells: The grid, without duplicates, in order.
         document: Where its entries are written, for messages.
         silences: What ``silence`` means.
+        precision: What ``precision`` says, None without.
+        questions: What it asks of the cells.
+        base: The sweep as written, of one whose attacks with ``converge`` have led to further cells; else None.
 
     Raises:
         InvalidInput: Anything that would make the sweep fail or mean something else than was meant; with the place of
@@ -80,6 +86,9 @@ class Sweep:
     cells: tuple[Cell, ...]
     document: Document = field(compare=False, repr=False)
     silences: tuple[Silence, ...] = field(default=(), compare=False, repr=False)
+    precision: Precision | None = field(default=None, compare=False)
+    questions: tuple[Question, ...] = field(default=(), compare=False, repr=False)
+    base: Sweep | None = field(default=None, compare=False, repr=False)
 
     def __init__(
         self,
@@ -101,6 +110,7 @@ class Sweep:
         resubmissions: int | None = None,
         silence: Sequence[Mapping[str, Any]] | None = None,
         probe: ProbeWhich | None = None,
+        precision: Mapping[str, Any] | Precision | None = None,
     ) -> None:
         sections = {
             "sweep": name,
@@ -120,42 +130,65 @@ class Sweep:
             "resubmissions": resubmissions,
             "silence": silence,
             "probe": probe,
+            "precision": precision,
         }
         stated = {section: value for section, value in sections.items() if value is not None}
         document = document_of(stated, Spec)
         grid = Builder(document).grid()
         Document(None, grid.record, "").check_credentials()  # of configs too
-        self._set(grid.name, written(grid.record), grid.cells, document, grid.silences)
+        self._set(written(grid.record), document, grid)
 
     @classmethod
-    def of_cells(
-        cls,
-        name: str,
-        text: str,
-        cells: Sequence[Cell],
-        document: Document | None = None,
-        silences: tuple[Silence, ...] = (),
-    ) -> Self:
-        """Return a sweep of given cells.
+    def of_grid(cls, grid: Grid, text: str, document: Document) -> Self:
+        """Return the sweep of a document.
+
+        Arguments:
+            grid: What the document says.
+            text: The text of the sweep file.
+            document: Where its entries are written.
+        """
+        sweep = cls.__new__(cls)
+        sweep._set(text, document, grid)
+        return sweep
+
+    @classmethod
+    def of_cells(cls, name: str, text: str, cells: Sequence[Cell]) -> Self:
+        """Return a sweep of given cells, each computed in full.
 
         Arguments:
             name: Its name.
             text: The text of the sweep file.
             cells: The grid.
-            document: Where its entries are written.
-            silences: Findings that it silences.
         """
         sweep = cls.__new__(cls)
-        sweep._set(name, text, tuple(cells), document or Document(None, {}, text), silences)
+        sweep._set(text, Document(None, {}, text), Grid(name, tuple(cells), {}))
         return sweep
 
-    def _set(
-        self, name: str, text: str, cells: tuple[Cell, ...], document: Document, silences: tuple[Silence, ...]
-    ) -> None:
-        # A comment of the file may hold what no value of it may.
-        values = {"name": name, "text": redacted(text), "cells": cells, "document": document, "silences": silences}
+    def _set(self, text: str, document: Document, grid: Grid) -> None:
+        values = {
+            "name": grid.name,
+            "text": redacted(text),  # a comment of the file may hold what no value of it may
+            "cells": grid.cells,
+            "document": document,
+            "silences": grid.silences,
+            "precision": grid.precision,
+            "questions": grid.questions,
+            "base": None,
+        }
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
+
+    def with_cells(self, cells: tuple[Cell, ...]) -> Sweep:
+        """Return this sweep with further cells, and with its own id: they follow from what it says and measures."""
+        sweep = type(self).__new__(type(self))
+        sweep._set(self.text, self.document, Grid(self.name, cells, {}, self.silences))
+        object.__setattr__(sweep, "base", self)
+        return sweep
+
+    @property
+    def converges(self) -> bool:
+        """Whether an attack is doubled until that changes nothing."""
+        return any(cell.converge is not None for cell in self.cells)
 
     @cached_property
     def adversarial(self) -> tuple[Cell, ...]:
@@ -194,6 +227,8 @@ class Sweep:
     @cached_property
     def id(self) -> str:
         """Content id of name and cells, whatever way the grid was written."""
+        if self.base is not None:
+            return self.base.id
         return digest(json.dumps([self.name, sorted(cell.id for cell in self.cells)]))
 
 

@@ -86,6 +86,20 @@ class Plan:
         self._positions[spec.id, chunks] = len(self.stages) - 1
         return len(self.stages) - 1
 
+    def position(self, spec: StageSpec, chunks: tuple[Chunk, ...]) -> int:
+        """Return the position of a stage that was added."""
+        return self._positions[spec.id, chunks]
+
+    def with_inputs(self, stage: int) -> set[int]:
+        """Return the positions of a stage and of all that it reads, however far back."""
+        found, rest = set[int](), [stage]
+        while rest:
+            position = rest.pop()
+            if position not in found:
+                found.add(position)
+                rest += self.stages[position].inputs.values()
+        return found
+
     _positions: dict[tuple[str, tuple[Chunk, ...]], int] = field(default_factory=dict, repr=False)
 
     def committed(self, store: Store) -> Committed:
@@ -94,11 +108,11 @@ class Plan:
 
 
 class Committed:
-    """The committed units of a plan, which need no work.
+    """The units of a plan that need no work: committed ones, and those that are spared since no answer needs them.
 
     Arguments:
         plan: The plan.
-        stages: Per stage, positions of those of its chunks; by default none.
+        stages: Per stage, positions of those of its chunks that are committed; by default none.
     """
 
     def __init__(self, plan: Plan, stages: Iterable[AbstractSet[int]] | None = None) -> None:
@@ -106,6 +120,7 @@ class Committed:
         self._stages = [set[int]() for _ in plan.stages] if stages is None else [set(chunks) for chunks in stages]
         if len(self._stages) != len(plan.stages):
             raise ValueError(f"the plan has {len(plan.stages)} stages, and chunks are given of {len(self._stages)}")
+        self._spared = [set[int]() for _ in plan.stages]
 
     @classmethod
     def all_but(cls, plan: Plan, units: Iterable[Unit]) -> Committed:
@@ -116,16 +131,22 @@ class Committed:
         return committed
 
     def __contains__(self, unit: Unit) -> bool:
-        return unit.chunk in self._stages[unit.stage]
+        return unit.chunk in self._stages[unit.stage] or unit.chunk in self._spared[unit.stage]
 
     def __iter__(self) -> Iterator[Unit]:
+        """Yield the committed units."""
         return (Unit(stage, chunk) for stage, chunks in enumerate(self._stages) for chunk in sorted(chunks))
 
     def __len__(self) -> int:
+        """Return the number of committed units."""
         return sum(map(len, self._stages))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Committed) and (self.plan, self._stages) == (other.plan, other._stages)
+        return isinstance(other, Committed) and (self.plan, self._stages, self._spared) == (
+            other.plan,
+            other._stages,
+            other._spared,
+        )
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
@@ -137,25 +158,40 @@ class Committed:
         """Count a unit as missing."""
         self._stages[unit.stage].discard(unit.chunk)
 
+    def spare(self, units: Iterable[Unit]) -> None:
+        """Count units as needing no work, those among them that are not committed."""
+        for unit in units:
+            if unit.chunk not in self._stages[unit.stage]:
+                self._spared[unit.stage].add(unit.chunk)
+
+    def spared_of(self, stage: int) -> int:
+        """Return the number of units of a stage that no answer needs and that are not committed."""
+        return len(self._spared[stage])
+
+    @property
+    def spared(self) -> int:
+        """Number of units that no answer needs and that are not committed."""
+        return sum(map(len, self._spared))
+
     def of(self, stage: int) -> AbstractSet[int]:
-        """Return the positions of the committed chunks of a stage."""
-        return self._stages[stage]
+        """Return the positions of the chunks of a stage that need no work."""
+        return self._stages[stage] | self._spared[stage] if self._spared[stage] else self._stages[stage]
 
     def by_stage(self) -> Iterator[tuple[PlannedStage, AbstractSet[int]]]:
-        """Yield each stage with the positions of its committed chunks."""
-        yield from zip(self.plan.stages, self._stages, strict=True)
+        """Yield each stage with the positions of its chunks that need no work."""
+        yield from zip(self.plan.stages, map(self.of, range(len(self._stages))), strict=True)
 
     @property
     def missing(self) -> int:
-        """Number of units that are not committed."""
-        return self.plan.units - len(self)
+        """Number of units that need work."""
+        return self.plan.units - len(self) - self.spared
 
     def missing_of(self, stage: int) -> int:
-        """Return the number of units of a stage that are not committed."""
-        return len(self.plan.stages[stage].chunks) - len(self._stages[stage])
+        """Return the number of units of a stage that need work."""
+        return len(self.plan.stages[stage].chunks) - len(self.of(stage))
 
     def missing_units(self) -> Iterator[Unit]:
-        """Yield the units that are not committed, stage by stage."""
+        """Yield the units that need work, stage by stage."""
         for position, (stage, done) in enumerate(self.by_stage()):
             yield from (Unit(position, chunk) for chunk in range(len(stage.chunks)) if chunk not in done)
 

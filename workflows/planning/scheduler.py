@@ -5,12 +5,16 @@ otherwise one from the stage with most ready units. A unit that failed is tried 
 worker that holds no other unit: when a process dies, its last message may be lost, and only a unit that was alone
 there is surely to blame. After ``max_attempts`` failures it is quarantined; units that would read its images are
 blocked, all others go on. A unit whose node was lost is not to blame, up to a point: it may be what kills nodes.
+
+Stages that may stop early go chunk by chunk: all stages of the first chunk, then, when a worker has nothing to do,
+the next chunk of those that still need it.
 """
 
 from __future__ import annotations
 
 import random
 from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -75,6 +79,7 @@ class Scheduler:
     Arguments:
         committed: The units of the plan that need no work.
         max_attempts: Failures after which a unit is quarantined.
+        may_stop: For each stage whether it may turn out to need fewer chunks; by default none does.
 
     Attributes:
         failures: Quarantined units.
@@ -86,8 +91,14 @@ class Scheduler:
             the same order would compute the same units at the same time.
     """
 
-    def __init__(self, committed: Committed, max_attempts: int = 3) -> None:
+    def __init__(self, committed: Committed, max_attempts: int = 3, may_stop: Sequence[bool] | None = None) -> None:
         plan = committed.plan
+        self._may_stop = may_stop or [False] * len(plan.stages)
+        self._opened = 0
+        """Chunks that are open of the stages that may stop."""
+        self._held: dict[int, OrderedDict[int, None]] = {}
+        """Of later chunks the stages that could take them; empty ones are removed."""
+        self._spared: set[Unit] = set()
         self.max_attempts = max_attempts
         self.failures: list[Failure] = []
         self.retries = 0
@@ -112,8 +123,12 @@ class Scheduler:
                 self._readers[source].append(position)
         for position, sources in enumerate(self._sources):
             if all(any(self._done[source]) for source in sources):
-                chunks = range(len(self._done[position]))
-                self._resize(position, deque(chunk for chunk in chunks if self._is_ready(position, chunk)))
+                chunks = [c for c in range(len(self._done[position])) if self._is_ready(position, c)]
+                if self._may_stop[position]:
+                    for chunk in chunks:
+                        self._held.setdefault(chunk, OrderedDict())[position] = None
+                else:
+                    self._resize(position, deque(chunks))
         self.remaining = sum(done.count(0) for done in self._done)
 
     def _is_ready(self, stage: int, chunk: int) -> bool:
@@ -142,6 +157,14 @@ class Scheduler:
                     return stage
         return None
 
+    def _open(self) -> None:
+        """Open the next chunk that a stage could take."""
+        chunk = min(self._held)
+        self._opened = max(self._opened, chunk + 1)
+        for stage in self._held.pop(chunk):
+            self._ready[stage].append(chunk)
+            self._resize(stage, old=len(self._ready[stage]) - 1)
+
     def take(self, loaded: str | None, *, alone: bool = True) -> Unit | None:
         """Take the next unit for a worker, or None if nothing is ready for it now.
 
@@ -150,6 +173,9 @@ class Scheduler:
             alone: Whether the worker holds no unit: only then it may get one that failed before.
         """
         stage = self.next_stage(loaded)
+        if stage is None and alone and self._held and not self._suspects:  # a worker that holds units waits for them
+            self._open()
+            stage = self.next_stage(loaded)
         if stage is None:
             return self._suspects.popleft() if alone and self._suspects else None
         return Unit(stage, self._take(stage, 1)[0])
@@ -177,7 +203,7 @@ class Scheduler:
 
     def has_ready(self) -> bool:
         """Return whether a unit can be taken now."""
-        return self.ready > 0 or bool(self._suspects)
+        return self.ready > 0 or bool(self._suspects) or bool(self._held)
 
     def put_back(self, unit: Unit) -> None:
         """Put back a unit that was never started, because its worker died while another one ran."""
@@ -189,14 +215,48 @@ class Scheduler:
 
     def succeeded(self, unit: Unit) -> None:
         """Count a unit as committed; its readers may become ready."""
+        if unit in self._spared:  # it was running then
+            self._spared.remove(unit)
+            return
         self._done[unit.stage][unit.chunk] = 1
         self._attempts.pop(unit, None)
         self._losses.pop(unit, None)
         self.remaining -= 1
         for reader in self._readers[unit.stage]:
-            if self._is_ready(reader, unit.chunk):
-                self._ready[reader].append(unit.chunk)
-                self._resize(reader, old=len(self._ready[reader]) - 1)
+            if not self._is_ready(reader, unit.chunk):
+                continue
+            if self._may_stop[reader] and unit.chunk >= self._opened:
+                self._held.setdefault(unit.chunk, OrderedDict())[reader] = None
+                continue
+            self._ready[reader].append(unit.chunk)
+            self._resize(reader, old=len(self._ready[reader]) - 1)
+
+    def spare(self, units: Iterable[Unit]) -> list[Unit]:
+        """Count units as not needed, with all that read them; returns those that were not committed."""
+        found = []
+        for unit in units:
+            if self.done(unit):
+                continue
+            found.append(unit)
+            self._done[unit.stage][unit.chunk] = 1
+            self.remaining -= 1
+            self._spared.add(unit)
+            held = self._held.get(unit.chunk, OrderedDict())
+            if unit.stage in held:
+                del held[unit.stage]
+                if not held:
+                    del self._held[unit.chunk]
+            elif unit.chunk in self._ready[unit.stage]:
+                self._ready[unit.stage].remove(unit.chunk)
+                self._resize(unit.stage, old=len(self._ready[unit.stage]) + 1)
+            elif unit in self._suspects:
+                self._suspects.remove(unit)
+        self.failures = [failure for failure in self.failures if failure.unit not in self._spared]
+        return found
+
+    def spared(self, unit: Unit) -> bool:
+        """Return whether a unit is not needed any more, and not committed."""
+        return unit in self._spared
 
     def committed_elsewhere(self, stage: int, chunks: AbstractSet[int]) -> list[Unit]:
         """Count chunks that another driver has committed; returns the units among them that were waiting here."""

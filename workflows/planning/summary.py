@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from workflows.grid.load import Sweep
 from workflows.planning.changed_code import changed_code
 from workflows.planning.forecast import Forecast, default_workers, predict
-from workflows.planning.plan import Plan
+from workflows.planning.plan import Committed, Plan
+from workflows.planning.stopping import needed
 from workflows.store import Record, Store
 
 __all__ = ["PlanSummary", "StageSummary", "notices", "summarise"]
@@ -30,6 +31,7 @@ class StageSummary(Record):
         inputs: Ids of the stages that it reads.
         seconds: Compute of the units that are missing; None if their cost is unknown.
         seconds_half_interval: Half the width of its 95 % interval; None for fewer than three measured units.
+        spared: How many of its units are not needed, because the answers of its cells are precise enough.
     """
 
     id: str
@@ -41,11 +43,12 @@ class StageSummary(Record):
     inputs: tuple[str, ...]
     seconds: float | None
     seconds_half_interval: float | None
+    spared: int = 0
 
     @property
     def missing(self) -> int:
-        """Units that are not committed."""
-        return self.units - self.committed
+        """Units that need work."""
+        return self.units - self.committed - self.spared
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,14 @@ class PlanSummary(Record):
         units: Units that the cells ask for.
         distinct: How many of these are distinct.
         committed: How many of those are committed.
-        missing: How many are not.
+        missing: How many are not, and may be needed.
         evaluations: Network evaluations of those.
         estimated_seconds: Their compute, summed over workers; None if it is not known of every kind of unit.
         forecast: The prediction, None likewise.
         stages: The stages, every input before its readers.
         notices: What a reader should know before it runs: files that are left out of data sets, units that other code
             has computed.
+        spared: How many of the distinct units are not needed, because the answers of their cells are precise enough.
     """
 
     sweep: str
@@ -80,6 +84,7 @@ class PlanSummary(Record):
     forecast: Forecast | None
     stages: tuple[StageSummary, ...]
     notices: tuple[str, ...] = ()
+    spared: int = 0
 
     def to_json(self) -> dict[str, object]:
         """See :class:`Record`; the prediction as in :meth:`Forecast.shown`."""
@@ -106,6 +111,7 @@ def summarise(
         gpu: Believe commits of GPUs only (True) or of processors only (False); None believes all.
     """
     committed = plan.committed(store)
+    needed(sweep, plan, committed, store)
     threads = max(stage.spec.settings().threads for stage in plan.stages)
     damaged: list[str] = []
     forecast, costs = predict(
@@ -124,12 +130,13 @@ def summarise(
             what=stage.spec.label(),
             images=stage.images,
             units=len(stage.chunks),
-            committed=len(done),
+            committed=len(done) - committed.spared_of(position),
+            spared=committed.spared_of(position),
             inputs=tuple(plan.stages[position].id for position in stage.inputs.values()),
             seconds=None if cost is None else round(cost.seconds, 4),
             seconds_half_interval=None if cost is None or cost.half is None else round(cost.half, 4),
         )
-        for (stage, done), cost in zip(committed.by_stage(), costs, strict=True)
+        for position, ((stage, done), cost) in enumerate(zip(committed.by_stage(), costs, strict=True))
     )
     return PlanSummary(
         sweep=sweep.name,
@@ -143,8 +150,20 @@ def summarise(
         estimated_seconds=None if forecast is None else round(forecast.compute_seconds, 1),
         forecast=forecast,
         stages=stages,
-        notices=(*notices(sweep, plan, store), *damaged),
+        notices=(*notices(sweep, plan, store), *damaged, *_may_stop(sweep, committed)),
+        spared=committed.spared,
     )
+
+
+def _may_stop(sweep: Sweep, committed: Committed) -> list[str]:
+    """Return that a sweep may need other units than are missing."""
+    if sweep.converges and committed.missing:
+        return ["attacks with `converge` may need further cells, which depend on what these show"]
+    if not sweep.questions or not committed.missing:
+        return []
+    return [
+        "cells stop as soon as their answers are precise enough, so units and seconds to compute are upper bounds"
+    ]
 
 
 def notices(sweep: Sweep, plan: Plan, store: Store) -> tuple[str, ...]:

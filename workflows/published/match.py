@@ -15,7 +15,6 @@ from tasks.corruptions import SEVERITIES
 from workflows.grid.cells import Cell
 from workflows.published.papers import Paper, Published, load_paper, papers
 from workflows.results.reader import Results
-from workflows.statistics.proportions import proportion
 
 __all__ = ["match_published"]
 
@@ -68,7 +67,7 @@ def _groups(results: Results) -> list[list[Cell]]:
     """Group the complete cells; cells that differ only in the severity of a corruption are together."""
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in results.sweep.cells:
-        if cell.certificate is not None or results.images(cell) < cell.images.count:
+        if cell.certificate is not None or not results.complete(cell):
             continue
         if cell.corruption is None:
             groups[(cell.id,)] = [cell]
@@ -141,7 +140,7 @@ def _published(paper: Paper, value: Published) -> dict[str, object]:
 
 def _measured(value: Published, cells: list[Cell], results: Results) -> dict[str, object]:
     cell = cells[0]
-    measured = proportion(np.mean([_average(results, severity) for severity in cells], axis=0))
+    measured = results.estimate(cell, np.mean([_average(results, severity) for severity in cells], axis=0))
     labels = results.sweep.labels[cell.id]
     severities = sorted({other.corruption.severity for other in cells if other.corruption is not None})
     threat = value.column.corruption or ("clean" if cell.attack is None else cell.attack.label())
@@ -150,7 +149,7 @@ def _measured(value: Published, cells: list[Cell], results: Results) -> dict[str
         "low": 100 * measured.low,
         "high": 100 * measured.high,
         "difference": 100 * measured.value - value.accuracy,
-        "images": cell.images.count,
+        "images": measured.n,
         "dataset_measured": labels["dataset"],
         "classifier_measured": labels["classifier"],
         "defence_measured": labels["defence"],

@@ -21,6 +21,9 @@ from workflows.tables.table import Column, Row, Table, cells_of, missing
 __all__ = ["published_table"]
 
 
+_WILSON = "Wilson's 95 % interval"
+
+
 def published_table(results: Results) -> Table | None:
     """Return the table of a sweep; None if it repeats no paper's (:func:`workflows.published.papers.reference`)."""
     source = reference(results.sweep.name)
@@ -35,8 +38,10 @@ def published_table(results: Results) -> Table | None:
     anomalies = [anomaly.text for anomaly in paper.anomalies if tables.intersection(anomaly.tables)]
     measured = int(frame["measured"].notna().sum())
     of = "all tables" if source.table is None else source.table if " " in source.table else f"table {source.table}"
+    stops = results.sweep.precision is not None
+    interval = "a confidence sequence at 95 % (Wilson's interval where a cell may not stop)" if stops else _WILSON
     note = (
-        f"{paper.title} ({paper.link}), {of}. Accuracies in %, measured ones with Wilson's 95 % interval over "
+        f"{paper.title} ({paper.link}), {of}. Accuracies in %, measured ones with {interval} over "
         "images, difference in points, measured minus published. read: in the paper; inferred: a heading or setting "
         "of it is a conclusion; second-hand: another text quotes it. "
         + (f"{measured} lines were measured. " if measured else "Nothing comparable was measured. ")

@@ -77,6 +77,7 @@ class _CellFile(BaseModel):
     values: dict[str, _Packed]
     cost: dict[str, float]
     seconds: float | None
+    anytime: bool = False
 
 
 class _File(BaseModel):
@@ -100,6 +101,7 @@ def to_text(snapshot: Snapshot) -> str:
             "cost": dict(cell.cost),
             "seconds": None if cell.seconds is None else round(cell.seconds, 6),
             "spec": dict(cell.spec),
+            **({"anytime": True} if cell.anytime else {}),
         }
         for cell in snapshot.cells
     ]
@@ -169,7 +171,15 @@ def _unpacked(cell: _CellFile) -> CellOutcome:
         raise ValueError(f"the images of {cell.name!r} are not those of their digest")
     values = {name: packed.unpack(len(images)) for name, packed in cell.values.items()}
     return CellOutcome(
-        current_name(cell.name), cell.spec, cell.data, images, cell.complete, values, cell.cost, cell.seconds
+        current_name(cell.name),
+        cell.spec,
+        cell.data,
+        images,
+        cell.complete,
+        values,
+        cell.cost,
+        cell.seconds,
+        cell.anytime,
     )
 
 

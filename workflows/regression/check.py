@@ -13,6 +13,11 @@ It **holds** only where a drop would have been found. A cell is **unknown** if i
 images, is incomplete, is aggregated otherwise or under another attack, or has too few images to show a drop of a
 stated size in 80 % of the runs. Other weights, t* or code are what a check is for: they are reported, and judged.
 
+Where either run may have stopped early (``precision`` in its sweep), drops are on the images of both, in the order in
+which images come; p is that of a betting martingale and the interval a confidence sequence
+(:mod:`workflows.statistics.sequences`), which hold at whatever image a run stops. The cell then holds if that
+interval excludes a drop of the stated size.
+
 The check judges Avg, the aggregated answer where several draws make one, and certified accuracy at some radii; see
 :func:`measures`.
 """
@@ -24,12 +29,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from xml.etree import ElementTree
 
+import numpy as np
+import numpy.typing as npt
+
 from defense.errors import InvalidInput
-from workflows.regression.compare import Change, Match, match
-from workflows.regression.snapshots import CellOutcome, Snapshot
+from workflows.regression.compare import ANYTIME, Change, Match, match
+from workflows.regression.snapshots import CellOutcome, Snapshot, paired_places
 from workflows.statistics.multiplicity import holm
 from workflows.statistics.paired import PairedDifference, paired_difference, safe_t_test
 from workflows.statistics.power import detectable
+from workflows.statistics.sequences import anytime_difference, evidence
 
 __all__ = ["CellVerdict", "Gate", "Judgement", "Verdict", "check", "junit", "measures", "verdict_of"]
 
@@ -82,6 +91,7 @@ class Judgement:
         p_holm: p corrected for the number of tests of the sweep.
         detectable: The smallest drop that is found in 80 % of the runs; None if not even the largest is.
         regressed: Whether the drop is significantly above the margin.
+        anytime: Whether p and interval hold at any number of images; nothing is then ``detectable`` beforehand.
     """
 
     measure: str
@@ -90,6 +100,7 @@ class Judgement:
     p_holm: float
     detectable: float | None
     regressed: bool
+    anytime: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -111,6 +122,7 @@ class Judgement:
             "p_holm": self.p_holm,
             "detectable": self.detectable,
             "regressed": self.regressed,
+            **({"guarantee": ANYTIME} if self.anytime else {}),
         }
 
 
@@ -171,21 +183,26 @@ def check(before: Snapshot, now: Snapshot, gate: Gate) -> list[CellVerdict]:
     obstacles = [_obstacle(pair) for pair in pairs]
     drops: dict[tuple[int, str], PairedDifference] = {}
     p: dict[tuple[int, str], float] = {}
+    anytime: set[int] = set()
     for place, (pair, obstacle) in enumerate(zip(pairs, obstacles, strict=True)):
         if obstacle is None and pair.first is not None and pair.second is not None:
+            left, right, stops = paired_places(pair.first, pair.second)
+            if stops:
+                anytime.add(place)
             for name in measures(pair.second):
-                old, new = pair.first.values[name].values, pair.second.values[name].values
-                drops[place, name] = paired_difference(new, old)
-                p[place, name] = float(safe_t_test((old - new)[None], gate.margin)[0])
+                old, new = pair.first.values[name].values[left], pair.second.values[name].values[right]
+                drops[place, name] = anytime_difference(new, old) if stops else paired_difference(new, old)
+                p[place, name] = _p(old - new, gate.margin, anytime=stops)
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
     level = gate.alpha / max(len(drops), 1)  # the first step of Holm: a single cell that drops must pass it
     judged: dict[int, list[Judgement]] = {}
     for (place, name), drop in drops.items():
         # `detectable` adds the spread that the drop itself causes.
         unrelated = max(drop.spread**2 - abs(drop.value) * (1 - abs(drop.value)), 0.0) ** 0.5
-        smallest = detectable(drop.images, unrelated, level, gate.margin)
+        smallest = None if place in anytime else detectable(drop.images, unrelated, level, gate.margin)
         p_holm = corrected[place, name]
-        judgement = Judgement(name, drop, p[place, name], p_holm, smallest, p_holm <= gate.alpha)
+        regressed, stops = p_holm <= gate.alpha, place in anytime
+        judgement = Judgement(name, drop, p[place, name], p_holm, smallest, regressed, stops)
         judged.setdefault(place, []).append(judgement)
     return [
         CellVerdict(pair.name, "unknown", obstacle, changes=pair.changes)
@@ -195,6 +212,11 @@ def check(before: Snapshot, now: Snapshot, gate: Gate) -> list[CellVerdict]:
     ]
 
 
+def _p(drop: npt.NDArray[np.float64], margin: float, *, anytime: bool) -> float:
+    """One-sided p of the test that the mean drop is at most the margin, of one drop per image."""
+    return evidence((drop + 1) / 2, (margin + 1) / 2) if anytime else float(safe_t_test(drop[None], margin)[0])
+
+
 def _obstacle(pair: Match) -> str | None:
     """Return why two runs of a cell cannot be compared, None if they can."""
     before, now = pair.first, pair.second
@@ -202,17 +224,20 @@ def _obstacle(pair: Match) -> str | None:
         return "the baseline has no such cell"
     if now is None:
         return "the sweep has no such cell any more: put it back, or promote a new baseline"
-    missing = [name for name, cell in (("the baseline", before), ("this run", now)) if not cell.complete]
+    named = (("the baseline", before), ("this run", now))
+    # At any number of images a verdict is valid: how many there will be does not matter.
+    missing = [name for name, cell in named if not (cell.complete or (cell.anytime and cell.images))]
     if missing:
         return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not complete"
-    if before.data != now.data or before.images != now.images:
+    left, _, stops = paired_places(before, now)
+    if before.data != now.data or (before.images != now.images and not stops):
         return f"judged on other images: {_images(before)} before, {_images(now)} now"
     if before.spec.get("aggregation") != now.spec.get("aggregation"):
         return f"draws are aggregated by {before.spec.get('aggregation')} before, {now.spec.get('aggregation')} now"
     unpaired = sorted(set(measures(before)) ^ set(measures(now)))
     if unpaired:
         return f"other statistics: only one of the runs has {', '.join(unpaired)}"
-    if len(now.images) < 2:
+    if len(left) < 2:
         return "too few images: one has no spread"
     return None
 
@@ -242,6 +267,15 @@ def _verdict(pair: Match, judged: tuple[Judgement, ...], gate: Gate) -> CellVerd
         doubts.append(f"it is under another threat ({', '.join(map(str, threat))})")
     for judgement in judged:
         smallest = judgement.detectable
+        if judgement.anytime:
+            if judgement.drop.high >= gate.detect:
+                doubts.append(
+                    f"not decided: on {judgement.drop.images} images a drop of {judgement.measure} by up to "
+                    f"{100 * judgement.drop.high:.1f} points is possible, and {100 * gate.detect:.1f} must be "
+                    "excluded (--detect); a stricter `precision` takes more images"
+                )
+                break
+            continue
         if smallest is None or smallest > gate.detect:
             seen = "no drop at all" if smallest is None else f"drops of {100 * smallest:.1f} points"
             doubts.append(

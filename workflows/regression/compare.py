@@ -19,13 +19,16 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from workflows.regression.snapshots import CellOutcome, Snapshot
+from workflows.regression.snapshots import CellOutcome, Snapshot, paired_places
 from workflows.statistics.exact_tests import McNemar, mcnemar
 from workflows.statistics.multiplicity import holm
 from workflows.statistics.paired import PairedDifference, paired_difference
+from workflows.statistics.sequences import anytime_difference, evidence
 
 __all__ = [
+    "ANYTIME",
     "Change",
     "Comparison",
     "Match",
@@ -33,6 +36,10 @@ __all__ = [
     "match",
     "spec_changes",
 ]
+
+
+ANYTIME = "anytime-valid 95 %"
+"""What intervals promise where a run may have stopped early; elsewhere they hold at a fixed number of images."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,9 @@ class Comparison:
         difference: The paired difference of :attr:`measure` on shared images; None where it cannot be computed.
         measure: What ``difference`` is of: Avg; of a certificate, right with radius 0 or more.
         further: The paired differences of a certificate's other measures, by name: right at some radii, ACR.
-        answers: McNemar's test of right answers, by the cell's aggregation.
+        answers: McNemar's test of right answers, by the cell's aggregation; where a run may have stopped early its p
+            is the anytime-valid one, and intervals are confidence sequences (:mod:`workflows.statistics.sequences`).
+        anytime: Whether that is so.
         p_holm: Its p, corrected for the number of cells.
         changes: Fields in which the specs differ.
         note: What prevents the comparison, or limits it.
@@ -174,6 +183,7 @@ class Comparison:
     p_holm: float | None = None
     changes: tuple[Change, ...] = ()
     note: str = ""
+    anytime: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON; ``difference`` is second minus first."""
@@ -188,6 +198,7 @@ class Comparison:
                 "right_only_in_second": self.answers.only_second,
                 "p": self.answers.p,
                 "p_holm": self.p_holm,
+                **({"guarantee": ANYTIME} if self.anytime else {}),
             }
         return {**content, "changes": [asdict(change) for change in self.changes]}
 
@@ -215,20 +226,23 @@ def _compare_cell(pair: Match) -> Comparison:
         return Comparison(pair.name, note=f"only in the {'second' if first is None else 'first'} run")
     if first.data != second.data:
         return Comparison(pair.name, changes=pair.changes, note="judged on other images: the data sets differ")
-    shared, left, right = np.intersect1d(first.images, second.images, assume_unique=True, return_indices=True)
-    if len(shared) < 2:
-        note = "only one image in common" if len(shared) else "no images in common"
+    left, right, anytime = paired_places(first, second)
+    if len(left) < 2:
+        note = "only one image in common" if len(left) else "no images in common"
         return Comparison(pair.name, changes=pair.changes, note=note)
     notes = []
-    if not len(shared) == len(first.images) == len(second.images):
-        notes.append(f"on {len(shared)} shared images of {len(first.images)} and {len(second.images)}")
+    if not len(left) == len(first.images) == len(second.images):
+        notes.append(f"on {len(left)} shared images of {len(first.images)} and {len(second.images)}")
+    if anytime:
+        notes.append("confidence sequence")
     if not (first.complete and second.complete):
         notes.append("not complete")
     common = [name for name in second.values if name in first.values]
     if not common:
         return Comparison(pair.name, changes=pair.changes, note="no measure in common")
+    compared = anytime_difference if anytime else paired_difference
     differences = {
-        name: paired_difference(first.values[name].values[left], second.values[name].values[right]) for name in common
+        name: compared(first.values[name].values[left], second.values[name].values[right]) for name in common
     }
     main = common[0]
     answer = "answer" if "answer" in common else main
@@ -236,12 +250,22 @@ def _compare_cell(pair: Match) -> Comparison:
         cell.values[answer].counts[places] == cell.values[answer].of
         for cell, places in ((first, left), (second, right))
     ]
+    answers = mcnemar(*is_right)
+    if anytime:
+        answers = answers._replace(p=_anytime_p(*is_right))
     return Comparison(
         pair.name,
         differences[main],
         measure=main,
         further={name: difference for name, difference in differences.items() if name not in (main, "answer")},
-        answers=mcnemar(*is_right),
+        answers=answers,
         changes=pair.changes,
         note="; ".join(notes),
+        anytime=anytime,
     )
+
+
+def _anytime_p(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
+    """Two-sided p of the test that two sets of right answers differ, at any number of images."""
+    up = (second.astype(np.float64) - first + 1) / 2
+    return min(1.0, 2 * min(evidence(up, 0.5), evidence(1 - up, 0.5)))

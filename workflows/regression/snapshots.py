@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ import pyarrow as pa
 from defense.aggregate import Aggregation, aggregate
 from defense.errors import InvalidInput, StoreError, nearest
 from defense.spec import digest
+from workflows.grid.precision import random_order
 from workflows.results.reader import Results
 from workflows.results.records import CellRecord, LastSweep
 from workflows.store import Store, StoreUnavailable
 
-__all__ = ["CellOutcome", "Shares", "Snapshot", "certificate_shares", "of_results", "of_store"]
+__all__ = ["CellOutcome", "Shares", "Snapshot", "certificate_shares", "of_results", "of_store", "paired_places"]
 
 _RADIUS_PARTS = 65535
 """Denominator of radii: the largest that a baseline file can hold."""
@@ -58,11 +60,14 @@ class CellOutcome:
         spec: What determines its rows, as plain JSON, and how its draws are aggregated.
         data: Digest of the data set's content: an image id means nothing without it.
         images: Ids of the images that were judged, ascending.
-        complete: Whether these are all images that the cell asks for.
+        complete: Whether these are all images that the cell asks for, or all that its answer needed.
         values: Values per image by measure: ``Avg`` and ``answer`` (by the cell's aggregation), or
             ``certified 0.25`` at some radii and ``ACR / 4 sigma``, of certificates.
         cost: Network evaluations per image and answer, by network; of a certificate, per sample.
         seconds: Compute time per image; None where it was not recorded.
+        anytime: Whether how many images there are may depend on what they show (``precision``). They are then the
+            first of the cell's in :func:`workflows.grid.precision.random_order`, and only tests that hold at any
+            number of images hold.
     """
 
     name: str
@@ -73,6 +78,7 @@ class CellOutcome:
     values: Mapping[str, Shares]
     cost: Mapping[str, float]
     seconds: float | None
+    anytime: bool = False
 
     @property
     def spec_id(self) -> str:
@@ -100,8 +106,11 @@ class Snapshot:
 def of_results(results: Results) -> Snapshot:
     """Take the snapshot of a sweep's committed results: attacks, corruptions, certificates."""
     sweep = results.sweep
-    specs = (cell.stages[0].identity() for cell in sweep.cells)
-    return _snapshot(results.store, sweep.name, zip(CellRecord.of_sweep(sweep), specs, strict=True))
+    judged = []
+    for cell, record in zip(sweep.cells, CellRecord.of_sweep(sweep), strict=True):
+        chunks = record.chunks[: results.stopped_after(cell)]  # further ones may be there and are not part of it
+        judged.append((replace(record, chunks=chunks), cell.stages[0].identity()))
+    return _snapshot(results.store, sweep.name, judged)
 
 
 def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
@@ -163,7 +172,10 @@ def _snapshot(store: Store, sweep: str, judged: Iterable[tuple[CellRecord, Mappi
     for cell, spec in judged:
         stage = spec["stage"]
         done = store.committed_chunks(stage, cell.stage_id)
-        chunks = [chunk for chunk in cell.chunks if chunk in done]
+        present = (
+            takewhile(done.__contains__, cell.chunks) if cell.anytime else filter(done.__contains__, cell.chunks)
+        )
+        chunks = list(present)
         commits = [commit for chunk in chunks if (commit := store.committed(stage, cell.stage_id, chunk))]
         for commit in commits:
             for name, version in commit.versions.items():
@@ -171,7 +183,8 @@ def _snapshot(store: Store, sweep: str, judged: Iterable[tuple[CellRecord, Mappi
                 versions[name] = known if version in known.split(", ") else f"{known}, {version}"
         tables = [store.read_rows(stage, cell.stage_id, chunk) for chunk in chunks]
         seconds = sum(commit.seconds for commit in commits)
-        cells.append(_outcome(cell, spec, tables, len(chunks) == len(cell.chunks), seconds))
+        complete = len(chunks) == len(cell.chunks)
+        cells.append(_outcome(cell, spec, tables, complete, seconds))
     return Snapshot(store.uri, sweep, tuple(cells), versions)
 
 
@@ -203,7 +216,21 @@ def _outcome(
         values=values,
         cost=cost,
         seconds=seconds / len(rows) if len(rows) else None,
+        anytime=cell.anytime,
     )
+
+
+def paired_places(first: CellOutcome, second: CellOutcome) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], bool]:
+    """Return where the images of both runs are in either, and whether they are the first ones in random order.
+
+    They are, in that order, if either run may have stopped early; then only what holds at any number of images holds.
+    """
+    shared, left, right = np.intersect1d(first.images, second.images, assume_unique=True, return_indices=True)
+    if not (first.anytime or second.anytime) or not len(shared):
+        return left, right, False
+    rank = {image: place for place, image in enumerate(random_order(int(image) for image in shared))}
+    order = np.argsort([rank[int(image)] for image in shared])
+    return left[order], right[order], True
 
 
 def _answer_shares(rows: pd.DataFrame, aggregation: Aggregation) -> dict[str, Shares]:

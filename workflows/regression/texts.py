@@ -30,6 +30,11 @@ def _noted(frame: pd.DataFrame, name: str) -> bool:
     return bool((frame[name] != "").any())
 
 
+_SEQUENCES = (
+    " Where a run may have stopped early, interval and p hold at whatever image it stopped (confidence sequence), on "
+    "the images that both runs have, in the order in which they come."
+)
+
 _CELL = Column("cell", "cell", "text", "Name of the cell.")
 _MEASURE = Column("measure", "measure", "text", "What was compared.")
 _IMAGES = Column("images", "images", "integer", "Images that both runs have judged.")
@@ -77,6 +82,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             lines.append({**line, "measure": name, "note": "", **_numbers(difference)})
     names = [column.name for column in _COMPARISON]
     note = "Accuracy in %, difference in points with its paired 95 % interval; p of McNemar's exact test on answers."
+    note += _SEQUENCES * any(comparison.anytime for comparison in comparisons)
     frame = pd.DataFrame(lines, columns=[*names, "low", "high"])
     return Table("comparison", "Comparison", _COMPARISON, frame, note, groups=())
 
@@ -107,6 +113,7 @@ def verdict_table(verdicts: Sequence[CellVerdict]) -> Table:
     names = [column.name for column in _VERDICT]
     frame = pd.DataFrame(lines, columns=[*names, "low", "high"])
     note = "Accuracy in %, drop in points with its paired 95 % interval."
+    note += _SEQUENCES * any(judgement.anytime for cell in verdicts for judgement in cell.judged)
     return Table("check", "Check", _VERDICT, frame, note, groups=())
 
 

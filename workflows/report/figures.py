@@ -26,6 +26,7 @@ from workflows.report.charts import Drawing, Point, Series, Tile, heat_map, line
 from workflows.results.certificates import envelope_frame, radii_of
 from workflows.results.reader import Results
 from workflows.statistics.proportions import wilson
+from workflows.tables.effort import AXIS_NAMES
 from workflows.tables.table import interval, records
 
 __all__ = ["Figure", "figures", "t_star_families"]
@@ -72,6 +73,11 @@ def figures(analysis: Analysis) -> list[Figure]:
         drawn += [("eps", "Accuracy against the budget", *figure) for figure in _by_eps(judged)]
         drawn += [("depth", "Accuracy against t*", *figure) for figure in _by_t_star(results, judged)]
         drawn += [("cost", "Accuracy against cost", *figure) for figure in _by_cost(results, judged)]
+    if len(analysis.convergence):
+        drawn += [
+            ("convergence", "Accuracy against the attack's budget", *figure)
+            for figure in _convergence(analysis.convergence)
+        ]
     if len(analysis.certified):
         drawn += [
             ("certified", "Certified accuracy against the radius", *figure)
@@ -167,6 +173,28 @@ def _by_eps(judged: pd.DataFrame) -> _Drawings:
             lines += hollow
             drawing = line_chart(lines, "eps", "accuracy, %", [(eps, format_eps(eps)) for eps in budgets])
             yield f"{classifier} on {dataset}, {attack}, seed {seed}", drawing, shown
+
+
+def _convergence(frame: pd.DataFrame) -> _Drawings:
+    """Accuracy against steps, draws, restarts and selection draws: one figure per attack, one line per defence."""
+    judged = frame[frame["avg"].notna()]
+    for (dataset, classifier, attack, eps, seed, axis), members in _groups(
+        judged, ["dataset", "classifier", "attack", "eps", "seed", "axis"]
+    ):
+        values = sorted(set(members["value"]))
+        if len(values) < 2:
+            continue
+        lines = []
+        for (name,), line in _groups(members, ["defence"]):
+            points = []
+            for row in records(line):
+                shown = row["avg"], row["avg_low"], row["avg_high"]
+                told = f"{name}, {row['value']} {AXIS_NAMES[axis]}: {_percent(*shown)}; {row['state']}"
+                points.append(Point(float(row["value"]), *shown, told.removesuffix("; ")))
+            lines.append(Series(name, points))
+        ticks = [(value, str(value)) for value in values]
+        drawing = line_chart(lines, AXIS_NAMES[axis], "accuracy, %", ticks, logarithmic=True)
+        yield f"{classifier} on {dataset}, {attack} eps {format_eps(eps)}, seed {seed}", drawing, members
 
 
 def t_star_families(defences: Mapping[str, Defence], t_star: Mapping[str, int]) -> dict[str, str]:

@@ -7,7 +7,6 @@ import pandas as pd
 
 from tasks.attacks import LadderConfig
 from workflows.results.reader import Results
-from workflows.statistics.proportions import proportion
 
 __all__ = ["ladder_cells", "ladder_frame"]
 
@@ -37,7 +36,7 @@ def ladder_frame(results: Results) -> pd.DataFrame:
         for number, rung in enumerate(source.attack.rungs):
             alone = rights[:, number]
             skipped = int(np.isnan(alone).sum())
-            share = None if skipped else proportion(alone)
+            share = None if skipped else results.estimate(cell, alone)
             lines.append(
                 {
                     **{part: labels[part] for part in ("dataset", "classifier", "defence")},
@@ -53,6 +52,7 @@ def ladder_frame(results: Results) -> pd.DataFrame:
                     "so_far": float(lowest[:, number].mean()),
                     "submitted": int((rows["attack_rung"] == number).sum()),
                     "skipped": skipped,
+                    **results.guarantee(cell),
                 }
             )
     return pd.DataFrame(lines)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,16 +23,21 @@ from defense.aggregate import aggregate
 from defense.errors import InvalidInput
 from tasks.attacks import AttackConfig
 from tasks.corruptions.config import CorruptionConfig
-from tasks.stages import ROW_SCHEMAS, ProbeStage, SampleStage, SequenceStage, StageSpec
+from tasks.stages import ROW_SCHEMAS, Chunk, ProbeStage, SampleStage, SequenceStage, StageSpec
 from workflows.grid.load import Cell, Sweep
 from workflows.planning.plan import make_plan
+from workflows.planning.stopping import Stopping, resubmissions
 from workflows.results.kept import Kept
 from workflows.statistics.combined import fixed_aa_any, fixed_aa_mean, lowest_per_image, selected_per_image
-from workflows.statistics.proportions import Proportion, average, proportion, worst
+from workflows.statistics.proportions import Proportion, average, proportion, worst, worst_of
+from workflows.statistics.sequences import anytime
 from workflows.store import Commit, Store
 
 __all__ = ["Results"]
 
+
+FIXED = "fixed n 95 %, Wilson"
+"""What the intervals of a cell promise that is computed in full, in a sweep in which others may stop."""
 
 KEPT_BYTES = 256 * 2**20
 """How much of the rows :class:`Results` keeps, and how much of frames of them; what does not fit is read again."""
@@ -82,6 +88,49 @@ class Results:
         self._right: dict[tuple[str, tuple[str, ...]], tuple[npt.NDArray[np.uint8], tuple[int, int]]] = {}
         self._ids: dict[bytes, npt.NDArray[np.int64]] = {}
         self._ids_of: dict[tuple[str, tuple[str, ...]], npt.NDArray[np.int64]] = {}
+        self.stopping = Stopping(sweep, store) if sweep.questions else None
+        self._positions = {cell.id: position for position, cell in enumerate(sweep.cells)} if sweep.questions else {}
+        self._fresh()
+
+    def _fresh(self, stage_id: str | None = None) -> None:
+        """Look for new commits: of one stage, or of all when they are next asked for."""
+        if stage_id is None:
+            self._committed.clear()
+        else:
+            self._committed.pop(stage_id, None)
+        if self.stopping is not None:
+            self.stopping.look(None if stage_id is None else {stage_id})
+
+    def complete(self, cell: Cell) -> bool:
+        """Return whether a cell needs no more images: all are judged, or its answer is precise enough."""
+        return self.settled(cell) or self.images(cell) == cell.images.count
+
+    def settled(self, cell: Cell) -> bool:
+        """Return whether every question of a cell is answered."""
+        return self.stopped_after(cell) is not None
+
+    def anytime(self, cell: Cell) -> bool:
+        """Return whether a cell may stop early, so that its intervals must hold at any number of images."""
+        return self.stopping is not None and self.stopping.asked(self._positions[cell.id])
+
+    def estimate(self, cell: Cell, values: npt.ArrayLike) -> Proportion:
+        """Return the mean of values of a cell's images, in their order, with the interval of its guarantee."""
+        precision = self.sweep.precision
+        if precision is None or not self.anytime(cell):
+            return proportion(values)
+        return anytime(values, precision.population(cell))
+
+    def guarantee(self, cell: Cell) -> dict[str, str]:
+        """Return what the intervals of a cell promise, and why it has these images; nothing without ``precision``."""
+        precision = self.sweep.precision
+        if precision is None:
+            return {}
+        if not self.anytime(cell):
+            return {"guarantee": FIXED, "stopped": "all images"}
+        stopped = "precise enough" if precision.decide is None else "decided"
+        if not self.settled(cell):
+            stopped = "all images" if self.images(cell) == cell.images.count else "not yet"
+        return {"guarantee": precision.guarantee, "stopped": stopped}
 
     def rows(self, cell: Cell) -> pd.DataFrame:
         """Return the last rows of a cell, one per image, in the sweep's order; empty if none is committed.
@@ -150,8 +199,17 @@ class Results:
         images = sum(unit.rows for unit in units)
         return sum(unit.denoiser + unit.classifier for unit in units) / images if images else float("nan")
 
+    def stopped_after(self, cell: Cell) -> int | None:
+        """Return after how many chunks a cell has stopped; None if it has not, or may not."""
+        return None if self.stopping is None else self.stopping.stop(self._positions[cell.id])
+
+    def chunks_of(self, spec: StageSpec, cell: Cell) -> list[Chunk]:
+        """Return the committed chunks of a stage whose rows count for a cell that needs it, in order."""
+        names = set(self._chunks(spec, cell))
+        return [chunk for chunk in cell.images.chunks if chunk.name in names]
+
     def _stage(self, spec: StageSpec, cell: Cell) -> pd.DataFrame:
-        self._committed.pop(self._id(spec), None)
+        self._fresh(self._id(spec))
         chunks = self._chunks(spec, cell)
         key = self._id(spec), tuple(chunks)
         frame = self._frames.get(key)
@@ -168,8 +226,10 @@ class Results:
         return self._named[id(spec)][1]
 
     def _chunks(self, spec: StageSpec, cell: Cell) -> list[str]:
+        """Return the chunks of a stage that count for a cell: those committed, of a cell that may stop no others."""
         done = self._done(spec.stage, self._id(spec))
-        return [chunk.name for chunk in cell.images.chunks if chunk.name in done]
+        prefix = None if self.stopping is None else self.stopping.prefix(self._positions[cell.id])
+        return [chunk.name for chunk in cell.images.chunks[:prefix] if chunk.name in done]
 
     def _done(self, stage: str, stage_id: str) -> set[str]:
         if stage_id not in self._committed:
@@ -208,7 +268,7 @@ class Results:
         with one fixed noise sees), each with ``_low`` and ``_high``; ``images`` committed of ``planned``. A cell
         without any committed row has no accuracies.
         """
-        self._committed.clear()
+        self._fresh()
         cells = self.sweep.adversarial
         frame = pd.DataFrame(
             [{**_identity(cell, self.sweep.labels[cell.id]), **self._measures(cell)} for cell in cells],
@@ -222,9 +282,10 @@ class Results:
         head: dict[str, object] = {
             "draws": cell.defence.draws,
             "aggregation": cell.defence.aggregation,
-            "resubmissions": _resubmissions(cell),
+            "resubmissions": resubmissions(cell),
             "images": 0 if answers is None else len(answers.label),
             "planned": cell.images.count,
+            **self.guarantee(cell),
         }
         if answers is None:
             return head
@@ -236,8 +297,9 @@ class Results:
             "mean_probability": aggregate(votes, mean, "mean-probability") == label,
             "fixed": correct[:, 0],
         }
-        estimates = {name: proportion(per_image) for name, per_image in values.items()}
-        estimates["worst"] = worst(correct, _resubmissions(cell))
+        estimates = {name: self.estimate(cell, per_image) for name, per_image in values.items()}
+        m = resubmissions(cell)
+        estimates["worst"] = self.estimate(cell, worst_of(correct, m)) if self.anytime(cell) else worst(correct, m)
         for name in ("accuracy", "avg", "worst", "vote", "mean_probability", "fixed"):
             head.update(_columns(name, estimates[name]))
         return head
@@ -250,7 +312,7 @@ class Results:
         ``attacks``, how many there are. Cells that are not complete are left out, and budgets in different norms stay
         apart.
         """
-        self._committed.clear()
+        self._fresh()
         groups: dict[tuple[object, ...], dict[str, Cell]] = {}
         for cell in self.sweep.adversarial:
             if cell.attack_stage is None:
@@ -261,14 +323,17 @@ class Results:
             groups.setdefault((*key, attack.norm, attack.eps), {}).setdefault(stage.id, cell)
         lines = []
         for cells in groups.values():
-            # Rows of complete cells are those of the same images in the same order.
-            complete = [cell for cell in cells.values() if self.images(cell) == cell.images.count]
+            # Rows of complete cells are those of the same images in the same order, or of the first of them.
+            complete = [cell for cell in cells.values() if self.complete(cell)]
             if len(complete) > 1:
                 lines.append(self._combination(complete))
         return pd.DataFrame(lines)
 
     def _combination(self, cells: list[Cell]) -> dict[str, object]:
         matrices = [self.correct(cell) for cell in cells]
+        shared = min(map(len, matrices))
+        matrices = [matrix[:shared] for matrix in matrices]
+        estimate = partial(self.estimate, cells[0])
         identity = _identity(cells[0], self.sweep.labels[cells[0].id])
         line: dict[str, object] = {
             **{name: identity[name] for name in ("dataset", "classifier", "defence", "norm", "eps", "seed")},
@@ -278,13 +343,15 @@ class Results:
             "cells": [cell.id for cell in cells],
         }
         stochastic = cells[0].defence.purifier.stochastic
-        lowest = lowest_per_image(matrices)
+        lowest = lowest_per_image(matrices, estimate)
         several = min(matrix.shape[1] for matrix in matrices) > 1
         line.update(_columns("lowest", lowest))
+        if self.sweep.precision is not None:
+            line["guarantee"] = self.guarantee(cells[0])["guarantee"]
         if several or not stochastic:
-            line.update(_columns("selected", selected_per_image(matrices) if several else lowest))
-        line.update(_columns("fixed_aa_mean", fixed_aa_mean(matrices)))
-        line.update(_columns("fixed_aa_any", fixed_aa_any(matrices)))
+            line.update(_columns("selected", selected_per_image(matrices, estimate) if several else lowest))
+        line.update(_columns("fixed_aa_mean", fixed_aa_mean(matrices, estimate)))
+        line.update(_columns("fixed_aa_any", fixed_aa_any(matrices, estimate)))
         return line
 
     def corrupted(self) -> list[tuple[dict[str, Any], dict[str, pd.DataFrame]]]:
@@ -297,7 +364,7 @@ class Results:
         Raises:
             InvalidInput: A cell is there twice, or the cells of a defence are not of the same images.
         """
-        self._committed.clear()
+        self._fresh()
         groups: dict[tuple[object, ...], dict[str, dict[tuple[str, int], Cell]]] = {}
         for cell in self.sweep.corrupted:
             corruption = cell.corruption
@@ -342,7 +409,7 @@ class Results:
             itself are left out), and ``missing``, why a measure could not be taken. And its frame with one row per
             image: ``image_id``, ``psnr``, ``ssim``, ``lpips``.
         """
-        self._committed.clear()
+        self._fresh()
         seen: set[str] = set()
         for cell in self.sweep.cells:
             if cell.measure is None or cell.measure.id in seen:
@@ -369,7 +436,7 @@ class Results:
         Columns: ``dataset``, ``probed`` (the label of the purifier or classifier), ``cells`` (ids of the cells that
         use it, a tuple), and those of the stage's rows, see :data:`tasks.stages.ROW_SCHEMAS`.
         """
-        self._committed.clear()
+        self._fresh()
         cells: dict[tuple[str, str], list[str]] = {}
         found: dict[tuple[str, str], tuple[ProbeStage, str, str]] = {}
         for cell in self.sweep.cells:
@@ -403,7 +470,7 @@ class Results:
 
         Samples of certificates are many stages of one kind, and one row; so are all corruptions of one defence.
         """
-        self._committed.clear()
+        self._fresh()
         groups: dict[tuple[str, ...], tuple[dict[str, object], _Spent]] = {}
         for stage in make_plan(self.sweep).stages:
             done = self._done(stage.spec.stage, stage.id)
@@ -474,11 +541,6 @@ def _pairs(cell: Cell) -> tuple[str, ...]:
     if cell.threat is None:
         return ("output",)
     return ("input",) if cell.defence.purifier.purifier == "none" else ("input", "output", "change")
-
-
-def _resubmissions(cell: Cell) -> int:
-    """M: how often an adversary may submit. Where draws cannot differ it is nothing to ask for."""
-    return min(cell.resubmissions or cell.defence.draws, cell.defence.draws)
 
 
 def _size(frame: pd.DataFrame) -> int:

@@ -33,6 +33,7 @@ class CellRecord(Record):
         aggregation: How its draws become one answer.
         chunks: Names of its chunks.
         evaluations: Network evaluations per sample of a certificate, by network; other rows count their own.
+        anytime: Whether the cell may stop before its last chunk, so that chunks behind a missing one do not count.
     """
 
     name: str
@@ -40,6 +41,7 @@ class CellRecord(Record):
     aggregation: Aggregation
     chunks: tuple[str, ...]
     evaluations: dict[str, Count] = field(default_factory=dict)
+    anytime: bool = False
 
     @staticmethod
     def name_of(row: Mapping[Any, Any]) -> str:
@@ -51,7 +53,8 @@ class CellRecord(Record):
     def of_sweep(cls, sweep: Sweep) -> list[CellRecord]:
         """Return the records of a sweep's cells, in their order."""
         cells = []
-        for cell in sweep.cells:
+        may_stop = {position for question in sweep.questions for position in question.cells}
+        for position, cell in enumerate(sweep.cells):
             labels = sweep.labels[cell.id]
             threat = next(labels[part] for part in ("attack", "corruption", "certificate") if part in labels)
             eps = 0.0 if cell.attack is None else cell.attack.eps
@@ -61,7 +64,8 @@ class CellRecord(Record):
             if cell.certificate is not None:
                 smoothed = cell.certify.smoothed
                 evaluations = {"denoiser": smoothed.evaluations, "classifier": smoothed.classifier_evaluations}
-            cells.append(cls(name, cell.stages[0].id, cell.defence.aggregation, chunks, evaluations))
+            anytime = position in may_stop
+            cells.append(cls(name, cell.stages[0].id, cell.defence.aggregation, chunks, evaluations, anytime))
         return cells
 
     @classmethod

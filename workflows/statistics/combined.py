@@ -13,7 +13,7 @@ Let :math:`r_{aij}` be whether draw j of image i is right under attack a.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,11 @@ from workflows.statistics.proportions import Proportion, average, proportion
 __all__ = ["fixed_aa_any", "fixed_aa_mean", "lowest_per_image", "selected_per_image"]
 
 
-def fixed_aa_mean(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
+Estimate = Callable[[npt.ArrayLike], Proportion]
+"""From one value in [0, 1] per image to their mean and its interval."""
+
+
+def fixed_aa_mean(attacks: Sequence[npt.NDArray[np.bool_]], estimate: Estimate = proportion) -> Proportion:
     """Compute Fixed AutoAttack as its authors' code does: the lowest Avg of any attack.
 
     It is a mean over draws, and the minimum is taken once for the data set and not per image. Liu et al., "Towards
@@ -32,30 +36,32 @@ def fixed_aa_mean(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
 
     Arguments:
         attacks: For each attack, right answers on its images, shape (n, N); N is 20 there.
+        estimate: Makes the interval; Wilson's by default.
 
     Raises:
         InvalidInput: No attack, or other numbers of images.
     """
     _same_images(attacks)
-    return min((proportion(average(correct)) for correct in attacks), key=lambda attack: attack.value)
+    return min((estimate(average(correct)) for correct in attacks), key=lambda attack: attack.value)
 
 
-def fixed_aa_any(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
+def fixed_aa_any(attacks: Sequence[npt.NDArray[np.bool_]], estimate: Estimate = proportion) -> Proportion:
     """Compute Fixed AutoAttack as others describe it: an image is lost if it is wrong on any draw of any attack.
 
     DiffBreak (arXiv 2411.16598) describes it so. It is never above :func:`fixed_aa_mean`.
 
     Arguments:
         attacks: See :func:`fixed_aa_mean`.
+        estimate: See there.
 
     Raises:
         InvalidInput: No attack, or other numbers of images.
     """
     _same_images(attacks)
-    return proportion(np.all([correct.all(1) for correct in attacks], axis=0))
+    return estimate(np.all([correct.all(1) for correct in attacks], axis=0))
 
 
-def lowest_per_image(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
+def lowest_per_image(attacks: Sequence[npt.NDArray[np.bool_]], estimate: Estimate = proportion) -> Proportion:
     """Average over images the lowest share of right draws under any attack.
 
     Biased by selection: the minimum of noisy shares is on average below the lowest true one, the more so with more
@@ -63,15 +69,16 @@ def lowest_per_image(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
 
     Arguments:
         attacks: See :func:`fixed_aa_mean`.
+        estimate: See there.
 
     Raises:
         InvalidInput: No attack, or other numbers of images.
     """
     _same_images(attacks)
-    return proportion(np.min([average(correct) for correct in attacks], axis=0))
+    return estimate(np.min([average(correct) for correct in attacks], axis=0))
 
 
-def selected_per_image(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
+def selected_per_image(attacks: Sequence[npt.NDArray[np.bool_]], estimate: Estimate = proportion) -> Proportion:
     """Choose each image's attack on half of its draws, judge it on the others, and average both ways round.
 
     The chosen attack is judged without bias and is no stronger than the strongest, so that
@@ -79,6 +86,7 @@ def selected_per_image(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
 
     Arguments:
         attacks: See :func:`fixed_aa_mean`; two draws or more each.
+        estimate: See there.
 
     Raises:
         InvalidInput: No attack, other numbers of images, or an attack with one draw.
@@ -89,7 +97,7 @@ def selected_per_image(attacks: Sequence[npt.NDArray[np.bool_]]) -> Proportion:
     halves = [np.stack([average(correct[:, start::2]) for correct in attacks]) for start in (0, 1)]
     images = np.arange(halves[0].shape[1])
     judged = [other[half.argmin(0), images] for half, other in (halves, halves[::-1])]
-    return proportion(np.mean(judged, axis=0))
+    return estimate(np.mean(judged, axis=0))
 
 
 def _same_images(attacks: Sequence[npt.NDArray[np.bool_]]) -> None:

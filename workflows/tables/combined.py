@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from workflows.tables.common import CLASSIFIER, DATASET, DEFENCE, EPS, INTERVALS, NORM, SEED
+from workflows.tables.common import CLASSIFIER, DATASET, DEFENCE, EPS, NORM, SEED, intervals_note, with_guarantee
 from workflows.tables.table import Column, Table, cells_of, frame_only
 
 __all__ = ["combined_table", "ladders_table"]
 
 _COMBINED_NOTE = (
-    f"{INTERVALS} Lowest: for each image the lowest share of right draws under any attack, which is too low by the "
+    "Lowest: for each image the lowest share of right draws under any attack, which is too low by the "
     "luck of the draws. Selected: for each image the attack is chosen on half of the draws and judged on the others, "
     "which is not too low on average. Fixed-AA (mean): the lowest Avg of any attack. Fixed-AA (any): an image counts "
     "as lost if one draw of one attack fails. They are two readings of one protocol."
@@ -36,7 +36,7 @@ _COMBINED = (
     Column("cells", "cells", "text", "Ids of the cells of the attacks.", when=frame_only),
 )
 _LADDERS_NOTE = (
-    f"{INTERVALS} Alone: accuracy under this attack alone. So far: mean of the per-image minimum up to this rung. "
+    "Alone: accuracy under this attack alone. So far: mean of the per-image minimum up to this rung. "
     "Submitted: number of images for which this rung was the strongest. All three are on the draws by which "
     "the ladder chose, where a minimum is too low; its own line of the robustness table is judged on fresh draws."
 )
@@ -62,7 +62,8 @@ def combined_table(frame: pd.DataFrame) -> Table | None:
     if frame.empty:
         return None
     title = "Several attacks on one defence"
-    return Table("combined", title, _COMBINED, frame, _COMBINED_NOTE, cells=cells_of(frame, "cells"))
+    note, columns = f"{intervals_note(frame)} {_COMBINED_NOTE}", with_guarantee(_COMBINED, frame)
+    return Table("combined", title, columns, frame, note, cells=cells_of(frame, "cells"))
 
 
 def ladders_table(frame: pd.DataFrame, cells: Sequence[str]) -> Table | None:
@@ -74,4 +75,5 @@ def ladders_table(frame: pd.DataFrame, cells: Sequence[str]) -> Table | None:
     """
     if frame.empty:
         return None
-    return Table("ladders", "Ladders", _LADDERS, frame, _LADDERS_NOTE, cells=tuple((cell,) for cell in cells))
+    note, columns = f"{intervals_note(frame)} {_LADDERS_NOTE}", with_guarantee(_LADDERS, frame)
+    return Table("ladders", "Ladders", columns, frame, note, cells=tuple((cell,) for cell in cells))

@@ -12,17 +12,18 @@ from workflows.tables.common import (
     DEFENCE,
     EPS,
     IMAGES,
-    INTERVALS,
     NORM,
     PLANNED,
     SEED,
+    intervals_note,
+    with_guarantee,
 )
 from workflows.tables.table import Column, Row, Table, always, cells_of, frame_only, interval, missing, percent
 
 __all__ = ["robustness_table"]
 
 _NOTE = (
-    f"{INTERVALS} Avg: mean over draws; Wor-M: right however often the attacker submits, M times or as often as "
+    "Avg: mean over draws; Wor-M: right however often the attacker submits, M times or as often as "
     "there are draws; MV-K: majority vote of the K draws; fixed noise: one fixed draw alone."
 )
 
@@ -31,7 +32,8 @@ def robustness_table(frame: pd.DataFrame) -> Table | None:
     """Return the table of ``Results.robustness``; None without clean or attacked cells."""
     if frame.empty:
         return None
-    return Table("robustness", "Robustness", _COLUMNS, frame, _NOTE, remarks=_remarks(frame), cells=cells_of(frame))
+    note, columns = f"{intervals_note(frame)} {_NOTE}", with_guarantee(_COLUMNS, frame)
+    return Table("robustness", "Robustness", columns, frame, note, remarks=_remarks(frame), cells=cells_of(frame))
 
 
 def _of_draws(name: str) -> Column:
@@ -124,8 +126,11 @@ def _remarks(frame: pd.DataFrame) -> tuple[str, ...]:
             "bound: it says nothing about an attacker who knows the defence."
         )
     if bool((frame["resubmissions"] < frame["draws"]).any()):
+        bootstrap = (
+            "" if "guarantee" in frame else "; where M is below the number of draws its interval is a bootstrap"
+        )
         remarks.append(
             "Wor-M is the accuracy that is left when the attacker may submit M times, estimated without bias from "
-            "all draws; where M is below the number of draws its interval is a bootstrap over images."
+            f"all draws{bootstrap + ' over images' * bool(bootstrap)}."
         )
     return tuple(remarks)

@@ -20,7 +20,7 @@ from scipy import stats
 
 from tasks.attacks.budgets import format_eps
 from workflows.audit.about import about, percent
-from workflows.audit.excess import LEVEL, Excess, count_comparison, exceeds, significant_excess
+from workflows.audit.excess import LEVEL, Excess, common_images, count_comparison, exceeds, significant_excess
 from workflows.audit.finding import Finding
 from workflows.audit.view import View, group_by, strongest
 from workflows.statistics.proportions import wilson
@@ -109,9 +109,9 @@ def _above_bare(view: View, bare: View | None) -> Excess | None:
         return None
     ids = view.attack_rows["image_id"].to_numpy()
     if len(ids) == len(view.image_ids) and (ids == view.image_ids).all():
-        return significant_excess(view.correct, view.right_before[:, None])
-    _, i, j = np.intersect1d(view.image_ids, ids, return_indices=True)
-    return significant_excess(view.correct[i], view.right_before[j, None])
+        return significant_excess(view.correct, view.right_before[:, None], may_stop=view.may_stop)
+    i, j = common_images(view, view, ids)
+    return significant_excess(view.correct[i], view.right_before[j, None], may_stop=view.may_stop)
 
 
 def adaptive_weaker_than_static(all_views: Sequence[View]) -> Iterator[Finding]:
@@ -395,7 +395,8 @@ def _bare_falls(view: View, members: Sequence[View]) -> Excess | None:
     by_rows = min(static, key=lambda other: float(other.right_after.mean()), default=None)
     if by_rows is None:
         return None
-    return significant_excess(by_rows.right_before[:, None], by_rows.right_after[:, None] > 0.5, len(static))
+    before, after = by_rows.right_before[:, None], by_rows.right_after[:, None] > 0.5
+    return significant_excess(before, after, len(static), may_stop=by_rows.may_stop)
 
 
 def _gradients(view: View) -> bool:

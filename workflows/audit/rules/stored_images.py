@@ -39,7 +39,7 @@ def _distinct(all_views: Sequence[View]) -> Iterator[tuple[View, list[View]]]:
         if view.stage is not None and not view.attack_rows.empty:
             groups.setdefault((view.stage.id, *view.images[:2]), []).append(view)
     for members in groups.values():
-        yield members[0], members
+        yield max(members, key=lambda view: len(view.image_ids)), members  # cells may stop at different images
 
 
 def did_nothing(all_views: Sequence[View]) -> Iterator[Finding]:
@@ -183,13 +183,11 @@ def check_images(all_views: Sequence[View], store: Store, data: DataSets) -> Ite
         starts = Starts(attack, source.seed)
         try:
             clean = data.load(view.cell.images.dataset)
-            done = store.committed_chunks("attack", source.id)
-            for chunk in view.cell.images.chunks:
-                if chunk.name in done:
-                    ids = np.array(chunk.ids)
-                    images = images_from_table(store.read_images("attack", source.id, chunk.name), chunk.ids)
-                    excess.add(images, clean.images[ids], by_id.loc[ids], attack)
-                    starts.add(images, clean.images[ids], chunk.ids)
+            for chunk in view.results.chunks_of(source, view.cell):
+                ids = np.array(chunk.ids)
+                images = images_from_table(store.read_images("attack", source.id, chunk.name), chunk.ids)
+                excess.add(images, clean.images[ids], by_id.loc[ids], attack)
+                starts.add(images, clean.images[ids], chunk.ids)
         except (PuregridError, OSError, ValueError) as error:
             yield unread(error, members)
             continue

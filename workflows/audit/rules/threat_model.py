@@ -183,13 +183,20 @@ def only_static(all_views: Sequence[View]) -> Iterator[Finding]:
         )
 
 
+def _as_precise_as_asked(view: Judged) -> bool:
+    """Whether a cell stopped at so many images because its answer was precise enough by then."""
+    return isinstance(view, View) and view.results.settled(view.cell)
+
+
 def few_images(all_views: Sequence[Judged]) -> Iterator[Finding]:
     """Fewer than 512 images, with the half-width of the 95 % interval that this means."""
     for members in group_by(all_views, "images"):
         n = min(len(view.correct) for view in members)
         if n >= ENOUGH_IMAGES:
             continue
-        small = [view for view in members if len(view.correct) < ENOUGH_IMAGES]
+        small = [view for view in members if len(view.correct) < ENOUGH_IMAGES and not _as_precise_as_asked(view)]
+        if not small:
+            continue
         ends = [wilson(view.accuracy, len(view.correct)) for view in small]
         low, high = wilson(0.5, n)
         widest = max((b - a) / 2 for a, b in ends)

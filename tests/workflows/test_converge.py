@@ -1,0 +1,208 @@
+"""``converge``: attacks are doubled until that changes nothing, and every doubled attack is an ordinary one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from grids_small import swept
+from helpers_small import compute
+from naps import SharedRay
+
+from defense.errors import InvalidInput
+from tasks.attacks import AttackConfig, LadderConfig
+from workflows.analysis import Analysis
+from workflows.audit import findings
+from workflows.engine.run import Options, run_sweep
+from workflows.grid.cells import Cell
+from workflows.grid.converge import axes_of, doubled
+from workflows.planning.plan import make_plan
+from workflows.planning.summary import summarise
+from workflows.report.figures import figures
+from workflows.results.convergence import Chain, chains, extended
+from workflows.results.reader import Results
+from workflows.statistics.proportions import Proportion, wilson
+from workflows.store import Store
+
+SWEEP = """\
+sweep: converging
+datasets: [{dataset: digits, images: {first: 60}}]
+classifiers: [digits-cnn]
+defences: [none, {purifier: gaussian-noise, sigma: 0.2, draws: 4}]
+attacks:
+  - none
+  - {attack: pgd, norm: linf, eps: 0.1, steps: 1, gradient: exact, eot: 1, converge: {steps: 16, eot: 4, restarts: 2}}
+chunk: 30
+"""
+
+
+def of(value: float, n: int = 400) -> Proportion:
+    return Proportion(value, *wilson(value, n), n=n)
+
+
+def attacked(sweep: object, defence: str) -> Cell:
+    cells: tuple[Cell, ...] = sweep.cells  # type: ignore[attr-defined]
+    return next(c for c in cells if c.converge is not None and c.defence.purifier.purifier == defence)
+
+
+def run_chains(cell: Cell, accuracy: Callable[[AttackConfig], float | None]) -> list[Chain]:
+    def judged(other: Cell) -> Proportion | None:
+        assert other.attack is not None
+        value = accuracy(other.attack)
+        return None if value is None else of(value)
+
+    return list(chains(cell, judged))
+
+
+def test_doubling_ends_when_it_changes_nothing_twice_in_a_row(tmp_path: Path) -> None:
+    cell = attacked(swept(tmp_path, SWEEP), "gaussian-noise")
+    # The half-width at n 400 is about 5 points. Steps matter up to 4, though 2 are as good as 1; EOT does not.
+    by_steps = {1: 0.70, 2: 0.69, 4: 0.50, 8: 0.48, 16: 0.47}
+    found = run_chains(cell, lambda attack: by_steps[attack.parameter("steps")])
+    assert [chain.axis for chain in found] == ["steps", "eot", "restarts"]
+    steps, eot, restarts = found
+    assert [step.value for step in steps.steps] == [1, 2, 4, 8, 16]
+    assert (steps.state, steps.kept.value) == ("converged", 4)
+    # The next begins with what was kept.
+    assert {step.cell.attack and step.cell.attack.parameter("steps") for step in eot.steps} == {4}
+    assert [step.value for step in eot.steps] == [1, 2, 4] and (eot.state, eot.kept.value) == ("converged", 1)
+    # Two restarts are the most: one doubling cannot tell.
+    assert [step.value for step in restarts.steps] == [1, 2] and restarts.state == "not converged"
+    assert restarts.kept.value == 2
+
+
+def test_what_has_not_settled_at_its_largest_value_has_not_converged(tmp_path: Path) -> None:
+    cell = attacked(swept(tmp_path, SWEEP), "gaussian-noise")
+    falling = {1: 0.9, 2: 0.7, 4: 0.5, 8: 0.3, 16: 0.1}
+    steps = run_chains(cell, lambda attack: falling[attack.parameter("steps")])[0]
+    assert (steps.state, steps.kept.value) == ("not converged", 16)
+
+
+def test_no_further_attack_is_named_before_its_forerunner_is_judged(tmp_path: Path) -> None:
+    cell = attacked(swept(tmp_path, SWEEP), "gaussian-noise")
+    known = {1: 0.9, 2: 0.7}
+    (chain,) = run_chains(cell, lambda attack: known.get(attack.parameter("steps")))
+    assert [step.value for step in chain.steps] == [1, 2, 4] and chain.state == "not yet"
+    assert chain.steps[-1].accuracy is None
+    (first,) = run_chains(cell, lambda attack: None)
+    assert [step.value for step in first.steps] == [1]
+
+
+def test_what_is_doubled_is_what_the_defence_makes_matter(tmp_path: Path) -> None:
+    text = SWEEP.replace("converge: {steps: 16, eot: 4, restarts: 2}", "converge: true")
+    ladder = (
+        "attack: ladder, norm: linf, eps: 0.1, rungs: [blind, exact, black-box], STEPS, select: 5, converge: true"
+    )
+    text = text.replace("chunk", f"  - {{{ladder}}}\nchunk")
+    sweep = swept(tmp_path, text.replace("STEPS", "steps: 3, eot: 2"))
+    axes = {
+        (cell.defence.purifier.purifier, cell.attack.attack): axes_of(cell.attack, cell.defence.purifier)
+        for cell in sweep.cells
+        if cell.attack is not None
+    }
+    assert axes == {
+        ("none", "pgd"): ("steps", "restarts"),
+        ("none", "ladder"): ("steps",),
+        ("gaussian-noise", "pgd"): ("steps", "eot", "restarts"),
+        ("gaussian-noise", "ladder"): ("steps", "eot", "select"),
+    }
+    attack = next(cell.attack for cell in sweep.cells[::-1] if isinstance(cell.attack, LadderConfig))
+    assert isinstance(attack, LadderConfig)
+    more = doubled(doubled(attack, "steps"), "eot")
+    assert isinstance(more, LadderConfig)
+    assert [(rung.parameter("steps"), rung.eot) for rung in more.rungs] == [(6, 1), (6, 4), (None, 4)]
+    assert (more.steps, more.eot, more.select) == (6, 4, 5)
+    # It is what one would have written.
+    written = swept(tmp_path, text.replace("STEPS", "steps: 6, eot: 4"))
+    assert more.id in {cell.attack.id for cell in written.cells if cell.attack is not None}
+
+
+def test_ids_do_not_depend_on_converge(tmp_path: Path) -> None:
+    sweep = swept(tmp_path, SWEEP)
+    plain = swept(tmp_path, SWEEP.replace(", converge: {steps: 16, eot: 4, restarts: 2}", ""))
+    assert [cell.id for cell in sweep.cells] == [cell.id for cell in plain.cells] and sweep.id == plain.id
+    assert sweep.converges and not plain.converges
+    assert extended(plain, Store(str(tmp_path / "store"))) is plain
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("converge: {steps: 16, eot: 4, restarts: 2}", "converge: sometimes", r"attacks\.1\.converge"),
+        ("eot: 4, restarts", "eott: 4, restarts", "did you mean 'eot'"),
+        ("steps: 16", "steps: 0", r"attacks\.1\.converge\.steps"),
+        ("restarts: 2}", "select: 9}", r"attacks\.1\.converge\.select: .* has no select"),
+        ("chunk: 30", "chunk: 30\nprecision: {half_width: 5}", "give one of them"),
+    ],
+)
+def test_a_wrong_converge_is_refused_at_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        swept(tmp_path, SWEEP.replace(old, new))
+
+
+def test_a_sweep_grows_until_it_has_converged(tmp_path: Path) -> None:
+    text = SWEEP.replace("restarts: 2", "restarts: 1")
+    sweep, store, sizes = swept(tmp_path, text), Store(str(tmp_path / "store")), []
+    while True:
+        current = extended(sweep, store)
+        assert current.id == sweep.id
+        sizes.append(len(current.cells))
+        if len(sizes) > 1 and sizes[-1] == sizes[-2]:
+            break
+        compute(current, store.uri)
+    assert sizes[0] == 4 and sizes == sorted(sizes)
+    results = Results(store, current)
+    frame = Analysis(results).convergence
+    assert set(frame["axis"]) == {"steps", "eot"}
+    judged = results.robustness().set_index("cell")["avg"]
+    for line in frame.to_dict("records"):
+        assert line["avg"] == judged[line["cell"]]
+    for _, chain in frame.groupby(["defence", "axis"]):
+        assert list(chain["value"]) == [chain["value"].iloc[0] * 2**k for k in range(len(chain))]
+        assert list(chain["change"])[1:] == pytest.approx(list(chain["avg"].diff())[1:])
+        assert chain["state"].iloc[-1].split(", ")[-1] in ("converged", "not converged")
+        assert chain["state"].str.contains("kept").sum() == 1
+    table = Analysis(results).table("convergence")
+    assert table.lines() and {column.title for column in table.visible} >= {
+        "doubled",
+        "value",
+        "Avg",
+        "change",
+        "state",
+    }
+    drawn = [figure for figure in figures(Analysis(results)) if figure.name.startswith("convergence")]
+    assert sum(len(figure.frame) for figure in drawn) >= len(frame) - 1 and {
+        len(f.frame["axis"].unique()) for f in drawn
+    } == {1}
+    ended = frame[frame["state"].str.contains("not converged")]
+    told = [f for f in findings(results, images=False) if f.rule == "not-converged" and "most allowed" in f.text]
+    assert {cell for finding in told for cell in finding.cells} == set(ended["cell"])
+    # The cells are those of a sweep in which somebody wrote them all down.
+    kept = frame[frame["axis"] == "steps"]["value"].max()
+    plain = swept(
+        tmp_path,
+        text.replace(", converge: {steps: 16, eot: 4, restarts: 1}", "").replace("steps: 1,", f"steps: {kept},"),
+    )
+    assert {cell.id for cell in plain.cells} <= {cell.id for cell in current.cells}
+    summary = summarise(
+        extended(sweep, Store(str(tmp_path / "none"))), make_plan(sweep), Store(str(tmp_path / "none"))
+    )
+    assert any("further cells" in notice for notice in summary.notices)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_until_it_has_converged(two_slots: SharedRay, tmp_path: Path) -> None:
+    text = (
+        SWEEP.replace("first: 60", "first: 20")
+        .replace("chunk: 30", "chunk: 20")
+        .replace("[none, {purifier", "[{purifier")
+    )
+    sweep = swept(tmp_path, text.replace("{steps: 16, eot: 4, restarts: 2}", "{steps: 2, eot: 1, restarts: 1}"))
+    store, said = Store(str(tmp_path / "store")), list[str]()
+    options = Options(workers=1, address=two_slots.address, quiet=True, preflight=False)
+    outcome, results, record = run_sweep(sweep, store, options, said.append)
+    assert len(results.sweep.cells) == 3 and record is not None
+    assert outcome.computed == make_plan(results.sweep).units == 5
+    assert any("converge: 3 cells by now" in line for line in said)
+    assert results.sweep.id == sweep.id

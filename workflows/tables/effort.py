@@ -1,0 +1,78 @@
+"""What was computed how far: the answers of ``precision: {decide: ...}``, and the ablation of ``converge``."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from workflows.tables.common import CELL, CLASSIFIER, DATASET, DEFENCE, EPS, GUARANTEE, INTERVALS, PLANNED, SEED
+from workflows.tables.table import Column, Row, Table, cells_of, frame_only, missing
+
+__all__ = ["AXIS_NAMES", "convergence_table", "decisions_table"]
+
+_DECISIONS_NOTE = (
+    "Accuracies, or differences second minus first on the same images, in points, each with its confidence sequence "
+    "at 95 % (by betting): each answer is wrong with probability 5 % at most, at whatever image it was given. It is "
+    "given after the first chunk at which the interval leaves one answer."
+)
+_DECISIONS = (
+    DATASET,
+    SEED,
+    CLASSIFIER,
+    Column("threat", "threat", "text", "The attack; clean for none."),
+    EPS,
+    Column("question", "question", "text", "What is to be decided."),
+    Column("answer", "answer", "text", "The answer, or that there is none on these images, or not yet."),
+    Column("value", "accuracy or difference", "points", "The accuracy, or the difference, that decides."),
+    Column("images", "images", "images", "Images that the answer needed, of those that the sweep names."),
+    PLANNED,
+    GUARANTEE,
+    Column("cells", "cells", "text", "Ids of the cells.", when=frame_only),
+)
+
+
+def decisions_table(frame: pd.DataFrame) -> Table | None:
+    """Return the table of :func:`workflows.results.decisions.decision_frame`; None where nothing is asked."""
+    if frame.empty:
+        return None
+    return Table("decisions", "Decisions", _DECISIONS, frame, _DECISIONS_NOTE, cells=cells_of(frame, "cells"))
+
+
+AXIS_NAMES = {"steps": "steps", "eot": "EOT draws", "restarts": "restarts", "select": "selection draws"}
+"""What tables and figures call what is doubled."""
+
+_CONVERGENCE_NOTE = (
+    f"{INTERVALS} Each is doubled until accuracy changes by less than the half-width of its interval twice in a row "
+    "(converged), or up to its largest value (not converged). Kept is the smallest value from which on nothing "
+    "changed; the next is doubled from there. All are judged on the same images and fresh draws."
+)
+
+
+def _change(row: Row) -> str:
+    return "-" if missing(row["change"]) else f"{100 * row['change']:+.1f}"
+
+
+_CONVERGENCE = (
+    DATASET,
+    SEED,
+    CLASSIFIER,
+    DEFENCE,
+    Column("attack", "attack", "text", "The attack, as the sweep file has it."),
+    EPS,
+    Column("axis", "doubled", "text", "What is doubled.", show=lambda row: AXIS_NAMES[row["axis"]]),
+    Column("value", "value", "integer", "How many there are of it."),
+    Column("avg", "Avg", "interval", "Share of right draws, averaged over images."),
+    Column("change", "change", "number", "From half the value, in points.", "share", show=_change),
+    Column("state", "state", "text", "What is kept, and how the doubling ended."),
+    Column("most", "most", "integer", "The largest value allowed.", when=frame_only),
+    CELL,
+)
+
+
+def convergence_table(frame: pd.DataFrame) -> Table | None:
+    """Return the table of :func:`workflows.results.convergence.convergence_frame`; None where nothing is doubled."""
+    if frame.empty:
+        return None
+    groups = ("dataset", "seed", "classifier", "defence", "attack", "eps", "axis")
+    return Table(
+        "convergence", "Convergence", _CONVERGENCE, frame, _CONVERGENCE_NOTE, cells=cells_of(frame), groups=groups
+    )
