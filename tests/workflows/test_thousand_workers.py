@@ -11,7 +11,7 @@ from fake_ray import fake_pool
 from naps import Nap, go, plan_of
 
 from workflows.engine.attempts import Event
-from workflows.engine.free_list import FreeList
+from workflows.planning.free_list import FreeList
 from workflows.planning.plan import Unit
 from workflows.store import Store
 

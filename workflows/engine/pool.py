@@ -22,11 +22,11 @@ from defense.errors import PuregridError, StoreError
 from tasks.stages.kind import Kind
 from workflows.engine.attempts import Event, cause, event_of
 from workflows.engine.cluster import Head, room
-from workflows.engine.free_list import FreeList
 from workflows.engine.ray_messages import node_has_died
 from workflows.engine.worker import Receipt, Trouble, UnitWorker, one_line
 from workflows.monitoring.events import log_event
 from workflows.monitoring.ledger import Ledger, Place, fields_of
+from workflows.planning.free_list import FreeList
 from workflows.planning.plan import PlannedStage, Unit
 from workflows.store import Store
 
