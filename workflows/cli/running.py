@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
     from workflows.planning.summary import PlanSummary, StageSummary
 
 __all__ = ["plan", "run", "status"]
+
+
+class Verify(StrEnum):
+    """What ``run`` reads of what is committed."""
+
+    changed = "changed"
+    full = "full"
+
 
 Preflight = Annotated[
     bool,
@@ -182,6 +191,10 @@ def run(
         str | None, typer.Option(metavar="FILE", help="Append events to this file, one JSON object per line.")
     ] = None,
     preflight: Preflight = True,
+    verify: Annotated[
+        Verify,
+        typer.Option(help="Committed files to read first: those that changed since they were last read, or all."),
+    ] = Verify.changed,
     set_: Overrides = None,
     no_plugins: NoPlugins = False,
     json_: AsJson = False,
@@ -215,6 +228,7 @@ def run(
             unit_timeout,
             log=None if log is None else Path(log),
             preflight=preflight,
+            verify=verify.value,
         )
         outcome, results, record = run_sweep(loaded, opened, options, say)
         analysis = Analysis(results)

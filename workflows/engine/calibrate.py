@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 from defense.errors import PuregridError
 from tasks.stages.kind import Kind
 from workflows.engine.execution import Execution, Options, nothing, ready_to_ask
-from workflows.engine.run import verified
+from workflows.engine.verification import verified
 from workflows.grid.load import Sweep
 from workflows.planning.costs import costs_of, kinds_of
 from workflows.planning.forecast import Forecast, StageCost, default_workers, predict, write_forecast

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -50,6 +51,7 @@ class Options:
         quiet: No progress bar.
         log: File to which events are appended, one JSON object a line.
         preflight: Ask every distinct part once before units are computed.
+        verify: What of the committed data is read before: what has changed since it was last read, or all (``full``).
     """
 
     workers: int | None = None
@@ -60,6 +62,7 @@ class Options:
     quiet: bool = False
     log: Path | None = None
     preflight: bool = True
+    verify: Literal["changed", "full"] = "changed"
 
 
 def _start_seconds(options: Options) -> float:

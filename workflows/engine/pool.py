@@ -26,6 +26,7 @@ from workflows.engine.ray_messages import node_has_died
 from workflows.engine.worker import Receipt, Trouble, UnitWorker, one_line
 from workflows.monitoring.events import log_event
 from workflows.monitoring.ledger import Ledger, Place, fields_of
+from workflows.planning.free_list import FreeList
 from workflows.planning.plan import PlannedStage, Unit
 from workflows.store import Store
 
@@ -38,6 +39,9 @@ _START_ATTEMPTS = 3
 _LOOK_SECONDS = 2.0
 """Seconds between two looks at the nodes."""
 
+_STUCK_SECONDS = 0.1
+"""Seconds between two looks for stuck units."""
+
 
 @dataclass
 class _Batch:
@@ -47,7 +51,7 @@ class _Batch:
     copy: bool
 
 
-@dataclass
+@dataclass(eq=False)  # one is itself, and a key
 class _Worker:
     actor: Any
     starting: Any
@@ -121,6 +125,7 @@ class Pool:
         self.ledger = ledger or Ledger()
         self._lost_nodes: set[str] = set()
         self._kinds: dict[str, Kind] = {}
+        self._keys: dict[str, str] = {}
         self._device = "cuda" if gpus_per_worker else "cpu"
         self._remote = ray.remote(UnitWorker).options(
             num_cpus=threads, num_gpus=gpus_per_worker, max_restarts=0, max_task_retries=0
@@ -135,35 +140,36 @@ class Pool:
         self._broken_starts = 0
         self._given_up = 0
         self._head = Head()
-        self._last_ready = self._last_look = time.monotonic()
+        self._last_ready = self._last_look = self._last_stuck = time.monotonic()
         self.replaced = self.most = 0
         self._late: list[Event] = []
-        self._workers: list[_Worker] = []
+        self._workers: dict[_Worker, None] = {}
+        self._free: FreeList[_Worker] = FreeList(depth)
+        self._started = 0
         self._target = min(size, room(*self._share)) if elastic else size
         self._fill(first=True)
 
     def _fill(self, *, first: bool = False) -> None:
         while len(self._workers) < self._target - self._given_up:
             actor = self._remote.remote(self._store.uri, self._device)
-            self._workers.append(_Worker(actor, actor.ready.remote(), first))
+            self._workers[_Worker(actor, actor.ready.remote(), first)] = None
 
     @property
     def workers(self) -> int:
         """Number of workers that have started."""
-        return sum(worker.node is not None for worker in self._workers)
-
-    def running(self) -> int:
-        """Return the number of units that workers hold."""
-        return sum(len(batch.units) for worker in self._workers for batch in worker.queue)
+        return self._started
 
     def idle(self) -> Iterator[_Worker]:
         """Started workers that can take a batch, the emptiest first."""
-        free = [
-            worker
-            for worker in self._workers
-            if worker.node is not None and len(worker.queue) < (1 if worker.reserved else self._depth)
-        ]
-        yield from sorted(free, key=lambda worker: len(worker.queue))
+        return iter(self._free)
+
+    def _note_free(self, worker: _Worker) -> None:
+        """Note how much a started worker can take, after that has changed."""
+        held = len(worker.queue)
+        if held < (1 if worker.reserved else self._depth):
+            self._free.put(worker, held)
+        else:
+            self._free.remove(worker)
 
     def flights(self) -> list[Flight]:
         """Return the batches that workers hold."""
@@ -191,7 +197,10 @@ class Pool:
         chunks = [stage.chunks[unit.chunk] for unit in units]
         reference = worker.actor.run_batch.remote(stage.spec, stage.id, chunks, inputs, BATCH_SECONDS)
         worker.queue.append(_Batch(reference, list(units), stage, copy))
-        worker.loaded = stage.spec.model_key()
+        if stage.id not in self._keys:  # a hash of all that a network is
+            self._keys[stage.id] = stage.spec.model_key()
+        worker.loaded = self._keys[stage.id]
+        self._note_free(worker)
 
     def cancel(self, flight: Flight) -> None:
         """Take back a batch that waits, if it can still be done; one that runs goes on."""
@@ -231,7 +240,9 @@ class Pool:
                 self._on_start(starting[reference])
             else:
                 events += self._on_finish(heads[reference])
-        events += self._stuck()
+        if time.monotonic() - self._last_stuck > _STUCK_SECONDS:
+            events += self._stuck()
+            self._last_stuck = time.monotonic()
         if time.monotonic() - self._last_look > _LOOK_SECONDS:
             events += self._look()
             self._last_look = time.monotonic()
@@ -260,6 +271,8 @@ class Pool:
             self._drop(worker)
         else:
             worker.place = place
+            self._started += 1
+            self._note_free(worker)
             self._broken_starts = 0
             self.most = max(self.most, self.workers)
             self.ledger.ready(place, first=worker.first)
@@ -288,6 +301,7 @@ class Pool:
         events += [Event(unit, started=False) for unit in batch.units[len(results) :]]
         worker.queue.popleft()
         worker.since = now
+        self._note_free(worker)
         return events
 
     def _book(self, worker: _Worker, batch: _Batch, events: Sequence[Event], now: float) -> None:
@@ -341,8 +355,10 @@ class Pool:
                 ray.kill(worker.actor, no_restart=True)
         if worker.place is not None:
             self._last_ready = time.monotonic()
+            self._started -= 1
             self.ledger.gone(worker.place)
-        self._workers.remove(worker)
+        self._free.remove(worker)
+        del self._workers[worker]
 
     def _replace(self, worker: _Worker, error: str) -> None:
         log_event("worker_replaced", **fields_of(worker.place), error=error)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from workflows.engine.execution import Execution, Notify, Options, ready_to_ask
-from workflows.engine.failures import describe
 from workflows.engine.loop import RunOutcome
+from workflows.engine.verification import verified
 from workflows.grid.load import Sweep
 from workflows.monitoring.progress import phase
 from workflows.monitoring.run_record import RunRecord, duration
 from workflows.planning.forecast import Forecast, forecast, read_forecast
-from workflows.planning.plan import Committed, Plan, Unit, make_plan
+from workflows.planning.plan import Committed, make_plan
 from workflows.planning.stopping import needed
 from workflows.planning.summary import notices
 from workflows.results.convergence import extended
@@ -21,37 +20,6 @@ from workflows.results.records import record_sweep
 from workflows.store import Store
 
 __all__ = ["Options", "run_sweep", "verified"]
-
-
-def verified(plan: Plan, store: Store, notify: Notify) -> Committed:
-    """Return the committed units after comparing all data with its commit.
-
-    A commit that is damaged, or whose data is missing or damaged, is reported and set aside, so that the unit is
-    computed again.
-
-    Raises:
-        NewerCommit: A later version of puregrid has committed a unit in another form.
-    """
-    committed = plan.committed(store)
-    units = list(committed)
-    read = {
-        source for stage in plan.stages if stage.spec.reads != "rows" for source in stage.inputs.values()
-    }  # stages whose images others read
-
-    def problem(unit: Unit) -> str | None:
-        stage = plan.stages[unit.stage]
-        name = stage.chunks[unit.chunk].name
-        return store.problem(stage.spec.stage, stage.id, name, images=unit.stage in read)
-
-    with ThreadPoolExecutor(8) as threads:
-        for unit, trouble in zip(units, threads.map(problem, units), strict=True):
-            if trouble is not None:
-                stage = plan.stages[unit.stage]
-                name = stage.chunks[unit.chunk].name
-                notify(f"{describe(plan, unit)} was committed, but {trouble}; it is computed again")
-                store.revoke(stage.spec.stage, stage.id, name)
-                committed.discard(unit)
-    return committed
 
 
 def run_sweep(
@@ -88,7 +56,7 @@ def _run(
     with phase("planning"):
         plan = make_plan(sweep)
     with phase("checking what is committed"):
-        committed = verified(plan, store, notify)
+        committed = verified(plan, store, notify, full=options.verify == "full")
     record_sweep(sweep, plan, store)
     spared = needed(sweep, plan, committed, store)
     at_most = "at most " if spared is not None and committed.missing else ""

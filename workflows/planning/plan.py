@@ -104,7 +104,7 @@ class Plan:
 
     def committed(self, store: Store) -> Committed:
         """Return the units that have a commit in a store."""
-        return Committed(self, [stage.committed(store) for stage in self.stages])
+        return Committed(self, store.at_once(lambda stage: stage.committed(store), self.stages))
 
 
 class Committed:

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,21 +24,28 @@ from defense.aggregate import aggregate
 from defense.errors import InvalidInput
 from tasks.attacks import AttackConfig
 from tasks.corruptions.config import CorruptionConfig
-from tasks.stages import ROW_SCHEMAS, Chunk, ProbeStage, SampleStage, SequenceStage, StageSpec
+from tasks.stages import Chunk, ProbeStage, SampleStage, SequenceStage, StageSpec
 from workflows.grid.load import Cell, Sweep
 from workflows.planning.plan import make_plan
 from workflows.planning.stopping import Stopping, resubmissions
+from workflows.results.blocks import Facts, StageRows
 from workflows.results.kept import Kept
 from workflows.statistics.combined import fixed_aa_any, fixed_aa_mean, lowest_per_image, selected_per_image
 from workflows.statistics.proportions import Proportion, average, proportion, worst, worst_of
 from workflows.statistics.sequences import anytime
-from workflows.store import Commit, Store
+from workflows.store import Store
 
 __all__ = ["Results"]
 
 
 FIXED = "fixed n 95 %, Wilson"
 """What the intervals of a cell promise that is computed in full, in a sweep in which others may stop."""
+
+_Key = tuple[str, tuple[str, ...]]
+"""Id of a stage, and chunks."""
+
+_AHEAD = 16
+"""Stages whose rows are read at once in a bucket."""
 
 KEPT_BYTES = 256 * 2**20
 """How much of the rows :class:`Results` keeps, and how much of frames of them; what does not fit is read again."""
@@ -80,22 +88,24 @@ class Results:
     def __init__(self, store: Store, sweep: Sweep, kept: int = KEPT_BYTES) -> None:
         self.store = store
         self.sweep = sweep
-        self._tables: Kept[tuple[str, str], pa.Table] = Kept(kept)
-        self._frames: Kept[tuple[str, tuple[str, ...]], pd.DataFrame] = Kept(kept)
+        self._tables: Kept[_Key, pa.Table] = Kept(kept)
+        self._frames: Kept[_Key, pd.DataFrame] = Kept(kept)
+        self._lock = threading.Lock()
         self._committed: dict[str, set[str]] = {}
         self._named: dict[int, tuple[StageSpec, str]] = {}
-        self._units: dict[tuple[str, str], _Unit] = {}
-        self._right: dict[tuple[str, tuple[str, ...]], tuple[npt.NDArray[np.uint8], tuple[int, int]]] = {}
+        self._facts: dict[tuple[str, str], Facts] = {}
+        self._right: dict[_Key, tuple[npt.NDArray[np.uint8], tuple[int, int]]] = {}
         self._ids: dict[bytes, npt.NDArray[np.int64]] = {}
-        self._ids_of: dict[tuple[str, tuple[str, ...]], npt.NDArray[np.int64]] = {}
+        self._ids_of: dict[_Key, npt.NDArray[np.int64]] = {}
         self.stopping = Stopping(sweep, store) if sweep.questions else None
         self._positions = {cell.id: position for position, cell in enumerate(sweep.cells)} if sweep.questions else {}
-        self._fresh()
+        if self.stopping is not None:
+            self.stopping.look()
 
     def _fresh(self, stage_id: str | None = None) -> None:
         """Look for new commits: of one stage, or of all when they are next asked for."""
         if stage_id is None:
-            self._committed.clear()
+            self._look_again()
         else:
             self._committed.pop(stage_id, None)
         if self.stopping is not None:
@@ -177,7 +187,7 @@ class Results:
         """Return the images of :meth:`correct`, shape (images,); do not write to it, cells share them."""
         return self._ids_of[self._remember(cell)]
 
-    def _remember(self, cell: Cell) -> tuple[str, tuple[str, ...]]:
+    def _remember(self, cell: Cell) -> _Key:
         key = self._id(cell.evaluate), tuple(self._chunks(cell.evaluate, cell))
         if key not in self._right:
             answers = self.answers(cell)
@@ -190,12 +200,12 @@ class Results:
     def images(self, cell: Cell) -> int:
         """Return how many images of a cell have a last row."""
         spec = cell.stages[0]
-        return sum(self._unit(spec.stage, self._id(spec), name).rows for name in self._chunks(spec, cell))
+        return sum(facts.rows for facts in self._facts_of(spec, self._chunks(spec, cell)))
 
     def evaluations(self, cell: Cell) -> float:
         """Return the network evaluations for an image of a cell, the mean over its images; NaN without images."""
         spec = cell.stages[0]
-        units = [self._unit(spec.stage, self._id(spec), name) for name in self._chunks(spec, cell)]
+        units = self._facts_of(spec, self._chunks(spec, cell))
         images = sum(unit.rows for unit in units)
         return sum(unit.denoiser + unit.classifier for unit in units) / images if images else float("nan")
 
@@ -236,29 +246,50 @@ class Results:
             self._committed[stage_id] = self.store.committed_chunks(stage, stage_id)
         return self._committed[stage_id]
 
-    def _together(self, spec: StageSpec, chunks: Iterable[str]) -> pa.Table | None:
-        stage_id = self._id(spec)
-        parts = [self._read(spec.stage, stage_id, chunk) for chunk in chunks]
-        return pa.concat_tables(parts).combine_chunks() if parts else None
+    def _look_again(self) -> None:
+        """Forget which chunks are committed; in a bucket, list all stages at once."""
+        self._committed.clear()
+        if self.store.is_remote:
+            specs = {self._id(spec): spec for cell in self.sweep.cells for spec in cell.stages}
+            listed = self.store.at_once(lambda key: self.store.committed_chunks(specs[key].stage, key), list(specs))
+            self._committed = dict(zip(specs, listed, strict=True))
 
-    def _read(self, stage: str, stage_id: str, chunk: str) -> pa.Table:
-        key = (stage_id, chunk)
-        table = self._tables.get(key)
-        if table is None:
-            table = self.store.read_rows(stage, stage_id, chunk).replace_schema_metadata(None)
-            schema = ROW_SCHEMAS.get(stage)
-            if schema is not None:
-                table = schema.complete(table)
+    def _read_ahead(self, cells: Sequence[Cell], spec_of: Callable[[Cell], StageSpec | None]) -> Iterator[Cell]:
+        """Yield cells whose rows of a stage are read, in a bucket those of several cells at once."""
+        several = _AHEAD if self.store.is_remote else 1
+        for begin in range(0, len(cells), several):
+            ahead = cells[begin : begin + several]
+            wanted: dict[_Key, StageSpec] = {}
+            for cell, spec in ((cell, spec_of(cell)) for cell in ahead if several > 1):
+                chunks = [] if spec is None else self._chunks(spec, cell)
+                if spec is not None and chunks and self._tables.get((self._id(spec), tuple(chunks))) is None:
+                    wanted[self._id(spec), tuple(chunks)] = spec
+            self.store.at_once(lambda key: self._load(wanted[key], key), list(wanted))  # noqa: B023
+            yield from ahead
+
+    def _load(self, spec: StageSpec, key: _Key) -> pa.Table:
+        rows = StageRows(self.store, spec.stage, key[0], key[1])
+        table = rows.table(key[1])
+        assert table is not None
+        with self._lock:
+            self._facts.update(((key[0], chunk), facts) for chunk, facts in rows.facts.items())
             self._tables.put(key, table, table.nbytes)
-            self._units[key] = _Unit(
-                table.num_rows, _sum(table, "denoiser_evaluations"), _sum(table, "classifier_evaluations")
-            )
         return table
 
-    def _unit(self, stage: str, stage_id: str, chunk: str) -> _Unit:
-        if (stage_id, chunk) not in self._units:
-            self._read(stage, stage_id, chunk)
-        return self._units[stage_id, chunk]
+    def _together(self, spec: StageSpec, chunks: Sequence[str]) -> pa.Table | None:
+        """Return the rows of committed chunks of a stage in this order; None without any."""
+        if not chunks:
+            return None
+        key = self._id(spec), tuple(chunks)
+        table = self._tables.get(key)
+        return self._load(spec, key) if table is None else table
+
+    def _facts_of(self, spec: StageSpec, chunks: Sequence[str]) -> list[Facts]:
+        """Return what is remembered of committed chunks of a stage."""
+        stage_id = self._id(spec)
+        if any((stage_id, chunk) not in self._facts for chunk in chunks):
+            self._together(spec, chunks)
+        return [self._facts[stage_id, chunk] for chunk in chunks]
 
     def robustness(self) -> pd.DataFrame:
         """Return one row per clean or attacked cell: its identity, images, draws, and accuracies with intervals.
@@ -269,7 +300,7 @@ class Results:
         without any committed row has no accuracies.
         """
         self._fresh()
-        cells = self.sweep.adversarial
+        cells = self._read_ahead(self.sweep.adversarial, lambda cell: cell.evaluate)
         frame = pd.DataFrame(
             [{**_identity(cell, self.sweep.labels[cell.id]), **self._measures(cell)} for cell in cells],
         )
@@ -366,7 +397,7 @@ class Results:
         """
         self._fresh()
         groups: dict[tuple[object, ...], dict[str, dict[tuple[str, int], Cell]]] = {}
-        for cell in self.sweep.corrupted:
+        for cell in self._read_ahead(self.sweep.corrupted, lambda cell: cell.evaluate):
             corruption = cell.corruption
             if corruption is None or self.images(cell) < cell.images.count:
                 continue
@@ -411,7 +442,7 @@ class Results:
         """
         self._fresh()
         seen: set[str] = set()
-        for cell in self.sweep.cells:
+        for cell in self._read_ahead(self.sweep.cells, lambda cell: cell.measure):
             if cell.measure is None or cell.measure.id in seen:
                 continue
             rows = self.quality_rows(cell)
@@ -449,7 +480,9 @@ class Results:
         for (stage_id, chunk_name), (spec, dataset, label) in found.items():
             if chunk_name not in self._done(spec.stage, stage_id):
                 continue
-            rows = self._read(spec.stage, stage_id, chunk_name).to_pandas()
+            table = self._together(spec, [chunk_name])
+            assert table is not None
+            rows = table.to_pandas()
             head = pd.DataFrame({"dataset": dataset, "probed": label}, index=rows.index)
             head["cells"] = [tuple(cells[stage_id, chunk_name])] * len(rows)
             frames.append(pd.concat([head, rows], axis=1))
@@ -474,12 +507,8 @@ class Results:
         groups: dict[tuple[str, ...], tuple[dict[str, object], _Spent]] = {}
         for stage in make_plan(self.sweep).stages:
             done = self._done(stage.spec.stage, stage.id)
-            commits = [
-                (commit, len(chunk.ids))
-                for chunk in stage.chunks
-                if chunk.name in done
-                and (commit := self.store.committed(stage.spec.stage, stage.id, chunk.name)) is not None
-            ]
+            chunks = [chunk.name for chunk in stage.chunks if chunk.name in done]
+            images = sum(len(chunk.ids) for chunk in stage.chunks if chunk.name in done)
             identity = _stage_identity(stage.spec)
             key: tuple[str, ...] = (stage.id,)
             if isinstance(stage.spec, SampleStage | SequenceStage):
@@ -487,26 +516,8 @@ class Results:
             elif identity["attack"] == _CORRUPTIONS:
                 key = tuple(map(str, identity.values()))
             _, spent = groups.setdefault(key, (identity, _Spent()))
-            spent.add(self._spent(stage.spec, stage.id, commits))
+            spent.add(_spent(images, self._facts_of(stage.spec, chunks)))
         return pd.DataFrame([{**identity, **spent.columns()} for identity, spent in groups.values()])
-
-    def _spent(self, spec: StageSpec, stage_id: str, commits: Iterable[tuple[Commit, int]]) -> _Spent:
-        spent = _Spent()
-        for commit, images in commits:
-            unit = self._unit(spec.stage, stage_id, commit.chunk)
-            spent.images += images
-            spent.seconds += commit.seconds
-            spent.denoiser += unit.denoiser
-            spent.classifier += unit.classifier
-        return spent
-
-
-class _Unit(NamedTuple):
-    """What is remembered of the rows of a unit."""
-
-    rows: int
-    denoiser: int
-    classifier: int
 
 
 @dataclass
@@ -534,6 +545,15 @@ class _Spent:
             "seconds": round(self.seconds, 2),
             "images_per_second": round(self.images / self.seconds, 2) if self.seconds else None,
         }
+
+
+def _spent(images: int, units: Iterable[Facts]) -> _Spent:
+    spent = _Spent(images)
+    for facts in units:
+        spent.seconds += facts.seconds
+        spent.denoiser += facts.denoiser
+        spent.classifier += facts.classifier
+    return spent
 
 
 def _pairs(cell: Cell) -> tuple[str, ...]:
@@ -589,11 +609,6 @@ def _stage_identity(spec: StageSpec) -> dict[str, object]:
         "attack": _CORRUPTIONS if isinstance(threat, CorruptionConfig) else spec.threat_label(),
         "eps": 0.0 if attack is None else attack.eps,
     }
-
-
-def _sum(rows: pa.Table, column: str) -> int:
-    # Corruptions, and rows of old versions, have none.
-    return int(pc.sum(rows[column]).as_py() or 0) if column in rows.column_names else 0
 
 
 def _columns(name: str, value: Proportion) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workflows.store.files import Files, FsspecFiles, LocalFiles, open_files
+from workflows.store.manifest import Manifest
 from workflows.store.outage import StoreUnavailable
 from workflows.store.record import Record
 from workflows.store.store import Attempt, Commit, DamagedCommit, NewerCommit, Store
@@ -14,6 +15,7 @@ __all__ = [
     "Files",
     "FsspecFiles",
     "LocalFiles",
+    "Manifest",
     "NewerCommit",
     "Record",
     "Store",

@@ -24,14 +24,14 @@ import uuid
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from defense.errors import InvalidInput
 from defense.files import found, path_of, shown, writable_folder
 from defense.redaction import has_credentials, redacted, remember
 from workflows.store.outage import StoreUnavailable, is_outage, patient
 
-__all__ = ["ASIDE", "Files", "FsspecFiles", "LocalFiles", "open_files"]
+__all__ = ["ASIDE", "Files", "FsspecFiles", "LocalFiles", "Stamp", "open_files"]
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +39,28 @@ ASIDE = "aside"
 """Folder for what was damaged or in the way; nothing reads it, and it may be deleted at any time."""
 
 
+class Stamp(NamedTuple):
+    """What tells a file from one that lay there before or will later.
+
+    Arguments:
+        text: Equal for equal files alone, up to changes within a tick of the storage's clock.
+        moment: When it was last changed, in nanoseconds by the storage's clock; 0 where the text has no such gap.
+    """
+
+    text: str
+    moment: int
+
+
 class Files(ABC):
     """File operations below one root; paths are relative, with ``/``.
 
-    ``uri`` opens the same root again, and ``waited`` is the seconds of outages that operations waited out.
+    ``uri`` opens the same root again, ``waited`` is the seconds of outages that operations waited out, and
+    ``requests`` is how many operations are worth sending at once.
     """
 
     uri: str
     waited: float = 0.0
+    requests: int = 8
 
     @property
     @abstractmethod
@@ -96,6 +110,15 @@ class Files(ABC):
     @abstractmethod
     def names(self, folder: str) -> list[str]:
         """Return the sorted names of the files in a folder; empty if the folder is missing."""
+
+    def stamps(self, folder: str) -> dict[str, Stamp | None]:
+        """Return the stamps of the files in a folder by name; None where the storage knows too little for one."""
+        return dict.fromkeys(self.names(folder))
+
+    def stamp(self, path: str) -> Stamp | None:
+        """Return the stamp of a file; None if there is none, or the storage knows too little."""
+        folder, _, name = path.rpartition("/")
+        return self.stamps(folder).get(name)
 
     @abstractmethod
     def delete(self, path: str) -> None:
@@ -276,6 +299,27 @@ class LocalFiles(Files):
             raise
 
     @patient
+    def stamps(self, folder: str) -> dict[str, Stamp | None]:
+        """See :class:`Files`; size, and the times of the content and of the inode, which nobody can set back."""
+        found: dict[str, Stamp | None] = {}
+        try:
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    if entry.name[0] != ".":
+                        stamp = _stamp(entry)
+                        if stamp is not None:
+                            found[entry.name] = stamp
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+        return found
+
+    @patient
+    def stamp(self, path: str) -> Stamp | None:
+        """See :class:`Files`."""
+        return _stamp(self.root / path)
+
+    @patient
     def delete(self, path: str) -> None:
         """See :class:`Files`."""
         with contextlib.suppress(NotADirectoryError, IsADirectoryError):
@@ -300,6 +344,18 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         raise
 
 
+def _stamp(file: os.DirEntry[str] | Path) -> Stamp | None:
+    try:
+        status = file.stat()
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return Stamp(f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}", status.st_ctime_ns)
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -319,6 +375,8 @@ class FsspecFiles(Files):
     writers in that instant both may get the answer that they won: ``docs/invariants/commit.md`` explains why no row
     is wrong.
     """
+
+    requests = 32
 
     def __init__(self, uri: str) -> None:
         import fsspec
@@ -435,11 +493,44 @@ class FsspecFiles(Files):
         return sorted(name for name in names if name and name[0] != ".")
 
     @patient
+    def stamps(self, folder: str) -> dict[str, Stamp | None]:
+        """See :class:`Files`; size and ETag, which follow the content; in memory the microsecond of the write."""
+        self._system.invalidate_cache()
+        try:
+            entries = self._system.ls(self._full(folder), detail=True)
+        except FileNotFoundError:
+            return {}
+        names = ((entry["name"].rsplit("/", 1)[1], entry) for entry in entries if entry["type"] == "file")
+        return {name: _stamp_of(entry) for name, entry in names if name and name[0] != "."}
+
+    @patient
+    def stamp(self, path: str) -> Stamp | None:
+        """See :class:`Files`."""
+        self._system.invalidate_cache()
+        try:
+            entry = self._system.info(self._full(path))
+        except FileNotFoundError:
+            return None
+        return _stamp_of(entry) if entry["type"] == "file" else None
+
+    @patient
     def delete(self, path: str) -> None:
         """See :class:`Files`."""
         if self.exists(path):
             with contextlib.suppress(FileNotFoundError):  # another was faster
                 self._system.rm_file(self._full(path))
+
+
+_TELLING = ("ETag", "etag", "generation", "created")
+"""What storage says of a file and changes with its content: S3, Azure, Google; a file system in memory."""
+
+
+def _stamp_of(entry: dict[str, Any]) -> Stamp | None:
+    told = next((str(entry[name]) for name in _TELLING if entry.get(name)), None)
+    if told is None:
+        return None
+    later = entry.get("LastModified") or entry.get("last_modified") or entry.get("updated") or ""
+    return Stamp(f"{entry['size']}-{told}-{later}", 0)
 
 
 def _precondition_failed(error: OSError) -> bool:

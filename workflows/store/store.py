@@ -7,6 +7,7 @@
     commits/<stage>/<stage id>/<chunk>.json       written last, created once: only now the unit exists
     specs/<stage id>.json                         what the stage id stands for
     sweeps/<sweep id>/                            sweep.yaml, plan.json, failures/, forecast.json, runs/
+    manifests/<stage>/<stage id>.json             what was verified of a stage (:mod:`workflows.store.manifest`)
     aside/                                        what was damaged or in the way; nothing reads it
 
 A row file holds nothing that differs between two runs of the same unit, so row files of two runs compare equal
@@ -27,9 +28,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,12 +41,24 @@ from defense.errors import StoreError
 from defense.spec import digest
 from tasks.stages import ROW_SCHEMAS, Chunk, Output, StageSpec
 from workflows.store.files import Files, open_files
+from workflows.store.manifest import Manifest
 from workflows.store.record import CHECKSUM, Count, Record, Seconds, read_json
 
-__all__ = ["COMMIT_VERSION", "SCHEMA_VERSION", "Attempt", "Commit", "DamagedCommit", "NewerCommit", "Store"]
+__all__ = [
+    "COMMIT_VERSION",
+    "SCHEMA_VERSION",
+    "Attempt",
+    "Commit",
+    "DamagedCommit",
+    "NewerCommit",
+    "Store",
+]
 
 COMMIT_VERSION = 1
 """Version of commits: raised when an older puregrid would misunderstand them, not when fields are added."""
+
+T = TypeVar("T")
+V = TypeVar("V")
 
 _LATEST = 1000
 """A larger version of a commit is damage."""
@@ -181,6 +195,18 @@ class Store:
         self.files: Files = open_files(uri)
         self.uri = self.files.uri
         self._waited = 0.0
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is in a bucket, where an operation is mostly waiting."""
+        return "://" in self.uri
+
+    def at_once(self, function: Callable[[T], V], items: Sequence[T]) -> list[V]:
+        """Return a function of the store of each item, in order; in a bucket many are asked for at once."""
+        if not self.is_remote or len(items) < 2:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(min(self.files.requests, len(items))) as threads:
+            return list(threads.map(function, items))
 
     @staticmethod
     def rows_path(spec_stage: str, stage_id: str, chunk: str) -> str:
@@ -373,12 +399,22 @@ class Store:
         if raw != judged:
             self.files.create(path, raw)
 
+    def manifest(self, stage: str, stage_id: str, *, images: bool = True) -> Manifest:
+        """Return what was verified of a stage, beside its files as they are now."""
+        return Manifest(self.files, stage, stage_id, images=images)
+
     def committed_chunks(self, stage: str, stage_id: str) -> set[str]:
         """Return the names of the committed chunks of a stage."""
         return {name.removesuffix(".json") for name in self.files.names(f"commits/{stage}/{stage_id}")}
 
     def problem(self, stage: str, stage_id: str, chunk: str, *, images: bool = False) -> str | None:
-        """Return what is wrong with a committed unit's data, or None if it matches its commit.
+        """Return what is wrong with a committed unit's data, or None if it matches; see :meth:`examine`."""
+        return self.examine(stage, stage_id, chunk, images=images)[0]
+
+    def examine(
+        self, stage: str, stage_id: str, chunk: str, *, images: bool = False
+    ) -> tuple[str | None, Commit | None]:
+        """Read all data of a committed unit and compare it with its commit.
 
         Arguments:
             stage: Kind of stage.
@@ -386,15 +422,21 @@ class Store:
             chunk: The chunk.
             images: Whether other stages read images of this one.
 
+        Returns:
+            What is wrong, None if it matches; and the commit, None if there is none that can be read.
+
         Raises:
             NewerCommit: A later version of puregrid has committed it in another form.
         """
         try:
             commit = self.committed(stage, stage_id, chunk)
         except DamagedCommit as error:
-            return f"its {error}".partition(". Run the sweep again")[0]
+            return f"its {error}".partition(". Run the sweep again")[0], None
         if commit is None:
-            return "it is not committed"
+            return "it is not committed", None
+        return self._problem(commit, stage, stage_id, chunk, images=images), commit
+
+    def _problem(self, commit: Commit, stage: str, stage_id: str, chunk: str, *, images: bool) -> str | None:
         if commit.newer:
             raise NewerCommit(
                 f"commit {self.commit_path(stage, stage_id, chunk)} in {self.uri} was written by a later version of "
@@ -415,11 +457,11 @@ class Store:
             if path == rows and not commit.has_checksum and _count(data) != commit.rows:
                 return f"{path} has {_count(data)} rows, its commit says {commit.rows}"
         for path, expected in commit.inputs.items():
-            if self._input_sha256(path) not in (None, expected):
+            if self.input_sha256(path) not in (None, expected):
                 return f"it read other data than what is now committed as {path}"
         return None
 
-    def _input_sha256(self, path: str) -> str | None:
+    def input_sha256(self, path: str) -> str | None:
         """Return the hash of a data file from the commit of its unit; None without a commit that says so."""
         if not _PATH.fullmatch(path) or path.count("/") != {"rows": 3, "adversarial": 2}.get(path.partition("/")[0]):
             return None
@@ -511,13 +553,17 @@ class Store:
         Raises:
             StoreError: Not committed, or not what was committed.
         """
+        return self.read_unit(stage, stage_id, chunk)[1]
+
+    def read_unit(self, stage: str, stage_id: str, chunk: str) -> tuple[Commit, pa.Table]:
+        """Read the commit and the rows of a unit; errors as in :meth:`read_rows`."""
         return self._read(stage, stage_id, chunk, self.rows_path(stage, stage_id, chunk))
 
     def read_images(self, stage: str, stage_id: str, chunk: str) -> pa.Table:
         """Read the adversarial images of a committed unit; errors as in :meth:`read_rows`."""
-        return self._read(stage, stage_id, chunk, self.images_path(stage_id, chunk))
+        return self._read(stage, stage_id, chunk, self.images_path(stage_id, chunk))[1]
 
-    def _read(self, stage: str, stage_id: str, chunk: str, path: str) -> pa.Table:
+    def _read(self, stage: str, stage_id: str, chunk: str, path: str) -> tuple[Commit, pa.Table]:
         commit = self.committed(stage, stage_id, chunk)
         if commit is None:
             raise StoreError(f"{path} in {self.uri} is not committed")
@@ -529,7 +575,8 @@ class Store:
         if hashlib.sha256(data).hexdigest() != commit.sha256.get(path):
             raise StoreError(f"{path} in {self.uri} is not the file that was committed; run the sweep again")
         try:
-            return pq.read_table(pa.BufferReader(data))
+            # A chunk is too small for threads: to wake them takes longer than to read it.
+            return commit, pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise StoreError(
                 f"{path} in {self.uri} is what was committed, but this version cannot read it ({str(error)[:200]}). "

@@ -1,0 +1,117 @@
+"""What a committed unit costs whoever reads a sweep: unit by unit, the first time, later, and after new units.
+
+A store of made-up rows (``benchmarks/readers.py``) in chunks of ``--chunk`` images. Four ways to make all tables of
+the sweep from it, in one run, each in a process of its own, in seconds of processor:
+
+* *by unit*: every row file is opened and compared with its commit, as before there were blocks;
+* *first*: the same, and blocks are written;
+* *later*: from blocks; the row files are listed, and read where they changed;
+* *grown*: ``--new`` units of every stage were committed since.
+
+*Frames* are the tables of answers, corruptions, image quality and cost; *all* is what ``puregrid tables`` prints,
+with the auditor. What the four print is compared byte for byte.
+
+    python benchmarks/tables_scale.py [--rows 700000] [--chunk 100] [--new 1] [--keep FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from plain_images import VARIABLE
+from readers import fill
+
+CODE = """
+import hashlib, json, sys, time
+from pathlib import Path
+from workflows.analysis import Analysis
+from workflows.formats import render
+from workflows.grid.load import load_sweep
+from workflows.results import blocks
+from workflows.results.reader import Results
+from workflows.store import Store
+folder, how = Path(sys.argv[1]), sys.argv[2]
+if how == "by unit":
+    blocks.ENOUGH = 10**9
+sweep, store = load_sweep(folder / "rows.yaml"), Store(str(folder / "store"))
+results = Results(store, sweep)
+began, wall = time.process_time(), time.perf_counter()
+frames = [results.robustness(), results.combined(), results.corrupted(), list(results.quality()), results.cost()]
+frames_cpu, frames_wall = time.process_time() - began, time.perf_counter() - wall
+text = render(Analysis(results), "text")
+print(json.dumps([frames_cpu, frames_wall, time.process_time() - began, hashlib.sha256(text.encode()).hexdigest()]))
+"""
+
+
+def ask(folder: Path, how: str) -> tuple[float, float, float, str]:
+    done = subprocess.run([sys.executable, "-c", CODE, str(folder), how], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return tuple(json.loads(done.stdout))
+
+
+def hide(store: Path, chunks: int, aside: Path) -> list[tuple[Path, Path]]:
+    """Take the commits of the last chunks of every stage away."""
+    moved = []
+    for folder in sorted((store / "commits").glob("*/*")):
+        for path in sorted(folder.iterdir())[-chunks:]:
+            place = aside / path.relative_to(store)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            moved.append((path.rename(place), path))
+    return moved
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=700_000)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--chunk", type=int, default=100)
+    parser.add_argument("--new", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="Folder for the store, which is used again.")
+    options = parser.parse_args()
+    os.environ[VARIABLE] = str(options.images)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        store, count = folder / "store", folder / "count"
+        if not count.is_file():
+            _, _, rows = fill(folder, options.rows, options.images, 20, options.chunk)
+            count.write_text(str(rows))
+        for name in ("blocks", "manifests"):
+            shutil.rmtree(store / name, ignore_errors=True)
+        units = sum(1 for _ in (store / "commits").rglob("*.json"))
+        print(f"{count.read_text()} rows in {units} units; ms of processor a unit, and its share of the first line")
+        time.sleep(3)
+        found = {how: ask(folder, how) for how in ("by unit", "first")}
+        time.sleep(3)
+        ask(folder, "later")  # files of the first reading were younger than a tick of the clock
+        found["later"] = ask(folder, "later")
+        assert len({text for _, _, _, text in found.values()}) == 1, "the tables differ"
+        moved = hide(store, options.new, folder / "aside")
+        for name in ("blocks", "manifests"):
+            shutil.rmtree(store / name)
+        ask(folder, "first")
+        time.sleep(3)
+        ask(folder, "later")
+        for place, path in moved:
+            place.rename(path)
+        found["grown"] = ask(folder, "later")
+        assert found["grown"][3] == found["first"][3], "the tables differ"
+        frames, _, everything, _ = found["by unit"]
+        for how, (cpu, wall, whole, _) in found.items():
+            print(
+                f"{how:<8} frames {cpu / units * 1e3:7.3f} ms {cpu / frames:6.3f}   (wall {wall:6.1f} s)"
+                f"   all {whole / units * 1e3:7.3f} ms {whole / everything:6.3f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
