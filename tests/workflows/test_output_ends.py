@@ -11,18 +11,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from helpers_small import compute
 
-from workflows.engine.worker import UnitWorker
 from workflows.formats import render_tables
 from workflows.formats.html import lines_of, table_html
 from workflows.formats.machine import frame_csv
 from workflows.grid.load import load_sweep
-from workflows.planning.plan import make_plan
 from workflows.tables.table import Column, Table
 
 SWEEP = """\
@@ -38,6 +38,7 @@ import json, os, sys
 from workflows.cli import main
 import workflows.analysis, workflows.formats, workflows.report, workflows.planning.summary, workflows.results.compact
 import workflows.regression.check, workflows.regression.compare, workflows.assets.catalogue, workflows.assets.datasets
+import workflows.engine.execution, workflows.engine.run, workflows.regression.texts
 
 def child(case):
     os.environ.update(case.get("env", {}))
@@ -58,8 +59,7 @@ def child(case):
     sys.argv = ["puregrid", *case["command"]]
     main()
 
-answers = []
-for case in json.load(open(sys.argv[1])):
+def status_of(case):
     pid = os.fork()
     if pid == 0:
         status = 0
@@ -76,47 +76,61 @@ for case in json.load(open(sys.argv[1])):
             except BaseException:
                 status = 120
         os._exit(status)
-    answers.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-print(json.dumps(answers))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+for line in sys.stdin:
+    print(json.dumps([status_of(case) for case in json.load(open(line.strip()))]), flush=True)
 """
 
 
+class Place:
+    """A folder with a sweep and its store, and the process that forks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
+        self.process = subprocess.Popen(
+            [sys.executable, "forks.py"],
+            cwd=folder,
+            env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def statuses(self, cases: list[dict[str, Any]]) -> list[int]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        (self.folder / "cases.json").write_text(json.dumps(cases))
+        self.process.stdin.write("cases.json\n")
+        self.process.stdin.flush()
+        found: list[int] = json.loads(self.process.stdout.readline())
+        return found
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("ends")
     (folder / "s.yaml").write_text(SWEEP)
-    plan = make_plan(load_sweep(folder / "s.yaml"))
-    worker = UnitWorker(str(folder / "store"), "cpu")
-    for stage in plan.stages:
-        inputs = {role: (plan.stages[i].spec.stage, plan.stages[i].id) for role, i in stage.inputs.items()}
-        for chunk in stage.chunks:
-            worker.run(stage.spec, stage.id, chunk, inputs)
+    compute(load_sweep(folder / "s.yaml"), str(folder / "store"))
     (folder / "forks.py").write_text(FORKS)
-    return folder
+    place = Place(folder)
+    yield place
+    place.process.communicate(timeout=60)  # it ends with its input
 
 
-def run_cases(place: Path, cases: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
+def run_cases(place: Place, cases: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
     """Status, stdout and stderr of each; "" where these went elsewhere."""
     for number, case in enumerate(cases):
-        case["ends"] = {"1": f"{place}/{number}.out", "2": f"{place}/{number}.err", **case.get("ends", {})}
-    (place / "cases.json").write_text(json.dumps(cases))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
-    done = subprocess.run(
-        [sys.executable, "forks.py", "cases.json"],
-        cwd=place,
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
+        ends = {"1": f"{place.folder}/{number}.out", "2": f"{place.folder}/{number}.err"}
+        case["ends"] = {**ends, **case.get("ends", {})}
+    statuses = place.statuses(cases)
     texts = []
     for number in range(len(cases)):
-        files = [place / f"{number}.{end}" for end in ("out", "err")]
+        files = [place.folder / f"{number}.{end}" for end in ("out", "err")]
         texts.append([file.read_text(errors="replace") if file.exists() else "" for file in files])
         for file in files:
             file.unlink(missing_ok=True)
-    return [(status, *text) for status, text in zip(json.loads(done.stdout), texts, strict=True)]
+    return [(status, *text) for status, text in zip(statuses, texts, strict=True)]
 
 
 S = ["s.yaml", "--store", "store"]
@@ -142,7 +156,7 @@ COMMANDS = [
 ]
 
 
-def test_every_command_on_a_full_disk_and_into_a_pipe_that_nobody_reads(place: Path) -> None:
+def test_every_command_on_a_full_disk_and_into_a_pipe_that_nobody_reads(place: Place) -> None:
     ends: list[dict[str, str]] = [{"1": "/dev/full"}, {"1": "pipe"}]
     found = iter(run_cases(place, [{"command": command, "ends": end} for command in COMMANDS for end in ends]))
     for command, full, pipe in zip(COMMANDS, found, found, strict=True):
@@ -156,7 +170,7 @@ def test_every_command_on_a_full_disk_and_into_a_pipe_that_nobody_reads(place: P
 
 
 @pytest.mark.parametrize("command", [["tables", *S], ["run", *S, "--mlflow", "off"], ["status", *S]])
-def test_streams_that_are_closed(command: list[str], place: Path) -> None:
+def test_streams_that_are_closed(command: list[str], place: Place) -> None:
     ends: list[dict[str, str]] = [
         {},
         {"1": "closed"},
@@ -172,7 +186,7 @@ def test_streams_that_are_closed(command: list[str], place: Path) -> None:
         assert other[:2] == plain[:2]
 
 
-def test_terminals_that_are_narrow_or_know_less(place: Path) -> None:
+def test_terminals_that_are_narrow_or_know_less(place: Place) -> None:
     tables = ["tables", *S]
     narrow, wide, dumb, ascii_, latin, forced = run_cases(
         place,
