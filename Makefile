@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two processes with half of the tests each, in the order of tests/conftest.py; the one that is done first takes over
-# what the other has not begun.
-SIDE_BY_SIDE := -n 2 --dist worksteal
+# Three processes on two cores, since long tests wait more than they compute, in the order of tests/conftest.py; the one
+# that is done first takes over what another has not begun.
+SIDE_BY_SIDE := -n 3 --dist worksteal
 READY := $(VENV)/.ready
 
 # Tests start many processes. Where this is set, each would compile every module again.
