@@ -10,17 +10,20 @@ READY := $(VENV)/.ready
 # Tests start many processes. Where this is set, each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-fast lint format bench clean
+.PHONY: quickstart test test-fast test-all lint format bench clean
 
 quickstart: $(READY)
 	$(BIN)/puregrid run quickstart --store results
 	$(BIN)/puregrid report quickstart --store results --out results/report.html
 
 test: $(READY)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not nightly"
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 lint: $(READY)
 	$(BIN)/ruff check .
