@@ -66,7 +66,8 @@ def in_shares(items: Sequence[T], kinds: Sequence[int | None], processes: int) -
         size = (len(items) - len(dealt)) // (processes - share)
         dealt += first[:size]
         rest.extendleft(reversed(first[size:]))
-        dealt += [rest.popleft() for _ in range(size - len(first[:size]))]
+        for _ in range(size - len(first)):
+            dealt.append(rest.popleft() if rest else max(firsts[share + 1 :], key=len).pop())
     return dealt
 
 

@@ -25,3 +25,10 @@ def test_every_share_begins_with_its_kind_and_none_is_lost(processes: int, count
 
 def test_a_kind_that_is_longer_than_a_share_goes_on_in_the_next() -> None:
     assert in_shares("abcdef", [0, 0, 0, 0, 2, None], 3) == list("abcdef")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_where_all_are_of_one_kind_every_process_has_some(kind: int, processes: int) -> None:
+    assert sorted(in_shares("abcdefg", [kind] * 7, processes)) == list("abcdefg")
+    assert sorted(in_shares("abcdefg", [kind] * 6 + [None], processes)) == list("abcdefg")
