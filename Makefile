@@ -2,25 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two processes with half of the tests each, in the order of tests/conftest.py; the one that is done first takes over
-# what the other has not begun.
-SIDE_BY_SIDE := -n 2 --dist worksteal
+# Three processes on two cores, since long tests wait more than they compute, in the order of tests/conftest.py; the one
+# that is done first takes over what another has not begun.
+SIDE_BY_SIDE := -n 3 --dist worksteal
 READY := $(VENV)/.ready
 
 # Tests start many processes. Where this is set, each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-fast lint format bench clean
+.PHONY: quickstart test test-fast test-all lint format bench clean
 
 quickstart: $(READY)
 	$(BIN)/puregrid run quickstart --store results
 	$(BIN)/puregrid report quickstart --store results --out results/report.html
 
 test: $(READY)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not nightly"
 
+# None of these waits, so that a third process would only import everything once more.
 test-fast: $(READY)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 lint: $(READY)
 	$(BIN)/ruff check .

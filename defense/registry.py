@@ -7,6 +7,7 @@ A name is looked up among the built-in entries, then among the Python entry poin
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -14,7 +15,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
-from importlib.metadata import entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from defense.code import Code, code_of_modules, is_foreign, owners_of
@@ -44,6 +46,36 @@ def no_plugins() -> Iterator[None]:
         yield
     finally:
         _refused.reset(token)
+
+
+def _installed(group: str) -> tuple[EntryPoint, ...]:
+    """Entry points of a group.
+
+    The metadata of every distribution, hundreds of files, is read once, and again where the Python path is another
+    one or something was installed into a folder on it since.
+    """
+    return _of_group(group, tuple((place, _changed(place)) for place in sys.path))
+
+
+_Path = tuple[tuple[str, int], ...]
+"""Folders, and when an entry of each was last added or removed, in ns."""
+
+
+@lru_cache(maxsize=64)
+def _of_group(group: str, path: _Path) -> tuple[EntryPoint, ...]:
+    return tuple(_all_points(path).select(group=group))
+
+
+@lru_cache(maxsize=4)
+def _all_points(path: _Path) -> Any:
+    return entry_points()
+
+
+def _changed(place: str) -> int:
+    try:
+        return os.stat(place or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 class _Watch:
@@ -115,7 +147,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Return all names, built in and from entry points, sorted."""
-        installed = {point.name for point in entry_points(group=self.group)}
+        installed = {point.name for point in _installed(self.group)}
         return sorted(installed | set(self._entries))
 
     def get(self, name: str) -> T:
@@ -127,7 +159,7 @@ class Registry(Generic[T]):
         """
         if name in self._entries:
             return self._entries[name]
-        for point in entry_points(group=self.group):
+        for point in _installed(self.group):
             if point.name == name:
                 return self._checked(name, self._loaded(name, point.load))
         if ":" in name:
@@ -154,7 +186,7 @@ class Registry(Generic[T]):
     def _code_of(self, name: str) -> Code | None:
         entry = self.get(name)
         modules: list[str] = []
-        for point in entry_points(group=self.group):
+        for point in _installed(self.group):
             if point.name == name:
                 modules.append(point.module)
                 break

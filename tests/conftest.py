@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -12,26 +15,60 @@ from hypothesis import settings
 
 from tasks.datasets import Cifar10Config, DigitsConfig, ImageSet
 
+T = TypeVar("T")
+
 # The same examples in every run of a commit: a verdict on it must not depend on luck.
 settings.register_profile("puregrid", deadline=None, derandomize=True)
 settings.load_profile("puregrid")
 
 
+@pytest.hookimpl(trylast=True)  # after what was not asked for is gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a Ray cluster one after the other, so that one process starts it, and the engine's others.
+    """Long tests first, and those that share a Ray cluster in one process, which starts it once.
 
-    They take longest, and wait more than they compute: what is left at the end (``--dist worksteal``) is short.
+    Three kinds take long and wait more than they compute: tests on two slots of a shared Ray, tests that bring nodes
+    of their own to it, and what else is slow, with its file, whose fixtures it shares. Each kind is the beginning of
+    the share of one process; who is done first takes over what another has not begun (``--dist worksteal``).
     """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items[:] = in_shares(items, [_kind(item) for item in items], processes)
 
-    @cache
-    def engine(path: Path) -> bool:
-        return path.parent.name == "workflows" and "pytest.mark.slow" in path.read_text()
 
-    def place(item: pytest.Item) -> int:
-        fixtures = getattr(item, "fixturenames", ())
-        return 0 if "two_slots" in fixtures else 1 if "no_slots" in fixtures else 2 if engine(item.path) else 3
+@cache
+def _has_slow_tests(path: Path) -> bool:
+    return "pytest.mark.slow" in path.read_text(encoding="utf-8")
 
-    items.sort(key=place)
+
+def _kind(item: pytest.Item) -> int | None:
+    fixtures = getattr(item, "fixturenames", ())
+    if "two_slots" in fixtures:
+        return 0
+    if "no_slots" in fixtures:
+        return 1
+    return 2 if _has_slow_tests(item.path) else None
+
+
+def in_shares(items: Sequence[T], kinds: Sequence[int | None], processes: int) -> list[T]:
+    """Items in the order in which pytest-xdist deals them: the first process gets the first share, and so on.
+
+    Arguments:
+        items: In any order, which stays that of each kind.
+        kinds: Of each item 0, 1 or 2, which are the beginning of shares, or None.
+        processes: Among which they are dealt in shares of equal size.
+    """
+    firsts: list[list[T]] = [[] for _ in range(processes)]
+    for kind in range(3):
+        share = kind if processes > 3 else kind * processes // 3
+        firsts[share] += [item for item, its in zip(items, kinds, strict=True) if its == kind]
+    rest = deque(item for item, its in zip(items, kinds, strict=True) if its is None)
+    dealt: list[T] = []
+    for share, first in enumerate(firsts):
+        size = (len(items) - len(dealt)) // (processes - share)
+        dealt += first[:size]
+        rest.extendleft(reversed(first[size:]))
+        for _ in range(size - len(first)):
+            dealt.append(rest.popleft() if rest else max(firsts[share + 1 :], key=len).pop())
+    return dealt
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -46,7 +46,7 @@ class TestDeviation:
         ("name", "every", "segment"),
         [
             *((name, 3, 4) for name in DIFFUSING),
-            *((name, *cut) for name in FAMILIES for cut in ((3, None), (3, 1), (1, 3), (2, 1000))),
+            *((name, *cut) for name in FAMILIES for cut in ((3, None), (1, 3), (2, 1000))),
         ],
     )
     def test_value_and_gradient_are_those_of_the_formula(self, name: str, every: int, segment: int | None) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -221,6 +223,22 @@ class TestRegistry:
         with pytest.raises(ValueError, match="colour 'cyan' is registered twice"):
             registry.register("cyan")("other")
         assert registry.get("cyan") == "CYAN"
+
+    def test_what_is_installed_while_the_process_runs_is_found(
+        self, registry: Registry[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert registry.names() == ["cyan", "magenta"]
+        monkeypatch.syspath_prepend(str(tmp_path))
+        assert registry.names() == ["cyan", "magenta"]
+        os.utime(tmp_path, ns=(0, 0))
+        assert registry.names() == ["cyan", "magenta"]
+        metadata = tmp_path / "colours-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: colours\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text("[puregrid.tests]\nred = hashlib:md5\n")
+        assert registry.names() == ["cyan", "magenta", "red"] and registry.get("red") is hashlib.md5
+        shutil.rmtree(metadata)
+        assert registry.names() == ["cyan", "magenta"]
 
     def test_module_and_attribute_are_imported(self, registry: Registry[object]) -> None:
         assert registry.get("hashlib:sha256") is hashlib.sha256

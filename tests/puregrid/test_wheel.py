@@ -89,6 +89,7 @@ def test_it_is_imported_from_the_environment_and_knows_its_version(python: Path,
     assert call([python, "-m", "puregrid", "--version"], tmp_path).stdout == f"puregrid {version}\n"
 
 
+@pytest.mark.nightly
 def test_the_quickstart_runs_by_name_from_an_empty_folder(python: Path, tmp_path: Path) -> None:
     command = python.parent / "puregrid"
     settings = [word for setting in TRIMMED for word in ("--set", setting)]

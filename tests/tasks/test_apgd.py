@@ -228,15 +228,15 @@ def test_a_larger_ball_s_images_are_not_results(smooth: nn.Module, batch: tuple[
 def test_on_the_shipped_network_larger_balls_first_are_better_and_random_l1_noise_is_nothing(
     network: nn.Module, digits_test: ImageSet
 ) -> None:
-    x, y = torch.from_numpy(digits_test.images[:100]), torch.from_numpy(digits_test.labels[:100])
+    x, y = torch.from_numpy(digits_test.images[:40]), torch.from_numpy(digits_test.labels[:40])
     left = []
     for larger_eps in (True, False):
         attack = APGDConfig(norm="l1", eps=2.0, steps=50, larger_eps=larger_eps)
-        found = attack.run(Target(network, y, omega(100)), x, omega(100))
+        found = attack.run(Target(network, y, omega(40)), x, omega(40))
         assert float(perturbation_norms(found.images, x)["l1"].max()) <= 2.0
         assert float(found.images.min()) >= 0 and float(found.images.max()) <= 1
         left.append(float((network(found.images).argmax(1) == y).double().mean()))
-    noisy = network(Region(x, "l1", 2.0).random_start(omega(100))).argmax(1) == y
+    noisy = network(Region(x, "l1", 2.0).random_start(omega(40))).argmax(1) == y
     assert left[0] <= left[1] + 0.02 and left[1] < 0.5 < 0.9 < float(noisy.double().mean())
 
 
@@ -378,10 +378,10 @@ def test_no_image_is_dropped_and_restarts_only_help(smooth: nn.Module, batch: tu
 def test_on_the_shipped_network_it_is_not_weaker_than_pgd(
     network: nn.Module, digits_test: ImageSet, norm: Norm, eps: float
 ) -> None:
-    x, y = torch.from_numpy(digits_test.images[:100]), torch.from_numpy(digits_test.labels[:100])
+    x, y = torch.from_numpy(digits_test.images[:40]), torch.from_numpy(digits_test.labels[:40])
     left, losses = [], []
     for attack in (PGDConfig(norm=norm, eps=eps, steps=50), APGDConfig(norm=norm, eps=eps, steps=50)):
-        found = attack.run(Target(network, y, omega(100)), x, omega(100))
+        found = attack.run(Target(network, y, omega(40)), x, omega(40))
         assert float(perturbation_norms(found.images, x)[norm].max()) <= eps
         assert float(found.images.min()) >= 0 and float(found.images.max()) <= 1
         left.append(float((network(found.images).argmax(1) == y).double().mean()))

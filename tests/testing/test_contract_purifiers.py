@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pytest
@@ -28,14 +28,44 @@ from defense import (
     Purifier,
     PurifierConfig,
 )
+from defense.denoisers import Denoiser, DenoiserConfig, NetworkDenoiser
 from puregrid.testing import PurifierContract
 
 ASSETS = Path(defense.__file__).parent / "assets"
 
 
 @lru_cache
-def denoiser() -> DiffusersConfig:
+def digits_ddpm() -> DiffusersConfig:
     return DiffusersConfig(schedule="linear-1000", path=str(ASSETS / "digits-ddpm")).resolved(Path())
+
+
+class Convolutions(nn.Module):
+    """Two small ones: what a purifier makes of a network does not depend on its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        levels = labels.to(z).view(-1, 1, 1, 1) / 1000
+        return 0.8 * z + self.second(torch.tanh(self.first(z) + levels))
+
+
+class ConvolutionsConfig(DenoiserConfig):
+    format: Literal["convolutions"] = "convolutions"
+    schedule: str = "linear-1000"
+
+    def resolved(self, base: Path) -> Self:
+        return self
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return 1, 8, 8
+
+    def build(self) -> Denoiser:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return NetworkDenoiser(Convolutions().requires_grad_(False), self.schedule, self.image_shape).eval()
 
 
 @lru_cache
@@ -48,12 +78,14 @@ def load(config: Any) -> nn.Module:
     return config.build()
 
 
+@lru_cache
 def configs() -> dict[str, dict[str, Any]]:
     """Fields of a quick config of every registered purifier, and of its variants."""
-    at = {"schedule": "linear-1000", "denoiser": denoiser()}
+    denoiser = ConvolutionsConfig()
+    at = {"schedule": "linear-1000", "denoiser": denoiser}
     diffpure: dict[str, Any] = {"purifier": "diffpure", **at, "t_star": 50, "steps": 3}
     gdmp: dict[str, Any] = {"purifier": "gdmp", **at, "t_star": 20, "steps": 2, "rounds": 2}
-    transfer: dict[str, Any] = {"purifier": "distribution-transfer", "denoiser": denoiser(), "steps": 2}
+    transfer: dict[str, Any] = {"purifier": "distribution-transfer", "denoiser": denoiser, "steps": 2}
     robust: dict[str, Any] = {"purifier": "robust-reverse", **at, "t_star": 50, "steps": 2, "auxiliary": "digits-cnn"}
     noise: dict[str, Any] = {"purifier": "gaussian-noise", "sigma": 0.1}
     return {
@@ -61,6 +93,7 @@ def configs() -> dict[str, dict[str, Any]]:
         **{f"diffpure {form}": {**diffpure, "form": form} for form in ("ddpm", "ddim", "sde", "ode")},
         "diffpure clipped": {**diffpure, "clip_denoised": True},
         "diffpure sde on its schedule": {**diffpure, "form": "sde", "time": "schedule"},
+        "diffpure digits-ddpm": {**diffpure, "denoiser": digits_ddpm()},
         "diffpure ldsde": {**diffpure, "form": "ldsde", "t_star": 10},
         "gdmp mse": gdmp,
         "gdmp ssim": {**gdmp, "similarity": "ssim", "scale": 300.0},
@@ -70,10 +103,16 @@ def configs() -> dict[str, dict[str, Any]]:
             f"distribution-transfer {form} {sees}": {**transfer, "guidance": form, "classifier_sees": sees}
             for form, sees in (
                 ("soft-label", "denoised"),
-                ("logit", "noisy"),
                 ("confidence", "denoised"),
                 ("none", "noisy"),
             )
+        },
+        # On the network that its defaults are for: over two strong steps along jumps a gradient predicts nothing.
+        "distribution-transfer logit noisy": {
+            **transfer,
+            "denoiser": digits_ddpm(),
+            "guidance": "logit",
+            "classifier_sees": "noisy",
         },
         "robust-reverse": robust,
         "robust-reverse entropy": {
@@ -82,8 +121,8 @@ def configs() -> dict[str, dict[str, Any]]:
             "auxiliary_sees": "denoised",
             "target": "input",
         },
-        "one-shot": {"purifier": "one-shot", "denoiser": denoiser(), "sigma_eq": 0.25},
-        "densepure": {"purifier": "densepure", "denoiser": denoiser(), "sigma_eq": 0.25, "steps": 3},
+        "one-shot": {"purifier": "one-shot", "denoiser": denoiser, "sigma_eq": 0.25},
+        "densepure": {"purifier": "densepure", "denoiser": denoiser, "sigma_eq": 0.25, "steps": 3},
         "gradual-noise": {"purifier": "gradual-noise", **at, "depths": [5, 20], "steps": 2},
         "chain": {"purifier": "chain", "stages": [noise, {"purifier": "median"}, diffpure]},
         "gaussian-noise": noise,
@@ -283,7 +322,13 @@ def test_a_count_of_evaluations_that_is_wrong_is_found() -> None:
     class Wrong(BuiltIn):
         def config(self) -> PurifierConfig:
             return type("Wrong", (type(self._config),), {"evaluations": property(lambda config: 99)}).model_validate(
-                {"purifier": "diffpure", "denoiser": denoiser(), "schedule": "linear-1000", "t_star": 5, "steps": 2}
+                {
+                    "purifier": "diffpure",
+                    "denoiser": digits_ddpm(),
+                    "schedule": "linear-1000",
+                    "t_star": 5,
+                    "steps": 2,
+                }
             )
 
     with pytest.raises(AssertionError, match=r"config\.evaluations is 99, but the network was evaluated 2 times"):

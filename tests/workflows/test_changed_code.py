@@ -119,7 +119,7 @@ def started(folder: Path) -> Iterator[None]:
 
 def planned(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """What ``puregrid plan`` says: its figures, and its notes."""
-    words = ["plan", str(folder / "edited.yaml"), "--store", str(folder / "store")]
+    words = ["plan", str(folder / "edited.yaml"), "--store", str(folder / "store"), "--no-preflight"]
     with started(folder):
         shown, figures = (CliRunner().invoke(app, [*words, *more]) for more in ([], ["--json"]))
     assert (shown.exit_code, figures.exit_code) == (0, 0), shown.output + figures.output

@@ -165,6 +165,7 @@ def test_two_drivers_on_one_store_share_the_work(undisturbed: Lab, two_slots: Sh
     assert needed <= draws(lab) <= 1.5 * needed, "they computed the same units"
 
 
+@pytest.mark.nightly
 def test_a_storm_changes_no_byte(tmp_path: Path) -> None:
     sweep = large(250)
     expected = calm(tmp_path / "calm", sweep)

@@ -208,6 +208,7 @@ def test_a_whole_store_is_looked_at_without_a_word(finished: Finished) -> None:
     assert look(finished, store) == [] and heals(finished, store, computed=0) == []
 
 
+@pytest.mark.slow
 def test_any_value_in_any_field_of_a_commit(finished: Finished) -> None:
     """All commits are damaged at once, each in another way, until every way was there."""
     paths = [path.relative_to(finished.store) for path in sorted((finished.store / "commits").rglob("*.json"))]
@@ -241,6 +242,7 @@ def test_any_value_in_any_field_of_a_commit(finished: Finished) -> None:
     assert wrong > 100 and 10 < kept < wrong, (wrong, kept)
 
 
+@pytest.mark.slow
 def test_any_value_in_any_field_of_other_records(finished: Finished) -> None:
     """They stop nothing that does not need them; what does says which file it is, and a run writes it anew."""
     ways = {kind: mutations(json.loads(p.read_bytes())) for kind, p in finished.records(finished.store).items()}
@@ -325,6 +327,7 @@ def everything(store: Path) -> list[Path]:
     return sorted(path for path in store.rglob("*") if path.is_file() and path.name[0] != ".")
 
 
+@pytest.mark.slow
 def test_torn_and_changed_files_of_every_kind(finished: Finished) -> None:
     """All files of the store at once, each damaged in another way; the ways move on until all were everywhere."""
     whole = everything(finished.store)
@@ -547,7 +550,7 @@ def nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-@pytest.mark.parametrize("where", ["memory", "s3"])
+@pytest.mark.parametrize("where", ["memory", pytest.param("s3", marks=pytest.mark.slow)])
 def test_a_bucket_heals_too(finished: Finished, where: str, request: pytest.FixtureRequest) -> None:
     uri = "memory://damaged" if where == "memory" else str(request.getfixturevalue("s3").new_bucket())
     store = Store(uri)

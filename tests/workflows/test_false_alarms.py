@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.false_alarms import SoundResults, false_alarms, sound_sweep
 from workflows.audit import findings
 from workflows.store import Store
 
 
+@pytest.mark.slow
 def test_sound_sweeps_of_twenty_cells(tmp_path: Path) -> None:
     sweep = sound_sweep(tmp_path, 150)
     assert len(sweep.cells) >= 20

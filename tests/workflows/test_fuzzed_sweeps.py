@@ -12,12 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from mutations import _KINDS, mistake, originals
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
+@pytest.mark.slow
 def test_a_thousand_mistakes() -> None:
     """All in one process with a limit of memory; see :mod:`mutations` for what the right line of each is."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PUREGRID_")}

@@ -45,7 +45,7 @@ class Lame(UnitWorker):
         super().__init__(store_uri, device)
 
 
-@pytest.mark.parametrize("elastic", [True, False])
+@pytest.mark.parametrize("elastic", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_a_sweep_without_nodes_waits_for_one_and_goes_on(
     elastic: bool, no_slots: Cluster, log: Path, tmp_path: Path
 ) -> None:

@@ -9,20 +9,17 @@ import csv
 import io
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pandas as pd
 import pytest
+from forks import Forks, forks
+from helpers_small import compute
 
-from workflows.engine.worker import UnitWorker
 from workflows.formats import render_tables
 from workflows.formats.html import lines_of, table_html
 from workflows.formats.machine import frame_csv
 from workflows.grid.load import load_sweep
-from workflows.planning.plan import make_plan
 from workflows.tables.table import Column, Table
 
 SWEEP = """\
@@ -33,90 +30,15 @@ defences: [none]
 attacks: [none, {attack: pgd, norm: linf, eps: 0.1, steps: 1}]
 """
 
-FORKS = """
-import json, os, sys
-from workflows.cli import main
-import workflows.analysis, workflows.formats, workflows.report, workflows.planning.summary, workflows.results.compact
-import workflows.regression.check, workflows.regression.compare, workflows.assets.catalogue, workflows.assets.datasets
-
-def child(case):
-    os.environ.update(case.get("env", {}))
-    for number, end in case["ends"].items():
-        if end == "closed":
-            os.close(int(number))
-            setattr(sys, ("stdin", "stdout", "stderr")[int(number)], None)
-            continue
-        if end == "pipe":
-            read, target = os.pipe()
-            os.close(read)
-        else:
-            target = os.open(end, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        os.dup2(target, int(number))
-        os.close(target)
-        stream = os.fdopen(int(number), "w", encoding=case.get("encoding", "utf-8"), closefd=False)
-        setattr(sys, ("stdin", "stdout", "stderr")[int(number)], stream)
-    sys.argv = ["puregrid", *case["command"]]
-    main()
-
-answers = []
-for case in json.load(open(sys.argv[1])):
-    pid = os.fork()
-    if pid == 0:
-        status = 0
-        try:
-            child(case)
-        except SystemExit as error:
-            status = error.code or 0
-        except BaseException as error:
-            sys.stderr and print("Traceback", repr(error), file=sys.stderr, flush=True)
-            status = 99
-        for stream in (sys.stdout, sys.stderr):  # as the interpreter does at its end
-            try:
-                stream and stream.flush()
-            except BaseException:
-                status = 120
-        os._exit(status)
-    answers.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-print(json.dumps(answers))
-"""
-
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     folder = tmp_path_factory.mktemp("ends")
     (folder / "s.yaml").write_text(SWEEP)
-    plan = make_plan(load_sweep(folder / "s.yaml"))
-    worker = UnitWorker(str(folder / "store"), "cpu")
-    for stage in plan.stages:
-        inputs = {role: (plan.stages[i].spec.stage, plan.stages[i].id) for role, i in stage.inputs.items()}
-        for chunk in stage.chunks:
-            worker.run(stage.spec, stage.id, chunk, inputs)
-    (folder / "forks.py").write_text(FORKS)
-    return folder
-
-
-def run_cases(place: Path, cases: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
-    """Status, stdout and stderr of each; "" where these went elsewhere."""
-    for number, case in enumerate(cases):
-        case["ends"] = {"1": f"{place}/{number}.out", "2": f"{place}/{number}.err", **case.get("ends", {})}
-    (place / "cases.json").write_text(json.dumps(cases))
+    compute(load_sweep(folder / "s.yaml"), str(folder / "store"))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
-    done = subprocess.run(
-        [sys.executable, "forks.py", "cases.json"],
-        cwd=place,
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    texts = []
-    for number in range(len(cases)):
-        files = [place / f"{number}.{end}" for end in ("out", "err")]
-        texts.append([file.read_text(errors="replace") if file.exists() else "" for file in files])
-        for file in files:
-            file.unlink(missing_ok=True)
-    return [(status, *text) for status, text in zip(json.loads(done.stdout), texts, strict=True)]
+    with forks(folder, environment) as place:
+        yield place
 
 
 S = ["s.yaml", "--store", "store"]
@@ -142,9 +64,9 @@ COMMANDS = [
 ]
 
 
-def test_every_command_on_a_full_disk_and_into_a_pipe_that_nobody_reads(place: Path) -> None:
+def test_every_command_on_a_full_disk_and_into_a_pipe_that_nobody_reads(place: Forks) -> None:
     ends: list[dict[str, str]] = [{"1": "/dev/full"}, {"1": "pipe"}]
-    found = iter(run_cases(place, [{"command": command, "ends": end} for command in COMMANDS for end in ends]))
+    found = iter(place.run([{"command": command, "ends": end} for command in COMMANDS for end in ends]))
     for command, full, pipe in zip(COMMANDS, found, found, strict=True):
         assert full[0] == 1 and "not be written (No space left on device)" in full[2], (command, full)
         assert pipe[0] == 141 and "could not be written" not in pipe[2], (command, pipe)
@@ -156,7 +78,7 @@ def test_every_command_on_a_full_disk_and_into_a_pipe_that_nobody_reads(place: P
 
 
 @pytest.mark.parametrize("command", [["tables", *S], ["run", *S, "--mlflow", "off"], ["status", *S]])
-def test_streams_that_are_closed(command: list[str], place: Path) -> None:
+def test_streams_that_are_closed(command: list[str], place: Forks) -> None:
     ends: list[dict[str, str]] = [
         {},
         {"1": "closed"},
@@ -165,17 +87,16 @@ def test_streams_that_are_closed(command: list[str], place: Path) -> None:
         {"2": "pipe"},
         {"0": "closed"},
     ]
-    plain, closed, *others = run_cases(place, [{"command": command, "ends": end} for end in ends])
+    plain, closed, *others = place.run([{"command": command, "ends": end} for end in ends])
     assert plain[0] == 0 and plain[1], plain
     assert closed[0] == 1 and "could not be written" in closed[2] and "Traceback" not in closed[2], closed
     for other in others:  # who reads no notes gets the same results
         assert other[:2] == plain[:2]
 
 
-def test_terminals_that_are_narrow_or_know_less(place: Path) -> None:
+def test_terminals_that_are_narrow_or_know_less(place: Forks) -> None:
     tables = ["tables", *S]
-    narrow, wide, dumb, ascii_, latin, forced = run_cases(
-        place,
+    narrow, wide, dumb, ascii_, latin, forced = place.run(
         [
             {"command": tables, "env": {"COLUMNS": "40"}},
             {"command": tables, "env": {"COLUMNS": "400"}},

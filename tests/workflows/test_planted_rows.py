@@ -7,15 +7,12 @@ a wrong count of evaluations.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 from helpers_small import ASSETS, compute, small_sweep
 from planted_rows import HOW, RANDOM
 
-from defense import registry
 from workflows.audit import Finding, findings
 from workflows.grid.load import Sweep
 from workflows.results.reader import Results
@@ -46,10 +43,8 @@ def computed(folder: Path, **parts: str) -> Results:
         "defences": "none",
         "attacks": f"none, {LADDER.replace('EPS', '0.2')}",
     }
-    # Every look at a part of others reads the entry points of all packages: 0.1 s each.
-    with patch("defense.registry.entry_points", cache(registry.entry_points)):
-        sweep = small_sweep(folder, HEAD.format(assets=ASSETS.as_posix(), **{**usual, **parts}))
-        compute(sweep, str(folder / "store"))
+    sweep = small_sweep(folder, HEAD.format(assets=ASSETS.as_posix(), **{**usual, **parts}))
+    compute(sweep, str(folder / "store"))
     return Results(Store(str(folder / "store")), sweep)
 
 

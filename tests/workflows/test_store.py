@@ -211,6 +211,7 @@ def test_a_writer_that_dies_before_its_commit_leaves_no_unit_and_the_next_one_su
     assert store.problem(*UNIT) is None and store.read_rows(*UNIT).num_rows == 3
 
 
+@pytest.mark.parametrize("uri", ["local", "memory"], indirect=True)  # what is in a file is no matter of where it is
 @pytest.mark.parametrize("stray", [b"", b"PAR1 torn", b"a whole file"])
 def test_a_stray_file_is_no_row_and_is_replaced_by_the_commit(store: Store, stray: bytes) -> None:
     if stray == b"a whole file":  # of another unit, valid in itself
@@ -238,6 +239,7 @@ def damage(files: Files, path: str, how: str) -> None:
         files.write(path, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
 
 
+@pytest.mark.parametrize("uri", ["local", "memory"], indirect=True)  # what is in a file is no matter of where it is
 @pytest.mark.parametrize("how", ["missing", "truncated", "one bit"])
 @pytest.mark.parametrize("path", [ROWS_PATH, IMAGES_PATH])
 def test_damaged_data_is_reported_never_read_and_computed_again_after_revoking(
@@ -422,6 +424,7 @@ def test_every_parquet_file_says_schema_version_stage_chunk_and_spec(store: Stor
     assert metadata[b"shape"] == b"1,2,2"
 
 
+@pytest.mark.parametrize("uri", ["local", "memory"], indirect=True)  # what is in a file is no matter of where it is
 @pytest.mark.parametrize(
     "content", [b"", b'{"stage": "eva', b"[]", b"null", b"{}", b'{"rows": 3}', b"\xff\xfe", b"3"]
 )

@@ -17,13 +17,14 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import ray
 from ray import _raylet
-from ray._private import ray_constants, worker
+from ray._private import parameter, ray_constants, worker
 
 from defense.errors import InvalidInput, PuregridError
 
@@ -73,7 +74,10 @@ def start(workers: int) -> None:
     Raises:
         PuregridError: Ray has another address than 127.0.0.1.
     """
-    with patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
+    # Nobody reads the workers' logs as they are written, and one node of a fixed size needs no autoscaler: each would
+    # be a process that takes a second of a core to start, and `ray.init` has no option for them.
+    lean = partial(parameter.RayParams, include_log_monitor=False, no_monitor=True)
+    with patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False), patch.object(parameter, "RayParams", lean):
         ray.init(
             # Without it Ray joins a cluster that happens to run on this machine, and refuses num_cpus.
             address="local",
