@@ -35,7 +35,7 @@ from pathlib import Path
 from workflows.analysis import Analysis
 from workflows.formats import render
 from workflows.grid.load import load_sweep
-from workflows.results import blocks
+from workflows.store import blocks
 from workflows.results.reader import Results
 from workflows.store import Store
 folder, how = Path(sys.argv[1]), sys.argv[2]

@@ -147,7 +147,15 @@ _SHIFT = {"linear-1000": 1, "vp-continuous": 0}
 
 @PURIFIERS.register("diffpure")
 class DiffPureConfig(StandardReverseConfig):
-    """DiffPure: noise to t*, reverse without guidance; forms ddpm, ddim, sde, ode, ldsde."""
+    """DiffPure: noise to t*, reverse without guidance; forms ddpm, ddim, sde, ode, ldsde.
+
+    Arguments:
+        form: ``ddpm`` (ancestral), ``ddim``, ``sde`` (Euler-Maruyama), ``ode`` (probability flow) or ``ldsde``
+            (guided Langevin).
+        clip_denoised: Clamp the predicted clean image to [-1, 1] at every step; the authors' code does not.
+        time: Of ``sde`` and ``ode``: ``continuous``, the authors' VP process, by default on the schedules that
+            discretise it, or ``schedule``, that of the denoiser.
+    """
 
     purifier: Literal["diffpure"] = "diffpure"
     form: Literal["ddpm", "ddim", "sde", "ode", "ldsde"] = "ddpm"  # type: ignore[assignment]

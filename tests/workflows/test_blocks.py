@@ -12,9 +12,8 @@ from naps import Nap, plan_of
 from test_manifest import aged, commit, flipped, flipped_with_the_old_times, reads  # noqa: F401
 
 from defense.errors import StoreError
-from workflows.results import blocks
-from workflows.results.blocks import StageRows
-from workflows.store import Store, StoreUnavailable
+from workflows.store import Store, StoreUnavailable, blocks
+from workflows.store.blocks import StageRows
 
 SPEC = Nap(number=1)
 CHUNKS = plan_of([SPEC], 7).stages[0].chunks

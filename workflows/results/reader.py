@@ -28,12 +28,12 @@ from tasks.stages import Chunk, ProbeStage, SampleStage, SequenceStage, StageSpe
 from workflows.grid.load import Cell, Sweep
 from workflows.planning.plan import make_plan
 from workflows.planning.stopping import Stopping, resubmissions
-from workflows.results.blocks import Facts, StageRows
 from workflows.results.kept import Kept
 from workflows.statistics.combined import fixed_aa_any, fixed_aa_mean, lowest_per_image, selected_per_image
 from workflows.statistics.proportions import Proportion, average, proportion, worst, worst_of
 from workflows.statistics.sequences import anytime
 from workflows.store import Store
+from workflows.store.blocks import Facts, StageRows
 
 __all__ = ["Results"]
 

@@ -27,7 +27,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.stages import ROW_SCHEMAS
-from workflows.store import Commit, Manifest, Store, StoreUnavailable
+from workflows.store.manifest import Manifest
+from workflows.store.outage import StoreUnavailable
+from workflows.store.store import Commit, Store
 
 __all__ = ["ENOUGH", "Facts", "StageRows"]
 
