@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("audit", "engine"),
     ("results",),
     ("preflight",),
-    ("planning", "training"),
+    ("planning", "training", "writing"),
     ("grid", "monitoring"),
     ("assets", "documents", "statistics", "store"),
 )

@@ -12,10 +12,10 @@ from jsonschema import Draft7Validator
 from typer.testing import CliRunner
 
 from workflows.assets.bundled import bundled_sweeps
-from workflows.assets.first_sweep import DEFENCES, first_sweep
 from workflows.cli import app
 from workflows.grid.load import load_sweep
-from workflows.grid.schema import sweep_schema
+from workflows.writing.first_sweep import DEFENCES, first_sweep
+from workflows.writing.schema import sweep_schema
 
 GOOD = """\
 sweep: good

@@ -28,7 +28,7 @@ def init(
 ) -> None:
     """Write a first sweep file that runs; on a terminal, ask for what is not given."""
     with errors():
-        from workflows.assets.first_sweep import ATTACKS, DATASETS, DEFENCES, first_sweep
+        from workflows.writing.first_sweep import ATTACKS, DATASETS, DEFENCES, first_sweep
 
         path = Path(path_of(file, "the sweep file", where=file))
         if os.path.lexists(path):
@@ -62,7 +62,7 @@ def schema(
 ) -> None:
     """Print the JSON Schema of sweep files, with which editors complete and check them."""
     with errors():
-        from workflows.grid.schema import COMMENT, sweep_schema
+        from workflows.writing.schema import COMMENT, sweep_schema
 
         text = json.dumps(sweep_schema(), indent=1)
         if out is None:
