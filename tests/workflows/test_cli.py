@@ -24,6 +24,7 @@ from defense.denoisers import DENOISERS
 from defense.energy import ENERGIES
 from defense.purifiers import PURIFIERS
 from defense.schedules import SCHEDULES
+from defense.torchvision_cpu import allow_torchvision_import
 from tasks.attacks import ATTACKS
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS
@@ -451,6 +452,7 @@ class TestData:
     def test_a_download_that_fails_ends_with_status_1_and_the_way_without_network(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        allow_torchvision_import()
         import torchvision.datasets
 
         asked: list[dict[str, Any]] = []
@@ -467,6 +469,7 @@ class TestData:
         assert asked == [{"root": str(tmp_path), "download": True}]
 
     def test_verify_never_downloads(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        allow_torchvision_import()
         import torchvision.datasets
 
         asked: list[bool] = []
