@@ -130,6 +130,7 @@ def _entry(part: str, base: type[Spec], kinds: Mapping[str, type[Spec]]) -> _Jso
     tag = base.named_by
     if tag is None or not kinds:
         return _mapping(base, tag or "", {})
+    listed = part == "corruption"  # several names in one entry
     names: _Json = {"enum": [*kinds, *(["none"] if part == "attack" else [])]}
     return {
         "anyOf": [
@@ -138,7 +139,7 @@ def _entry(part: str, base: type[Spec], kinds: Mapping[str, type[Spec]]) -> _Jso
             {
                 "type": "object",
                 "required": [tag] if base.model_fields[tag].is_required() else [],
-                "properties": {tag: {"anyOf": [names, _OWN_PART, {"type": "array", "items": names}]}},
+                "properties": {tag: {"anyOf": [names, {"type": "array", "items": names} if listed else _OWN_PART]}},
                 "allOf": [
                     {
                         "if": {"properties": {tag: {"const": name}}, "required": [tag]},
