@@ -204,7 +204,7 @@ def test_what_makes_no_sense_alone_is_refused() -> None:
 
 def test_new_fields_are_in_no_id_at_their_defaults() -> None:
     for config in (PGDConfig(**KNOWING), APGDConfig(**KNOWING), DiffHammerConfig(**KNOWING)):
-        assert not {"reselect", "warm", "decay", "eot_by"} & set(config.identity())
+        assert not {"reselect", "warm", "decay", "eot_by", "restart_up_to"} & set(config.identity())
         assert config.model_copy(update={"reselect": 4}).id != config.id
 
 
