@@ -33,17 +33,23 @@ Choices of ours, where the paper leaves one or its code does otherwise:
   the method's own objective at the image, in units of the loss:
   :math:`\sigma^{-1}\big(\tfrac1K\sum_i \sigma(L_i)\big)`, which of a single draw is :math:`L_1`. The mean loss would
   undo the selection: where vulnerabilities are unshared it stays as it was while half of the draws are fooled. The
-  paper's code keeps the image that fooled most draws; success is not looked at here.
+  paper's figure is the share of draws that the best image fooled: ``keep: most-fooled`` returns that one, by
+
+  .. math:: \frac1K \sum_i [\text{draw } i \text{ is fooled}] + \frac1K \cdot \frac1K\sum_i \sigma(m_i)
+
+  with the margins :math:`m_i`: by the number of fooled draws, equal numbers by the margins, whatever the loss of the
+  restart is. A cross-entropy beside a margin would be the larger one of two images that fool no draw.
 * Losses differ by restart, as in the paper, by default margin, cross-entropy and DLR. Their runs are compared by one
   more evaluation of each, by the first loss; with ``reselect`` on the same draws, as shares of right answers.
-* All images take part in all restarts, to the end; the paper restarts those whose success rate is below one half.
+* All images take part in all restarts, to the end; with ``restart_up_to: 0.5`` only those of which no image has
+  fooled more than half of its draws, as in the paper.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import ClassVar, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -55,7 +61,7 @@ from defense.randomness import Omega
 from tasks.attacks import apgd
 from tasks.attacks.base import ATTACKS, AttackResult, Norm, Region
 from tasks.attacks.best import Best
-from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
+from tasks.attacks.losses import LossName, PointLoss, check_classes, margin, point_loss
 from tasks.attacks.shortlist import AscentConfig, Shortlist, rejudged
 from tasks.attacks.target import Evaluation, Oracle, Target, strongest
 
@@ -77,12 +83,20 @@ class DiffHammerConfig(AscentConfig):
         averaging: a, the power of the stepwise mean; 0 for none.
         reach: Size of the move of the E-step, in units of eps.
         graft: Take the weighted gradient back through one draw instead of all.
+        keep: The iterate that is returned: that of the ``highest-loss``, or of the ``most-fooled`` draws.
+        restart_up_to: Share of fooled draws above which an image takes part in no further restart; None for none.
 
     Raises:
-        InvalidInput: ``attacked`` is not ``mean-loss``: the method weighs the losses of draws.
+        InvalidInput: ``attacked`` is not ``mean-loss``: the method weighs the losses of draws; ``restart_up_to``
+            without ``keep: most-fooled``, which counts them.
     """
 
     keeps_best: ClassVar[bool] = True
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **AscentConfig.unsaid,
+        "keep": ("highest-loss",),
+        "restart_up_to": (None,),
+    }
     attack: Literal["diffhammer"] = "diffhammer"
     steps: int = Field(default=50, ge=1)
     losses: tuple[LossName, ...] = Field(default=("margin", "ce", "dlr"), min_length=1)
@@ -90,6 +104,8 @@ class DiffHammerConfig(AscentConfig):
     averaging: float = Field(default=0.5, ge=0)
     reach: float = Field(default=1.0, gt=0)
     graft: bool = False
+    keep: Literal["highest-loss", "most-fooled"] = "highest-loss"
+    restart_up_to: float | None = Field(default=None, ge=0, lt=1)
     gradient: str | None = "exact"
     eot: int = Field(default=10, ge=1)
 
@@ -99,6 +115,11 @@ class DiffHammerConfig(AscentConfig):
             raise InvalidInput(
                 f"diffhammer weighs the loss of each draw; `attacked: {self.attacked}` has one loss for all of them. "
                 "Remove it, or use apgd or pgd."
+            )
+        if self.restart_up_to is not None and self.keep != "most-fooled":
+            raise InvalidInput(
+                "`restart_up_to` is a share of fooled draws, which `keep: most-fooled` counts: write that too.",
+                keys=("restart_up_to",),
             )
         return self
 
@@ -115,6 +136,8 @@ class DiffHammerConfig(AscentConfig):
             parts.append(self.ascent)
         if self.graft:
             parts.append("grafted")
+        if self.keep != "highest-loss":
+            parts.append("most fooled")
         return " ".join(parts)
 
     @property
@@ -125,34 +148,81 @@ class DiffHammerConfig(AscentConfig):
         """
         restarts = len(self.losses)
         grafted = math.ceil(self.steps * restarts / self.eot) if self.graft else 0
-        compared = restarts if restarts > 1 and self.reselect is None else self.reselections
-        return (self.steps + 1) * restarts + compared + grafted
+        compared = restarts if restarts > 1 and self.reselect is None and self.keep == "highest-loss" else 0
+        return (self.steps + 1) * restarts + compared + grafted + self.reselections
+
+    @property
+    def runs(self) -> int:
+        """See :class:`AscentConfig`. Numbers of fooled draws are an order of all restarts, losses are none."""
+        return len(self.losses) if self.keep == "most-fooled" else 1
 
     @property
     def reselections(self) -> int:
-        """See :class:`AscentConfig`: losses of different kinds are no order, so each restart has a shortlist."""
-        return super().reselections * len(self.losses)
+        """See :class:`AscentConfig`: where losses are of different kinds, each restart has a shortlist of its own."""
+        return super().reselections * (1 if self.keep == "most-fooled" else len(self.losses))
 
     def run_from(self, target: Target, x: Tensor, omega: Omega, start: Tensor | None) -> AttackResult:
         """See :class:`AscentConfig`. Its own starts are those of the attack ``ascent``, one for each restart."""
-        region = Region(x, self.norm, self.eps)
-        losses, found = [point_loss(name) for name in self.losses], list[Best]()
+        losses = [point_loss(name) for name in self.losses]
+        if self.keep == "most-fooled":
+            return self._most_fooled(target, x, omega, start, losses)
+        found = list[Best]()
         for restart, loss in enumerate(losses):
-            best, oracle = self.keeper(x), _Selective(target, region, self.averaging, self.reach, self.graft, losses)
-            if self.ascent == "pgd":
-                at = region.random_start(omega, restart) if start is None else start
-                _ascend(oracle, region, at, loss, self.steps, best)
-            elif start is None:
-                at = apgd.sphere_start(region, omega, restart)
-                apgd.ascend(oracle, region, at, loss, self.steps, _RHO, best)
-            else:
-                apgd.ascend(oracle, region, start, loss, self.steps, _RHO, best, first=self.eps / 2)
+            best = self.keeper(x)
+            oracle = self._run(target, x, omega, start, restart, loss, best)
             best.end_run()
             found.append(best)
         if self.reselect is not None:
             candidates = [images for best in found if isinstance(best, Shortlist) for images in best.candidates()]
             return AttackResult(*rejudged(target, candidates, losses[0], self.reselect))
         return AttackResult(*strongest(oracle, [(best.images, best.loss) for best in found], losses[0]))
+
+    def _most_fooled(
+        self, target: Target, x: Tensor, omega: Omega, start: Tensor | None, losses: list[PointLoss]
+    ) -> AttackResult:
+        """All restarts share what they keep, and each takes the images that are left."""
+        best, left = self.keeper(x), torch.arange(len(x), device=x.device)
+        for restart, loss in enumerate(losses):
+            if restart and self.restart_up_to is not None:
+                fooled = (best.loss.double() * target.draws).floor() / target.draws
+                left = (fooled <= self.restart_up_to).nonzero().flatten()
+                if not len(left):
+                    break
+            if len(left) == len(x):
+                self._run(target, x, omega, start, restart, loss, best)
+            else:
+                some, begun = Best(x[left]), None if start is None else start[left]
+                part = target.select(left)
+                self._run(part, x[left], omega.select(left.tolist()), begun, restart, loss, some)
+                best.see_at(left, some)
+            best.end_run()
+        target.evaluations = sum(target.tally.evaluations.values())
+        return self.result(target, best, losses[0])
+
+    def _run(
+        self,
+        target: Target,
+        x: Tensor,
+        omega: Omega,
+        start: Tensor | None,
+        restart: int,
+        loss: PointLoss,
+        best: Best,
+    ) -> _Selective:
+        """One restart, whose points are shown to ``best``."""
+        region = Region(x, self.norm, self.eps)
+        oracle = _Selective(target, region, self, [point_loss(name) for name in self.losses])
+        if self.keep == "most-fooled":
+            best = _ByFooled(best, oracle)
+        if self.ascent == "pgd":
+            at = region.random_start(omega, restart) if start is None else start
+            _ascend(oracle, region, at, loss, self.steps, best)
+        elif start is None:
+            at = apgd.sphere_start(region, omega, restart)
+            apgd.ascend(oracle, region, at, loss, self.steps, _RHO, best)
+        else:
+            apgd.ascend(oracle, region, start, loss, self.steps, _RHO, best, first=self.eps / 2)
+        return oracle
 
 
 def select(losses: Tensor, gradients: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -205,23 +275,16 @@ def _weighted(weights: Tensor, gradients: Tensor) -> Tensor:
 class _Selective:
     """The target with the selective gradient in place of the mean one; one for each restart, for it remembers."""
 
-    def __init__(
-        self,
-        target: Target,
-        region: Region,
-        averaging: float,
-        reach: float,
-        graft: bool,
-        losses: list[PointLoss],
-    ) -> None:
+    def __init__(self, target: Target, region: Region, config: DiffHammerConfig, losses: list[PointLoss]) -> None:
         self.target = target
         self.region = region
-        self.averaging = averaging
-        self.size = reach * region.eps
-        self.graft = graft and target.purifier is not None
+        self.averaging = config.averaging
+        self.size = config.reach * region.eps
+        self.graft = config.graft and target.purifier is not None
         self.losses = losses
         self.steps = 0
         self.mean: Tensor | None = None
+        self.fooled = torch.empty(0)
 
     def evaluate(self, x: Tensor, loss: PointLoss) -> Evaluation:
         """Sigmoid mean of the losses over the draws, and their logits."""
@@ -229,7 +292,7 @@ class _Selective:
             logits = self.target.logits(x)
             draws = logits.shape[1]
             losses = loss(logits.flatten(0, 1), self.target.labels.repeat_interleave(draws))
-            return Evaluation(sigmoid_mean(losses.reshape(-1, draws)), logits)
+            return Evaluation(self._value(losses.reshape(-1, draws), logits), logits)
 
     def differentiate(self, x: Tensor, loss: PointLoss) -> Evaluation:
         """As :meth:`evaluate`, with the stepwise mean of the selective gradients."""
@@ -246,7 +309,28 @@ class _Selective:
         self.steps += 1
         share: float = float(self.steps) ** -self.averaging
         self.mean = gradient if self.mean is None else share * gradient + (1 - share) * self.mean
-        return Evaluation(sigmoid_mean(at.losses), at.logits, self.mean)
+        return Evaluation(self._value(at.losses, at.logits), at.logits, self.mean)
+
+    def _value(self, losses: Tensor, logits: Tensor) -> Tensor:
+        """What the ascent takes for its loss, of losses of shape (B, K) and logits of shape (B, K, classes)."""
+        fooled = (logits.argmax(2) != self.target.labels.unsqueeze(1)).double().mean(1)
+        # Below one draw, whatever the rounding: the order is by draws first.
+        draws = losses.shape[1]
+        margins = margin(logits.flatten(0, 1), self.target.labels.repeat_interleave(draws)).reshape(-1, draws)
+        rest = margins.double().sigmoid().mean(1) * (0.999 / draws)
+        self.fooled = (fooled + rest).to(losses.dtype)
+        return sigmoid_mean(losses)
+
+
+class _ByFooled(Best):
+    """Shows points to another by the draws that they fooled, and not by their loss."""
+
+    def __init__(self, best: Best, oracle: _Selective) -> None:
+        self.best, self.oracle = best, oracle
+
+    def see(self, images: Tensor, loss: Tensor) -> Tensor:
+        """See :class:`Best`: of the point that the oracle was asked about last."""
+        return self.best.see(images, self.oracle.fooled)
 
 
 def _steepest(gradient: Tensor, norm: Norm) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -363,6 +363,57 @@ def test_runs_of_several_losses_are_compared_by_the_first_of_them() -> None:
     images, loss = strongest(target, [(one, reached), (two, -reached)], point_loss("margin"))
     assert images.flatten().tolist() == [1, 0, 0] and loss.tolist() == [1, 0, 0]
     assert strongest(target, [(one, reached)], point_loss("margin"))[1] is reached
+
+
+class TestMostFooled:
+    FIELDS: ClassVar[dict[str, Any]] = {"keep": "most-fooled", "steps": 4, "eot": 5, "losses": ("margin", "ce")}
+
+    def target(self, net: nn.Module, y: Tensor) -> Target:
+        return Target(net, y, omega(), Noisy(), draws=5)
+
+    def test_the_image_is_the_one_that_fooled_most_draws(self, net: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Every point that the attack sees, with the draws that it fooled, is watched from outside."""
+        target, seen = self.target(net, y), []
+        plain = target.per_draw
+
+        def watched(x: Tensor, loss: Any, *, through: bool = True) -> PerDraw:
+            at = plain(x, loss, through=through)
+            seen.append((x, at.logits))
+            return at
+
+        target.per_draw = watched  # type: ignore[method-assign]
+        logits_of = target.logits
+        target.logits = lambda x: (seen.append((x, logits_of(x))), seen[-1][1])[1]  # type: ignore[method-assign,func-returns-value]
+        found = attack("diffhammer", **self.FIELDS).run(target, x, omega("attack"))
+        points = [point for point, _ in seen]
+        fooled = torch.stack([(logits.argmax(2) != y[:, None]).double().mean(1) for _, logits in seen])
+        most = fooled.max(0).values
+        assert len(set(most.tolist())) > 2
+        torch.testing.assert_close((found.loss.double() * 5).floor() / 5, most)
+        for i in range(COUNT):
+            same = [k for k, point in enumerate(points) if torch.equal(point[i], found.images[i])]
+            assert any(fooled[k, i] == most[i] for k in same)
+
+    def test_images_that_are_fooled_enough_take_part_in_no_further_restart(
+        self, net: nn.Module, x: Tensor, y: Tensor
+    ) -> None:
+        counts = []
+        for up_to in (None, 0.5):
+            target = self.target(net, y)
+            found = attack("diffhammer", **self.FIELDS, restart_up_to=up_to).run(target, x, omega("attack"))
+            counts.append([target.tally.evaluations[i] for i in range(COUNT)])
+        everything, fewer = counts
+        assert everything == [2 * 5 * 5] * COUNT and set(fewer) == {25, 50}
+        one = attack("diffhammer", **{**self.FIELDS, "losses": ("margin",)}).run(
+            self.target(net, y), x, omega("attack")
+        )
+        enough = (one.loss.double() * 5).floor() / 5 > 0.5
+        assert [count == 25 for count in fewer] == enough.tolist()
+        assert torch.equal(found.images[enough], one.images[enough])
+
+    def test_a_share_needs_a_count(self) -> None:
+        with pytest.raises(InvalidInput, match="write that too"):
+            attack("diffhammer", restart_up_to=0.5)
 
 
 class TestConfig:

@@ -204,7 +204,7 @@ def test_what_makes_no_sense_alone_is_refused() -> None:
 
 def test_new_fields_are_in_no_id_at_their_defaults() -> None:
     for config in (PGDConfig(**KNOWING), APGDConfig(**KNOWING), DiffHammerConfig(**KNOWING)):
-        assert not {"reselect", "warm", "decay", "eot_by"} & set(config.identity())
+        assert not {"reselect", "warm", "decay", "eot_by", "restart_up_to"} & set(config.identity())
         assert config.model_copy(update={"reselect": 4}).id != config.id
 
 
@@ -267,7 +267,9 @@ def test_a_warm_rung_starts_from_the_worst_image_of_all_before(digits: DatasetCo
 
 def test_a_ladder_and_the_strongest_share_their_blind_rung(digits: DatasetConfig, cnn: ClassifierConfig) -> None:
     stages = [
-        cell(digits, cnn, CoinConfig(), kind(rungs=("blind", "exact"), steps=3, eot=2, **LINF)).attack_stage
+        cell(
+            digits, cnn, CoinConfig(), kind.model_validate({**LINF, "rungs": ["blind", "exact"], "steps": 10})
+        ).attack_stage
         for kind in (LadderConfig, StrongestConfig)
     ]
     first, second = stages
@@ -276,7 +278,8 @@ def test_a_ladder_and_the_strongest_share_their_blind_rung(digits: DatasetConfig
 
 
 def test_on_a_bare_classifier_it_is_static(digits: DatasetConfig, cnn: ClassifierConfig) -> None:
-    attack = StrongestConfig(rungs=("blind", "bpda", "apgd"), steps=3, **LINF).on_bare_classifier()
+    attack = StrongestConfig.model_validate({**LINF, "rungs": ["blind", "bpda", "apgd"], "steps": 3})
+    attack = attack.on_bare_classifier()
     stage = cell(digits, cnn, NoPurifierConfig(), attack).attack_stage
     assert stage is not None and stage.purifier is None
     rows = computed(stage, Context(), {}).rows

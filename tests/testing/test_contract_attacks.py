@@ -75,6 +75,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "pgd reselect": {"attack": "pgd", **LINF, "steps": 3, **KNOWING, "reselect": 4, "decay": "linear"},
     "pgd by cosine": {"attack": "pgd", **LINF, "steps": 9, **KNOWING, "reselect": 2, "eot_by": "cosine"},
     "apgd reselect": {"attack": "apgd", **LINF, "steps": 4, **KNOWING, "reselect": 4},
+    "diffhammer fooled": {
+        **{"attack": "diffhammer", **LINF, "steps": 3, "eot": 3, "graft": True},
+        **{"keep": "most-fooled", "restart_up_to": 0.5, "reselect": 5},
+    },
     "diffhammer reselect": {"attack": "diffhammer", **LINF, "steps": 2, "eot": 3, "reselect": 3},
 }
 
@@ -98,7 +102,7 @@ class BuiltIn(AttackContract):
         self.fields = fields
         name = fields["attack"]
         self.by_position = name == "autoattack"  # type: ignore[misc]
-        self.stops_early = name in ("autoattack", "cw-l2") or "eot_by" in fields  # type: ignore[misc]
+        self.stops_early = name in ("autoattack", "cw-l2") or bool({"eot_by", "restart_up_to"} & fields.keys())  # type: ignore[misc]
         self.ascends = name != "random-noise"  # type: ignore[misc]
 
     def config(self) -> AttackConfig:
