@@ -2,8 +2,8 @@
 
 The digits denoiser in front of the digits classifier, 20 images x 20 draws, one thread, both ways taking turns in one
 run. A batch of 20 is one draw of every image, which is what a chunk of 20 images got however large the batch was.
-*bits* is the share of stored probabilities that are equal to the last bit; *moved before* is that share where one draw
-at a time is computed in batches of 20 and of 10, as two sweeps with these batches did. Answers must be equal.
+*equal bits* is the share of stored probabilities that are equal to the last bit; *moved before* is that share where
+one draw at a time is computed in batches of 20 and of 10, as two sweeps with these did. Answers must be equal.
 
     python benchmarks/packing.py [--images 20] [--draws 20] [--rounds 3]
 """

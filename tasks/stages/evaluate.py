@@ -90,7 +90,8 @@ class EvaluateStage(StageSpec):
             with torch.no_grad():
                 with context.autocast(self.compute):
                     purified = purifier(context.tensor(images[image]), omega)
-                return classifier(purified.float()).double().softmax(1).cpu()
+                probability: Tensor = classifier(purified.float()).double().softmax(1)
+            return probability.cpu()
 
         key, count = f"{self.stage}-{self.model_key()}", len(ids) * self.draws
         flat = torch.cat(context.in_batches(key, count, self.compute.batch, judge))

@@ -8,6 +8,7 @@ from workflows.engine.verification import verified
 from workflows.grid.load import Sweep
 from workflows.monitoring.run_record import RunRecord, duration
 from workflows.planning.forecast import Forecast, forecast, read_forecast
+from workflows.planning.machine import refuse_slow
 from workflows.planning.plan import Committed, make_plan
 from workflows.planning.summary import notices
 from workflows.results.reader import Results
@@ -43,6 +44,8 @@ def run_sweep(
         notify(f"note: {notice}")
     if not committed.missing:
         return RunOutcome(), Results(store, sweep), None
+    if not options.gpus_per_worker and options.address is None and not options.slow:
+        refuse_slow(committed)  # of a cluster the driver's processor says nothing
     before = ready_to_ask(sweep, committed, store, options, notify)
     predicted = read_forecast(store, sweep.id)
     costs = {} if predicted is None else dict(predicted.costs)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from workflows.grid.load import Sweep
 from workflows.planning.changed_code import changed_code
 from workflows.planning.forecast import Forecast, default_workers, predict
+from workflows.planning.machine import machine_notices
 from workflows.planning.plan import Plan
 from workflows.store import Record, Store
 
@@ -143,7 +144,7 @@ def summarise(
         estimated_seconds=None if forecast is None else round(forecast.compute_seconds, 1),
         forecast=forecast,
         stages=stages,
-        notices=(*notices(sweep, plan, store), *damaged),
+        notices=(*notices(sweep, plan, store), *machine_notices(plan, committed, gpus=gpus_per_worker > 0), *damaged),
     )
 
 
