@@ -88,7 +88,10 @@ def main() -> None:
         for name in ("blocks", "manifests"):
             shutil.rmtree(store / name, ignore_errors=True)
         units = sum(1 for _ in (store / "commits").rglob("*.json"))
-        print(f"{count.read_text()} rows in {units} units; ms of processor a unit, and its share of the first line")
+        print(
+            f"{count.read_text()} rows in {units} units; ms of processor a unit, and its share of the first line",
+            flush=True,
+        )
         time.sleep(3)
         found = {how: ask(folder, how) for how in ("by unit", "first")}
         time.sleep(3)

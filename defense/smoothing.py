@@ -22,7 +22,8 @@ label, the attacker's budget or other samples of the batch. Base classifiers her
 Keys: sample j of an image draws its noise from role ``certify-select`` or ``certify-estimate``, draw j, purpose
 ``smoothing``; what f draws has the role with ``/vote-0``, ``/vote-1``, ... appended. Sample j is always computed at
 place ``j % batch`` of batch ``j // batch`` of its image, among the same neighbours, so that counts of parts add up to
-those of the whole to the last bit, however the samples are divided.
+those of the whole to the last bit, however the samples are divided. (All selection samples belong to one unit; where
+they are fewer than a batch, several images share it.)
 """
 
 from __future__ import annotations
@@ -213,8 +214,9 @@ def sample_counts(
 ) -> npt.NDArray[np.int64]:
     """Count how often each class is the answer among samples ``first`` to ``first + count - 1`` of each image.
 
-    Whole batches are computed, and samples outside the range dropped: ranges that begin and end at multiples of
-    ``batch`` waste nothing.
+    Whole batches of one image are computed, and samples outside the range dropped: ranges that begin and end at
+    multiples of ``batch`` waste nothing. Selection samples that are fewer than a batch, which are never divided, fill
+    it with those of several images.
 
     Arguments:
         base: Base classifier.
@@ -244,21 +246,32 @@ def sample_counts(
     if len(x) != len(omega):
         raise InvalidInput(f"{len(x)} images with the randomness of {len(omega)}.")
     counts = np.zeros((len(x), classes), dtype=np.int64)
-    batches = range(first // batch * batch, first + count, batch) if count else ()
+    if not count:
+        return counts
+    starts, size, together = range(first // batch * batch, first + count, batch), batch, 1
+    if omega.role == SELECT and first == 0 and count < batch:  # never divided: nothing has to add up
+        starts, size, together = range(1), count, batch // count
     # Guided purifiers enable gradients for themselves, which inference mode would forbid.
     with torch.no_grad():
-        for row, image_id in enumerate(omega.image_ids):
-            for start in batches:
-                keys = replace(omega, image_ids=(image_id,) * batch, draws=tuple(range(start, start + batch)))
-                image = x[row].expand(batch, *x.shape[1:])
-                answers = base(image + sigma * keys.normal("smoothing", 0, image), sigma, keys)
-                inside = answers[max(first - start, 0) : first + count - start]
-                if len(answers) != batch or answers.min() < 0 or answers.max() >= classes:
+        for row in range(0, len(x), together):
+            images = x[row : row + together]
+            ids = [image for image in omega.image_ids[row : row + together] for _ in range(size)]
+            for start in starts:
+                draws = tuple(range(start, start + size)) * len(images)
+                keys = replace(omega, image_ids=tuple(ids), draws=draws)
+                # Of one image a view: a copy of it for each sample would take as much memory as the noise.
+                repeated = (
+                    images.expand(size, *x.shape[1:]) if len(images) == 1 else images.repeat_interleave(size, 0)
+                )
+                answers = base(repeated + sigma * keys.normal("smoothing", 0, repeated), sigma, keys)
+                if len(answers) != len(keys) or answers.min() < 0 or answers.max() >= classes:
                     raise InvalidInput(
-                        f"the base classifier gave {len(answers)} answers to {batch} samples, from "
+                        f"the base classifier gave {len(answers)} answers to {len(keys)} samples, from "
                         f"{answers.min()} to {answers.max()}; with {classes} classes they go from 0 to {classes - 1}."
                     )
-                counts[row] += np.bincount(inside, minlength=classes)
+                inside = answers.reshape(len(images), size)[:, max(first - start, 0) : first + count - start]
+                for place, given in enumerate(inside):
+                    counts[row + place] += np.bincount(given, minlength=classes)
     return counts
 
 

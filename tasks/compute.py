@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from defense.classifiers import ClassifierConfig
 from defense.models import Loadable, Models
+from defense.prepared import prepare
 from defense.purifiers import Purifier, PurifierConfig
 from defense.spec import Spec
 from tasks.datasets import DatasetConfig, ImageSet
@@ -29,13 +30,33 @@ class Compute(Spec):
 
     Arguments:
         batch: Images that go through the networks together. Fixed here and not by the machine.
-        precision: ``fp32``, or ``bf16`` autocast in the purifier (the classifier stays in fp32).
+        precision: ``fp32``; ``tf32``, whose matrix products and convolutions round their factors to 10 bits on GPUs
+            that can (elsewhere it is fp32); ``bf16``, autocast in the purifier, while the classifier stays in fp32;
+            ``bf16-all``, in the judged or attacked classifier too, whose logits come back in fp32.
         threads: torch threads of one CPU worker.
     """
 
     batch: int = Field(default=100, ge=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "bf16-all"] = "fp32"
     threads: int = Field(default=1, ge=1)
+
+    @property
+    def casts(self) -> bool:
+        """Whether networks run under autocast to bfloat16."""
+        return self.precision in ("bf16", "bf16-all")
+
+
+class _Autocast(nn.Module):
+    """A network under autocast to bfloat16, with answers in fp32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            answer: Tensor = self.network(x)
+        return answer.float()
 
 
 class Context:
@@ -59,28 +80,35 @@ class Context:
         self._microbatch: dict[str, int] = {}
         self.memory_retries = 0
         self.loading_seconds = 0.0
+        self._compute = Compute()
 
     @contextlib.contextmanager
     def settings(self, compute: Compute) -> Iterator[None]:
         """Deterministic settings for one unit; the caller's thread count comes back afterwards."""
-        threads = torch.get_num_threads()
+        threads, before = torch.get_num_threads(), self._compute
         torch.set_num_threads(compute.threads)
+        self._compute = compute
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = compute.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = compute.precision == "tf32"
         try:
             yield
         finally:
             torch.set_num_threads(threads)
+            self._compute = before
 
     def autocast(self, compute: Compute) -> contextlib.AbstractContextManager[Any]:
         """Autocast of the purifier, if the spec asks for it."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=compute.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=compute.casts)
 
     def classifier(self, config: ClassifierConfig) -> nn.Module:
-        """Return the loaded classifier."""
-        return self.load(config)
+        """Return the loaded classifier, in the precision of the unit."""
+        network = self.load(config)
+        if self._compute.precision != "bf16-all":
+            return network
+        prepare(network)
+        return _Autocast(network)
 
     def purifier(self, config: PurifierConfig, protecting: ClassifierConfig | None) -> Purifier:
         """Return the loaded purifier in front of a classifier; purifiers of one denoiser share it.
@@ -93,8 +121,11 @@ class Context:
         key = (config.id, "" if guide is None else guide.id)
         if key not in self._purifiers:
             with self._loading():
-                models = Models(None if guide is None else self.classifier(guide), self.load)
+                # Guides are asked in full precision, whatever the unit's is.
+                models = Models(None if guide is None else self.load(guide), self.load)
                 self._purifiers[key] = config.build(models).to(self.device)
+        if self._compute.casts:
+            prepare(self._purifiers[key])
         return self._purifiers[key]
 
     def load(self, config: Loadable[M]) -> M:

@@ -133,11 +133,8 @@ class Smoothed(Spec):
         data = context.images(self.dataset)
         base = _Fitting(self.load(context), context, f"sample-{self.model_key()}")
         omega = Omega.of(self.purifier.id, self.seed, role, ids)
-        parts = []
-        for row, image in enumerate(ids):
-            x, part = context.tensor(data.images[[image]]), omega.part(row, row + 1)
-            parts.append(sample_counts(base, x, self.sigma, part, first, count, self.compute.batch, self.classes))
-        return np.concatenate(parts) if parts else np.zeros((0, self.classes), dtype=np.int64)
+        x = context.tensor(data.images[np.array(ids, dtype=np.int64)])
+        return sample_counts(base, x, self.sigma, omega, first, count, self.compute.batch, self.classes)
 
 
 def _rows(smoothed: Smoothed, chunk: Chunk, context: Context, samples: npt.NDArray[np.int64]) -> dict[str, pa.Array]:

@@ -83,18 +83,19 @@ class EvaluateStage(StageSpec):
         classifier, purifier = context.classifier(self.classifier), context.purifier(self.purifier, self.classifier)
 
         def judge(start: int, stop: int) -> Tensor:
-            x = context.tensor(images[start:stop])
-            draws = []
-            for draw in range(self.draws):
-                omega = Omega.of(self.purifier.id, self.seed, "judge", chunk.ids[start:stop], draw)
-                with torch.no_grad():
-                    with context.autocast(self.compute):
-                        purified = purifier(x, omega)
-                    draws.append(classifier(purified.float()).double().softmax(1))
-            return torch.stack(draws, 1).cpu()
+            """Probabilities of some of all draws: of the first draw of every image, then of the second, ..."""
+            # In this order batches that one draw fills are those of one draw at a time, and have their bits.
+            draw, image = np.divmod(np.arange(start, stop), len(ids))
+            omega = Omega.of(self.purifier.id, self.seed, "judge", [chunk.ids[i] for i in image], draw.tolist())
+            with torch.no_grad():
+                with context.autocast(self.compute):
+                    purified = purifier(context.tensor(images[image]), omega)
+                probability: Tensor = classifier(purified.float()).double().softmax(1)
+            return probability.cpu()
 
-        key = f"{self.stage}-{self.model_key()}"
-        probability = torch.cat(context.in_batches(key, len(ids), self.compute.batch, judge))  # (N, draws, classes)
+        key, count = f"{self.stage}-{self.model_key()}", len(ids) * self.draws
+        flat = torch.cat(context.in_batches(key, count, self.compute.batch, judge))
+        probability = flat.reshape(self.draws, len(ids), -1).transpose(0, 1).contiguous()
         return Output(self._rows(chunk, data.labels[ids], probability.numpy()))
 
     def _rows(self, chunk: Chunk, labels: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> pa.Table:

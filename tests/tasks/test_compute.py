@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from defense import ClassifierConfig, InvalidInput
+from defense import ClassifierConfig, DiffPureConfig, InvalidInput, Omega
 from defense.purifiers import Identity, NoPurifierConfig
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig, DigitsConfig
@@ -175,3 +175,54 @@ def test_data_is_read_once_and_its_digest_checked(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     with pytest.raises(InvalidInput, match="the sweep was planned with 0123"):
         context.images(DigitsConfig(digest="0123"))
+
+
+class TestPrecision:
+    """fp32, tf32, bf16, bf16-all: what runs in which, and that guides never do."""
+
+    X = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def _logits(self, cnn: ClassifierConfig, precision: str) -> torch.Tensor:
+        context, compute = Context(), Compute(precision=precision)  # type: ignore[arg-type]
+        with context.settings(compute), torch.no_grad():
+            logits: torch.Tensor = context.classifier(cnn)(self.X)
+        return logits
+
+    def test_only_bf16_all_is_for_the_classifier_and_its_bits_are_autocasts(self, cnn: ClassifierConfig) -> None:
+        full = self._logits(cnn, "fp32")
+        for precision in ("tf32", "bf16"):
+            assert torch.equal(self._logits(cnn, precision), full)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            expected = cnn.build()(self.X).float()
+        found = self._logits(cnn, "bf16-all")
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+        assert 0 < (found - full).abs().max() < 0.5
+
+    def test_tf32_is_allowed_for_tf32_alone(self) -> None:
+        context = Context()
+        for precision, allowed in (("tf32", True), ("fp32", False), ("tf32", True), ("bf16", False)):
+            with context.settings(Compute(precision=precision)):  # type: ignore[arg-type]
+                assert torch.backends.cuda.matmul.allow_tf32 is allowed
+                assert torch.backends.cudnn.allow_tf32 is allowed
+
+    @pytest.mark.parametrize("precision", ["bf16", "bf16-all"])
+    def test_a_purifiers_network_is_prepared_and_its_bits_are_autocasts(
+        self, diffpure: DiffPureConfig, precision: str
+    ) -> None:
+        omega, compute = Omega.of("p", 0, "judge", (0, 1, 2)), Compute(precision=precision)  # type: ignore[arg-type]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            expected = diffpure.build()(self.X, omega)
+        context = Context()
+        with context.settings(compute), torch.no_grad():
+            purifier = context.purifier(diffpure, None)
+            with context.autocast(compute):
+                assert torch.equal(purifier(self.X, omega), expected)
+        assert any("Conv2d" in type(layer).__name__ and type(layer) is not nn.Conv2d for layer in purifier.modules())
+        # The same network serves stages in full precision, bit for bit.
+        with context.settings(Compute()), torch.no_grad():
+            assert torch.equal(context.purifier(diffpure, None)(self.X, omega), diffpure.build()(self.X, omega))
+
+    def test_old_ids_have_their_precisions(self) -> None:
+        assert Compute().identity() == {**Compute().identity(), "precision": "fp32"}
+        ids = {Compute(precision=each).id for each in ("fp32", "tf32", "bf16", "bf16-all")}  # type: ignore[arg-type]
+        assert len(ids) == 4

@@ -202,8 +202,10 @@ def test_all_budgets_of_a_defence_are_judged_on_the_same_draws_and_no_attacker_h
         spy = context.purifier(config, stages[0].classifier)
         assert isinstance(spy, Spy)
         seen.append(spy.seen)
+    # Batches of four, filled with all images of the first draw, then of the next.
+    elements = [(image, draw) for draw in range(3) for image in IDS]
     expected = [
-        Omega(config.id, 0, "judge", part, (draw,) * len(part)) for part in (IDS[:4], IDS[4:]) for draw in range(3)
+        Omega.of(config.id, 0, "judge", *zip(*elements[start : start + 4], strict=True)) for start in range(0, 18, 4)
     ]
     assert seen == [expected] * 3
     # Another seed is other draws; the attack's own randomness has another role and another spec.

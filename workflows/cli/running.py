@@ -195,6 +195,9 @@ def run(
         Verify,
         typer.Option(help="Committed files to read first: those that changed since they were last read, or all."),
     ] = Verify.changed,
+    slow: Annotated[
+        bool, typer.Option("--slow", help="Compute even in a precision that this machine's processor emulates.")
+    ] = False,
     set_: Overrides = None,
     no_plugins: NoPlugins = False,
     json_: AsJson = False,
@@ -229,6 +232,7 @@ def run(
             log=None if log is None else Path(log),
             preflight=preflight,
             verify=verify.value,
+            slow=slow,
         )
         outcome, results, record = run_sweep(loaded, opened, options, say)
         analysis = Analysis(results)

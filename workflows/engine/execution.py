@@ -51,6 +51,7 @@ class Options:
         quiet: No progress bar.
         log: File to which events are appended, one JSON object a line.
         preflight: Ask every distinct part once before units are computed.
+        slow: Compute even what this machine is not made for, such as bfloat16 on a processor without it.
         verify: What of the committed data is read before: what has changed since it was last read, or all (``full``).
     """
 
@@ -63,6 +64,7 @@ class Options:
     log: Path | None = None
     preflight: bool = True
     verify: Literal["changed", "full"] = "changed"
+    slow: bool = False
 
 
 def _start_seconds(options: Options) -> float:

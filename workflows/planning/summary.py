@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from workflows.grid.load import Sweep
 from workflows.planning.changed_code import changed_code
 from workflows.planning.forecast import Forecast, default_workers, predict
+from workflows.planning.machine import machine_notices
 from workflows.planning.plan import Committed, Plan
 from workflows.planning.stopping import needed
 from workflows.store import Record, Store
@@ -150,7 +151,12 @@ def summarise(
         estimated_seconds=None if forecast is None else round(forecast.compute_seconds, 1),
         forecast=forecast,
         stages=stages,
-        notices=(*notices(sweep, plan, store), *damaged, *_may_stop(sweep, committed)),
+        notices=(
+            *notices(sweep, plan, store),
+            *machine_notices(plan, committed, gpus=gpus_per_worker > 0),
+            *damaged,
+            *_may_stop(sweep, committed),
+        ),
         spared=committed.spared,
     )
 
