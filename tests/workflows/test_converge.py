@@ -63,13 +63,20 @@ def test_doubling_ends_when_it_changes_nothing_twice_in_a_row(tmp_path: Path) ->
     assert [chain.axis for chain in found] == ["steps", "eot", "restarts"]
     steps, eot, restarts = found
     assert [step.value for step in steps.steps] == [1, 2, 4, 8, 16]
-    assert (steps.state, steps.kept.value) == ("converged", 4)
-    # The next begins with what was kept.
-    assert {step.cell.attack and step.cell.attack.parameter("steps") for step in eot.steps} == {4}
+    assert (steps.state, steps.kept.value) == ("converged", 16)
+    # The next begins with what left the lowest accuracy; of equals with the cheapest.
+    assert {step.cell.attack and step.cell.attack.parameter("steps") for step in eot.steps} == {16}
     assert [step.value for step in eot.steps] == [1, 2, 4] and (eot.state, eot.kept.value) == ("converged", 1)
     # Two restarts are the most: one doubling cannot tell.
     assert [step.value for step in restarts.steps] == [1, 2] and restarts.state == "not converged"
-    assert restarts.kept.value == 2
+    assert restarts.kept.value == 1
+
+
+def test_small_falls_add_up(tmp_path: Path) -> None:
+    cell = attacked(swept(tmp_path, SWEEP), "gaussian-noise")
+    falling = {1: 0.60, 2: 0.56, 4: 0.52, 8: 0.515, 16: 0.51}  # by 4 points twice, with a half-width of 5
+    steps = run_chains(cell, lambda attack: falling[attack.parameter("steps")])[0]
+    assert ([step.value for step in steps.steps], steps.state) == ([1, 2, 4, 8], "converged")
 
 
 def test_what_has_not_settled_at_its_largest_value_has_not_converged(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ from typer.testing import CliRunner
 
 from defense.errors import InvalidInput
 from workflows.analysis import Analysis
+from workflows.audit import findings
+from workflows.audit.excess import exceeds
+from workflows.audit.view import views
 from workflows.cli import app
 from workflows.engine.run import Options, run_sweep
 from workflows.engine.worker import UnitWorker
@@ -29,7 +32,7 @@ from workflows.planning.scheduler import Scheduler
 from workflows.planning.stopping import Stopping, needed
 from workflows.planning.summary import summarise
 from workflows.results.reader import Results
-from workflows.statistics.sequences import anytime, anytime_difference, sequence_ends
+from workflows.statistics.sequences import anytime, anytime_difference, evidence, sequence_ends
 from workflows.store import Store
 
 SWEEP = """\
@@ -218,6 +221,21 @@ def test_tables_show_the_images_used_and_the_guarantee(full: tuple[Sweep, Store]
     assert {len(results.attack_rows(cell)) for cell in sweep.cells[1:3]} == {
         len(results.rows(c)) for c in sweep.cells[1:3]
     }
+
+
+def test_the_auditor_compares_by_sequences_and_does_not_ask_for_more_images(full: tuple[Sweep, Store]) -> None:
+    sweep, store = full
+    results = Results(store, sweep)
+    found = findings(results)
+    assert not [finding for finding in found if finding.rule in ("few-images", "repeated-images", "outside-ball")]
+    # The attack on the bare classifier costs accuracy: shown on the images that both cells have, in their order.
+    clean, attacked = (view for view in views(results) if view.bare and view.threat[-1] in (0.0, 0.12))
+    assert len(clean.image_ids) < len(attacked.image_ids)
+    excess = exceeds(clean, attacked)
+    assert excess is not None
+    shared = len(clean.image_ids)
+    d = clean.correct.mean(1) - attacked.correct[:shared].mean(1)
+    assert excess.p == evidence((d + 1) / 2, 0.5) and excess.difference.images == shared
 
 
 def test_without_precision_nothing_is_told_of_it(full: tuple[Sweep, Store], tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 For each defence an attack goes along what it has, one after the other: steps, EOT draws, restarts, selection draws
 (:mod:`workflows.grid.converge`). It is doubled until Avg changes by less than the half-width of its 95 % interval
-twice in a row, or the largest value is reached. Where it has converged, the smallest of the three values that agree
-is kept for what comes next, else the largest. All accuracies are on the same images and the same fresh draws.
+twice in a row, and over both doublings together, since small falls add up; or until the largest value is reached. The
+value that left the lowest accuracy is kept for what comes next. All are judged on the same images and fresh draws.
 
 What cells there are is a function of the committed rows alone, so that a sweep that is resumed, or looked at from
 elsewhere, has the same ones.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -55,7 +56,7 @@ class Chain:
         most: The largest value that it may get.
         steps: The attacks, in order.
         state: ``converged``, ``not converged`` where the largest value came first, or ``not yet``.
-        settled: Position of the step that is kept.
+        settled: Position of the step that is kept: the one of lowest accuracy, of equals the cheapest.
     """
 
     start: Cell
@@ -93,25 +94,29 @@ def _chain(start: Cell, first: Cell, axis: Axis, judged: Callable[[Cell], Propor
     assert start.attack is not None and start.converge is not None
     most = start.converge.most(start.attack, axis)
     steps: list[Step] = []
-    cell, agree = first, 0
+    cell = first
     while True:
         assert cell.attack is not None
         step = Step(cell, value_of(cell.attack, axis), judged(cell))
-        before = steps[-1].accuracy if steps else None
         steps.append(step)
+        judged_ones = [step.accuracy for step in steps if step.accuracy is not None]
+        lowest = min(range(len(judged_ones)), key=lambda place: judged_ones[place].value, default=0)
         if step.accuracy is None:
-            return Chain(start, axis, most, tuple(steps), "not yet", max(len(steps) - 2, 0))
-        if before is not None:
-            agree = agree + 1 if abs(step.accuracy.value - before.value) < _half(step.accuracy) else 0
-        if agree == AGREE:
-            return Chain(start, axis, most, tuple(steps), "converged", len(steps) - 1 - AGREE)
+            return Chain(start, axis, most, tuple(steps), "not yet", lowest)
+        if _settled(judged_ones[-1 - AGREE :]):
+            return Chain(start, axis, most, tuple(steps), "converged", lowest)
         if 2 * step.value > most:
-            return Chain(start, axis, most, tuple(steps), "not converged", len(steps) - 1)
+            return Chain(start, axis, most, tuple(steps), "not converged", lowest)
         cell = replace(cell, threat=doubled(cell.attack, axis), converge=None)
 
 
-def _half(accuracy: Proportion) -> float:
-    return (accuracy.high - accuracy.low) / 2
+def _settled(last: list[Proportion]) -> bool:
+    """Return whether the last doublings changed nothing: neither any of them nor all together."""
+    if len(last) <= AGREE:
+        return False
+    half = (last[-1].high - last[-1].low) / 2
+    changes = [after.value - before.value for before, after in pairwise(last)]
+    return all(abs(change) < half for change in (*changes, last[-1].value - last[0].value))
 
 
 def extended(sweep: Sweep, store: Store) -> Sweep:

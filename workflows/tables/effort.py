@@ -42,8 +42,8 @@ AXIS_NAMES = {"steps": "steps", "eot": "EOT draws", "restarts": "restarts", "sel
 
 _CONVERGENCE_NOTE = (
     f"{INTERVALS} Each is doubled until accuracy changes by less than the half-width of its interval twice in a row "
-    "(converged), or up to its largest value (not converged). Kept is the smallest value from which on nothing "
-    "changed; the next is doubled from there. All are judged on the same images and fresh draws."
+    "and over both together (converged), or up to its largest value (not converged). Kept is the value that left the "
+    "lowest accuracy; the next is doubled from there. All are judged on the same images and fresh draws."
 )
 
 
