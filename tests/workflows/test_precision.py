@@ -403,6 +403,35 @@ def test_the_answer_does_not_depend_on_who_was_faster_or_killed(full: tuple[Swee
     assert (Results(Store(str(tmp_path / "0")), sweep).robustness()).equals(known)
 
 
+def test_several_drivers_stop_at_the_same_images(full: tuple[Sweep, Store], tmp_path: Path) -> None:
+    sweep, store = full
+    own, luck = Store(str(tmp_path / "store")), random.Random(0)
+    drivers = []
+    for _ in range(2):
+        plan = make_plan(sweep)
+        committed = plan.committed(own)
+        spared = needed(sweep, plan, committed, own)
+        assert spared is not None
+        scheduler = Scheduler(committed, may_stop=spared.may_stop)
+        scheduler.shared = True
+        drivers.append((plan, spared, scheduler))
+    idle = 0
+    while idle < 20:
+        plan, spared, scheduler = luck.choice(drivers)
+        unit = scheduler.take(None)
+        if unit is None:
+            idle += 1
+            continue
+        stage = plan.stages[unit.stage]
+        if stage.chunks[unit.chunk].name not in own.committed_chunks(stage.spec.stage, stage.id):
+            take_over(store, own, plan, [(unit.stage, unit.chunk)])
+        scheduler.succeeded(unit)
+        scheduler.spare(spared.look({stage.id}))
+    assert all(scheduler.remaining == 0 and not scheduler.has_ready() for _, _, scheduler in drivers)
+    assert Results(own, sweep).robustness().equals(Results(store, sweep).robustness())
+    assert len(make_plan(sweep).committed(own)) < make_plan(sweep).units
+
+
 @pytest.mark.slow
 def test_a_run_stops_and_says_so(two_slots: SharedRay, tmp_path: Path) -> None:
     sweep = swept(tmp_path, SWEEP)
