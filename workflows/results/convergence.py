@@ -1,9 +1,10 @@
 """How far attacks with ``converge`` have come, and which cells they need next.
 
 For each defence an attack goes along what it has, one after the other: steps, EOT draws, restarts, selection draws
-(:mod:`workflows.grid.converge`). It is doubled until Avg changes by less than the half-width of its 95 % interval
-twice in a row, and over both doublings together, since small falls add up; or until the largest value is reached. The
-value that left the lowest accuracy is kept for what comes next. All are judged on the same images and fresh draws.
+(:mod:`workflows.grid.converge`). It is doubled until nothing changes twice in a row, and over both doublings
+together, since small falls add up; or until the largest value is reached. *Nothing changes* where Avg changes by less
+than the half-width of its 95 % interval, and the paired interval of the change holds 0: the images are the same, so
+that far smaller changes show. The value that left the lowest accuracy is kept for what comes next.
 
 What cells there are is a function of the committed rows alone, so that a sweep that is resumed, or looked at from
 elsewhere, has the same ones.
@@ -16,16 +17,20 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from workflows.grid.cells import Cell
 from workflows.grid.converge import Axis, axes_of, doubled, value_of
 from workflows.grid.load import Sweep
 from workflows.results.reader import Results
-from workflows.statistics.proportions import Proportion, proportion
+from workflows.statistics.paired import paired_difference
+from workflows.statistics.proportions import Proportion, average, proportion
 from workflows.store import Store
 
 __all__ = ["Chain", "Step", "chains", "convergence_frame", "extended"]
+
+Shares = npt.NDArray[np.float64]
 
 AGREE = 2
 """Doublings in a row that must change nothing."""
@@ -38,12 +43,17 @@ class Step:
     Arguments:
         cell: Its cell.
         value: How much it has of what is doubled.
-        accuracy: Avg under it; None while it is not complete.
+        shares: The share of right draws of each image; None while it is not complete.
     """
 
     cell: Cell
     value: int
-    accuracy: Proportion | None
+    shares: Shares | None
+
+    @property
+    def accuracy(self) -> Proportion | None:
+        """Avg under it; None while it is not complete."""
+        return None if self.shares is None else proportion(self.shares)
 
 
 @dataclass(frozen=True)
@@ -72,12 +82,12 @@ class Chain:
         return self.steps[self.settled]
 
 
-def chains(cell: Cell, judged: Callable[[Cell], Proportion | None]) -> Iterator[Chain]:
+def chains(cell: Cell, judged: Callable[[Cell], Shares | None]) -> Iterator[Chain]:
     """Yield the chains of a cell as far as its rows go.
 
     Arguments:
         cell: A cell with ``converge``.
-        judged: Avg of a cell; None while it is not complete.
+        judged: Share of right draws of each image of a cell, in one order; None while it is not complete.
     """
     assert cell.attack is not None and cell.converge is not None
     at = cell
@@ -90,7 +100,7 @@ def chains(cell: Cell, judged: Callable[[Cell], Proportion | None]) -> Iterator[
         at = chain.kept.cell
 
 
-def _chain(start: Cell, first: Cell, axis: Axis, judged: Callable[[Cell], Proportion | None]) -> Chain:
+def _chain(start: Cell, first: Cell, axis: Axis, judged: Callable[[Cell], Shares | None]) -> Chain:
     assert start.attack is not None and start.converge is not None
     most = start.converge.most(start.attack, axis)
     steps: list[Step] = []
@@ -99,24 +109,25 @@ def _chain(start: Cell, first: Cell, axis: Axis, judged: Callable[[Cell], Propor
         assert cell.attack is not None
         step = Step(cell, value_of(cell.attack, axis), judged(cell))
         steps.append(step)
-        judged_ones = [step.accuracy for step in steps if step.accuracy is not None]
-        lowest = min(range(len(judged_ones)), key=lambda place: judged_ones[place].value, default=0)
-        if step.accuracy is None:
+        shares = [step.shares for step in steps if step.shares is not None]
+        lowest = int(np.argmin([of.mean() for of in shares])) if shares else 0
+        if step.shares is None:
             return Chain(start, axis, most, tuple(steps), "not yet", lowest)
-        if _settled(judged_ones[-1 - AGREE :]):
+        if _settled(shares[-1 - AGREE :]):
             return Chain(start, axis, most, tuple(steps), "converged", lowest)
         if 2 * step.value > most:
             return Chain(start, axis, most, tuple(steps), "not converged", lowest)
         cell = replace(cell, threat=doubled(cell.attack, axis), converge=None)
 
 
-def _settled(last: list[Proportion]) -> bool:
+def _settled(last: list[Shares]) -> bool:
     """Return whether the last doublings changed nothing: neither any of them nor all together."""
-    if len(last) <= AGREE:
-        return False
-    half = (last[-1].high - last[-1].low) / 2
-    changes = [after.value - before.value for before, after in pairwise(last)]
-    return all(abs(change) < half for change in (*changes, last[-1].value - last[0].value))
+    return len(last) > AGREE and not any(_changed(*pair) for pair in (*pairwise(last), (last[0], last[-1])))
+
+
+def _changed(before: Shares, after: Shares) -> bool:
+    accuracy, change = proportion(after), paired_difference(before, after)
+    return abs(change.value) >= (accuracy.high - accuracy.low) / 2 or change.low > 0 or change.high < 0
 
 
 def extended(sweep: Sweep, store: Store) -> Sweep:
@@ -137,17 +148,17 @@ def extended(sweep: Sweep, store: Store) -> Sweep:
 
 
 class _Judge:
-    """Avg of complete cells, each read once."""
+    """Shares of right draws of complete cells, each read once."""
 
     def __init__(self, results: Results) -> None:
         self._results = results
-        self._known: dict[str, Proportion | None] = {}
+        self._known: dict[str, Shares | None] = {}
 
-    def __call__(self, cell: Cell) -> Proportion | None:
+    def __call__(self, cell: Cell) -> Shares | None:
         if cell.id not in self._known:
             correct = self._results.correct(cell)
             complete = len(correct) == cell.images.count
-            self._known[cell.id] = proportion(np.asarray(correct.mean(1))) if complete else None
+            self._known[cell.id] = average(correct) if complete else None
         return self._known[cell.id]
 
 
