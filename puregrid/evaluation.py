@@ -140,7 +140,8 @@ def plan(
         from workflows.planning.summary import summarise
 
         _at_least(1, workers=workers)
-        loaded, opened = _sweep(sweep), _store(store)
+        opened = _store(store)
+        loaded = _so_far(_sweep(sweep), opened)
         planned = make_plan(loaded)
         if preflight:
             from workflows.preflight import preflight as ask_once
@@ -218,7 +219,8 @@ def open_results(store: str | Path, sweep: Sweep | str | Path) -> SweepResults:
         from workflows.planning.plan import make_plan
         from workflows.results.reader import Results
 
-        loaded, opened = _sweep(sweep), _store(store)
+        opened = _store(store)
+        loaded = _so_far(_sweep(sweep), opened)
         if not len(make_plan(loaded).committed(opened)):
             raise InvalidInput(
                 f"nothing of the sweep {loaded.name!r} is committed here. Run it with this store, or look whether "
@@ -231,7 +233,21 @@ def open_results(store: str | Path, sweep: Sweep | str | Path) -> SweepResults:
 def _sweep(sweep: Sweep | str | Path) -> Sweep:
     from workflows.grid.load import Sweep as Loaded
 
-    return sweep if isinstance(sweep, Loaded) else load_sweep(sweep)
+    loaded = sweep if isinstance(sweep, Loaded) else load_sweep(sweep)
+    if not loaded.asks_baseline:
+        return loaded
+    from workflows.regression.baselines import referenced
+
+    return referenced(loaded)
+
+
+def _so_far(sweep: Sweep, store: Store) -> Sweep:
+    """Return a sweep with the cells that its attacks with ``converge`` have led to."""
+    if not sweep.converges:
+        return sweep
+    from workflows.results.convergence import extended
+
+    return extended(sweep, store)
 
 
 def _store(store: str | Path) -> Store:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from grids_small import swept
 from helpers_small import compute
@@ -22,7 +23,6 @@ from workflows.planning.summary import summarise
 from workflows.report.figures import figures
 from workflows.results.convergence import Chain, chains, extended
 from workflows.results.reader import Results
-from workflows.statistics.proportions import Proportion, wilson
 from workflows.store import Store
 
 SWEEP = """\
@@ -37,8 +37,10 @@ chunk: 30
 """
 
 
-def of(value: float, n: int = 400) -> Proportion:
-    return Proportion(value, *wilson(value, n), n=n)
+def of(value: float) -> np.ndarray:
+    """Answers to 400 images, of which this share is right, and other ones for each share."""
+    right = np.arange(400) < round(400 * value)
+    return np.random.default_rng(round(1000 * value)).permutation(right).astype(np.float64)
 
 
 def attacked(sweep: object, defence: str) -> Cell:
@@ -47,7 +49,7 @@ def attacked(sweep: object, defence: str) -> Cell:
 
 
 def run_chains(cell: Cell, accuracy: Callable[[AttackConfig], float | None]) -> list[Chain]:
-    def judged(other: Cell) -> Proportion | None:
+    def judged(other: Cell) -> np.ndarray | None:
         assert other.attack is not None
         value = accuracy(other.attack)
         return None if value is None else of(value)
@@ -63,13 +65,20 @@ def test_doubling_ends_when_it_changes_nothing_twice_in_a_row(tmp_path: Path) ->
     assert [chain.axis for chain in found] == ["steps", "eot", "restarts"]
     steps, eot, restarts = found
     assert [step.value for step in steps.steps] == [1, 2, 4, 8, 16]
-    assert (steps.state, steps.kept.value) == ("converged", 4)
-    # The next begins with what was kept.
-    assert {step.cell.attack and step.cell.attack.parameter("steps") for step in eot.steps} == {4}
+    assert (steps.state, steps.kept.value) == ("converged", 16)
+    # The next begins with what left the lowest accuracy; of equals with the cheapest.
+    assert {step.cell.attack and step.cell.attack.parameter("steps") for step in eot.steps} == {16}
     assert [step.value for step in eot.steps] == [1, 2, 4] and (eot.state, eot.kept.value) == ("converged", 1)
     # Two restarts are the most: one doubling cannot tell.
     assert [step.value for step in restarts.steps] == [1, 2] and restarts.state == "not converged"
-    assert restarts.kept.value == 2
+    assert restarts.kept.value == 1
+
+
+def test_small_falls_add_up(tmp_path: Path) -> None:
+    cell = attacked(swept(tmp_path, SWEEP), "gaussian-noise")
+    falling = {1: 0.60, 2: 0.56, 4: 0.52, 8: 0.515, 16: 0.51}  # by 4 points twice, with a half-width of 5
+    steps = run_chains(cell, lambda attack: falling[attack.parameter("steps")])[0]
+    assert ([step.value for step in steps.steps], steps.state) == ([1, 2, 4, 8], "converged")
 
 
 def test_what_has_not_settled_at_its_largest_value_has_not_converged(tmp_path: Path) -> None:
@@ -77,6 +86,18 @@ def test_what_has_not_settled_at_its_largest_value_has_not_converged(tmp_path: P
     falling = {1: 0.9, 2: 0.7, 4: 0.5, 8: 0.3, 16: 0.1}
     steps = run_chains(cell, lambda attack: falling[attack.parameter("steps")])[0]
     assert (steps.state, steps.kept.value) == ("not converged", 16)
+
+
+def test_what_changes_few_images_all_one_way_is_a_change(tmp_path: Path) -> None:
+    cell = attacked(swept(tmp_path, SWEEP), "gaussian-noise")
+    right = {1: 240, 2: 228, 4: 216, 8: 216, 16: 216}  # of 400: three points fewer, and the same ones stay right
+
+    def judged(other: Cell) -> np.ndarray:
+        assert other.attack is not None
+        return (np.arange(400) < right[other.attack.parameter("steps")]).astype(np.float64)
+
+    steps = next(chains(cell, judged))
+    assert ([step.value for step in steps.steps], steps.state) == ([1, 2, 4, 8, 16], "converged")
 
 
 def test_no_further_attack_is_named_before_its_forerunner_is_judged(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ from typer.testing import CliRunner
 
 from defense.errors import InvalidInput
 from workflows.analysis import Analysis
+from workflows.audit import findings
+from workflows.audit.excess import exceeds
+from workflows.audit.view import views
 from workflows.cli import app
 from workflows.engine.run import Options, run_sweep
 from workflows.engine.worker import UnitWorker
@@ -29,7 +32,7 @@ from workflows.planning.scheduler import Scheduler
 from workflows.planning.stopping import Stopping, needed
 from workflows.planning.summary import summarise
 from workflows.results.reader import Results
-from workflows.statistics.sequences import anytime, anytime_difference, sequence_ends
+from workflows.statistics.sequences import anytime, anytime_difference, evidence, sequence_ends
 from workflows.store import Store
 
 SWEEP = """\
@@ -220,6 +223,21 @@ def test_tables_show_the_images_used_and_the_guarantee(full: tuple[Sweep, Store]
     }
 
 
+def test_the_auditor_compares_by_sequences_and_does_not_ask_for_more_images(full: tuple[Sweep, Store]) -> None:
+    sweep, store = full
+    results = Results(store, sweep)
+    found = findings(results)
+    assert not [finding for finding in found if finding.rule in ("few-images", "repeated-images", "outside-ball")]
+    # The attack on the bare classifier costs accuracy: shown on the images that both cells have, in their order.
+    clean, attacked = (view for view in views(results) if view.bare and view.threat[-1] in (0.0, 0.12))
+    assert len(clean.image_ids) < len(attacked.image_ids)
+    excess = exceeds(clean, attacked)
+    assert excess is not None
+    shared = len(clean.image_ids)
+    d = clean.correct.mean(1) - attacked.correct[:shared].mean(1)
+    assert excess.p == evidence((d + 1) / 2, 0.5) and excess.difference.images == shared
+
+
 def test_without_precision_nothing_is_told_of_it(full: tuple[Sweep, Store], tmp_path: Path) -> None:
     plain = swept(tmp_path, SWEEP.replace("precision: {half_width: 9}\n", ""))
     results = Results(full[1], plain)
@@ -383,6 +401,35 @@ def test_the_answer_does_not_depend_on_who_was_faster_or_killed(full: tuple[Swee
     drive(stricter, store, Store(str(tmp_path / "0")), 3, 1)
     assert before < {str(p) for p in (tmp_path / "0" / "commits").rglob("*.json")}
     assert (Results(Store(str(tmp_path / "0")), sweep).robustness()).equals(known)
+
+
+def test_several_drivers_stop_at_the_same_images(full: tuple[Sweep, Store], tmp_path: Path) -> None:
+    sweep, store = full
+    own, luck = Store(str(tmp_path / "store")), random.Random(0)
+    drivers = []
+    for _ in range(2):
+        plan = make_plan(sweep)
+        committed = plan.committed(own)
+        spared = needed(sweep, plan, committed, own)
+        assert spared is not None
+        scheduler = Scheduler(committed, may_stop=spared.may_stop)
+        scheduler.shared = True
+        drivers.append((plan, spared, scheduler))
+    idle = 0
+    while idle < 20:
+        plan, spared, scheduler = luck.choice(drivers)
+        unit = scheduler.take(None)
+        if unit is None:
+            idle += 1
+            continue
+        stage = plan.stages[unit.stage]
+        if stage.chunks[unit.chunk].name not in own.committed_chunks(stage.spec.stage, stage.id):
+            take_over(store, own, plan, [(unit.stage, unit.chunk)])
+        scheduler.succeeded(unit)
+        scheduler.spare(spared.look({stage.id}))
+    assert all(scheduler.remaining == 0 and not scheduler.has_ready() for _, _, scheduler in drivers)
+    assert Results(own, sweep).robustness().equals(Results(store, sweep).robustness())
+    assert len(make_plan(sweep).committed(own)) < make_plan(sweep).units
 
 
 @pytest.mark.slow

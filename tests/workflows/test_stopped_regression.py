@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,15 @@ from grids_small import swept
 from scipy import stats
 from typer.testing import CliRunner
 
+from defense.errors import InvalidInput
+from workflows.analysis import Analysis
 from workflows.cli import app
 from workflows.engine.worker import UnitWorker
 from workflows.grid.load import Sweep
 from workflows.grid.precision import random_order
 from workflows.planning.plan import make_plan
 from workflows.planning.stopping import needed
-from workflows.regression.baselines import complete_text, from_text
+from workflows.regression.baselines import complete_text, from_text, referenced, to_text
 from workflows.regression.check import Gate, check
 from workflows.regression.compare import compare_runs
 from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, of_results, of_store
@@ -166,3 +169,61 @@ def test_check_and_compare_on_the_command_line(nightly: tuple[Sweep, Store], tmp
     assert result.exit_code == 2 and "not decided" in result.stdout
     compared = CliRunner().invoke(app, ["compare", str(baseline), f"{path}@{store.uri}", "--json"])
     assert {cell["guarantee"] for cell in json.loads(compared.stdout)} == {"anytime-valid 95 %"}
+
+
+def test_a_night_stops_when_all_is_well(nightly: tuple[Sweep, Store], tmp_path: Path) -> None:
+    sweep, store = nightly
+    baseline = tmp_path / "night.json"
+    baseline.write_text(complete_text(Results(store, sweep)))
+    path = tmp_path / "s.yaml"
+    text = SWEEP.replace("{half_width: 9}", "{decide: {baseline: night.json, drop: 12}}")
+    asked = referenced(swept(tmp_path, text))
+    results = Results(store, asked)
+    frame = Analysis(results).decisions
+    # The same rows as the baseline's: no image differs, and 60 of them show that none has fallen by 12 points.
+    assert list(frame["answer"]) == ["holds", "holds"] and list(frame["value"]) == [0.0, 0.0]
+    assert list(frame["images"]) == [60, 60] and (frame["value_high"] < 0.12).all()
+    checked = CliRunner().invoke(
+        app,
+        [
+            "check",
+            str(path),
+            "--store",
+            store.uri,
+            "--baseline",
+            str(baseline),
+            "--detect",
+            "0.12",
+            "--mlflow",
+            "off",
+        ],
+    )
+    assert checked.exit_code == 0, checked.output
+    plan = make_plan(asked)
+    committed = plan.committed(Store(str(tmp_path / "none")))
+    needed(asked, plan, committed, store)
+    assert committed.spared == 3 * 3  # of four chunks of attack and two judgements the first is needed
+
+    # A baseline on which everything was right: 30 % fewer are a fall that shows on the images that there are.
+    content = from_text(baseline.read_text(), "file")
+    high = Shares(np.ones(len(content.cells[1].images), dtype=np.int64), 1)
+    low = replace(content.cells[1], values={"Avg": high, "answer": high})
+    baseline.write_text(to_text(replace(content, cells=(content.cells[0], low))))
+    found = Analysis(Results(store, referenced(swept(tmp_path, text)))).decisions
+    drop = anytime_difference(results.correct(sweep.cells[1]).mean(1), np.ones(len(results.correct(sweep.cells[1]))))
+    assert found["answer"][0] == "holds"
+    assert found["answer"][1] == (
+        "fell" if found["value_low"][1] > 0.01 else "not yet" if drop.high >= 0.12 else "holds"
+    )
+
+    with pytest.raises(InvalidInput, match="which was not read"):
+        Results(store, swept(tmp_path, text))
+    for old, new, message in (
+        ("night.json", "nights.json", r"s\.yaml:7: precision\.decide\.baseline: .*nights.json"),
+        (", drop: 12", "", "belong together"),
+        ("drop: 12}", "drop: 12}, of: images", "of the population"),
+        ("drop: 12}", "drop: 12}, measure: worst", "no Wor-M"),
+        ("drop: 12", "drop: 0.5", "greater than 1"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            referenced(swept(tmp_path, text.replace(old, new)))

@@ -119,6 +119,10 @@ def open_sweep(path: str, overrides: list[str] | None, store: str, *, writes: bo
     opened.files.check()
     if writes:
         opened.files.check_writable()
+    if loaded.asks_baseline:
+        from workflows.regression.baselines import referenced
+
+        loaded = referenced(loaded)
     if loaded.converges:
         from workflows.results.convergence import extended
 

@@ -6,6 +6,7 @@
     precision: {half_width: 2, of: images}                       # of the accuracy on the images that the sweep names
     precision: {decide: {threshold: 50}}                         # above or below 50 %
     precision: {decide: {between: [none, {purifier: jpeg}]}}     # which of two defences is better, under each threat
+    precision: {decide: {baseline: night.json, drop: 5}}         # fallen since, by more than 1 point or less than 5
 
 Images then come in a random order, which is fixed: chunks hold other images than without ``precision``, and the same
 ones whatever it says. Only how many of them are computed depends on it.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -27,7 +28,10 @@ from defense.spec import Spec
 from workflows.grid.cells import Cell
 from workflows.statistics.sequences import SMALLEST
 
-__all__ = ["Decide", "Measure", "Precision", "Question", "questions", "random_order"]
+__all__ = ["MARGIN", "Decide", "Measure", "Precision", "Question", "questions", "random_order"]
+
+MARGIN = 0.01
+"""A drop that nobody minds: what ``puregrid check`` tolerates where nothing else is said."""
 
 Measure = Literal["avg", "worst", "answer"]
 """What an interval is of: Avg, Wor-M, or the answer by the defence's own aggregation of draws."""
@@ -39,17 +43,26 @@ class Decide(Spec):
     Arguments:
         threshold: Is the accuracy above or below so many %?
         between: Which of two defences is better? As in ``exclude``, a name or a mapping of parameters each.
+        baseline: Has the accuracy fallen since this baseline, a file that ``puregrid promote --to`` wrote?
+        drop: It has not, if it has fallen by less than so many points; it has, if by more than :data:`MARGIN`.
     """
 
     bounds: ClassVar[dict[str, Bound]] = {"threshold": Bound(100, "an accuracy in %")}
 
     threshold: float | None = Field(default=None, gt=0, lt=100)
     between: tuple[Any, ...] | None = None
+    baseline: str | None = None
+    drop: float | None = Field(default=None, gt=100 * MARGIN, le=100, description="It is in points, like 5.")
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:
-        if (self.threshold is None) == (self.between is None):
-            raise InvalidInput("give `threshold`, an accuracy in %, or `between`, two defences, and not both.")
+        if sum(value is not None for value in (self.threshold, self.between, self.baseline)) != 1:
+            raise InvalidInput(
+                "give `threshold`, an accuracy in %, or `between`, two defences, or `baseline` with `drop`: one of "
+                "them, and not both."
+            )
+        if (self.baseline is None) != (self.drop is None):
+            raise InvalidInput("`baseline` and `drop`, in points, belong together.", keys=("drop",))
         if self.between is not None and len(self.between) != 2:
             raise InvalidInput("`between` names two defences, like `between: [none, diffpure]`.", keys=("between",))
         return self
@@ -77,6 +90,10 @@ class Precision(Spec):
     def _one_of_two(self) -> Self:
         if (self.half_width is None) == (self.decide is None):
             raise InvalidInput("give `half_width`, in points, or `decide`, a question, and not both.")
+        if self.of == "images" and self.decide is not None and self.decide.baseline is not None:
+            raise InvalidInput(
+                "a baseline may be of other images, so that drops are of the population.", keys=("of",)
+            )
         return self
 
     def population(self, cell: Cell) -> int | None:
@@ -97,10 +114,12 @@ class Question:
     Arguments:
         cells: Positions of the cells in the sweep: one, or the two that are compared.
         precision: What is asked.
+        reference: Of a question about a baseline, its value of each image; empty where it has no such cell.
     """
 
     cells: tuple[int, ...]
     precision: Precision
+    reference: Mapping[int, float] | None = field(default=None, compare=False, repr=False)
 
 
 def random_order(ids: Iterable[int]) -> list[int]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -178,12 +178,27 @@ class Sweep:
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
 
+    def with_references(self, references: Mapping[int, Mapping[int, float]]) -> Sweep:
+        """Return this sweep, whose questions know the baseline: by position of the cell, its values by image."""
+        sweep = type(self).__new__(type(self))
+        asked = tuple(replace(q, reference=references.get(q.cells[0], {})) for q in self.questions)
+        sweep._set(
+            self.text, self.document, Grid(self.name, self.cells, {}, self.silences, self.precision, questions=asked)
+        )
+        return sweep
+
     def with_cells(self, cells: tuple[Cell, ...]) -> Sweep:
         """Return this sweep with further cells, and with its own id: they follow from what it says and measures."""
         sweep = type(self).__new__(type(self))
         sweep._set(self.text, self.document, Grid(self.name, cells, {}, self.silences))
         object.__setattr__(sweep, "base", self)
         return sweep
+
+    @property
+    def asks_baseline(self) -> bool:
+        """Whether cells stop by what a baseline says, which has to be read first."""
+        decide = None if self.precision is None else self.precision.decide
+        return decide is not None and decide.baseline is not None
 
     @property
     def converges(self) -> bool:

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from defense.aggregate import Aggregation, aggregate
-from defense.errors import StoreError
+from defense.errors import InvalidInput, StoreError
 from workflows.grid.load import Cell, Sweep
-from workflows.grid.precision import Measure, Question
+from workflows.grid.precision import MARGIN, Measure, Question
 from workflows.planning.plan import Committed, Plan, Unit
 from workflows.statistics.proportions import worst_of
 from workflows.statistics.sequences import anytime_difference, sequence_ends
@@ -62,7 +62,7 @@ def measured(
 
 
 def answered(question: Question, values: list[Values], population: int | None) -> bool:
-    """Return whether a question is answered by the values of its cells on the same images.
+    """Return whether a question is answered by the values of its cells, or of its cell and its baseline, on images.
 
     It stays so with more images, because the sequence is a running intersection.
     """
@@ -71,6 +71,8 @@ def answered(question: Question, values: list[Values], population: int | None) -
         return False
     if len(values) == 2:
         d = anytime_difference(values[0], values[1], population)
+        if precision.decide is not None and precision.decide.drop is not None:
+            return d.high < precision.decide.drop / 100 or d.low > MARGIN
         return d.low > 0 or d.high < 0
     low, high = sequence_ends(values[0], population)
     if precision.decide is not None and precision.decide.threshold is not None:
@@ -105,6 +107,12 @@ class Stopping:
     def __init__(self, sweep: Sweep, store: Store) -> None:
         self.sweep = sweep
         self._store = store
+        decide = None if sweep.precision is None else sweep.precision.decide
+        if decide is not None and decide.baseline is not None and any(q.reference is None for q in sweep.questions):
+            raise InvalidInput(
+                "this sweep asks whether accuracy has fallen since a baseline, which was not read: "
+                "`workflows.regression.baselines.referenced(sweep)` reads it."
+            )
         self._stage = {position: sweep.cells[position].evaluate for q in sweep.questions for position in q.cells}
         self._ids = {position: stage.id for position, stage in self._stage.items()}
         self._states = [_State() for _ in sweep.questions]
@@ -182,7 +190,13 @@ class Stopping:
         return answered(question, self._first(question, chunks), self.population(question))
 
     def _first(self, question: Question, chunks: int) -> list[Values]:
-        return [np.concatenate([np.zeros(0), *self._values[position][:chunks]]) for position in question.cells]
+        values = [np.concatenate([np.zeros(0), *self._values[position][:chunks]]) for position in question.cells]
+        if question.reference is None:
+            return values
+        ids = [i for chunk in self.sweep.cells[question.cells[0]].images.chunks[:chunks] for i in chunk.ids]
+        known = [place for place, i in enumerate(ids) if i in question.reference]
+        # The drop is what the baseline has and this run has not.
+        return [values[0][known], np.array([question.reference[ids[place]] for place in known], dtype=np.float64)]
 
     def population(self, question: Question) -> int | None:
         """Return of how many images the accuracies of a question are; None of the distribution."""

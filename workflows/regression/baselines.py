@@ -9,6 +9,8 @@ A user names a run in one of these ways, :func:`load`:
   sweep's parent run, with the snapshot as the artifact ``baselines/ALIAS.json``), or ``mlflow:RUN_ID`` of any logged
   parent run (``outcomes.json``). A promoted artifact is a copy: running the same sweep again updates its run, and a
   baseline that moved along would hold for ever.
+
+A sweep with ``precision: {decide: {baseline: FILE, drop: 5}}`` stops by such a file, :func:`referenced`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +33,15 @@ from defense.errors import InvalidInput
 from defense.files import found, shown
 from defense.reading import LARGEST_JSON, parse_json, reading
 from defense.spec import digest
-from workflows.grid.load import load_sweep
+from workflows.grid.load import Sweep, load_sweep
+from workflows.regression.compare import match
 from workflows.regression.snapshots import CellOutcome, Shares, Snapshot, of_results, of_store
+from workflows.results.convergence import extended
 from workflows.results.reader import Results
-from workflows.results.records import current_name
+from workflows.results.records import CellRecord, current_name
 from workflows.store import Store
 
-__all__ = ["complete_text", "from_text", "load", "load_pair", "to_text"]
+__all__ = ["complete_text", "from_text", "load", "load_pair", "referenced", "to_text"]
 
 SCHEMA = "puregrid-baseline/1"
 """Its number is raised when an older puregrid would misunderstand a file, not when fields are added."""
@@ -261,8 +266,9 @@ def load_pair(first: str, second: str, *, store: str, tracking_uri: str | None) 
         known = next((snapshot.sweep for snapshot in snapshots.values()), None)
         if _is_sweep(given[side]):
             path, _, its_store = given[side].partition("@")
-            results = Results(Store(its_store or store), load_sweep(Path(path)))
-            snapshots[side] = of_results(results)
+            opened = Store(its_store or store)
+            sweep = extended(referenced(load_sweep(Path(path))), opened)
+            snapshots[side] = of_results(Results(opened, sweep))
         else:
             where = ("first", "second")[side]
             snapshots[side] = load(given[side], sweep=known, tracking_uri=tracking_uri, where=where)
@@ -271,3 +277,48 @@ def load_pair(first: str, second: str, *, store: str, tracking_uri: str | None) 
 
 def _is_sweep(reference: str) -> bool:
     return reference.partition("@")[0].endswith((".yaml", ".yml"))
+
+
+_MEASURES = {"avg": "Avg", "answer": "answer"}
+
+
+def referenced(sweep: Sweep) -> Sweep:
+    """Return a sweep whose questions know the baseline that it names; cells are matched as ``puregrid check`` does.
+
+    A cell without a counterpart, or on other data, has nothing to be held against and is computed in full.
+
+    Raises:
+        InvalidInput: The baseline is not there or cannot be read, or has no such measure.
+    """
+    decide = None if sweep.precision is None else sweep.precision.decide
+    if sweep.precision is None or decide is None or decide.baseline is None:
+        return sweep
+    keys = ("precision", "decide", "baseline")
+    if sweep.precision.measure not in _MEASURES:
+        raise sweep.document.error(("precision", "measure"), "a baseline holds avg and answer, and no Wor-M.")
+    path = str(sweep.document.folder / decide.baseline)
+    try:
+        before = load(path, sweep=sweep.name, tracking_uri=None, where="")
+    except InvalidInput as error:
+        raise sweep.document.error(keys, f"{decide.baseline}: {error.message}") from error
+    now = Snapshot("", sweep.name, tuple(_without_rows(sweep)), {})
+    positions = {id(cell): position for position, cell in enumerate(now.cells)}
+    references = {}
+    for pair in match(before, now):
+        if pair.first is None or pair.second is None or pair.first.data != pair.second.data:
+            continue
+        shares = pair.first.values.get(_MEASURES[sweep.precision.measure])
+        if shares is not None:
+            references[positions[id(pair.second)]] = dict(zip(pair.first.images, shares.values.tolist(), strict=True))
+    return sweep.with_references(references)
+
+
+def _without_rows(sweep: Sweep) -> list[CellOutcome]:
+    """Return the cells of a sweep as :func:`match` knows them."""
+    found = []
+    for cell, record in zip(sweep.cells, CellRecord.of_sweep(sweep), strict=True):
+        identity = cell.stages[0].identity()
+        empty = CellOutcome(record.name, identity, cell.images.dataset.digest or "", (), False, {}, {}, None)
+        certified = cell.certificate is not None
+        found.append(empty if certified else replace(empty, spec={**identity, "aggregation": record.aggregation}))
+    return found

@@ -1,9 +1,10 @@
 """How far attacks with ``converge`` have come, and which cells they need next.
 
 For each defence an attack goes along what it has, one after the other: steps, EOT draws, restarts, selection draws
-(:mod:`workflows.grid.converge`). It is doubled until Avg changes by less than the half-width of its 95 % interval
-twice in a row, or the largest value is reached. Where it has converged, the smallest of the three values that agree
-is kept for what comes next, else the largest. All accuracies are on the same images and the same fresh draws.
+(:mod:`workflows.grid.converge`). It is doubled until nothing changes twice in a row, and over both doublings
+together, since small falls add up; or until the largest value is reached. *Nothing changes* where Avg changes by less
+than the half-width of its 95 % interval, and the paired interval of the change holds 0: the images are the same, so
+that far smaller changes show. The value that left the lowest accuracy is kept for what comes next.
 
 What cells there are is a function of the committed rows alone, so that a sweep that is resumed, or looked at from
 elsewhere, has the same ones.
@@ -13,18 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from workflows.grid.cells import Cell
 from workflows.grid.converge import Axis, axes_of, doubled, value_of
 from workflows.grid.load import Sweep
 from workflows.results.reader import Results
-from workflows.statistics.proportions import Proportion, proportion
+from workflows.statistics.paired import paired_difference
+from workflows.statistics.proportions import Proportion, average, proportion
 from workflows.store import Store
 
 __all__ = ["Chain", "Step", "chains", "convergence_frame", "extended"]
+
+Shares = npt.NDArray[np.float64]
 
 AGREE = 2
 """Doublings in a row that must change nothing."""
@@ -37,12 +43,17 @@ class Step:
     Arguments:
         cell: Its cell.
         value: How much it has of what is doubled.
-        accuracy: Avg under it; None while it is not complete.
+        shares: The share of right draws of each image; None while it is not complete.
     """
 
     cell: Cell
     value: int
-    accuracy: Proportion | None
+    shares: Shares | None
+
+    @property
+    def accuracy(self) -> Proportion | None:
+        """Avg under it; None while it is not complete."""
+        return None if self.shares is None else proportion(self.shares)
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Chain:
         most: The largest value that it may get.
         steps: The attacks, in order.
         state: ``converged``, ``not converged`` where the largest value came first, or ``not yet``.
-        settled: Position of the step that is kept.
+        settled: Position of the step that is kept: the one of lowest accuracy, of equals the cheapest.
     """
 
     start: Cell
@@ -71,12 +82,12 @@ class Chain:
         return self.steps[self.settled]
 
 
-def chains(cell: Cell, judged: Callable[[Cell], Proportion | None]) -> Iterator[Chain]:
+def chains(cell: Cell, judged: Callable[[Cell], Shares | None]) -> Iterator[Chain]:
     """Yield the chains of a cell as far as its rows go.
 
     Arguments:
         cell: A cell with ``converge``.
-        judged: Avg of a cell; None while it is not complete.
+        judged: Share of right draws of each image of a cell, in one order; None while it is not complete.
     """
     assert cell.attack is not None and cell.converge is not None
     at = cell
@@ -89,29 +100,34 @@ def chains(cell: Cell, judged: Callable[[Cell], Proportion | None]) -> Iterator[
         at = chain.kept.cell
 
 
-def _chain(start: Cell, first: Cell, axis: Axis, judged: Callable[[Cell], Proportion | None]) -> Chain:
+def _chain(start: Cell, first: Cell, axis: Axis, judged: Callable[[Cell], Shares | None]) -> Chain:
     assert start.attack is not None and start.converge is not None
     most = start.converge.most(start.attack, axis)
     steps: list[Step] = []
-    cell, agree = first, 0
+    cell = first
     while True:
         assert cell.attack is not None
         step = Step(cell, value_of(cell.attack, axis), judged(cell))
-        before = steps[-1].accuracy if steps else None
         steps.append(step)
-        if step.accuracy is None:
-            return Chain(start, axis, most, tuple(steps), "not yet", max(len(steps) - 2, 0))
-        if before is not None:
-            agree = agree + 1 if abs(step.accuracy.value - before.value) < _half(step.accuracy) else 0
-        if agree == AGREE:
-            return Chain(start, axis, most, tuple(steps), "converged", len(steps) - 1 - AGREE)
+        shares = [step.shares for step in steps if step.shares is not None]
+        lowest = int(np.argmin([of.mean() for of in shares])) if shares else 0
+        if step.shares is None:
+            return Chain(start, axis, most, tuple(steps), "not yet", lowest)
+        if _settled(shares[-1 - AGREE :]):
+            return Chain(start, axis, most, tuple(steps), "converged", lowest)
         if 2 * step.value > most:
-            return Chain(start, axis, most, tuple(steps), "not converged", len(steps) - 1)
+            return Chain(start, axis, most, tuple(steps), "not converged", lowest)
         cell = replace(cell, threat=doubled(cell.attack, axis), converge=None)
 
 
-def _half(accuracy: Proportion) -> float:
-    return (accuracy.high - accuracy.low) / 2
+def _settled(last: list[Shares]) -> bool:
+    """Return whether the last doublings changed nothing: neither any of them nor all together."""
+    return len(last) > AGREE and not any(_changed(*pair) for pair in (*pairwise(last), (last[0], last[-1])))
+
+
+def _changed(before: Shares, after: Shares) -> bool:
+    accuracy, change = proportion(after), paired_difference(before, after)
+    return abs(change.value) >= (accuracy.high - accuracy.low) / 2 or change.low > 0 or change.high < 0
 
 
 def extended(sweep: Sweep, store: Store) -> Sweep:
@@ -132,17 +148,17 @@ def extended(sweep: Sweep, store: Store) -> Sweep:
 
 
 class _Judge:
-    """Avg of complete cells, each read once."""
+    """Shares of right draws of complete cells, each read once."""
 
     def __init__(self, results: Results) -> None:
         self._results = results
-        self._known: dict[str, Proportion | None] = {}
+        self._known: dict[str, Shares | None] = {}
 
-    def __call__(self, cell: Cell) -> Proportion | None:
+    def __call__(self, cell: Cell) -> Shares | None:
         if cell.id not in self._known:
             correct = self._results.correct(cell)
             complete = len(correct) == cell.images.count
-            self._known[cell.id] = proportion(np.asarray(correct.mean(1))) if complete else None
+            self._known[cell.id] = average(correct) if complete else None
         return self._known[cell.id]
 
 

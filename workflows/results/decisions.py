@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from workflows.grid.precision import MARGIN
 from workflows.results.reader import Results
 from workflows.statistics.sequences import anytime, anytime_difference
 
@@ -14,9 +15,9 @@ def decision_frame(results: Results) -> pd.DataFrame:
     """Return one row per question that a sweep asks; empty if it asks none.
 
     Columns: ``dataset``, ``classifier``, ``threat``, ``eps``, ``seed``; ``question``; ``value`` in [0, 1], the
-    accuracy, or the difference second minus first, with ``value_low`` and ``value_high``; ``images`` of ``planned``;
-    ``answer``: ``above``, ``below``, the better defence, ``no answer`` where all images are judged, or ``not yet``;
-    ``cells``.
+    accuracy, the drop since a baseline, or the difference second minus first, with ``value_low`` and ``value_high``;
+    ``images`` of ``planned``; ``answer``: ``above`` or ``below``, ``holds`` or ``fell``, the better defence, ``no
+    answer`` where all images are judged, or ``not yet``; ``cells``.
     """
     precision, stopping = results.sweep.precision, results.stopping
     if precision is None or precision.decide is None or stopping is None:
@@ -45,6 +46,13 @@ def decision_frame(results: Results) -> pd.DataFrame:
                 mean = anytime(values[0], population)
                 line |= {"value": mean.value, "value_low": mean.low, "value_high": mean.high}
                 line["answer"] = "above" if mean.low > limit else "below" if mean.high < limit else ""
+        elif precision.decide.drop is not None:
+            most = precision.decide.drop / 100
+            line |= {"question": f"{names[0]}: fallen by less than {100 * most:g} points?", **_empty()}
+            if len(values[0]):
+                d = anytime_difference(values[0], values[1])
+                line |= {"value": d.value, "value_low": d.low, "value_high": d.high}
+                line["answer"] = "holds" if d.high < most else "fell" if d.low > MARGIN else ""
         else:
             line |= {"question": f"{names[0]} or {names[1]}?", **_empty()}
             if len(values[0]):

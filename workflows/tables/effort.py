@@ -41,9 +41,10 @@ AXIS_NAMES = {"steps": "steps", "eot": "EOT draws", "restarts": "restarts", "sel
 """What tables and figures call what is doubled."""
 
 _CONVERGENCE_NOTE = (
-    f"{INTERVALS} Each is doubled until accuracy changes by less than the half-width of its interval twice in a row "
-    "(converged), or up to its largest value (not converged). Kept is the smallest value from which on nothing "
-    "changed; the next is doubled from there. All are judged on the same images and fresh draws."
+    f"{INTERVALS} Each is doubled until twice in a row, and over both together, accuracy changes by less than the "
+    "half-width of its interval and not significantly (paired), or up to its largest value (not converged). Kept is "
+    "the value that left the lowest accuracy; the next is doubled from there. All are judged on the same images and "
+    "fresh draws."
 )
 
 
