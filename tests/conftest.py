@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import torch
+import typer.testing
 from hypothesis import settings
 
 from tasks.datasets import Cifar10Config, DigitsConfig, ImageSet
@@ -74,6 +75,14 @@ def in_shares(items: Sequence[T], kinds: Sequence[int | None], processes: int) -
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_made_once() -> Iterator[None]:
+    """Typer reads the signatures of all commands each time that a test calls one, for 20 ms; they do not change."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.testing._get_command))
+        yield
 
 
 def _folder(variable: str, what: str) -> Path:
