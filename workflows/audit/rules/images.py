@@ -7,6 +7,7 @@ of their fingerprints; cards of older versions have the digest alone, and name t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,19 @@ def _card(place: Path) -> tuple[dict[str, Any], Path] | None:
     """Return the training card of weights and its folder; None where there is none, or it is of other weights."""
     folder = place if place.is_dir() else place.parent
     try:
-        card = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
+        card = _parsed((folder / "card.yaml").read_text(encoding="utf-8"))
         files = {str(name): str(sha256) for name, sha256 in card["sha256"].items()}
         mine = files if place.is_dir() else {place.name: files[place.name]}
         same = all(sha256_file(folder / name) == sha256 for name, sha256 in mine.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
     return (card, folder) if same else None
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Any:
+    """A card of hundreds of lines takes longer to read than everything else that is asked of the images."""
+    return yaml.safe_load(text)
 
 
 def _seen(card: dict[str, Any], folder: Path, data: ImageSet, marks: npt.NDArray[np.uint64]) -> int:
