@@ -20,6 +20,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from inspect import isabstract
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -444,6 +445,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
+@cache
 def _is_foreign(kind: type, name: str) -> bool:
     """Return whether a field is of a class that is not puregrid's: its name may mean anything there."""
     declaring = next((base for base in kind.__mro__ if name in inspect.get_annotations(base)), kind)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import torch
+import typer.testing
 from hypothesis import settings
+from shares import in_shares
 
 from tasks.datasets import Cifar10Config, DigitsConfig, ImageSet
-
-T = TypeVar("T")
 
 # The same examples in every run of a commit: a verdict on it must not depend on luck.
 settings.register_profile("puregrid", deadline=None, derandomize=True)
@@ -48,32 +46,17 @@ def _kind(item: pytest.Item) -> int | None:
     return 2 if _has_slow_tests(item.path) else None
 
 
-def in_shares(items: Sequence[T], kinds: Sequence[int | None], processes: int) -> list[T]:
-    """Items in the order in which pytest-xdist deals them: the first process gets the first share, and so on.
-
-    Arguments:
-        items: In any order, which stays that of each kind.
-        kinds: Of each item 0, 1 or 2, which are the beginning of shares, or None.
-        processes: Among which they are dealt in shares of equal size.
-    """
-    firsts: list[list[T]] = [[] for _ in range(processes)]
-    for kind in range(3):
-        share = kind if processes > 3 else kind * processes // 3
-        firsts[share] += [item for item, its in zip(items, kinds, strict=True) if its == kind]
-    rest = deque(item for item, its in zip(items, kinds, strict=True) if its is None)
-    dealt: list[T] = []
-    for share, first in enumerate(firsts):
-        size = (len(items) - len(dealt)) // (processes - share)
-        dealt += first[:size]
-        rest.extendleft(reversed(first[size:]))
-        for _ in range(size - len(first)):
-            dealt.append(rest.popleft() if rest else max(firsts[share + 1 :], key=len).pop())
-    return dealt
-
-
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_made_once() -> Iterator[None]:
+    """Typer reads the signatures of all commands each time that a test calls one, for 20 ms; they do not change."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.testing._get_command))
+        yield
 
 
 def _folder(variable: str, what: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import in_shares
+from shares import in_shares
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])

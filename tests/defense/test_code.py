@@ -56,7 +56,7 @@ NET = Architecture(Net, (1, 8, 8), 10, (0.0,), (1.0,),
 
 def asked(folder: Path, name: str) -> tuple[dict[str, Any], str, str, list[str]]:
     """What a process that starts now says of a part: its identity, its id, that of a chain of it, and the modules."""
-    known, caches = set(sys.modules), (code_of_class, code_of_modules, code_module._installed)
+    known, caches = set(sys.modules), (code_of_class, code_of_modules)
     sys.path.insert(0, str(folder))
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
@@ -173,7 +173,9 @@ def test_the_folder_does_not_matter(tmp_path: Path) -> None:
     assert asked(tmp_path / "a", "mine.parts.tv:TV")[1] == asked(tmp_path / "b", "mine.parts.tv:TV")[1]
 
 
-def test_an_installed_distribution_is_named(tmp_path: Path) -> None:
+def test_an_installed_distribution_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is installed is read once in a process, and this process has begun without it.
+    monkeypatch.setattr(code_module, "_installed", code_module._installed.__wrapped__)
     write(tmp_path, SINGLE)
     metadata = tmp_path / "tv-2.5.dist-info"
     metadata.mkdir()

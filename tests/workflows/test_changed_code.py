@@ -95,7 +95,7 @@ def text(line: str) -> str:
 @contextmanager
 def started(folder: Path) -> Iterator[None]:
     """As in a process that starts now: modules of ``folder`` are read again, and nothing is known of their code."""
-    caches = (code.code_of_class, code.code_of_modules, code._installed)
+    caches = (code.code_of_class, code.code_of_modules)
     known = set(sys.modules)
 
     def forget() -> None:

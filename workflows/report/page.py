@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,16 @@ _SENTENCES, _CELLS, _TEXT = 40, 20, 100_000
 """Sentences at the head, cells named by a finding, and characters of the sweep file that a page has at most."""
 
 
+@cache
+def _environment() -> Environment:
+    """It keeps the templates that it has compiled."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["code"] = _code
+    return environment
+
+
 def report(analysis: Analysis, *, command: str, images: int | None = None) -> str:
     """Render the page, below :data:`workflows.report.size.MOST` bytes; it lists what was left out to fit.
 
@@ -45,10 +56,6 @@ def report(analysis: Analysis, *, command: str, images: int | None = None) -> st
         images: Cells to show images of, before anything else; None for as many as there is place for.
     """
     findings, names = analysis.audited or [], CellNames(analysis.robustness)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters["code"] = _code
     shown = gallery(analysis.results, images)
     content = _Content(
         [_figure(figure) for figure in figures(analysis)],
@@ -76,7 +83,7 @@ def report(analysis: Analysis, *, command: str, images: int | None = None) -> st
         "provenance": analysis.provenance(command),
         "sweep_text": text if len(text) <= _TEXT else f"{text[:_TEXT]}\n# ... {len(text) - _TEXT:,} characters more",
     }
-    template = environment.get_template("report.html")
+    template = _environment().get_template("report.html")
 
     # They are below their table, too; at the head they are not overlooked.
     caveats = [remark for table in analysis.tables if table.name == "robustness" for remark in table.remarks]

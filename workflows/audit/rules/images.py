@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +142,19 @@ def _card(place: Path) -> _Card | None:
     """Return the training card of weights; None where there is none, or it is of other weights."""
     folder = place if place.is_dir() else place.parent
     try:
-        card = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
+        card = _parsed((folder / "card.yaml").read_text(encoding="utf-8"))
         files = {str(name): str(sha256) for name, sha256 in card["sha256"].items()}
         mine = files if place.is_dir() else {place.name: files[place.name]}
         same = all(sha256_file(folder / name) == sha256 for name, sha256 in mine.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
     return _Card(card, folder) if same else None
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Any:
+    """A card of hundreds of lines takes longer to read than everything else that is asked of the images."""
+    return yaml.safe_load(text)
 
 
 def _known(card: _Card) -> npt.NDArray[np.uint64] | None:
