@@ -32,6 +32,7 @@ from defense.randomness import Omega
 from defense.spec import digest
 from tasks.attacks import AttackConfig, AttackResult, Target
 from tasks.attacks.losses import margin
+from tasks.attacks.shortlist import AscentConfig
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig
 from tasks.stages import AttackStage, Chunk, CorruptStage, QualityStage, SampleStage, StageSpec
@@ -256,8 +257,12 @@ class AttackCheck(Check):
         seconds = _FOREIGN_SECONDS if self.attack.code() is not None else 0.0
         given = {each.name: getattr(target, each.name) for each in fields(target)}
         given["draws"] = min(target.draws, _DRAWS)
+        limited = _Limited(**given, questions=_Questions(seconds))
         try:
-            result = self.attack.run(_Limited(**given, questions=_Questions(seconds)), x, omega)
+            if isinstance(self.attack, AscentConfig) and self.attack.warm:  # rungs before it would give it images
+                result = self.attack.run_from(limited, x, omega, x)
+            else:
+                result = self.attack.run(limited, x, omega)
         except _Enough:
             return
         images = getattr(result, "images", None)
