@@ -161,6 +161,14 @@ class Context:
         """Return an array on the device."""
         return torch.as_tensor(array).to(self.device)
 
+    def fitting(self, key: str, batch: int) -> int:
+        """Return how many elements go through networks at once where ``work`` of this key divides further.
+
+        ``batch``, unless slices of the key were halved: then no more than a slice has images, whose draws would fill
+        networks as much as before.
+        """
+        return min(self._microbatch.get(key, batch), batch)
+
     def in_batches(self, key: str, count: int, batch: int, work: Callable[[int, int], T]) -> list[T]:
         """Call ``work(start, stop)`` for slices of at most ``batch`` elements.
 

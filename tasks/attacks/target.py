@@ -179,13 +179,40 @@ class Target:
             return Evaluation(self.over_draws(logits, loss), logits)
 
     def differentiate(self, x: Tensor, loss: PointLoss) -> Evaluation:
-        """Loss, logits and gradient of the loss with respect to the images."""
-        at = x.detach().requires_grad_()
-        logits = self.logits(at)
-        value = self.over_draws(logits, loss)
-        (gradient,) = torch.autograd.grad(value.sum(), at)
+        """Loss, logits and gradient of the loss with respect to the images.
+
+        A mean of losses is differentiated batch by batch, so that no more than one batch is remembered however many
+        draws there are; the gradient has the bits of one backward pass through all of them.
+        """
+        if self.attacked == "mean-loss" and self.purifier is not None:
+            value, logits, gradient = self._batch_by_batch(x, loss)
+        else:
+            at = x.detach().requires_grad_()
+            logits = self.logits(at)
+            value = self.over_draws(logits, loss)
+            (gradient,) = torch.autograd.grad(value.sum(), at)
         self.tally.see(self.omega.image_ids, gradient)
         return Evaluation(value.detach(), logits.detach(), gradient)
+
+    def _batch_by_batch(self, x: Tensor, loss: PointLoss) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean loss of the next K draws, their logits, and the gradient of the former."""
+        _, parts = self._next(x)
+        logits, gradients, done = [], [], 0
+        labels = self.labels.repeat_interleave(self.draws)
+        for part, omega in parts:
+            at = part.detach().requires_grad_()
+            z = self._classify(self._purify(at, omega))
+            # A targeted loss knows its classes by place: it gets all rows, those of other batches without meaning.
+            rows = nn.functional.pad(z, (0, 0, done, len(labels) - done - len(part)))
+            value = loss(rows, labels)[done : done + len(part)]
+            gradients.append(torch.autograd.grad(value, at, torch.ones_like(value) / self.draws)[0])
+            logits.append(z.detach())
+            done += len(part)
+        # Summed over the draws by the operation, and so in the order, of one backward pass.
+        at = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(at.repeat_interleave(self.draws, 0), at, torch.cat(gradients))
+        together = self._by_image(x, logits)
+        return self.over_draws(together, loss), together, gradient
 
     def unbroken(self, x: Tensor) -> Tensor:
         """Positions of the images whose next answer is right, shape (N,): for attacks that may stop on success."""

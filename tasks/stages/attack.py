@@ -141,7 +141,7 @@ class AttackStage(StageSpec):
                 **{f"attack_{name}": values for name, values in result.columns.items()},
             }
 
-        parts = context.in_batches(f"{self.stage}-{self.model_key()}", len(ids), self.compute.batch, attack)
+        parts = context.in_batches(self._memory_key, len(ids), self.compute.batch, attack)
         column = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
         images = column.pop("images")
         rows = self._rows(chunk, data.labels[ids], column, self._share_of_steps(context))
@@ -189,6 +189,11 @@ class AttackStage(StageSpec):
             }
         )
 
+    @property
+    def _memory_key(self) -> str:
+        """What a worker knows by how many images it has the memory for."""
+        return f"{self.stage}-{self.model_key()}"
+
     def target(self, context: Context, labels: Tensor, omega: Omega) -> Target:
         """Return the attacked function for one batch.
 
@@ -209,7 +214,7 @@ class AttackStage(StageSpec):
                 context.purifier(self.purifier, self.classifier),
                 draws=self.attack.select,
                 fixed=True,
-                batch=self.compute.batch,
+                batch=context.fitting(self._memory_key, self.compute.batch),
                 precision=lambda: context.autocast(self.compute),
             )
         fixed = self.attack.knows == "randomness"
@@ -224,7 +229,7 @@ class AttackStage(StageSpec):
             draws=self.attack.eot,
             fixed=fixed,
             attacked=self.attack.attacked,
-            batch=self.compute.batch,
+            batch=context.fitting(self._memory_key, self.compute.batch),
             precision=lambda: context.autocast(self.compute),
         )
 

@@ -179,3 +179,35 @@ def test_selection_samples_of_several_images_fill_a_batch(
     assert (counts(batch) == expected).all() and expected.sum() == images * samples
     assert len(context.calls) == calls
     assert sum(map(len, context.calls)) == images * samples
+
+
+def test_an_attack_of_many_draws_that_does_not_fit_divides_the_draws_too(
+    context: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer images alone would not help: one image has twice the draws that there is memory for."""
+    pgd = ATTACKS.get("pgd")(norm="linf", eps=0.1, steps=1, eot=32, gradient="exact", knows="purifier")
+    stage = AttackStage(
+        dataset=DigitsConfig(),
+        classifier=CLASSIFIER,
+        purifier=NOISE,
+        attack=pgd,
+        seed=SEED,
+        compute=Compute(batch=64),
+    )
+    ids = tuple(range(8))
+    whole = stage.run(Chunk(ids), {}, context)
+    assert {len(call) for call in context.calls} == {64}
+    context.calls.clear()
+    real = _Noting.forward
+
+    def small(self: _Noting, x: Tensor, omega: Omega) -> Tensor:
+        if len(x) > 16:
+            raise torch.OutOfMemoryError("more than 16 elements")
+        return real(self, x, omega)
+
+    monkeypatch.setattr(_Noting, "forward", small)
+    divided = stage.run(Chunk(ids), {}, context)
+    assert context.memory_retries == 1 and {len(call) for call in context.calls} == {4}
+    first, second = (np.array(output.images["image"].to_pylist()) for output in (whole, divided))
+    assert np.abs(first - second).max() < 1e-6
+    assert divided.rows["adversarial_prediction"].equals(whole.rows["adversarial_prediction"])

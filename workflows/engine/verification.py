@@ -33,7 +33,7 @@ def verified(plan: Plan, store: Store, notify: Callable[[str], None], *, full: b
     """
     checked = _Check(plan, store)
     with ThreadPoolExecutor(store.files.requests) as threads:
-        checked.list_all(threads)
+        checked.list_all()
         units = checked.doubtful(full=full)
         checked.read(units, threads, notify)
         # Only now is known what all others have read.
@@ -63,10 +63,10 @@ class _Check:
         planned = self._plan.stages[stage]
         return self.manifests[planned.spec.stage, planned.id]
 
-    def list_all(self, threads: ThreadPoolExecutor) -> None:
+    def list_all(self) -> None:
         """List the files of every stage."""
         keys = list(dict.fromkeys((stage.spec.stage, stage.id) for stage in self._plan.stages))
-        found = threads.map(lambda key: self._store.manifest(*key), keys)
+        found = self._store.at_once(lambda key: self._store.manifest(*key), keys)
         self.manifests = dict(zip(keys, found, strict=True))
         done = []
         for position, stage in enumerate(self._plan.stages):

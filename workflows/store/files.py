@@ -353,7 +353,8 @@ def _stamp(file: os.DirEntry[str] | Path) -> Stamp | None:
         raise
     if not stat.S_ISREG(status.st_mode):
         return None
-    return Stamp(f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}", status.st_ctime_ns)
+    changed = status.st_ctime_ns
+    return Stamp(f"{status.st_size}-{status.st_mtime_ns}-{changed}", changed)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -111,8 +111,8 @@ class Manifest:
             chunk: The chunk.
             images: Whether its images, if it has any, must be so too.
         """
-        place = self._place.get(chunk)
-        if place is None or not self._same(self.commits.get(chunk), self._commit[place]):
+        place, stamp = self._place.get(chunk), self.commits.get(chunk)
+        if place is None or stamp is None or not self._same(stamp, self._commit[place]):
             return None
         found = self._lying["rows"].get(self._rows_name[place] or f"{chunk}.parquet")
         if not self._same(found, self._rows_stamp[place]):
@@ -124,7 +124,10 @@ class Manifest:
         return place
 
     def _same(self, found: Stamp | None, noted: str) -> bool:
-        return found is not None and found.text == noted and (not found.moment or found.moment < self._before)
+        if found is None:
+            return False
+        text, moment = found
+        return text == noted and (not moment or moment < self._before)
 
     def note(self, chunk: str, seconds: float, data: dict[str, str], inputs: dict[str, str]) -> None:
         """Note that a unit was verified after this manifest was opened.
