@@ -65,9 +65,9 @@ def test_doubling_ends_when_it_changes_nothing_twice_in_a_row(tmp_path: Path) ->
     assert [chain.axis for chain in found] == ["steps", "eot", "restarts"]
     steps, eot, restarts = found
     assert [step.value for step in steps.steps] == [1, 2, 4, 8, 16]
-    assert (steps.state, steps.kept.value) == ("converged", 16)
-    # The next begins with what left the lowest accuracy; of equals with the cheapest.
-    assert {step.cell.attack and step.cell.attack.parameter("steps") for step in eot.steps} == {16}
+    assert (steps.state, steps.kept.value) == ("converged", 4)
+    # The next begins with the least that leaves no more.
+    assert {step.cell.attack and step.cell.attack.parameter("steps") for step in eot.steps} == {4}
     assert [step.value for step in eot.steps] == [1, 2, 4] and (eot.state, eot.kept.value) == ("converged", 1)
     # Two restarts are the most: one doubling cannot tell.
     assert [step.value for step in restarts.steps] == [1, 2] and restarts.state == "not converged"

@@ -4,7 +4,8 @@ For each defence an attack goes along what it has, one after the other: steps, E
 (:mod:`workflows.grid.converge`). It is doubled until nothing changes twice in a row, and over both doublings
 together, since small falls add up; or until the largest value is reached. *Nothing changes* where Avg changes by less
 than the half-width of its 95 % interval, and the paired interval of the change holds 0: the images are the same, so
-that far smaller changes show. The value that left the lowest accuracy is kept for what comes next.
+that far smaller changes show. What comes next goes on from the smallest value to which the lowest accuracy is no
+change.
 
 What cells there are is a function of the committed rows alone, so that a sweep that is resumed, or looked at from
 elsewhere, has the same ones.
@@ -66,7 +67,7 @@ class Chain:
         most: The largest value that it may get.
         steps: The attacks, in order.
         state: ``converged``, ``not converged`` where the largest value came first, or ``not yet``.
-        settled: Position of the step that is kept: the one of lowest accuracy, of equals the cheapest.
+        settled: Position of the step that is kept: the first to which the one of lowest accuracy is no change.
     """
 
     start: Cell
@@ -110,14 +111,20 @@ def _chain(start: Cell, first: Cell, axis: Axis, judged: Callable[[Cell], Shares
         step = Step(cell, value_of(cell.attack, axis), judged(cell))
         steps.append(step)
         shares = [step.shares for step in steps if step.shares is not None]
-        lowest = int(np.argmin([of.mean() for of in shares])) if shares else 0
+        kept = _as_low(shares)
         if step.shares is None:
-            return Chain(start, axis, most, tuple(steps), "not yet", lowest)
+            return Chain(start, axis, most, tuple(steps), "not yet", kept)
         if _settled(shares[-1 - AGREE :]):
-            return Chain(start, axis, most, tuple(steps), "converged", lowest)
+            return Chain(start, axis, most, tuple(steps), "converged", kept)
         if 2 * step.value > most:
-            return Chain(start, axis, most, tuple(steps), "not converged", lowest)
+            return Chain(start, axis, most, tuple(steps), "not converged", kept)
         cell = replace(cell, threat=doubled(cell.attack, axis), converge=None)
+
+
+def _as_low(shares: list[Shares]) -> int:
+    """Return the first position to which the lowest accuracy is no change."""
+    lowest = min(shares, key=lambda of: float(of.mean()), default=None)
+    return next((place for place, of in enumerate(shares) if lowest is not None and not _changed(of, lowest)), 0)
 
 
 def _settled(last: list[Shares]) -> bool:

@@ -43,8 +43,8 @@ AXIS_NAMES = {"steps": "steps", "eot": "EOT draws", "restarts": "restarts", "sel
 _CONVERGENCE_NOTE = (
     f"{INTERVALS} Each is doubled until twice in a row, and over both together, accuracy changes by less than the "
     "half-width of its interval and not significantly (paired), or up to its largest value (not converged). Kept is "
-    "the value that left the lowest accuracy; the next is doubled from there. All are judged on the same images and "
-    "fresh draws."
+    "the smallest value to which the lowest accuracy is no such change; the next is doubled from there. All are "
+    "judged on the same images and fresh draws."
 )
 
 
