@@ -163,7 +163,21 @@ def main() -> None:
     theirs_target = target()
     theirs = authors(theirs_target, x, lab.eps, options.steps, omega)
     cost = _cost(theirs_target)
-    results = {"authors": (lab.judge(theirs, options.draws), cost, time.process_time() - began)}
+    right = lab.judge(theirs, options.draws)
+    print("| attack | cost | Avg | Wor-20 | Avg more than the authors' | seconds |\n|:-|-:|-:|-:|-:|-:|")
+
+    def show(name: str, images: Tensor, cost: float) -> None:
+        found = lab.judge(images, options.draws)
+        apart = found.mean(1) - right.mean(1)
+        error = 100 * np.std(apart, ddof=1) / len(apart) ** 0.5
+        worst = 100 * worst_of(found, min(options.draws, 20)).mean()
+        print(
+            f"| {name} | {cost:.0f} | {100 * found.mean():.1f} | {worst:.1f} | "
+            f"{100 * apart.mean():+.1f} +- {error:.1f} | {time.process_time() - began:.0f} |",
+            flush=True,
+        )
+
+    show("authors", theirs, cost)
     shared = {"norm": "linf", "eps": lab.eps, "gradient": "exact", "eot": options.eot, "graft": True}
     one = options.eot / 3 + 1
     # Three restarts of n steps: n ways back and n + 1 looks each, and one more look each to compare them.
@@ -175,17 +189,7 @@ def main() -> None:
         began, ours_target = time.process_time(), target()
         config = DiffHammerConfig.model_validate({"attack": "diffhammer", **shared, **more})
         images = config.run(ours_target, x, omega).images
-        results[name] = (lab.judge(images, options.draws), _cost(ours_target), time.process_time() - began)
-    right = results["authors"][0]
-    print("| attack | cost | Avg | Wor-20 | Avg more than the authors' | seconds |\n|:-|-:|-:|-:|-:|-:|")
-    for name, (found, cost, seconds) in results.items():
-        apart = found.mean(1) - right.mean(1)
-        error = 100 * np.std(apart, ddof=1) / len(apart) ** 0.5
-        worst = 100 * worst_of(found, min(options.draws, 20)).mean()
-        print(
-            f"| {name} | {cost:.0f} | {100 * found.mean():.1f} | {worst:.1f} | "
-            f"{100 * apart.mean():+.1f} +- {error:.1f} | {seconds:.0f} |"
-        )
+        show(name, images, _cost(ours_target))
 
 
 def _value(text: str) -> object:
