@@ -27,6 +27,7 @@ Choices of ours, where the paper leaves one or its code does otherwise:
   draw, the best of which is improved by following the weighted gradient while the objective rises. Moves are cut with
   ball and range (grafted ones, which are moves of purified images, are not). In the code the move
   behind the weights has unit size whatever eps is, and the loop that should improve it leaves it as it was.
+  ``weighing: code`` does that (:func:`select_as_in_code`).
 * The sum over q normalises, as in the code; algorithm 1 divides by the number of draws. For one step it is the same,
   in the stepwise mean it keeps a step with few promising draws from being forgotten.
 * What the ascent sees as its loss, in Auto-PGD's checkpoints and in the choice of the best iterate, is the mean of
@@ -54,7 +55,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import elu, logsigmoid
 
 from defense.errors import InvalidInput
 from defense.randomness import Omega
@@ -65,10 +66,11 @@ from tasks.attacks.losses import LossName, PointLoss, check_classes, margin, poi
 from tasks.attacks.shortlist import AscentConfig, Shortlist, rejudged
 from tasks.attacks.target import Evaluation, Oracle, Target, strongest
 
-__all__ = ["DiffHammerConfig", "select", "sigmoid_mean"]
+__all__ = ["DiffHammerConfig", "select", "select_as_in_code", "sigmoid_mean"]
 
 _RHO = 0.75
 _IMPROVEMENTS = 5
+_SLOPE = 5.0
 
 
 @ATTACKS.register("diffhammer")
@@ -83,6 +85,7 @@ class DiffHammerConfig(AscentConfig):
         averaging: a, the power of the stepwise mean; 0 for none.
         reach: Size of the move of the E-step, in units of eps.
         graft: Take the weighted gradient back through one draw instead of all.
+        weighing: The E-step: ``fitted`` as above, or ``code``, which is that of the authors' code.
         keep: The iterate that is returned: that of the ``highest-loss``, or of the ``most-fooled`` draws.
         restart_up_to: Share of fooled draws above which an image takes part in no further restart; None for none.
 
@@ -94,6 +97,7 @@ class DiffHammerConfig(AscentConfig):
     keeps_best: ClassVar[bool] = True
     unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **AscentConfig.unsaid,
+        "weighing": ("fitted",),
         "keep": ("highest-loss",),
         "restart_up_to": (None,),
     }
@@ -104,6 +108,7 @@ class DiffHammerConfig(AscentConfig):
     averaging: float = Field(default=0.5, ge=0)
     reach: float = Field(default=1.0, gt=0)
     graft: bool = False
+    weighing: Literal["fitted", "code"] = "fitted"
     keep: Literal["highest-loss", "most-fooled"] = "highest-loss"
     restart_up_to: float | None = Field(default=None, ge=0, lt=1)
     gradient: str | None = "exact"
@@ -136,6 +141,8 @@ class DiffHammerConfig(AscentConfig):
             parts.append(self.ascent)
         if self.graft:
             parts.append("grafted")
+        if self.weighing != "fitted":
+            parts.append("weights of the code")
         if self.keep != "highest-loss":
             parts.append("most fooled")
         return " ".join(parts)
@@ -255,6 +262,32 @@ def select(losses: Tensor, gradients: Tensor, move: Callable[[Tensor], Tensor]) 
     return _normalised(moved), chosen
 
 
+def select_as_in_code(losses: Tensor, gradients: Tensor, norm: Norm, size: float) -> tuple[Tensor, Tensor]:
+    r"""The E-step of the authors' code.
+
+    .. math:: k = \arg\max_a \sum_i \mathrm{elu}(L_i + \text{size}\; d_a^\top g_i), \qquad
+              q_i = \sigma(5\,(L_i + d_k^\top g_i))
+
+    with :math:`d_a` the steepest direction of draw a, of unit size in the second formula whatever the budget is.
+
+    Arguments:
+        losses: Loss of each draw, shape (B, K).
+        gradients: Gradient of each draw, shape (B, K, ...).
+        norm: Norm of the steepest direction.
+        size: Size of the move by which the draw is chosen.
+
+    Returns:
+        As :func:`select`.
+    """
+    draws = losses.shape[1]
+    value, slope = losses.double(), gradients.double().flatten(2)
+    steepest = [_steepest(gradients[:, a], norm).double().flatten(1).unsqueeze(1) for a in range(draws)]
+    gains = torch.stack([(slope * direction).sum(2) for direction in steepest], 1)  # (B, a, i)
+    chosen = elu(value.unsqueeze(1) + size * gains).sum(2).argmax(1)
+    gain = gains[torch.arange(len(losses), device=losses.device), chosen]
+    return _normalised(_SLOPE * (value + gain)), chosen
+
+
 def sigmoid_mean(losses: Tensor) -> Tensor:
     """``logit(mean(sigmoid(L)))`` over the draws, shapes (B, K) to (B,): the loss of one draw, or of equal ones."""
     if losses.shape[1] == 1:
@@ -285,6 +318,7 @@ class _Selective:
         self.steps = 0
         self.mean: Tensor | None = None
         self.fooled = torch.empty(0)
+        self.coded = config.weighing == "code"
 
     def evaluate(self, x: Tensor, loss: PointLoss) -> Evaluation:
         """Sigmoid mean of the losses over the draws, and their logits."""
@@ -300,12 +334,15 @@ class _Selective:
         if self.steps == 0:
             for other in self.losses:  # one that needs more classes says so now, not in the last restart
                 other(at.logits[:, 0], self.target.labels)
-        if self.graft:
+        if self.coded:
+            weights, chosen = select_as_in_code(at.losses, at.gradients, self.region.norm, self.size)
+        elif self.graft:
             weights, chosen = select(at.losses, at.gradients, lambda g: self.size * _steepest(g, self.region.norm))
-            gradient = self.target.pull_back(x, at.first + chosen, _weighted(weights, at.gradients))
         else:
-            weights, _ = select(at.losses, at.gradients, lambda g: self.region.ascend(x, g, self.size) - x)
-            gradient = _weighted(weights, at.gradients)
+            weights, chosen = select(at.losses, at.gradients, lambda g: self.region.ascend(x, g, self.size) - x)
+        gradient = _weighted(weights, at.gradients)
+        if self.graft:
+            gradient = self.target.pull_back(x, at.first + chosen, gradient)
         self.steps += 1
         share: float = float(self.steps) ** -self.averaging
         self.mean = gradient if self.mean is None else share * gradient + (1 - share) * self.mean

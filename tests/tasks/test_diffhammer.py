@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from defense.oracles import GaussianMixtureDenoiser
 from defense.purifiers import DiffPure
 from defense.randomness import Omega
 from tasks.attacks import ATTACKS, AttackConfig, Norm, perturbation_norms
-from tasks.attacks.diffhammer import DiffHammerConfig, select, sigmoid_mean
+from tasks.attacks.diffhammer import DiffHammerConfig, select, select_as_in_code, sigmoid_mean
 from tasks.attacks.losses import LossName, point_loss
 from tasks.attacks.target import PerDraw, Target, strongest
 
@@ -168,6 +169,20 @@ class TestSelect:
         losses = torch.tensor([[-900.0, -901.0, -2000.0]])
         weights, _ = select(losses, torch.zeros(1, 3, 2), torch.sign)
         np.testing.assert_allclose(weights, [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1)), 0]], rtol=1e-9)
+
+
+def test_the_weights_of_the_code_by_hand() -> None:
+    losses = torch.tensor([[-1.0, -2.0, -1.5]])
+    gradients = torch.tensor([[[3.0, -1.0], [2.0, 1.0], [-4.0, 0.5]]])
+    # Moves of 0.5 along (1, -1), (1, 1), (-1, 1): losses (1, -1.5, -3.75), (0, -0.5, -3.25), (-3, -2.5, 0.75).
+    weights, chosen = select_as_in_code(losses, gradients, "linf", 0.5)
+    sums = [
+        sum(v if v > 0 else math.exp(v) - 1 for v in row)
+        for row in ((1, -1.5, -3.75), (0, -0.5, -3.25), (-3, -2.5, 0.75))
+    ]
+    assert chosen.tolist() == [sums.index(max(sums))] == [0]
+    q = [1 / (1 + math.exp(-5 * (loss + gain))) for loss, gain in zip((-1, -2, -1.5), (4, 1, -4.5), strict=True)]
+    assert weights[0].tolist() == pytest.approx([value / sum(q) for value in q], rel=1e-9)
 
 
 class TestSigmoidMean:

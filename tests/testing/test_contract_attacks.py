@@ -77,7 +77,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "apgd reselect": {"attack": "apgd", **LINF, "steps": 4, **KNOWING, "reselect": 4},
     "diffhammer fooled": {
         **{"attack": "diffhammer", **LINF, "steps": 3, "eot": 3, "graft": True},
-        **{"keep": "most-fooled", "restart_up_to": 0.5, "reselect": 5},
+        **{"keep": "most-fooled", "restart_up_to": 0.5, "reselect": 5, "weighing": "code"},
     },
     "diffhammer reselect": {"attack": "diffhammer", **LINF, "steps": 2, "eot": 3, "reselect": 3},
 }
