@@ -22,7 +22,9 @@ written into its own purification scheme, which cannot be taken from there to an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import sys
 import time
 from collections.abc import Callable
@@ -46,7 +48,7 @@ Attack = Callable[[Tensor, Tensor], Tensor]
 
 STEPS = {"spsa": 20, "cw-l2": 100, "stadv": 100, "low-frequency": 100}
 SAMPLES, SEARCHES = 32, 5
-EPS = {"spsa": 0.15, "cw-l2": 0.5, "stadv": 0.15, "low-frequency": 0.1}
+EPS = {"spsa": 0.15, "cw-l2": 0.5, "stadv": 0.05, "low-frequency": 0.1}
 DRAWS = {"bit-depth": 1, "noise": 8, "diffpure": 4}
 
 
@@ -264,7 +266,8 @@ def main() -> None:
             for who, run in runs.items():
                 torch.manual_seed(0)
                 net.seen, start = 0, time.perf_counter()
-                images = run(x, y)
+                with contextlib.redirect_stdout(io.StringIO()):  # theirs print as they go
+                    images = run(x, y)
                 spent, seconds = net.seen / len(x) / draws, time.perf_counter() - start
                 left[who] = right(images.float(), y, module, judges)
                 line = f"{name:14s} {defence:9s} {who:21s} {100 * left[who].mean():5.1f} of {100 * clean.mean():5.1f}"
