@@ -7,7 +7,8 @@ difference is paired by image, with its standard error: ours is weaker where the
 * ``spsa``: torchattacks' SPSA, the same steps, directions, delta and rate;
 * ``cw-l2``: foolbox's Carlini-Wagner attack, the same searches and steps, and torchattacks' (one search), as many
   steps in all; images farther than eps do not count, and are shortened to it on both sides;
-* ``stadv``: StAdv of the evaluation of DiffPure: ``--stadv`` is a folder with its ``stadv_eot``;
+* ``stadv``: StAdv of the evaluation of DiffPure: ``--stadv`` is a folder with its ``stadv_eot``. Beyond the border it
+  samples black, ours the nearest pixel; *edges* is theirs with the nearest pixel, which is the same threat;
 * ``low-frequency``: the authors' LF of DiffBreak: ``--low-frequency`` is the file ``DiffBreak/attacks/lf.py``. Digits
   have no LPIPS: both sides take the root mean square of the difference for it. Theirs goes image by image, since it
   scales gradients over the batch, with ``kornia`` and ``pytorch_forecasting`` replaced by the two functions it needs.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import io
 import sys
@@ -33,6 +35,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defense import ClassifierConfig, Defended, DiffPureConfig, Omega
@@ -129,7 +132,17 @@ def peers(name: str, module: Defended, options: argparse.Namespace) -> dict[str,
         from stadv_eot.attacks import StAdvAttack  # type: ignore[import-not-found]
 
         warping = StAdvAttack(module, bound=eps, num_iterations=steps)
-        return {"DiffPure's": lambda x, y: warping(x, y).detach().clamp(0, 1)}
+
+        def edges(x: Tensor, y: Tensor) -> Tensor:
+            sample = F.grid_sample
+            F.grid_sample = functools.partial(sample, padding_mode="border", align_corners=False)
+            try:
+                return warping(x, y).detach().clamp(0, 1)
+            finally:
+                F.grid_sample = sample
+
+        black = "DiffPure's"
+        return {black: lambda x, y: warping(x, y).detach().clamp(0, 1), f"{black}, edges": edges}
     return {"DiffBreak's": lambda x, y: torch.cat([_filtered(a, b, module, options) for a, b in _singly(x, y)])}
 
 

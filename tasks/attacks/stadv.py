@@ -28,7 +28,7 @@ and l_2 norms that came of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -58,10 +58,8 @@ class StAdvConfig(AttackConfig):
         learning_rate: Adam's, in units of the flow.
         smoothness: tau, the weight of the flow's roughness; by default 0.0025 / eps.
         loss: ``margin``, ``ce`` or ``dlr``.
-        keep: The iterate that is returned: the ``best`` by its loss, or the ``last``, whose loss is unknown (NaN).
     """
 
-    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"keep": ("best",)}
     spellings: ClassVar[Mapping[str, Spelling]] = {}
     norms: ClassVar[tuple[Norm, ...]] = ("flow",)
     bounded: ClassVar[bool] = False
@@ -72,7 +70,6 @@ class StAdvConfig(AttackConfig):
     learning_rate: float = Field(default=0.01, gt=0)
     smoothness: float | None = Field(default=None, ge=0)
     loss: LossName = "margin"
-    keep: Literal["best", "last"] = "best"
 
     def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
         """See :class:`AttackConfig`."""
@@ -80,18 +77,12 @@ class StAdvConfig(AttackConfig):
 
     def method(self) -> str:
         """``stadv-100 flow``, with the loss where it is not the margin."""
-        name = f"stadv-{self.steps} {self.norm}" + (f" {self.loss}" if self.loss != "margin" else "")
-        return f"{name} last" if self.keep == "last" else name
-
-    @property
-    def loss_unknown(self) -> bool:
-        """See :class:`AttackConfig`."""
-        return self.keep == "last"
+        return f"stadv-{self.steps} {self.norm}" + (f" {self.loss}" if self.loss != "margin" else "")
 
     @property
     def evaluations(self) -> int:
-        """One per iterate, the image itself included, but none for a last one that is returned unseen."""
-        return self.steps + (self.keep == "best")
+        """One per iterate, the image itself included."""
+        return self.steps + 1
 
     def run(self, target: Target, x: Tensor, omega: Omega) -> AttackResult:
         """See :class:`AttackConfig`. Nothing is drawn; the column ``flow`` has the l_inf norm of each flow."""
@@ -115,9 +106,6 @@ class StAdvConfig(AttackConfig):
                 flow.clamp_(-bound, bound)
         with torch.no_grad():
             images = warp(x, flow).clamp(0, 1)
-        if self.keep == "last":
-            reached = flow.detach().abs().flatten(1).amax(1)
-            return AttackResult(images, torch.full_like(best.loss, torch.nan), columns={"flow": reached})
         largest = _of_the_better(best.see(images, target.evaluate(images, loss).loss), flow, largest)
         return AttackResult(best.images, best.loss, columns={"flow": largest})
 

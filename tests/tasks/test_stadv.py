@@ -144,12 +144,6 @@ def test_the_first_iterate_is_the_image_and_the_best_is_returned() -> None:
     torch.testing.assert_close(margin(classifier(found.images), y), found.loss)
     assert (values.argmax(0) < 12).sum() >= 3  # where keeping the last one would fail
 
-    last, again = attack.model_copy(update={"keep": "last"}), Hill()
-    kept = last.run(Target(again, y, omega(6)), x, omega(6))
-    assert len(again.seen) == last.evaluations == 12, "the last iterate is not looked at"
-    assert torch.equal(kept.images, classifier.seen[12]) and kept.loss.isnan().all() and last.loss_unknown
-    assert last.label() == "stadv-12 flow last" and last.id != attack.id and "keep" not in attack.identity()
-
 
 def attacked(network: nn.Module, data: ImageSet, attack: StAdvConfig | PGDConfig, count: int = 200) -> AttackResult:
     x, y = torch.from_numpy(data.images[:count]), torch.from_numpy(data.labels[:count])
