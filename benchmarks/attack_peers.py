@@ -7,7 +7,8 @@ difference is paired by image, with its standard error: ours is weaker where the
 * ``spsa``: torchattacks' SPSA, the same steps, directions, delta and rate;
 * ``cw-l2``: foolbox's Carlini-Wagner attack, the same searches and steps, and torchattacks' (one search), as many
   steps in all; images farther than eps do not count, and are shortened to it on both sides;
-* ``stadv``: StAdv of the evaluation of DiffPure: ``--stadv`` is a folder with its ``stadv_eot``;
+* ``stadv``: StAdv of the evaluation of DiffPure: ``--stadv`` is a folder with its ``stadv_eot``. Beyond the border it
+  samples black, ours the nearest pixel; *edges* is theirs with the nearest pixel, which is the same threat;
 * ``low-frequency``: the authors' LF of DiffBreak: ``--low-frequency`` is the file ``DiffBreak/attacks/lf.py``. Digits
   have no LPIPS: both sides take the root mean square of the difference for it. Theirs goes image by image, since it
   scales gradients over the batch, with ``kornia`` and ``pytorch_forecasting`` replaced by the two functions it needs.
@@ -22,7 +23,10 @@ written into its own purification scheme, which cannot be taken from there to an
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import importlib.util
+import io
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +35,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defense import ClassifierConfig, Defended, DiffPureConfig, Omega
@@ -46,7 +51,7 @@ Attack = Callable[[Tensor, Tensor], Tensor]
 
 STEPS = {"spsa": 20, "cw-l2": 100, "stadv": 100, "low-frequency": 100}
 SAMPLES, SEARCHES = 32, 5
-EPS = {"spsa": 0.15, "cw-l2": 0.5, "stadv": 0.15, "low-frequency": 0.1}
+EPS = {"spsa": 0.15, "cw-l2": 0.5, "stadv": 0.05, "low-frequency": 0.1}
 DRAWS = {"bit-depth": 1, "noise": 8, "diffpure": 4}
 
 
@@ -127,7 +132,17 @@ def peers(name: str, module: Defended, options: argparse.Namespace) -> dict[str,
         from stadv_eot.attacks import StAdvAttack  # type: ignore[import-not-found]
 
         warping = StAdvAttack(module, bound=eps, num_iterations=steps)
-        return {"DiffPure's": lambda x, y: warping(x, y).detach().clamp(0, 1)}
+
+        def edges(x: Tensor, y: Tensor) -> Tensor:
+            sample = F.grid_sample
+            F.grid_sample = functools.partial(sample, padding_mode="border", align_corners=False)
+            try:
+                return warping(x, y).detach().clamp(0, 1)
+            finally:
+                F.grid_sample = sample
+
+        black = "DiffPure's"
+        return {black: lambda x, y: warping(x, y).detach().clamp(0, 1), f"{black}, edges": edges}
     return {"DiffBreak's": lambda x, y: torch.cat([_filtered(a, b, module, options) for a, b in _singly(x, y)])}
 
 
@@ -264,7 +279,8 @@ def main() -> None:
             for who, run in runs.items():
                 torch.manual_seed(0)
                 net.seen, start = 0, time.perf_counter()
-                images = run(x, y)
+                with contextlib.redirect_stdout(io.StringIO()):  # theirs print as they go
+                    images = run(x, y)
                 spent, seconds = net.seen / len(x) / draws, time.perf_counter() - start
                 left[who] = right(images.float(), y, module, judges)
                 line = f"{name:14s} {defence:9s} {who:21s} {100 * left[who].mean():5.1f} of {100 * clean.mean():5.1f}"
