@@ -213,6 +213,8 @@ def _undisturbed(sweep: Path, store: Path) -> None:
 
 def preload() -> None:
     """Import what commands need, so that they need not; nothing that starts threads."""
+    import encodings.utf_8_sig  # noqa: F401 - nobody else may read the folder of this Python
+
     import ray  # noqa: F401
     import torch
 

@@ -287,6 +287,11 @@ GOOD_ENOUGH = {
         "{attack: pgd, norm: linf, eps: 0.1, gradient: bpda}",
         defences="{purifier: 'preflight_parts:BadConfig', how: gradient}",
     ),
+    "warm rungs, which start from others": sweep(
+        "{attack: strongest, norm: linf, eps: 0.1, steps: 1, eot: 1, queries: 1, select: 1}",
+        defences="{purifier: gaussian-noise, sigma: 0.1}",
+        **DIGITS,
+    ),
     "an attack of somebody else's": sweep(
         "{attack: 'preflight_parts:BadAttackConfig', norm: linf, eps: 0.1, how: well}"
     ),
