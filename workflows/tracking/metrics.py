@@ -23,6 +23,10 @@ from workflows.tables.table import records
 __all__ = ["Metrics", "beside", "budget", "plain"]
 
 
+_RADII = (0.25, 0.5, 0.75, 1.0)
+"""Radii of which the certified accuracy is a metric of its own, ``certified_0.25``."""
+
+
 @dataclass
 class Metrics:
     """Metrics, and lines by step."""
@@ -71,6 +75,9 @@ def _certified(metrics: Metrics, lines: list[dict[str, Any]], curves: list[dict[
     for row in curves:
         line = metrics.curves.setdefault(f"certified by radius/{_way(row)}", {})
         line[round(1000 * row["radius"])] = float(row["accuracy"])
+        if row["radius"] in _RADII:  # the best sigma for that radius
+            name = f"certified_{row['radius']:g}"
+            metrics.metrics[name] = max(metrics.metrics.get(name, 0.0), float(row["accuracy"]))
 
 
 def _corrupted(metrics: Metrics, lines: list[dict[str, Any]]) -> None:

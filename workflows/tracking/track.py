@@ -55,7 +55,8 @@ def track(
     """Log or update the runs of a sweep; returns the parent's run id.
 
     The parent has every table as an artifact, unrounded as CSV and JSON and with its notes as Markdown. A child has
-    the metrics of its cells, and where several attacks met them those of all together:
+    the metrics of its cells, the few that runs are compared by (``clean``, ``strongest``, ``worst_of_m``,
+    ``certified_0.25``) first, and where several attacks met them those of all together:
     ``fixed_aa_mean/3 attacks linf eps 0.1``. Certificates of a defence are a child of their own, corruptions and
     image quality metrics of the defence's child.
 
@@ -141,7 +142,7 @@ def _children(analysis: Analysis, complete: bool) -> list[Run]:
                 complete or (bool(measured) and all(row["images"] == row["planned"] for row in measured)),
                 tags={} if findings is None else {"puregrid.findings": rules_on(findings, ids) or "none"},
                 params=_params(cell),
-                metrics={**_metrics(measured), **_together(together, ids), **further.metrics},
+                metrics={**_headline(measured), **_metrics(measured), **_together(together, ids), **further.metrics},
                 curves={**_curves(measured), **further.curves},
                 cell=cell,
             )
@@ -203,6 +204,21 @@ def _params(cell: Cell) -> dict[str, Any]:
         "aggregation": cell.defence.aggregation,
         "seed": cell.seed,
     }
+
+
+def _headline(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the few that MLflow's page compares runs by: ``clean``, ``strongest`` and ``worst_of_m``.
+
+    The latter two are the lowest Avg and Wor-M under any attack and budget of the sweep.
+    """
+    attacked = [row for row in rows if row["attack"] != "clean"]
+    found = {
+        "clean": [row.get("avg") for row in rows if row["attack"] == "clean"],
+        "strongest": [row.get("avg") for row in attacked],
+        "worst_of_m": [row.get("worst") for row in attacked],
+    }
+    known = {name: [v for v in values if isinstance(v, float) and v == v] for name, values in found.items()}
+    return {name: min(values) for name, values in known.items() if values}
 
 
 def _metrics(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
