@@ -15,6 +15,7 @@ HASH = "0123456789abcdef" * 4
 FOLDER = {"path": "x", "sha256": HASH, "config_sha256": HASH}
 GUIDED = {"weights": "x", "preset": "cifar10_uncond_50M_500K", "sha256": HASH}
 LINEAR = {"schedule": "linear-1000"}
+CLIPPED = {**LINEAR, "clip_denoised": True}  # which was the default
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 # As they were before folders stated their schedule and checkpoints had keys.
@@ -26,7 +27,7 @@ GOLDEN: list[tuple[Spec, str]] = [
     (OracleConfig(schedule="edm"), "914694e0e4b82e4d"),
     (ClassifierConfig(classifier="resnet20", weights="x", sha256=HASH, **IMAGENET), "0fe5c1c098900468"),
     (ClassifierConfig(classifier="digits-cnn").resolved(Path()), "f18162f4f8e539d7"),
-    (DiffPureConfig(denoiser=DiffusersConfig(**LINEAR, **FOLDER), t_star=100, **LINEAR), "f4aa3ee84d36d1c0"),
+    (DiffPureConfig(denoiser=DiffusersConfig(**LINEAR, **FOLDER), t_star=100, **CLIPPED), "f4aa3ee84d36d1c0"),
 ]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ defences:
     schedule: linear-1000
     t_star: 10
     steps: 2
+    clip_denoised: true
     draws: 2
 attacks:
   - none

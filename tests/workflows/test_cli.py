@@ -371,6 +371,8 @@ class TestList:
                     "eot=1",
                     "attacked='mean-loss'",
                     "unbounded=()",
+                    "reselect=None",
+                    "warm=False",
                 ],
                 *[
                     "steps=20",
@@ -380,6 +382,8 @@ class TestList:
                     "momentum=0.0",
                     "keep='best'",
                     "restarts=1",
+                    "decay='none'",
+                    "eot_by='given'",
                 ],
                 "eps_255 (instead of eps)",
             ],
@@ -495,7 +499,8 @@ COMMANDS = list(_commands(typer.main.get_command(app)))
 class TestHelp:
     def test_the_contract_has_these_commands(self) -> None:
         contract = {"plan", "run", "status", "tables", "report", "check", "train", "list", "data"}
-        assert {path[0] for path in COMMANDS} == contract | {"compare", "compact", "probe", "promote", "track"}
+        beside = {"compare", "compact", "init", "probe", "promote", "schema", "track"}
+        assert {path[0] for path in COMMANDS} == contract | beside
         assert {path for path in COMMANDS if len(path) == 2} == {("data", "fetch"), ("data", "verify")}
 
     @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -549,7 +554,7 @@ class TestShippedSweeps:
 
     def test_cifar10_sweeps_say_which_variable_they_need(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("PUREGRID_WEIGHTS", raising=False)
-        for name, line in (("cifar10-clean", 8), ("cifar10-diffpure", 10)):
+        for name, line in (("cifar10-clean", 8), ("cifar10-diffpure", 11)):
             result = _call("plan", SWEEPS / f"{name}.yaml")
             assert result.exit_code == 2
             place = f"error: {SWEEPS / name}.yaml:{line}: classifiers.0.weights: "

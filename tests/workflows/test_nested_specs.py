@@ -26,7 +26,7 @@ denoisers:
 defences: [none]
 """
 LINES = len(HEAD.splitlines())
-PGD = "Valid names: attack, attacked, eot, eps, eps_255, gradient, keep, knows, loss, momentum, norm, random_start"
+PGD = "Valid names: attack, attacked, decay, eot, eot_by, eps, eps_255, gradient, keep, knows, loss, momentum, norm, "
 
 
 class Warmed(PGDConfig):
