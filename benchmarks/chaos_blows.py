@@ -312,10 +312,11 @@ def nobody(place: Place) -> None:
     for path in (place.store, *place.store.rglob("*")):
         os.chown(path, NOBODY, NOBODY)
     # Ray starts programs of its own, with a Python that may be in a folder of root.
-    started = subprocess.run(
-        [sys.executable, "-c", "import optparse"], user=NOBODY, group=NOBODY, check=False, capture_output=True
-    )
-    if started.returncode:
+    try:
+        subprocess.run(
+            [sys.executable, "-c", "import optparse"], user=NOBODY, group=NOBODY, check=True, capture_output=True
+        )
+    except (PermissionError, subprocess.CalledProcessError):
         place.seen.append(Seen("note", 0, "this Python is root's alone, so root completes the sweep"))
         place.user, place.environment = None, {}
     place.complete()

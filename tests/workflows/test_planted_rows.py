@@ -149,7 +149,7 @@ ATTACKS = {
     "not-clipped": (_wrong("not-clipped"), "outside-range"),
     "shuffled": (_wrong("shuffled"), "outside-ball"),
     "loss-lost": (_wrong("loss-lost"), "loss-not-a-number"),
-    "descending": ('{attack: "planted_rows:Descending", steps: 8}', "no-gain-over-start"),
+    "descending": ('{attack: "planted_rows:Descending", steps: 8, loss: margin}', "no-gain-over-start"),
     "short-steps": ("{attack: pgd, steps: 8, step_size: 0.0001}", "step-size-too-small"),
     "long-steps": ("{attack: pgd, steps: 8, step_size: 0.9}", "step-size-too-large"),
 }
