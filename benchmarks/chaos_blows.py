@@ -455,7 +455,6 @@ def full_mlflow(place: Place) -> None:
         raise Damage("MLflow's database stays broken although there is room again")
 
 
-@blow
 def rage(folder: str, seed: str) -> None:
     """Let a storm pass over a sweep in a folder."""
     sys.path.insert(0, str(ROOT / "tests" / "workflows"))
@@ -471,6 +470,7 @@ def rage(folder: str, seed: str) -> None:
         raise Damage(f"after {dict(passed.done)} the driver ended with {passed.drivers[-1]}; rows differ: {wrong}")
 
 
+@blow
 def storm(place: Place) -> None:
     """Three nodes; every 20 commits a worker is killed or stopped, a raylet killed, or the driver killed."""
     # In a process of its own: it computes, and commands are forks of this one, which must have no threads.
