@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from coins import LINF, Coin, CoinConfig, by_mean, flat
 from torch import Tensor
 
 from defense import ClassifierConfig, InvalidInput, NoPurifierConfig, Omega, Purifier
-from defense.models import Models
 from defense.purifiers import PurifierConfig
 from tasks.attacks import APGDConfig, DiffHammerConfig, LadderConfig, PGDConfig, StrongestConfig, Target
 from tasks.attacks.draws import by_cosine, cosines
@@ -22,26 +22,8 @@ from tasks.datasets import DatasetConfig
 from tasks.stages import AttackStage, Chunk, Output, images_from_table
 from workflows.grid.cells import Cell, Defence, Images
 
-LINF: dict[str, Any] = {"norm": "linf", "eps": 0.15}
 KNOWING: dict[str, Any] = {**LINF, "gradient": "exact", "eot": 2}
 IDS = tuple(range(12))
-
-
-class Coin(Purifier):
-    """Adds the same uniform number to every pixel: what it does to an answer has a closed form."""
-
-    def forward(self, x: Tensor, omega: Omega) -> Tensor:
-        return x + omega.uniform("coin", 0, x, shape=(1, 1, 1))
-
-
-class CoinConfig(PurifierConfig):
-    purifier: Literal["coin"] = "coin"
-
-    def label(self) -> str:
-        return "coin"
-
-    def build(self, models: Models | None = None) -> Coin:
-        return Coin()
 
 
 class Turned(Purifier):
@@ -54,16 +36,6 @@ class Turned(Purifier):
     def forward(self, x: Tensor, omega: Omega) -> Tensor:
         noise = omega.normal("turned", 0, x)
         return x * (1 + self.size * noise)
-
-
-def by_mean(x: Tensor) -> Tensor:
-    """Class 0 where the mean pixel is below 1: behind the coin an image of mean m is right with 1 - m."""
-    mean = x.flatten(1).mean(1)
-    return torch.stack([torch.ones_like(mean), mean], 1)
-
-
-def flat(*means: float) -> Tensor:
-    return torch.tensor(means).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
 
 
 def target(count: int, draws: int = 2, purifier: Purifier | None = None, role: str = "eot") -> Target:

@@ -301,7 +301,6 @@ def _commits(store: Store) -> dict[str, str]:
     }
 
 
-@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_quickstart_in_a_bucket_killed_damaged_cut_off_and_resumed_has_the_rows_of_a_folder(
     s3: S3Server, no_slots: Cluster, tmp_path: Path
