@@ -108,19 +108,24 @@ def test_full_batches_of_one_draw_are_what_they_were_bit_for_bit(context: Counti
     ]
 
 
+def room_for(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the purifier run out of memory with more images than that."""
+    real = _Noting.forward
+
+    def small(self: _Noting, x: Tensor, omega: Omega) -> Tensor:
+        if len(x) > most:
+            raise torch.OutOfMemoryError(f"more than {most} elements")
+        return real(self, x, omega)
+
+    monkeypatch.setattr(_Noting, "forward", small)
+
+
 def test_a_batch_that_does_not_fit_is_halved_and_the_rest_goes_on(
     context: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluate(64, 8).run(Chunk(tuple(range(16))), {}, context).rows
     context.calls.clear()
-    real = _Noting.forward
-
-    def small(self: _Noting, x: Tensor, omega: Omega) -> Tensor:
-        if len(x) > 20:
-            raise torch.OutOfMemoryError("more than 20 elements")
-        return real(self, x, omega)
-
-    monkeypatch.setattr(_Noting, "forward", small)
+    room_for(20, monkeypatch)
     rows = evaluate(64, 8).run(Chunk(tuple(range(16))), {}, context).rows
     assert context.memory_retries == 2 and max(map(len, context.calls)) == 16
     assert rows["prediction"].equals(whole["prediction"])
@@ -198,14 +203,7 @@ def test_an_attack_of_many_draws_that_does_not_fit_divides_the_draws_too(
     whole = stage.run(Chunk(ids), {}, context)
     assert {len(call) for call in context.calls} == {64}
     context.calls.clear()
-    real = _Noting.forward
-
-    def small(self: _Noting, x: Tensor, omega: Omega) -> Tensor:
-        if len(x) > 16:
-            raise torch.OutOfMemoryError("more than 16 elements")
-        return real(self, x, omega)
-
-    monkeypatch.setattr(_Noting, "forward", small)
+    room_for(16, monkeypatch)
     divided = stage.run(Chunk(ids), {}, context)
     assert context.memory_retries == 1 and {len(call) for call in context.calls} == {4}
     first, second = (np.array(output.images["image"].to_pylist()) for output in (whole, divided))
