@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from defense.purifiers.aaopt import AAOpt, AAOptConfig
 from defense.purifiers.base import PURIFIERS, IterativePurifier, Purifier, PurifierConfig
 from defense.purifiers.bit_depth import BitDepthConfig
 from defense.purifiers.densepure import DensePureConfig
@@ -14,14 +15,18 @@ from defense.purifiers.gdmp import GDMPConfig, SimilarityGuidance
 from defense.purifiers.gradual_noise import GradualNoiseConfig
 from defense.purifiers.guided_from_noise import DistanceGuidance, GuidedFromNoiseConfig
 from defense.purifiers.jpeg import JPEGConfig
+from defense.purifiers.likelihood_maximization import LikelihoodMaximizationConfig
 from defense.purifiers.median import MedianConfig
 from defense.purifiers.none import Identity, NoPurifierConfig
 from defense.purifiers.one_shot import OneShotConfig
 from defense.purifiers.robust_reverse import RobustGuidance, RobustReverseConfig
+from defense.purifiers.score_opt import ScoreOptConfig, ScoreOptN, ScoreOptO
 from defense.purifiers.sequence import Sequence, SequenceConfig
 
 __all__ = [
     "PURIFIERS",
+    "AAOpt",
+    "AAOptConfig",
     "BitDepthConfig",
     "DensePureConfig",
     "DiffPure",
@@ -38,6 +43,7 @@ __all__ = [
     "IterativePurifier",
     "JPEGConfig",
     "LangevinPurifier",
+    "LikelihoodMaximizationConfig",
     "MedianConfig",
     "NoPurifierConfig",
     "OneShotConfig",
@@ -45,6 +51,9 @@ __all__ = [
     "PurifierConfig",
     "RobustGuidance",
     "RobustReverseConfig",
+    "ScoreOptConfig",
+    "ScoreOptN",
+    "ScoreOptO",
     "Sequence",
     "SequenceConfig",
     "SimilarityGuidance",

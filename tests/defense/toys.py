@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from defense import Omega, Purifier, get_schedule
 from defense.guidance import Guidance, distance
 from defense.purifiers import (
+    AAOpt,
     Diffusion,
     DistanceGuidance,
     LangevinPurifier,
     RobustGuidance,
+    ScoreOptN,
+    ScoreOptO,
     Sequence,
     SimilarityGuidance,
     TransferGuidance,
@@ -129,7 +132,16 @@ GUIDED: dict[str, Purifier] = {
 SEQUENCES: dict[str, Purifier] = {
     "chain": Sequence([GaussianNoise(0.1), UNGUIDED["ddpm small"], GUIDED["gdmp mse"]]),
 }
-EVERY: dict[str, Purifier] = {**UNGUIDED, **GUIDED, **SEQUENCES}
+OPTIMISED: dict[str, Purifier] = {
+    **{
+        f"score-opt O {how}": ScoreOptO(DENOISER, 0.1, 0.2, 4, 0.05, how)  # type: ignore[arg-type]
+        for how in ("adam", "sgd")
+    },
+    **{f"score-opt N {how}": ScoreOptN(DENOISER, 100, 4, 0.05, how) for how in ("adam", "sgd")},  # type: ignore[arg-type]
+    "aaopt": AAOpt(DENOISER, 0.1, 0.2, 4, 0.05),
+    "aaopt perturbations": AAOpt(DENOISER, 0.1, 0.2, 4, 0.05, "sgd", lam=0.3, perturbation=DENOISER),
+}
+EVERY: dict[str, Purifier] = {**UNGUIDED, **GUIDED, **OPTIMISED, **SEQUENCES}
 
 
 def images(n: int = 3) -> Tensor:

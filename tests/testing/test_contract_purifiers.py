@@ -129,6 +129,20 @@ def configs() -> dict[str, dict[str, Any]]:
         "jpeg": {"purifier": "jpeg", "quality": 60},
         "bit-depth": {"purifier": "bit-depth", "bits": 3},
         "median": {"purifier": "median", "size": 3},
+        **{
+            f"score-opt {form} {how}": {
+                **{"purifier": "score-opt", "denoiser": denoiser, "form": form, "iterations": 3, "lr": lr},
+                **{"sigma_eq": 0.2, "optimizer": how},
+            }
+            for form in "ON"
+            for how, lr in (("adam", 0.05), ("sgd", 0.05))
+        },
+        "likelihood-maximization": {"purifier": "likelihood-maximization", "denoiser": denoiser, "iterations": 2},
+        "aaopt": {"purifier": "aaopt", "denoiser": denoiser, "iterations": 3, "lr": 0.05},
+        "aaopt with perturbations": {
+            **{"purifier": "aaopt", "denoiser": denoiser, "iterations": 3, "optimizer": "sgd"},
+            **{"perturbation": {"format": "oracle", "schedule": "linear-1000", "stds": [0.1]}},
+        },
         "ebm": {"purifier": "ebm", "energy": "digits-energy", "steps": 4, "step_size": 0.05},
     }
 
