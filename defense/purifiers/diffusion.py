@@ -82,6 +82,15 @@ class Diffusion(IterativePurifier):
         other._steps = [(r, j) for r, sampler in enumerate(other.rounds) for j in range(len(sampler))]
         return other
 
+    def softened(self) -> Diffusion:
+        """Return the same with its correction softened; itself where it has none, or one that needs nothing."""
+        soft = None if self.correction is None else self.correction.softened()
+        if soft is self.correction:
+            return self
+        other = copy.copy(self)
+        other._modules = {**self._modules, "correction": soft}
+        return other
+
     def start(self, x: Tensor, omega: Omega) -> Tensor:
         """Return the noised image, or noise alone."""
         z = 2 * x - 1

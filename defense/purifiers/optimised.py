@@ -3,9 +3,9 @@ r"""Purification by optimisation: a few steps of Adam or of gradient descent on 
 .. math:: (u, m, v)_{i+1} = \mathrm{Adam}\big((u, m, v)_i,\ g_i\big), \qquad
           u \leftarrow u - \eta\,\frac{m / (1 - \beta_1^{i+1})}{\sqrt{v / (1 - \beta_2^{i+1})} + 10^{-8}},
 
-with :math:`\beta = (0.9, 0.999)` (Kingma and Ba, arXiv 1412.6980, algorithm 1), or
-:math:`u \leftarrow u - \eta\, n\, g` (``sgd``), n the number of values of an image, so that the learning rate does
-not depend on its size. What :math:`g_i(u, x; \omega)` is, the purifier says. The chain's state is (u, m, v), stacked along the channels, so that
+with :math:`\beta = (0.9, 0.999)` (Kingma and Ba, arXiv 1412.6980, algorithm 1), or :math:`u \leftarrow u - \eta\, n\,
+g` (``sgd``), n the number of values of an image, so that the learning rate does not depend on its size. What
+:math:`g_i(u, x; \omega)` is, the purifier says. The chain's state is (u, m, v), stacked along the channels, so that
 exact gradients pass through the optimiser's moments and through g, which is a second derivative of the denoiser where
 g is the gradient of a loss.
 

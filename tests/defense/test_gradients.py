@@ -162,7 +162,7 @@ class TestOtherModes:
             assert found.abs().max() == expected.abs().max() == 0 < exact.abs().max()
             return
         assert relative(found, expected) < 1e-10
-        if name in UNGUIDED:
+        if name in UNGUIDED or name == "heterogeneous":  # whose mask has no derivative anyway
             assert relative(found, exact) < 1e-10
         else:
             assert relative(found, exact) > 1e-4
