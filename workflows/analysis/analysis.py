@@ -10,6 +10,7 @@ import pandas as pd
 
 from defense.errors import InvalidInput, nearest
 from defense.registry import Registry
+from workflows.analysis.leaderboard import leaderboard_frame
 from workflows.analysis.provenance import Provenance, provenance
 from workflows.analysis.summary import summary
 from workflows.audit import Finding, findings
@@ -24,8 +25,8 @@ from workflows.results.reader import Results
 from workflows.tables.certified import certified_table, curves_table, envelope_table
 from workflows.tables.combined import combined_table, ladders_table
 from workflows.tables.corruptions import LINE, corruption_gains_table, corruptions_table, mce_table
-from workflows.tables.cost import cost_table
-from workflows.tables.effort import convergence_table, decisions_table
+from workflows.tables.effort import convergence_table, cost_table, decisions_table
+from workflows.tables.leaderboard import leaderboard_table
 from workflows.tables.probe import mechanism_table, probe_gradients_table, probe_table
 from workflows.tables.quality import quality_table
 from workflows.tables.robustness import robustness_table
@@ -142,6 +143,11 @@ class Analysis:
         return self.results.probes()
 
     @cached_property
+    def leaderboard(self) -> pd.DataFrame:
+        """One row per defence and budget, see :func:`workflows.analysis.leaderboard.leaderboard_frame`."""
+        return leaderboard_frame(self.results, self.robustness, self.certified_curves, self.corruptions)
+
+    @cached_property
     def cost(self) -> pd.DataFrame:
         """One row per distinct stage: images, network evaluations, seconds."""
         return self.results.cost()
@@ -231,6 +237,7 @@ class Analysis:
             row = {**labels[cell.id], "seed": cell.seed, "origin": cell.corruption.origin}
             cells.setdefault(tuple(row[name] for name in LINE), []).append(cell.id)
         return _present(
+            leaderboard_table(self.leaderboard),
             robustness_table(self.robustness),
             decisions_table(self.decisions),
             convergence_table(self.convergence),

@@ -81,6 +81,8 @@ class Column:
         ends: Of ``interval`` and ``points``: the columns of the two ends; by default ``NAME_low`` and ``NAME_high``.
         when: Whether people see it, by the frame and its name.
         show: Writes its value in a line where the kind does not say all.
+        drop: Place in the order in which columns are left out where lines must be short: 1 goes first, 0 never. What
+            names a line and its headline numbers stay.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Column:
     ends: tuple[str, str] | None = None
     when: When = always
     show: Callable[[Row], str] | None = field(default=None, repr=False)
+    drop: int = 0
 
     @property
     def left(self) -> bool:
