@@ -79,6 +79,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{"attack": "diffhammer", **LINF, "steps": 3, "eot": 3, "graft": True},
         **{"keep": "most-fooled", "restart_up_to": 0.5, "reselect": 5, "weighing": "code"},
     },
+    **{
+        f"pgd band {norm}": {"attack": "pgd", **ball, "steps": 3, "band": 2.0}
+        for norm, ball in (("linf", LINF), ("l2", L2))
+        for norm, ball in (("linf", LINF), ("l2", L2))
+    },
+    "one-step-preview": {
+        **{"attack": "one-step-preview", **LINF, "steps": 3, "previews": 2},
+        "denoiser": {"format": "oracle", "schedule": "linear-1000"},
+    },
+    "rays": {"attack": "rays", **LINF, "queries": 60},
+    "rays of the defence": {"attack": "rays", **LINF, "queries": 20, "knows": "purifier", "eot": 2},
     "diffhammer reselect": {"attack": "diffhammer", **LINF, "steps": 2, "eot": 3, "reselect": 3},
 }
 
@@ -103,7 +114,7 @@ class BuiltIn(AttackContract):
         name = fields["attack"]
         self.by_position = name == "autoattack"  # type: ignore[misc]
         self.stops_early = name in ("autoattack", "cw-l2") or bool({"eot_by", "restart_up_to"} & fields.keys())  # type: ignore[misc]
-        self.ascends = name != "random-noise"  # type: ignore[misc]
+        self.ascends = name not in ("random-noise", "one-step-preview", "rays")  # type: ignore[misc]
 
     def config(self) -> AttackConfig:
         return ATTACKS.get(self.fields["attack"]).model_validate(self.fields).resolved(Path())
