@@ -123,7 +123,8 @@ def chains(
         intervals: By what accuracies are compared.
     """
     assert cell.attack is not None and cell.converge is not None
-    at, attacks = cell, (cell.attack,)
+    at = cell
+    attacks: tuple[AttackConfig, ...] = (cell.attack,)
     for axis in axes_of(cell.attack, cell.defence.purifier):
         chain = _chain(cell, at, attacks, axis, judged, intervals)
         if len(chain.steps) > 1 or chain.state == "not yet":
