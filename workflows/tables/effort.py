@@ -1,4 +1,4 @@
-"""What was computed how far: the answers of ``precision: {decide: ...}``, and the ablation of ``converge``."""
+"""What was computed how far, and at what cost: the answers of ``decide``, the ablation of ``converge``, seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workflows.tables.common import (
 )
 from workflows.tables.table import Column, Row, Table, cells_of, frame_only, missing
 
-__all__ = ["AXIS_NAMES", "convergence_table", "decisions_table"]
+__all__ = ["AXIS_NAMES", "convergence_table", "cost_table", "decisions_table"]
 
 _DECISIONS_NOTE = (
     "Accuracies, or differences second minus first on the same images, in points, each with its confidence sequence "
@@ -93,3 +93,36 @@ def convergence_table(frame: pd.DataFrame) -> Table | None:
     groups = ("dataset", "seed", "classifier", "defence", "attack", "eps", "axis")
     columns, note = with_guarantee(_CONVERGENCE, frame), f"{intervals_note(frame)} {_CONVERGENCE_NOTE}"
     return Table("convergence", "Convergence", columns, frame, note, cells=cells_of(frame), groups=groups)
+
+
+def _defence(row: Row) -> str:
+    return row["defence"] or "(static)"
+
+
+def _rate(row: Row) -> str:
+    rate = row["images_per_second"]
+    return f"{rate:.1f}" if rate and rate == rate else "-"
+
+
+_COST = (
+    Column("stage", "stage", "text", "Kind of the stage."),
+    CLASSIFIER,
+    Column(
+        "defence", "defence", "text", "The purifier; empty where the stage does not depend on one.", show=_defence
+    ),
+    Column("attack", "attack", "text", "The attack, corruption or certificate."),
+    EPS,
+    Column("images", "images", "integer", "Images that are committed."),
+    Column("denoiser_evaluations", "denoiser evals", "count", "Evaluations of denoisers, from rows."),
+    Column("classifier_evaluations", "classifier evals", "count", "Evaluations of classifiers, from rows."),
+    Column("seconds", "seconds", "seconds", "Compute time of one worker, from commits."),
+    Column("images_per_second", "images/s", "number", "Images of these in a second.", unit="1/s", show=_rate),
+)
+
+
+def cost_table(frame: pd.DataFrame) -> Table | None:
+    """Return the table of ``Results.cost``; None without stages."""
+    if frame.empty:
+        return None
+    note = "Network evaluations from rows; seconds of one worker's compute from commits."
+    return Table("cost", "Cost", _COST, frame, note, groups=())
