@@ -78,11 +78,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "apgd reselect": {"attack": "apgd", **LINF, "steps": 4, **KNOWING, "reselect": 4},
     "diffhammer fooled": {
         **{"attack": "diffhammer", **LINF, "steps": 3, "eot": 3, "graft": True},
-        **{"keep": "most-fooled", "restart_up_to": 0.5, "reselect": 5, "weighing": "code"},
+        **{"restart_up_to": 0.9, "reselect": 5},
     },
     **{
         f"pgd band {norm}": {"attack": "pgd", **ball, "steps": 3, "band": 2.0}
-        for norm, ball in (("linf", LINF), ("l2", L2))
         for norm, ball in (("linf", LINF), ("l2", L2))
     },
     "one-step-preview": {
@@ -92,6 +91,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "rays": {"attack": "rays", **LINF, "queries": 60},
     "rays of the defence": {"attack": "rays", **LINF, "queries": 20, "knows": "purifier", "eot": 2},
     "diffhammer reselect": {"attack": "diffhammer", **LINF, "steps": 2, "eot": 3, "reselect": 3},
+    "diffhammer highest loss": {
+        **{"attack": "diffhammer", **LINF, "steps": 3, "eot": 3},
+        **{"keep": "highest-loss", "weighing": "fitted", "checkpoints": "package"},
+    },
 }
 
 
@@ -114,7 +117,8 @@ class BuiltIn(AttackContract):
         self.fields = fields
         name = fields["attack"]
         self.by_position = name == "autoattack"  # type: ignore[misc]
-        self.stops_early = name in ("autoattack", "cw-l2") or bool({"eot_by", "restart_up_to"} & fields.keys())  # type: ignore[misc]
+        some_stop = name in ("autoattack", "cw-l2", "diffhammer") and fields.get("keep") != "highest-loss"
+        self.stops_early = some_stop or "eot_by" in fields  # type: ignore[misc]
         self.ascends = name not in ("random-noise", "one-step-preview", "rays")  # type: ignore[misc]
 
     def config(self) -> AttackConfig:
