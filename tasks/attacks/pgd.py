@@ -155,7 +155,7 @@ class PGDConfig(AscentConfig):
         return self.restarts
 
     def run_from(self, target: Target, x: Tensor, omega: Omega, start: Tensor | None) -> AttackResult:
-        """See :class:`AscentConfig`. All restarts go on from the same images, on draws of their own."""
+        """See :class:`AscentConfig`. The first run goes on, and each of a target class does; restarts start anew."""
         if self.eot_by == "given" or target.purifier is None:
             return self._ascend(target, x, omega, start, self.steps)
         at = self._start(Region(x, self.norm, self.eps), omega, 0) if start is None else start
@@ -184,7 +184,8 @@ class PGDConfig(AscentConfig):
         else:
             losses = [point_loss(self.loss)] * self.restarts
         for restart, loss in enumerate(losses):
-            first = self._start(region, omega, restart) if start is None else start
+            anew = start is None or (restart and self.loss != "dlr-targeted")
+            first = self._start(region, omega, restart) if anew or start is None else start
             best_seen = best if self.keep == "best" else None
             sizes = [size * factor for factor in factors]
             path = region if self.band is None else BandRegion(region, self.band)
