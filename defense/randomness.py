@@ -150,16 +150,21 @@ class Omega:
         """Return the randomness of the first draw for every element: noise that all draws of an image share."""
         return replace(self, draws=(0,) * len(self))
 
-    def _fill(self, purpose: str, step: int, shape: Sequence[int], uniform: bool) -> npt.NDArray[np.float32]:
-        if step < 0:
-            raise ValueError(f"step {step} is negative")
+    def _fill(
+        self, purpose: str, step: int | Sequence[int], shape: Sequence[int], uniform: bool
+    ) -> npt.NDArray[np.float32]:
+        steps = [step] * len(self) if isinstance(step, int) else [int(each) for each in step]
+        if len(steps) != len(self):
+            raise ValueError(f"{len(steps)} steps with the randomness of {len(self)} elements")
+        if min(steps, default=0) < 0:
+            raise ValueError(f"step {min(steps)} is negative")
         bits = np.random.Philox(key=np.array(_key(self.spec_id, self.seed, self.role, purpose), dtype=np.uint64))
         generator = np.random.Generator(bits)
         # One generator whose counter is set for each element: making a new one takes three times as long.
         state = bits.state
         out = np.empty((len(self), *shape), dtype=np.float32)
         for row, (image, draw) in enumerate(zip(self.image_ids, self.draws, strict=True)):
-            state["state"]["counter"] = _counter(step, draw, image)
+            state["state"]["counter"] = _counter(steps[row], draw, image)
             bits.state = state
             if uniform:
                 generator.random(dtype=np.float32, out=out[row])
@@ -167,12 +172,14 @@ class Omega:
                 generator.standard_normal(dtype=np.float32, out=out[row])
         return out
 
-    def normal(self, purpose: str, step: int, like: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
+    def normal(
+        self, purpose: str, step: int | Sequence[int], like: torch.Tensor, shape: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Return standard normal numbers, one independent stream per batch element.
 
         Arguments:
             purpose: What the numbers are for: ``"forward"``, ``"reverse"``, ``"guidance"``, ...
-            step: Step within the purpose, at least 0.
+            step: Step within the purpose, at least 0; or that of each batch element.
             like: Tensor of shape (B, ...) whose device and dtype the result takes.
             shape: Shape of one element; by default ``like.shape[1:]``.
 
@@ -182,13 +189,13 @@ class Omega:
         return self._tensor(purpose, step, like, shape, uniform=False)
 
     def uniform(
-        self, purpose: str, step: int, like: torch.Tensor, shape: Sequence[int] | None = None
+        self, purpose: str, step: int | Sequence[int], like: torch.Tensor, shape: Sequence[int] | None = None
     ) -> torch.Tensor:
         """Like :meth:`normal`, uniform on [0, 1)."""
         return self._tensor(purpose, step, like, shape, uniform=True)
 
     def _tensor(
-        self, purpose: str, step: int, like: torch.Tensor, shape: Sequence[int] | None, uniform: bool
+        self, purpose: str, step: int | Sequence[int], like: torch.Tensor, shape: Sequence[int] | None, uniform: bool
     ) -> torch.Tensor:
         if like.shape[0] != len(self):
             raise ValueError(f"a batch of {like.shape[0]} with the randomness of {len(self)} elements")

@@ -223,6 +223,13 @@ class ClassifierConfig(Spec):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    @classmethod
+    def class_named(cls, name: str) -> type[ClassifierConfig]:
+        """Return the class of an entry: one of its own for classifiers that are made of a denoiser."""
+        from defense.classifiers.diffusion import OF_DENOISERS  # which derive from this class
+
+        return OF_DENOISERS.get(name, ClassifierConfig)
+
     @property
     def architecture(self) -> Architecture:
         """The architecture of that name."""

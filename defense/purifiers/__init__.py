@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from defense.purifiers.base import PURIFIERS, IterativePurifier, Purifier, PurifierConfig
 from defense.purifiers.bit_depth import BitDepthConfig
+from defense.purifiers.consistency import ConsistencyConfig
 from defense.purifiers.densepure import DensePureConfig
+from defense.purifiers.diff_smooth import DiffSmooth, DiffSmoothConfig
+from defense.purifiers.diffcap import DiffCAP, DiffCAPConfig
 from defense.purifiers.diffpure import DiffPure, DiffPureConfig, LangevinPurifier
 from defense.purifiers.diffusion import Diffusion
 from defense.purifiers.distribution_transfer import DistributionTransferConfig, TransferGuidance
 from defense.purifiers.ebm import EBMConfig
+from defense.purifiers.flowpure import FlowPureConfig
 from defense.purifiers.gaussian_noise import GaussianNoiseConfig
 from defense.purifiers.gdmp import GDMPConfig, SimilarityGuidance
 from defense.purifiers.gradual_noise import GradualNoiseConfig
@@ -19,17 +23,26 @@ from defense.purifiers.none import Identity, NoPurifierConfig
 from defense.purifiers.one_shot import OneShotConfig
 from defense.purifiers.robust_reverse import RobustGuidance, RobustReverseConfig
 from defense.purifiers.sequence import Sequence, SequenceConfig
+from defense.purifiers.solvers import Solved
+from defense.purifiers.ssni import SSNI, ScoreReference, SSNIConfig
 
 __all__ = [
     "PURIFIERS",
+    "SSNI",
     "BitDepthConfig",
+    "ConsistencyConfig",
     "DensePureConfig",
+    "DiffCAP",
+    "DiffCAPConfig",
     "DiffPure",
     "DiffPureConfig",
+    "DiffSmooth",
+    "DiffSmoothConfig",
     "Diffusion",
     "DistanceGuidance",
     "DistributionTransferConfig",
     "EBMConfig",
+    "FlowPureConfig",
     "GDMPConfig",
     "GaussianNoiseConfig",
     "GradualNoiseConfig",
@@ -45,8 +58,11 @@ __all__ = [
     "PurifierConfig",
     "RobustGuidance",
     "RobustReverseConfig",
+    "SSNIConfig",
+    "ScoreReference",
     "Sequence",
     "SequenceConfig",
     "SimilarityGuidance",
+    "Solved",
     "TransferGuidance",
 ]
