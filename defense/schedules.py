@@ -82,16 +82,19 @@ class Levels:
         time: The same as numbers, float64 of shape (B,). It may carry the gradient of a level that depends on the
             image.
         abar: abar of each image, float64 of shape (B, 1, 1, 1), on the images' device; with the gradient of ``time``.
+        followed: Whether somebody may follow that gradient. It decides the order of rounding, so it is said, and not
+            read off the tensors: with and without recording of gradients the numbers must be the same.
     """
 
     steps: tuple[int, ...]
     time: Tensor
     abar: Tensor
+    followed: bool = False
 
     @property
     def shared(self) -> int | None:
-        """The level, where all images have the same one and nothing depends on it; None otherwise."""
-        one = len(set(self.steps)) == 1 and not self.abar.requires_grad
+        """The level, where all images have the same one and no gradient follows it; None otherwise."""
+        one = len(set(self.steps)) == 1 and not self.followed
         return self.steps[0] if one else None
 
 
@@ -123,12 +126,13 @@ class Schedule:
         abar = float(self.abar[t])
         return NoiseLevel(t, abar, math.sqrt((1 - abar) / abar) / 2)
 
-    def levels(self, t: Tensor) -> Levels:
+    def levels(self, t: Tensor, *, followed: bool = False) -> Levels:
         r"""Return the level of each image.
 
         Arguments:
             t: Whole numbers of noising steps, 0 to T, of shape (B,). If they carry a gradient, abar does: that of
                 :math:`\log\bar\alpha`, interpolated linearly and differentiated symmetrically at the whole numbers.
+            followed: See :class:`Levels`.
 
         Raises:
             InvalidInput: One is not on the schedule.
@@ -139,11 +143,11 @@ class Schedule:
         table = torch.tensor(self.abar, device=t.device)
         where = torch.tensor(steps, device=t.device)
         abar = table[where]
-        if t.requires_grad and torch.is_grad_enabled():
+        if followed and t.requires_grad and torch.is_grad_enabled():
             low, high = (where - 1).clamp(min=0), (where + 1).clamp(max=self.steps)
             slope = (table[high].log() - table[low].log()) / (high - low)
             abar = abar * (slope * (t - t.detach()).double()).exp()
-        return Levels(steps, t.double(), abar.view(-1, 1, 1, 1))
+        return Levels(steps, t.double(), abar.view(-1, 1, 1, 1), followed)
 
     def t_for_sigma(self, sigma: float) -> int:
         """Return the smallest t whose sigma_eq is at least ``sigma`` (pixel units of [0, 1] images).

@@ -226,9 +226,7 @@ class ClassifierConfig(Spec):
     @classmethod
     def class_named(cls, name: str) -> type[ClassifierConfig]:
         """Return the class of an entry: one of its own for classifiers that are made of a denoiser."""
-        from defense.classifiers.diffusion import OF_DENOISERS  # which derive from this class
-
-        return OF_DENOISERS.get(name, ClassifierConfig)
+        return ENTRIES.get(name, ClassifierConfig)
 
     @property
     def architecture(self) -> Architecture:
@@ -309,6 +307,10 @@ class ClassifierConfig(Spec):
             classes=self.architecture.classes,
         )
         return classifier
+
+
+ENTRIES: dict[str, type[ClassifierConfig]] = {}
+"""Classifiers whose entries have fields of their own, by name (:mod:`defense.classifiers.diffusion`)."""
 
 
 @cache

@@ -48,7 +48,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from defense.classifiers.base import Architecture, ClassifierConfig
+from defense.classifiers.base import ENTRIES, Architecture, ClassifierConfig
 from defense.classifiers.examine import examine
 from defense.code import Code
 from defense.denoisers import DenoiserConfig
@@ -246,7 +246,8 @@ class NoisedDiffusionClassifier(_Levels):
         mean = ((high - low) * image + low * noised) / high
         wanted = ((high - low) * z + (low - start) * noised) / (high - start)
         further = high * (high - start) / (4 * (self.sigmas[i] - self.sigmas[i - 1]) ** 2 * (low - start))
-        return further * (mean - wanted).square().flatten(1).mean(1)
+        distance: Tensor = further * (mean - wanted).square().flatten(1).mean(1)
+        return distance
 
 
 class _OfDenoiserConfig(ClassifierConfig):
@@ -386,8 +387,5 @@ class NoisedDiffusionClassifierConfig(_OfDenoiserConfig):
         return self.name or f"{self.form} s={self.sigma:g} {self.levels} levels"
 
 
-OF_DENOISERS: dict[str, type[ClassifierConfig]] = {
-    "diffusion-classifier": DiffusionClassifierConfig,
-    "noised-diffusion-classifier": NoisedDiffusionClassifierConfig,
-}
-"""Classifiers whose entries have fields of their own, by name."""
+ENTRIES["diffusion-classifier"] = DiffusionClassifierConfig
+ENTRIES["noised-diffusion-classifier"] = NoisedDiffusionClassifierConfig

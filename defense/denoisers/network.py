@@ -82,7 +82,7 @@ class NetworkDenoiser(Denoiser):
         if self._labelled:
             return cast(Tensor, noise_label(self.prediction, levels.abar)).flatten().to(kind)
         label = (levels.time - self._first) * self._scale
-        whole = isinstance(self._scale, int) and not label.requires_grad
+        whole = isinstance(self._scale, int) and not levels.followed
         return label.to(torch.int64 if whole else kind)
 
     def _asked(self, z: Tensor, labels: Tensor, abar: float | Tensor, classes: Tensor | None) -> Tensor:

@@ -121,12 +121,12 @@ class PerImageDiffusion(IterativePurifier):
 
     def step(self, i: int, z: Tensor, x: Tensor, omega: Omega, *, guidance_path: bool = True) -> Tensor:
         """One step of the choice, or of the reverse process."""
-        a, t = z[:, :-1].view_as(x), z[:, -1]
+        a, t = z[:, :-1].view_as(x), z[:, -1] if self.straight_through else z[:, -1].detach()
         if i < self.preparations:
             a, t = self.prepare(i, a, t, x, omega)
             if i == self.preparations - 1:
                 schedule = self.denoiser.schedule
-                levels = schedule.levels(t)
+                levels = schedule.levels(t, followed=self.straight_through)
                 # Of one level the number, not its tensor: the bits of Diffusion on every device.
                 abar = levels.abar if levels.shared is None else float(schedule.abar[levels.shared])
                 a = self.noised(a, abar, x, omega)
@@ -158,7 +158,8 @@ class PerImageDiffusion(IterativePurifier):
         if top.requires_grad and torch.is_grad_enabled():
             share = torch.tensor([1 - j / (len(grid) - 1) for grid in grids], device=top.device, dtype=torch.float64)
             whole = with_gradient_of(whole, share * top.double())
-        return self.denoiser.schedule.levels(whole)  # type: ignore[no-any-return]
+        levels: Levels = self.denoiser.schedule.levels(whole, followed=self.straight_through)
+        return levels
 
     def _stepped(
         self,

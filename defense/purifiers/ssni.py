@@ -105,8 +105,8 @@ def expected_perturbation_score(denoiser: Any, x: Tensor, omega: Omega, levels: 
     total = torch.zeros_like(x)
     for t in range(1, levels + 1):
         total = total + _score(denoiser, t, x, omega)
-    mean: Tensor = total / levels
-    return mean.flatten(1).norm(dim=1)
+    values: Tensor = (total / levels).flatten(1).norm(dim=1)
+    return values
 
 
 def measure_reference(

@@ -112,7 +112,7 @@ def test_a_network_is_told_the_level_of_each_image(prediction: Prediction, scale
 
 def test_levels_are_those_of_the_schedule_and_carry_the_slope_of_log_abar() -> None:
     t = torch.tensor([10.0, 500.0], dtype=torch.float64, requires_grad=True)
-    levels = LINEAR.levels(t)
+    levels = LINEAR.levels(t, followed=True)
     assert levels.steps == (10, 500) and levels.shared is None
     assert levels.abar.flatten().tolist() == [float(LINEAR.abar[10]), float(LINEAR.abar[500])]
     (slope,) = torch.autograd.grad(levels.abar.log().sum(), t)
@@ -129,6 +129,18 @@ def test_every_segmentation_has_the_gradient_of_plain_autograd(form: str, soft: 
     for segment in (1, 2, 6):
         found = gradient(lambda x, s=segment: purify(purifier, x, keys, "soft" if soft else "exact", segment=s), x)
         assert relative(found, expected) < 1e-12
+
+
+def test_one_level_for_all_is_followed_as_well() -> None:
+    """What is rebuilt in the backward pass is what was computed without recording, to the last bit."""
+    x, keys = images(1), omega(1)
+    for purifier in (
+        Chosen(denoiser(), FORMS["small"], most=120, steps=5),
+        Chosen(denoiser(), FORMS["sde"], most=120, steps=3),
+    ):
+        for mode, plain in (("exact", purifier), ("soft", purifier.softened())):
+            found = gradient(lambda x, p=purifier, m=mode: purify(p, x, keys, m), x)
+            assert relative(found, gradient(lambda x, p=plain: p(x, keys), x)) < 1e-12
 
 
 def test_straight_through_adds_the_derivative_with_respect_to_the_time_by_closed_form() -> None:

@@ -11,6 +11,9 @@ A network with ``num_class_embeds`` is told the class. With one embedding more t
 stands for none and takes the place of the class in a share ``label_dropout`` of the batch (Ho and Salimans,
 "Classifier-free diffusion guidance", arXiv 2207.12598, algorithm 1), so that the same network serves purifiers, which
 do not know it.
+
+Other objectives are those of :mod:`workflows.training.objectives`: ``objective: {objective: adbm, ...}``. With
+``start`` a training goes on from the weights of a denoiser folder.
 """
 
 from __future__ import annotations
@@ -19,23 +22,28 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from defense.checkpoints import SHA256
+from defense.classifiers import ClassifierConfig
+from defense.denoisers import DiffusersConfig, Prediction, digits_denoiser
 from defense.denoisers.network_config import NULL_CLASS
-from defense.errors import InvalidInput
+from defense.denoisers.predictions import LABELLED, implied_eps, network_input, noise_label
+from defense.errors import InvalidInput, inside
 from defense.packages import installed
 from defense.schedules import get_schedule
 from defense.torchvision_cpu import allow_torchvision_import
 from tasks.datasets import ImageSet
 from workflows.training.config import Training
 from workflows.training.objective import Objective
+from workflows.training.objectives import DenoiserLoss, Denoising
 
 __all__ = ["DenoiserObjective", "DenoiserTraining", "eps_mse"]
 
@@ -49,10 +57,18 @@ class DenoiserTraining(Training):
         focus_t: A share of the batch takes t up to this level only, where purification works.
         focus_share: That share.
         label_dropout: Of class-conditional networks: share of the batch that is told no class.
+        objective: Another loss than noise prediction.
+        start: A denoiser folder whose weights the network starts from: its path, or ``digits-ddpm``.
+        start_sha256: sha256 of its weights; filled in from the file.
     """
 
     # Cards from before there was a choice are still those of the same config.
-    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"label_dropout": (0.0,)}
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "label_dropout": (0.0,),
+        "objective": (None,),
+        "start": (None,),
+        "start_sha256": (None,),
+    }
 
     train: Literal["denoiser"]
     schedule: str
@@ -60,6 +76,47 @@ class DenoiserTraining(Training):
     focus_t: int = Field(default=1000, ge=1)
     focus_share: float = Field(default=0.0, ge=0, le=1)
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
+    objective: SerializeAsAny[DenoiserLoss] | None = None
+    start: str | None = None
+    start_sha256: str | None = SHA256
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_start(cls, data: Any) -> Any:
+        """Fill in the hash of the weights that are started from: they decide those that are trained."""
+        if not isinstance(data, dict) or not isinstance(data.get("start"), str):
+            return data
+        folder = _start(data["start"], data.get("start_sha256"))
+        return {**data, "start_sha256": folder.sha256}
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        if self.objective is None:
+            return self
+        needed = self.objective.needs_schedule
+        if needed is not None and self.schedule != needed:
+            raise InvalidInput(
+                f"schedule {self.schedule!r}: objective {self.objective.objective!r} is on {needed!r}."
+            )
+        if self.focus_share:
+            raise InvalidInput("focus_share belongs to noise prediction; an objective draws its levels by itself.")
+        return self
+
+
+def _start(name: str, sha256: str | None = None) -> DiffusersConfig:
+    """The resolved config of the folder that a training starts from.
+
+    Raises:
+        InvalidInput: There is no such folder, or its weights are others.
+    """
+    if name == "digits-ddpm":
+        config = digits_denoiser()
+    else:
+        # What its levels are is this config's business: any name that the folder does not contradict will do.
+        stated = (Path(name) / "scheduler_config.json").exists()
+        config = DiffusersConfig(path=name) if stated else DiffusersConfig(path=name, schedule="linear-1000")
+    with inside("start"):
+        return config.model_copy(update={"sha256": sha256}).resolved(Path.cwd())
 
 
 class DenoiserObjective(Objective):
@@ -76,6 +133,16 @@ class DenoiserObjective(Objective):
                 f"focus_t: {config.focus_t} is beyond the {self.schedule.steps} steps of {self.schedule.name!r}."
             )
         self.null_class = self._null_class()
+        self.guide: nn.Module | None = None
+        named = None if config.objective is None else config.objective.guided_by
+        if named is not None:
+            guide = ClassifierConfig(classifier=named).resolved(Path.cwd())
+            if guide.architecture.image_shape != data.images.shape[1:]:
+                raise InvalidInput(
+                    f"objective: classifier {named!r} takes images of shape {guide.architecture.image_shape}, the "
+                    f"data set has {data.images.shape[1:]}; name another."
+                )
+            self.guide = guide.build()
 
     def _null_class(self) -> int | None:
         """The embedding that stands for no class, None where there is none.
@@ -128,11 +195,29 @@ class DenoiserObjective(Objective):
                 f"shape {self.data.images.shape[1:]}."
             )
         net: nn.Module = unet
+        if self.config.start is not None:
+            trained = _start(self.config.start, self.config.start_sha256).build().net.state_dict()
+            shapes = {name: value.shape for name, value in net.state_dict().items()}
+            if {name: value.shape for name, value in trained.items()} != shapes:
+                raise InvalidInput(
+                    f"start: the network in {self.config.start!r} is not the one that `unet` describes: give the "
+                    "fields of its config.json."
+                )
+            net.load_state_dict(trained)
         return net
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, step: int) -> Tensor:
         """See the module's formula; the mean over images and pixels."""
         config = self.config
+        if config.objective is not None:
+            told = self.told(y, generator)
+
+            def ask(z: Tensor, labels: Tensor) -> Tensor:
+                output: Tensor = net(z, labels, return_dict=False, **told)[0]
+                return output
+
+            guide = None if self.guide is None else self.guide.to(x.device)
+            return config.objective.loss(Denoising(ask, x, y, generator, self.schedule, guide))
         top = torch.where(
             torch.rand(len(x), generator=generator) < config.focus_share, config.focus_t, self.schedule.steps
         )
@@ -146,15 +231,20 @@ class DenoiserObjective(Objective):
 
     def progress(self, net: nn.Module, test: ImageSet) -> dict[str, float]:
         """Error of the noise prediction at some levels, on 100 test images."""
-        errors = eps_mse(self.config, net, test, 100, null_class=self.null_class)
+        errors = self._errors(net, test, 100, self.null_class)
         return {f"test/eps_mse {key}": value for key, value in errors.items()}
 
     def measure(self, net: nn.Module, test: ImageSet) -> dict[str, Any]:
         """Error of the noise prediction at some levels."""
-        measured: dict[str, Any] = {"test_eps_mse": eps_mse(self.config, net, test, null_class=self.null_class)}
+        measured: dict[str, Any] = {"test_eps_mse": self._errors(net, test, 500, self.null_class)}
         if self.null_class is not None:
-            measured["test_eps_mse_with_class"] = eps_mse(self.config, net, test)
+            measured["test_eps_mse_with_class"] = self._errors(net, test, 500, None)
         return {**measured, "test_images": len(test)}
+
+    def _errors(self, net: nn.Module, test: ImageSet, images: int, null_class: int | None) -> dict[str, float]:
+        objective = self.config.objective
+        prediction = "eps" if objective is None else objective.prediction
+        return eps_mse(self.config, net, test, images, null_class=null_class, prediction=prediction)
 
     def save(self, net: nn.Module, out: Path) -> list[Path]:
         """Return a diffusers folder: ``config.json`` and the weights."""
@@ -168,7 +258,13 @@ class DenoiserObjective(Objective):
 
 @torch.no_grad()
 def eps_mse(
-    config: DenoiserTraining, net: nn.Module, test: ImageSet, images: int = 500, *, null_class: int | None = None
+    config: DenoiserTraining,
+    net: nn.Module,
+    test: ImageSet,
+    images: int = 500,
+    *,
+    null_class: int | None = None,
+    prediction: Prediction = "eps",
 ) -> dict[str, float]:
     """Return the mean squared error of the noise prediction on the first test images, per level.
 
@@ -178,6 +274,7 @@ def eps_mse(
         test: The test split.
         images: How many of its images.
         null_class: What a class-conditional network is told; by default the class of each image.
+        prediction: What the network predicts; the error is that of the noise that it implies.
 
     Returns:
         ``{"t=25": ..., "t=50": ..., "t=100": ..., "t=200": ..., "t=400": ...}``.
@@ -194,11 +291,15 @@ def eps_mse(
     for t in (25, 50, 100, 200, 400):
         abar = float(schedule.abar[t])
         z = (math.sqrt(abar) * x + math.sqrt(1 - abar) * eps).to(device)
+        seen = network_input(prediction, z, abar)
+        # As a tensor: diffusers makes whole numbers of others.
+        label = torch.tensor([noise_label(prediction, abar) if prediction in LABELLED else t - 1], device=device)
         predicted = torch.cat(
             [
-                net(part, t - 1, return_dict=False, **told)[0].cpu()
-                for part, told in zip(torch.split(z, 500), classes, strict=True)
+                net(part, label, return_dict=False, **told)[0]
+                for part, told in zip(torch.split(seen, 500), classes, strict=True)
             ]
         )
+        predicted = implied_eps(prediction, predicted, z, abar).cpu()
         result[f"t={t}"] = round(float(F.mse_loss(predicted, eps)), 5)
     return result
