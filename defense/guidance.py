@@ -75,7 +75,8 @@ class Moment:
     def diffused_input(self) -> Tensor:
         """Return the purifier's input noised to the level of ``z``, with noise of its own in every step."""
         z0 = 2 * self.x - 1
-        return forward_noise(z0, self.abar, self.omega.normal("guidance", self.key, z0))
+        keys = (self.key,) * len(z0) if isinstance(self.key, int) else self.key
+        return forward_noise(z0, self.abar, self.omega.normal_at("guidance", keys, z0))
 
 
 class Guidance(nn.Module, ABC):

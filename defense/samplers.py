@@ -336,12 +336,30 @@ class DDIM(Sampler):
             return Transition(z0, 0.0, math.sqrt(1 - abar_t) * to_z0)
         if self.clip:  # the noise that the clamped image implies, so that z_t is still their mixture
             eps = (z - factor(root(abar_t), z) * z0) / factor(root(1 - abar_t), z)
-        c1 = self.eta * root((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))
-        rest = 1 - abar_s - c1 * c1
-        c2 = root(rest.clamp(min=0)) if self._individual else math.sqrt(max(rest, 0.0))
+        c1, c2 = self._shares(i)
         mean = factor(root(abar_s), z) * z0 + factor(c2, z) * eps
         gain = root(1 - abar_t) * (root(abar_s) * to_z0 - c2)
         return Transition(mean, factor(c1, z), factor(gain, z))
+
+    def _shares(self, i: int) -> tuple[Any, Any]:
+        """Return the factors of fresh and of predicted noise."""
+        abar_t, abar_s = self._levels[i]
+        c1 = self.eta * root((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))
+        rest = 1 - abar_s - c1 * c1
+        return c1, root(rest.clamp(min=0)) if self._individual else math.sqrt(max(rest, 0.0))
+
+    def from_denoised(self, i: int, z0: Tensor, eps: Tensor) -> Transition:
+        """Return step ``i`` from a clean image that need not be the one that ``eps`` implies.
+
+        Arguments:
+            i: See :meth:`transition`.
+            z0: Clean image, diffusion units.
+            eps: Predicted noise.
+        """
+        if i == len(self) - 1:
+            return Transition(z0, 0.0, 0.0)
+        c1, c2 = self._shares(i)
+        return Transition(math.sqrt(self.abar_after(i)) * z0 + c2 * eps, c1, 0.0)
 
 
 class ReverseSDE(Sampler):

@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("analysis",),
     ("published",),
     ("tables",),
-    ("audit", "engine"),
+    ("audit", "engine", "images"),
     ("results",),
     ("preflight",),
     ("planning", "training", "writing"),

@@ -182,7 +182,7 @@ class PerImageDiffusion(IterativePurifier):
             )
             z = step.mean - step.gain * shift
         if isinstance(step.std, Tensor) or step.std > 0:
-            z = z + step.std * omega.normal("reverse", keys, z)
+            z = z + step.std * omega.normal_at("reverse", keys, z)
         return z
 
     def finish(self, z: Tensor, x: Tensor, omega: Omega) -> Tensor:

@@ -9,6 +9,7 @@ from toys import (
     DENOISER,
     EVERY,
     GUIDED,
+    OPTIMISED,
     UNGUIDED,
     ancestral,
     gradient,
@@ -78,7 +79,8 @@ class TestExact:
 
     @pytest.mark.parametrize("name", [name for name in EVERY if "clipped" not in name and "clamped" not in name])
     def test_it_is_the_slope_of_the_loss(self, name: str) -> None:
-        purifier, x, h = EVERY[name], images(), 1e-5
+        # The first steps of Adam turn over where a gradient changes its sign.
+        purifier, x, h = EVERY[name], images(), 1e-7 if name in OPTIMISED else 1e-5
         direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
         slope = float((gradient(lambda x: purify(purifier, x, OMEGA), x) * direction).sum())
         with torch.no_grad():
@@ -160,7 +162,7 @@ class TestOtherModes:
             assert found.abs().max() == expected.abs().max() == 0 < exact.abs().max()
             return
         assert relative(found, expected) < 1e-10
-        if name in UNGUIDED:
+        if name in UNGUIDED or name == "heterogeneous":  # whose mask has no derivative anyway
             assert relative(found, exact) < 1e-10
         else:
             assert relative(found, exact) > 1e-4

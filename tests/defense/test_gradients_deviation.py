@@ -9,6 +9,8 @@ from torch import Tensor
 from toys import (
     DENOISER,
     EVERY,
+    OPTIMISED,
+    OTHERS,
     ancestral,
     gradient,
     images,
@@ -31,7 +33,7 @@ from defense.samplers import DDIM, time_grid
 OMEGA = omega(4, 9, 2)
 every = pytest.mark.parametrize("name", EVERY)
 
-DIFFUSING = [name for name in EVERY if name != "ldsde"]
+DIFFUSING = [name for name in EVERY if name not in ("ldsde", *OPTIMISED, *OTHERS)]
 FAMILIES = ("ddpm small", "gradual-noise", "gdmp mse", "from noise ssim", "robust entropy input noisy", "chain")
 """One of each: how states are chosen and segments are cut does not depend on the sampler and the form of guidance."""
 

@@ -19,7 +19,7 @@ from workflows.formats import FORMATS, Format, render_tables
 from workflows.planning.plan import make_plan
 from workflows.results.reader import Results
 from workflows.store import Store
-from workflows.tables.cost import cost_table
+from workflows.tables.effort import cost_table
 from workflows.tables.robustness import robustness_table
 
 MEASURES = ("accuracy", "avg", "worst", "vote", "mean_probability", "fixed")

@@ -1,4 +1,4 @@
-"""What was computed how far: the answers of ``precision: {decide: ...}``, and the ablation of ``converge``."""
+"""What was computed how far, and at what cost: the answers of ``decide``, the ablation of ``converge``, seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 from workflows.tables.common import CELL, CLASSIFIER, DATASET, DEFENCE, EPS, GUARANTEE, INTERVALS, PLANNED, SEED
 from workflows.tables.table import Column, Row, Table, cells_of, frame_only, missing
 
-__all__ = ["AXIS_NAMES", "convergence_table", "decisions_table"]
+__all__ = ["AXIS_NAMES", "convergence_table", "cost_table", "decisions_table"]
 
 _DECISIONS_NOTE = (
     "Accuracies, or differences second minus first on the same images, in points, each with its confidence sequence "
@@ -77,3 +77,36 @@ def convergence_table(frame: pd.DataFrame) -> Table | None:
     return Table(
         "convergence", "Convergence", _CONVERGENCE, frame, _CONVERGENCE_NOTE, cells=cells_of(frame), groups=groups
     )
+
+
+def _defence(row: Row) -> str:
+    return row["defence"] or "(static)"
+
+
+def _rate(row: Row) -> str:
+    rate = row["images_per_second"]
+    return f"{rate:.1f}" if rate and rate == rate else "-"
+
+
+_COST = (
+    Column("stage", "stage", "text", "Kind of the stage."),
+    CLASSIFIER,
+    Column(
+        "defence", "defence", "text", "The purifier; empty where the stage does not depend on one.", show=_defence
+    ),
+    Column("attack", "attack", "text", "The attack, corruption or certificate."),
+    EPS,
+    Column("images", "images", "integer", "Images that are committed."),
+    Column("denoiser_evaluations", "denoiser evals", "count", "Evaluations of denoisers, from rows."),
+    Column("classifier_evaluations", "classifier evals", "count", "Evaluations of classifiers, from rows."),
+    Column("seconds", "seconds", "seconds", "Compute time of one worker, from commits."),
+    Column("images_per_second", "images/s", "number", "Images of these in a second.", unit="1/s", show=_rate),
+)
+
+
+def cost_table(frame: pd.DataFrame) -> Table | None:
+    """Return the table of ``Results.cost``; None without stages."""
+    if frame.empty:
+        return None
+    note = "Network evaluations from rows; seconds of one worker's compute from commits."
+    return Table("cost", "Cost", _COST, frame, note, groups=())
