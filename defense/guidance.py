@@ -75,8 +75,12 @@ class Moment:
     def diffused_input(self) -> Tensor:
         """Return the purifier's input noised to the level of ``z``, with noise of its own in every step."""
         z0 = 2 * self.x - 1
-        keys = (self.key,) * len(z0) if isinstance(self.key, int) else self.key
-        return forward_noise(z0, self.abar, self.omega.normal_at("guidance", keys, z0))
+        return forward_noise(z0, self.abar, self.noise(z0))
+
+    def noise(self, like: Tensor, purpose: str = "guidance", shape: Sequence[int] | None = None) -> Tensor:
+        """Return normal noise of the step's own, see :meth:`~defense.randomness.Omega.normal`."""
+        keys = (self.key,) * len(like) if isinstance(self.key, int) else self.key
+        return self.omega.normal_at(purpose, keys, like, shape)
 
 
 class Guidance(nn.Module, ABC):

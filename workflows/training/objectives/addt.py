@@ -52,7 +52,8 @@ class AdversarialDenoising(GuidedLoss):
 
     def share(self, abar: Tensor) -> Tensor:
         """Return r_t of each image's level."""
-        return (self.strength * root(abar / (1 - abar))).clamp(0, self.most)
+        share: Tensor = (self.strength * root(abar / (1 - abar))).clamp(0, self.most)
+        return share
 
     def loss(self, batch: Denoising) -> Tensor:
         """See the module."""
