@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import loops
 import pytest
 import torch
 from chains import Chain, Watched, deviation_by_hand
@@ -31,7 +32,6 @@ from defense.purifiers import Diffusion, Sequence
 from defense.samplers import DDIM, time_grid
 
 OMEGA = omega(4, 9, 2)
-every = pytest.mark.parametrize("name", EVERY)
 
 DIFFUSING = [name for name in EVERY if name not in ("ldsde", *OPTIMISED, *OTHERS)]
 FAMILIES = ("ddpm small", "gradual-noise", "gdmp mse", "from noise ssim", "robust entropy input noisy", "chain")
@@ -44,7 +44,7 @@ class TestDeviation:
     def total(self, images: Tensor, deviation: Tensor) -> Tensor:
         return loss(images) + (self.WEIGHTS.to(deviation) * deviation).sum()
 
-    @pytest.mark.parametrize(
+    @loops.every(
         ("name", "every", "segment"),
         [
             *((name, 3, 4) for name in DIFFUSING),
