@@ -50,7 +50,7 @@ from defense.spec import Spec, digest
 
 __all__ = ["SSNI", "SSNIConfig", "ScoreReference", "expected_perturbation_score", "measure_reference"]
 
-_SHIPPED = Path(__file__).parents[1] / "assets" / "digits-ddpm" / "score-reference.json"
+_SHIPPED = Path(__file__).parents[1] / "assets" / "score-references" / "digits-ddpm.json"
 
 
 class ScoreReference(Spec):
