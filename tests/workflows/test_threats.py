@@ -368,8 +368,10 @@ certificates:
     (single,) = cells(tmp_path, rest.replace("AGGREGATION", "single")).cells
     assert (voting.certify.smoothed.votes, single.certify.smoothed.votes) == (3, 1)
     assert voting.certify.smoothed.evaluations == 6
-    with pytest.raises(InvalidInput, match="has no certificate"):
-        cells(tmp_path, rest.replace("AGGREGATION", "mean-probability"))
+    (averaging,) = cells(tmp_path, rest.replace("AGGREGATION", "mean-probability")).cells
+    smoothed = averaging.certify.smoothed
+    assert (smoothed.votes, smoothed.inner) == (3, "mean") and "inner" not in voting.certify.smoothed.identity()
+    assert smoothed.id != voting.certify.smoothed.id
 
 
 @pytest.mark.parametrize(
