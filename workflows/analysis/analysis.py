@@ -10,8 +10,11 @@ import pandas as pd
 
 from defense.errors import InvalidInput, nearest
 from defense.registry import Registry
+from workflows.analysis.leaderboard import leaderboard_frame
 from workflows.analysis.provenance import Provenance, provenance
+from workflows.analysis.series import series_of
 from workflows.analysis.summary import summary
+from workflows.analysis.verdict import headline, verdict
 from workflows.audit import Finding, findings
 from workflows.published.table import published_table
 from workflows.results.certificates import certified_curves, certified_frame, envelope_frame
@@ -24,8 +27,8 @@ from workflows.results.reader import Results
 from workflows.tables.certified import certified_table, curves_table, envelope_table
 from workflows.tables.combined import combined_table, ladders_table
 from workflows.tables.corruptions import LINE, corruption_gains_table, corruptions_table, mce_table
-from workflows.tables.cost import cost_table
-from workflows.tables.effort import convergence_table, decisions_table
+from workflows.tables.effort import convergence_table, cost_table, decisions_table
+from workflows.tables.leaderboard import leaderboard_table
 from workflows.tables.probe import mechanism_table, probe_gradients_table, probe_table
 from workflows.tables.quality import quality_table
 from workflows.tables.robustness import robustness_table
@@ -62,6 +65,18 @@ class Analysis:
     def robustness(self) -> pd.DataFrame:
         """One row per clean or attacked cell, see :meth:`workflows.results.reader.Results.robustness`."""
         return self.results.robustness()
+
+    @cached_property
+    def series(self) -> dict[str, str]:
+        """The name by which each cell's attack is compared between defences, see :func:`series_of`."""
+        return series_of(self.sweep)
+
+    @cached_property
+    def evaluations(self) -> dict[str, float]:
+        """Network evaluations of one answer, by cell with judged rows; a vote is one answer a draw."""
+        cells = {cell.id: cell for cell in self.sweep.adversarial}
+        judged = self.robustness[self.robustness["images"] > 0]["cell"] if len(self.robustness) else ()
+        return {name: self.results.evaluations(cells[name]) / cells[name].defence.draws for name in judged}
 
     @cached_property
     def combined(self) -> pd.DataFrame:
@@ -142,6 +157,11 @@ class Analysis:
         return self.results.probes()
 
     @cached_property
+    def leaderboard(self) -> pd.DataFrame:
+        """One row per defence and budget, see :func:`workflows.analysis.leaderboard.leaderboard_frame`."""
+        return leaderboard_frame(self.results, self.robustness, self.certified_curves, self.corruptions)
+
+    @cached_property
     def cost(self) -> pd.DataFrame:
         """One row per distinct stage: images, network evaluations, seconds."""
         return self.results.cost()
@@ -178,6 +198,16 @@ class Analysis:
     def summary(self) -> list[str]:
         """The results of the best defences, in a few sentences."""
         return summary(self.robustness, self.certified, self.corruptions, self.audited or ())
+
+    @cached_property
+    def headline(self) -> pd.DataFrame:
+        """The lines of the leaderboard that people see: the largest budgets, with the strongest attack of each."""
+        return headline(self.leaderboard)
+
+    @cached_property
+    def verdict(self) -> list[str]:
+        """What it comes to, in two sentences."""
+        return verdict(self.headline, self.audited, self.missing)
 
     @property
     def warnings(self) -> list[str]:
@@ -231,6 +261,7 @@ class Analysis:
             row = {**labels[cell.id], "seed": cell.seed, "origin": cell.corruption.origin}
             cells.setdefault(tuple(row[name] for name in LINE), []).append(cell.id)
         return _present(
+            leaderboard_table(self.leaderboard),
             robustness_table(self.robustness),
             decisions_table(self.decisions),
             convergence_table(self.convergence),
