@@ -24,7 +24,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("preflight",),
     ("planning", "training", "writing"),
     ("grid", "monitoring"),
-    ("assets", "documents", "statistics", "store"),
+    ("assets",),
+    ("documents", "statistics", "store"),
 )
 """The rooms of ``workflows``: one imports from lower floors alone."""
 

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from loops import every
 
 from tasks.attacks.budgets import format_eps, read_eps
 from workflows.audit import Finding
@@ -255,7 +256,7 @@ def test_many_findings_on_one_table_are_counted_in_latex() -> None:
 # Budgets
 
 
-@pytest.mark.parametrize("eps", [0.0, 0.1, 0.15, 0.5, 1.0, 0.031, 0.00345, *(k / 255 for k in range(1, 300))])
+@every("eps", [0.0, 0.1, 0.15, 0.5, 1.0, 0.031, 0.00345, *(k / 255 for k in range(1, 300))])
 def test_a_budget_reads_back_as_it_was_written_today_and_before(eps: float) -> None:
     assert read_eps(format_eps(eps)) == pytest.approx(eps, abs=1e-15)
     assert format_eps(read_eps(f"{eps:.6g}")) == format_eps(eps), "earlier versions wrote six digits"

@@ -11,6 +11,7 @@ from textwrap import dedent
 import pytest
 import yaml
 from grids_small import ASSETS, DENOISERS, DIFFPURE, SMALL, attack_of, budgets, ids_of, kinds, swept
+from loops import every
 
 from defense.errors import InvalidInput
 from workflows.planning.plan import make_plan
@@ -68,7 +69,7 @@ class TestGrid:
         (cell,) = sweep.cells
         assert (sweep.name, cell.attack, cell.seed, cell.defence.draws) == ("s", None, 0, 1)
         assert [len(ids) for ids in ids_of(sweep)] == [100] * 5 + [99]
-        assert cell.compute.model_dump() == {"batch": 100, "precision": "fp32", "threads": 1}
+        assert cell.compute.model_dump() == {"batch": 100, "precision": "fp32", "threads": 1, "noise": 2}
 
     def test_eps_255_is_eps_over_255(self, tmp_path: Path) -> None:
         text = SMALL + "attacks: [{attack: pgd, norm: linf, eps_255: [8, 0.5]}]\n"
@@ -269,7 +270,7 @@ class TestId:
     def test_the_same_sweep_written_otherwise_has_the_same_id(self, tmp_path: Path, same: str) -> None:
         assert swept(tmp_path, same).id == swept(tmp_path, self.TEXT).id
 
-    @pytest.mark.parametrize(
+    @every(
         "change",
         [
             "sweep=other",

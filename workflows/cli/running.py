@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from workflows.cli.output import OutputLost, width
 from workflows.cli.tracking import Mlflow, open_tracker
 
 if TYPE_CHECKING:
+    from workflows.analysis import Analysis
     from workflows.engine.loop import RunOutcome
     from workflows.planning.forecast import Forecast
     from workflows.planning.summary import PlanSummary, StageSummary
@@ -221,6 +224,7 @@ def run(
         from workflows.monitoring.versions import driver_versions
         from workflows.regression.baselines import to_text
         from workflows.regression.snapshots import of_results
+        from workflows.results.reader import Results
         from workflows.tracking.track import track
 
         options = Options(
@@ -234,6 +238,8 @@ def run(
             verify=verify.value,
             slow=slow,
         )
+        if sys.stderr.isatty() and not json_:
+            options = replace(options, preview=lambda: _preview(Analysis(Results(opened, loaded)), width()))
         outcome, results, record = run_sweep(loaded, opened, options, say)
         analysis = Analysis(results)
         lost = None
@@ -267,6 +273,16 @@ def run(
             raise typer.Exit(1)
         if outcome.interrupted:
             raise typer.Exit(130)
+
+
+def _preview(analysis: Analysis, columns: int | None) -> str:
+    """The table of robustness of what is committed so far; empty if no cell has images."""
+    from workflows.formats import render
+
+    if not analysis.robustness["images"].any():
+        return ""
+    table = render(analysis, "text", only="robustness", findings=False, width=columns)
+    return f"Committed so far; accuracy of these images:\n\n{table}"
 
 
 def _failed(outcome: RunOutcome) -> str:
