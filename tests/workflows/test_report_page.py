@@ -703,6 +703,61 @@ def test_a_browser_shows_it_in_both_schemes_and_on_a_phone_without_complaint(
     assert len(colours) == 2
 
 
+_ACT = """<script>
+const cells = name => [...document.querySelectorAll(`#${name} tbody tr`)].filter(row => !row.hidden);
+const heads = name => [...document.querySelectorAll(`#${name} th`)];
+const column = (name, title) => heads(name).findIndex(th => th.textContent === title);
+const shown = (name, title) => cells(name).map(row => row.cells[column(name, title)].firstChild.textContent);
+const press = (name, title) => heads(name)[column(name, title)].querySelector("button").click();
+const search = document.querySelector("#robustness .controls input");
+const said = {state: [shown("robustness", "Avg"), search.value]};
+press("robustness", "Avg"); said.falling = shown("robustness", "Avg");
+press("robustness", "Avg"); said.rising = shown("robustness", "Avg");
+said.sort = heads("robustness")[column("robustness", "Avg")].getAttribute("aria-sort");
+search.value = "fgsm t*=60"; search.dispatchEvent(new Event("input"));
+said.found = cells("robustness").length; said.hash = location.hash;
+const link = document.querySelector("a[href^='#finding-']"); link.click();
+said.target = document.querySelector(".target").id; said.wanted = link.getAttribute("href").slice(1);
+said.linked = location.hash;
+const keys = [...document.querySelectorAll("a[href], button, input, select, summary, [tabindex]")];
+said.focusable = keys.every(element => element.tabIndex >= -1);
+document.body.innerHTML = `<pre>${JSON.stringify(said)}</pre>`;
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH")
+def test_the_script_sorts_searches_and_puts_it_into_the_address(full: Full, tmp_path: Path) -> None:
+    path = tmp_path / "act.html"
+    path.write_text(full.text.replace("</body>", _ACT), encoding="utf-8")
+
+    def act(hash_: str) -> dict[str, Any]:
+        assert CHROMIUM is not None
+        options = (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+        )
+        command = [CHROMIUM, *options, "--virtual-time-budget=5000", path.as_uri() + hash_]
+        document = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        found = re.search(r"<pre>(.*)</pre>", document, re.DOTALL)
+        assert found is not None
+        content: dict[str, Any] = json.loads(html.unescape(found[1]))
+        return content
+
+    told = act("")
+    shares = [f"{100 * row['avg']:.1f}" for row in full.json["robustness"]]
+    assert told["state"] == [shares, ""]
+    assert told["falling"] == sorted(shares, key=float, reverse=True) and told["rising"] == sorted(shares, key=float)
+    assert told["sort"] == "ascending" and told["found"] == 1
+    assert "robustness.q=fgsm" in told["hash"] and "robustness.sort=" in told["hash"]
+    assert told["target"] == told["wanted"] and f"at={told['wanted']}" in told["linked"]
+    # The address alone shows the same to somebody else.
+    again = act(told["hash"])
+    assert len(again["state"][0]) == 1 and again["state"][1] == "fgsm t*=60"
+
+
 # Size
 
 

@@ -52,6 +52,8 @@ def test_a_static_number_is_best_only_among_such_and_said_to_be_a_bound() -> Non
 def test_a_static_attack_that_is_stronger_than_the_adaptive_ones_is_the_strongest() -> None:
     rows = headline(pd.DataFrame([line("a", 0.9, 0.2, 0.5)]))
     assert rows[["strongest", "strongest_attack"]].iloc[0].tolist() == [0.2, "static attack"]
+    first, _ = said(line("a", 0.9, 0.2, 0.5))
+    assert "under its strongest attack, a static one (static attack, eps 0.1)" in first and "would have" not in first
 
 
 def test_errors_and_warnings_on_the_defence_are_said_and_others_are_not() -> None:
