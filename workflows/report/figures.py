@@ -406,7 +406,7 @@ def _verdict(headline: pd.DataFrame) -> list[Figure]:
             rows = members[members["norm"].isna() | (members["norm"] == norm)]
             ordered = rows.sort_values(["bare", "strongest"], ascending=[False, False], kind="stable")
             shown = ordered.head(_LINES)
-            lines = [(str(row["defence"]), _marks(row)) for row in records(shown)]
+            lines = [(str(row["defence"]), marks) for row in records(shown) if (marks := _marks(row))]
             budget = "" if norm is None else f", {norm} eps {format_eps(rows['eps'].max())}"
             left = len(ordered) - len(shown)
             caption = f"{classifier} on {dataset}{budget}" + (f", seed {seed}" if several else "")
