@@ -18,7 +18,7 @@ from defense.errors import PuregridError
 from defense.redaction import redacted
 from defense.text import visible
 
-__all__ = ["BROKEN_PIPE", "OutputLost", "say", "steady_streams", "tell", "width"]
+__all__ = ["BROKEN_PIPE", "OutputLost", "colours", "say", "steady_streams", "tell", "width"]
 
 BROKEN_PIPE = 141
 """Exit status where the reader of a pipe has left: that of a program that SIGPIPE ends, as a shell reports it."""
@@ -100,12 +100,13 @@ def steady_streams() -> None:
         sys.stdout = cast(TextIO, _Watched(sys.stdout))
 
 
-def tell(text: object, *, end: str = "\n") -> None:
+def tell(text: object, *, end: str = "\n", styled: bool = False) -> None:
     """Print a result to stdout.
 
     Arguments:
         text: The text; control characters in it are written out.
         end: What follows it.
+        styled: Whether its escapes are colours of our own and stay; names in it must have been written out before.
 
     Raises:
         OutputLost: It did not arrive.
@@ -114,7 +115,7 @@ def tell(text: object, *, end: str = "\n") -> None:
     try:
         if stream is None:
             raise OSError(errno.EBADF, "stdout is closed")
-        stream.write(_fitting(visible(redacted(str(text)), keep="\n\t\r") + end, stream))
+        stream.write(_fitting(visible(redacted(str(text)), keep="\n\t\r\x1b" if styled else "\n\t\r") + end, stream))
         stream.flush()
     except OSError as error:
         _to_nowhere(stream)
@@ -142,6 +143,15 @@ def width() -> int | None:
         if sys.stdout.isatty():
             return shutil.get_terminal_size().columns
     return None
+
+
+def colours() -> bool:
+    """Return whether stdout may have colours: a person looks at a terminal that has them, and asked for no others."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return bool(sys.stdout.isatty())
+    return False
 
 
 def _fitting(text: str, stream: IO[str]) -> str:
