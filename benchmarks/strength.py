@@ -1,23 +1,29 @@
 """How strong the attacks are at equal cost: what each leaves of a defence, and what `strongest` leaves.
 
     python benchmarks/strength.py small|digits|cifar10 [--first 0] [--images 64] [--steps 8] [--eot 5] [--select 10]
-        [--queries 20] [--draws 40] [--only NAME ...]
+        [--queries 20] [--draws 40] [--only NAME ...] [--reverse 2] [--at-least COST] [--cache FOLDER [--part 16]]
 
 `strongest` is run first, with `--steps`, `--eot`, `--select` and `--queries`; each other attack then has as many
-steps as cost no less than it did. Cost is counted, not computed: every draw that the classifier answers, in gradient
-evaluations, that is 1 with a gradient and 1/3 without; the selections of `strongest` and of ladders are in it. All
-attacks are stages of a cell, as in a sweep, and all are judged on the same draws, those of the judgement.
+steps as cost no less than it did, or than `--at-least` says. Cost is counted, not computed: every draw that the
+classifier answers, in gradient evaluations, that is 1 with a gradient and 1/3 without; the selections of `strongest`
+and of ladders are in it. All attacks are stages of a cell, as in a sweep, and all are judged on the same draws, those
+of the judgement.
 
 `small` is noise of 0.2 and half of a 3 x 3 binomial blur in front of the digits network, l_inf 0.06; `digits` is
 DiffPure at t* = 100 in 2 steps with the shipped denoiser, 0.15; `cifar10` is DiffPure at t* = 50 in 2 steps in front
-of ResNet-20, 4/255 (needs PUREGRID_DATA and PUREGRID_WEIGHTS). `Avg` is the mean over draws, `Wor-20` the share of
-images that are right on all of 20 draws (the mean over all choices of 20); the last columns are the paired difference
-to `strongest`, with its standard error over images.
+of ResNet-20, 4/255 (needs PUREGRID_DATA and PUREGRID_WEIGHTS); `--reverse` is another number of steps. `Avg` is the
+mean over draws, `Wor-20` the share of images that are right on all of 20 draws (the mean over all choices of 20); the
+last columns are the paired difference to `strongest`, with its standard error over images.
+
+With `--cache`, the images of every attack are kept, `--part` images a file, and are not computed again: a run that
+was ended goes on there. The files know the settings and not the code; after a change of an attack, delete them.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
 import os
 import time
@@ -65,7 +71,7 @@ class SmallConfig(PurifierConfig):
         return Small()
 
 
-def parts(name: str) -> tuple[DatasetConfig, ClassifierConfig, PurifierConfig, float, list[str]]:
+def parts(name: str, reverse: int = 2) -> tuple[DatasetConfig, ClassifierConfig, PurifierConfig, float, list[str]]:
     """Data set, classifier, purifier, eps, and the gradient modes of the rungs."""
     if name == "cifar10":
         weights = Path(os.environ["PUREGRID_WEIGHTS"])
@@ -80,15 +86,18 @@ def parts(name: str) -> tuple[DatasetConfig, ClassifierConfig, PurifierConfig, f
     if name == "small":
         return data, classifier, SmallConfig(), 0.06, ["bpda", "exact"]
     denoiser = DiffusersConfig(format="diffusers", path=str(folder), schedule="linear-1000").resolved(Path.cwd())
-    purifier = DiffPureConfig(denoiser=denoiser, schedule="linear-1000", t_star=t_star, steps=2)
+    purifier = DiffPureConfig(denoiser=denoiser, schedule="linear-1000", t_star=t_star, steps=reverse)
     return data, classifier, purifier, eps, ["bpda", "surrogate(1)", "exact"]
 
 
 class Laboratory:
     """Runs attacks on one defence and counts what they ask of it."""
 
-    def __init__(self, name: str, first: int, count: int) -> None:
-        self.data, self.classifier, self.purifier, self.eps, self.modes = parts(name)
+    def __init__(
+        self, name: str, first: int, count: int, reverse: int = 2, cache: Path | None = None, part: int = 16
+    ) -> None:
+        self.name, self.reverse, self.cache, self.part = name, reverse, cache, part
+        self.data, self.classifier, self.purifier, self.eps, self.modes = parts(name, reverse)
         self.ids = tuple(range(first, first + count))
         self.context = Context()
         self.forward = self.gradients = 0
@@ -107,29 +116,48 @@ class Laboratory:
         config: AttackConfig = ATTACKS.get(fields["attack"]).model_validate(
             {"norm": "linf", "eps": self.eps, **fields}
         )
-        images = Images(self.data, (Chunk(self.ids),))
+        if self.cache is None:
+            return self._attacked(config, self.ids)
+        found, costs = [], []
+        for begin in range(0, len(self.ids), self.part):
+            ids = self.ids[begin : begin + self.part]
+            known = [self.name, self.reverse, config.model_dump(mode="json"), ids]
+            file = self.cache / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:20]}.npz"
+            if file.exists():
+                kept = np.load(file)
+                images, cost = torch.from_numpy(kept["images"]), float(kept["cost"])
+            else:
+                images, cost = self._attacked(config, ids)
+                self.cache.mkdir(parents=True, exist_ok=True)
+                np.savez(file, images=images.numpy(), cost=cost)
+            found.append(images)
+            costs.append(cost * len(ids))
+        return torch.cat(found), sum(costs) / len(self.ids)
+
+    def _attacked(self, config: AttackConfig, ids: tuple[int, ...]) -> tuple[Tensor, float]:
+        images = Images(self.data, (Chunk(ids),))
         cell = Cell(images, self.classifier, Defence(self.purifier, 2, "single"), config, 0, Compute(batch=64))
         self.forward, self.gradients, self.done = 0, 0, {}
         stage = cell.attack_stage
         assert stage is not None
-        table = self._computed(stage).images
+        table = self._computed(stage, ids).images
         assert table is not None
-        cost = (self.gradients + self.forward / 3) / len(self.ids)
-        return torch.from_numpy(images_from_table(table, self.ids)), cost
+        cost = (self.gradients + self.forward / 3) / len(ids)
+        return torch.from_numpy(images_from_table(table, ids)), cost
 
-    def _computed(self, stage: AttackStage) -> Output:
+    def _computed(self, stage: AttackStage, ids: tuple[int, ...]) -> Output:
         if stage.id not in self.done:
             inputs = {}
             for role, source in stage.inputs().items():
                 assert isinstance(source, AttackStage)
-                output = self._computed(source)
+                output = self._computed(source, ids)
                 table = output.images
                 assert table is not None
                 for column in output.rows.column_names:
                     if column not in table.column_names:
                         table = table.append_column(output.rows.schema.field(column), output.rows[column])
                 inputs[role] = table
-            self.done[stage.id] = stage.run(Chunk(self.ids), inputs, self.context)
+            self.done[stage.id] = stage.run(Chunk(ids), inputs, self.context)
         return self.done[stage.id]
 
     def judge(self, x: Tensor, draws: int) -> npt.NDArray[np.bool_]:
@@ -195,15 +223,22 @@ def main() -> None:
         "select": 10,
         "queries": 20,
         "draws": 40,
+        "reverse": 2,
+        "part": 16,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", nargs="*", help="names of attacks")
+    parser.add_argument("--at-least", type=float, help="cost of the other attacks")
+    parser.add_argument("--cache", type=Path, help="folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lab = Laboratory(options.defence, options.first, options.images)
+    lab = Laboratory(options.defence, options.first, options.images, options.reverse, options.cache, options.part)
     shared = {"eot": options.eot, "select": options.select, "queries": options.queries}
     rungs = ["blind", *lab.modes, "black-box", "apgd", "diffhammer", "refine"]
     reference, work = lab.attack({"attack": "strongest", "rungs": rungs, "steps": options.steps, **shared})
+    if options.at_least is not None and work > options.at_least:
+        parser.error(f"strongest cost {work:.0f}, more than --at-least {options.at_least:.0f}")
+    budget = work if options.at_least is None else options.at_least
     right = lab.judge(reference, options.draws)
     print("| attack | cost | Avg | Wor-20 | Avg more than strongest | Wor-20 more |\n|:-|-:|-:|-:|-:|-:|", flush=True)
 
@@ -218,7 +253,7 @@ def main() -> None:
 
     show("clean", 0, lab.judge(lab.clean(), options.draws))
     show("strongest", work, right)
-    for name, fields in contenders(work, options.eot, options.select, options.queries, lab.modes).items():
+    for name, fields in contenders(budget, options.eot, options.select, options.queries, lab.modes).items():
         if options.only and name not in options.only:
             continue
         began = time.process_time()

@@ -22,7 +22,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -116,14 +116,29 @@ def code_of_modules(owners: tuple[str, ...], version: str = "") -> Code | None:
     return Code(content.hexdigest()[:16], ", ".join(distributions), version, tuple(sorted(sources)))
 
 
-def _distributions(top: str) -> Iterator[str]:
-    for name in _installed().get(top, ()):
-        yield f"{name} {version(name)}"
-
-
 @cache
-def _installed() -> dict[str, list[str]]:
-    return dict(packages_distributions())
+def _distributions(top: str) -> tuple[str, ...]:
+    """Return name and version of every distribution that installed a top-level module.
+
+    ``importlib.metadata.packages_distributions`` reads all that is said of every distribution there is, for half a
+    second, which everybody would wait who plans a sweep with a part that is not puregrid's.
+    """
+    named: dict[str, str] = {}
+    for distribution in distributions():
+        if _installs(distribution, top):
+            # Of two of a name the first on the path is the one that is imported.
+            named.setdefault(distribution.metadata["Name"], distribution.version)
+    return tuple(f"{name} {version}" for name, version in named.items())
+
+
+def _installs(distribution: Distribution, top: str) -> bool:
+    declared = (distribution.read_text("top_level.txt") or "").split()
+    if declared:
+        return top in declared
+    record = distribution.read_text("RECORD")
+    lines = [str(path) for path in distribution.files or ()] if record is None else record.splitlines()
+    after = [line.removeprefix(top).partition(",")[0] for line in lines if line.startswith(top)]
+    return any(rest.startswith("/") or (rest.startswith(".") and "/" not in rest) for rest in after)
 
 
 def _beside(owner: str) -> Iterator[tuple[str, bytes]]:

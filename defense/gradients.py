@@ -1,4 +1,4 @@
-r"""Gradients through a purifier: one engine, six modes.
+r"""Gradients through a purifier: one engine, seven modes.
 
 An attacker differentiates :math:`\ell(f(D(x;\omega)), y)`. What stands for :math:`\partial D/\partial x` decides what
 a robustness figure is worth:
@@ -12,7 +12,10 @@ a robustness figure is worth:
   (:mod:`defense.purifiers.soft`); the values are those of D;
 * ``exact-no-guidance-path``: as ``exact``, but guidance counts as a constant: its dependence on ``x`` through the
   target and its second-order terms are dropped. That is the defect of published attacks that Kassis et al. (arXiv
-  2411.16598) point out; the mode is here to show what it hides.
+  2411.16598) point out; the mode is here to show what it hides;
+* ``exact-no-second-moment``: as ``exact``, but the second moment of a purifier that is an optimiser counts as a
+  constant, as in the public code of DiffHammer; for all other purifiers it is ``exact``
+  (:mod:`defense.purifiers.optimised`).
 
 **Exact** is reverse accumulation through the chain :math:`z_{i+1} = F_i(z_i, x)` with segment checkpointing:
 
@@ -59,8 +62,11 @@ from defense.randomness import Omega
 
 __all__ = ["GRADIENT_MODES", "GradientMode", "IrreproducibleState", "purify", "purify_and_deviate"]
 
-ModeName = Literal["blind", "bpda", "surrogate", "exact", "soft", "exact-no-guidance-path"]
-GRADIENT_MODES: tuple[str, ...] = ("blind", "bpda", "surrogate(K)", "exact", "soft", "exact-no-guidance-path")
+ModeName = Literal["blind", "bpda", "surrogate", "exact", "soft", "exact-no-guidance-path", "exact-no-second-moment"]
+GRADIENT_MODES: tuple[str, ...] = (
+    *("blind", "bpda", "surrogate(K)", "exact", "soft"),
+    *("exact-no-guidance-path", "exact-no-second-moment"),
+)
 
 
 class IrreproducibleState(PuregridError):
@@ -72,7 +78,7 @@ class GradientMode:
     """A gradient mode.
 
     Arguments:
-        name: One of the six, see the module.
+        name: One of the seven, see the module.
         steps: Reverse steps of ``surrogate``, 0 for the others.
     """
 
@@ -131,6 +137,8 @@ def purify(
         purifier = purifier.surrogate(mode.steps)
     if mode.name == "soft":
         purifier = purifier.softened()
+    if mode.name == "exact-no-second-moment":
+        purifier = purifier.without_second_moment()
     return _exact(purifier, x, omega, mode.name != "exact-no-guidance-path", segment)[0]
 
 
@@ -170,6 +178,8 @@ def purify_and_deviate(
         purifier = purifier.surrogate(mode.steps)
     if mode.name == "soft":
         purifier = purifier.softened()
+    if mode.name == "exact-no-second-moment":
+        purifier = purifier.without_second_moment()
     count = _compared(purifier, every)
     if not count:
         raise InvalidInput(

@@ -7,23 +7,38 @@ al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011); the part after it 
 three words of the 256-bit counter, so that streams of different images, draws and steps never overlap. The
 position in a batch, the worker, the number of workers and whatever ran before have no influence.
 
-Numbers are made in float32 on the CPU and then moved: a GPU run and a CPU run see the same noise, and a
-float64 check of a float32 computation replays the very same draws.
+Numbers are made in float32, with the same bits on every device: a GPU run and a CPU run see the same noise, and a
+float64 check of a float32 computation replays the very same draws. Normal numbers have a version:
+
+* 2: by :mod:`defense.normals`, for a whole batch at once, on a GPU by a kernel of :mod:`defense.device_noise`;
+* 1: by NumPy's ziggurat on the CPU, one image at a time, as all were before there was the second.
+
+Uniform numbers are the same in both.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Omega", "relabelled"]
+from defense.device_noise import normals_on
+from defense.normals import fill_normals, fill_uniforms
+
+__all__ = ["NoiseVersion", "Omega", "relabelled"]
+
+NoiseVersion = Literal[1, 2]
+
+_TOGETHER = 1 << 16
+"""Numbers that are made of words together, if an element has fewer."""
 
 
 @lru_cache(maxsize=4096)
@@ -50,9 +65,15 @@ def _key(spec_id: str, seed: int, role: str, purpose: str) -> tuple[int, int]:
     return _hashed(spec_id, seed, role, purpose)
 
 
-def _counter(step: int, draw: int, image: int) -> npt.NDArray[np.uint64]:
+def _place(image: int, draw: int) -> tuple[int, int]:
+    """Return image id and draw as they are in the counter."""
     if _Labels.shown is not None and _Labels.offset:
-        draw, image = draw % _Labels.offset, image % _Labels.offset
+        return image % _Labels.offset, draw % _Labels.offset
+    return image, draw
+
+
+def _counter(step: int, draw: int, image: int) -> npt.NDArray[np.uint64]:
+    image, draw = _place(image, draw)
     return np.array([0, step, draw, image], dtype=np.uint64)
 
 
@@ -95,6 +116,7 @@ class Omega:
             that judgement is on fresh draws unless a threat model says otherwise.
         image_ids: Image id of each batch element, shape (B,).
         draws: Draw index of each batch element, shape (B,).
+        noise: Version of the normal numbers.
     """
 
     spec_id: str
@@ -102,6 +124,7 @@ class Omega:
     role: str
     image_ids: tuple[int, ...]
     draws: tuple[int, ...]
+    noise: NoiseVersion = 2
 
     def __post_init__(self) -> None:
         if len(self.image_ids) != len(self.draws):
@@ -114,11 +137,17 @@ class Omega:
 
     @classmethod
     def of(
-        cls, spec_id: str, seed: int, role: str, image_ids: Sequence[int], draws: Sequence[int] | int = 0
+        cls,
+        spec_id: str,
+        seed: int,
+        role: str,
+        image_ids: Sequence[int],
+        draws: Sequence[int] | int = 0,
+        noise: NoiseVersion = 2,
     ) -> Omega:
         """Build from any sequences; one integer for ``draws`` stands for the whole batch."""
         many = [draws] * len(image_ids) if isinstance(draws, int) else draws
-        return cls(spec_id, seed, role, tuple(map(int, image_ids)), tuple(map(int, many)))
+        return cls(spec_id, seed, role, tuple(map(int, image_ids)), tuple(map(int, many)), noise)
 
     def part(self, start: int, stop: int) -> Omega:
         """Return the randomness of batch elements ``start`` to ``stop``; the numbers do not change."""
@@ -131,7 +160,7 @@ class Omega:
             purpose: What the numbers are for.
             step: Number of the step or level that draws them.
         """
-        key = np.array(_key(self.spec_id, self.seed, self.role, purpose), dtype=np.uint64)
+        key = np.array(self._key(purpose), dtype=np.uint64)
         return [
             np.random.Generator(np.random.Philox(counter=_counter(step, draw, image), key=key))
             for image, draw in zip(self.image_ids, self.draws, strict=True)
@@ -150,21 +179,43 @@ class Omega:
         """Return the randomness of the first draw for every element: noise that all draws of an image share."""
         return replace(self, draws=(0,) * len(self))
 
-    def _fill(self, purpose: str, step: int, shape: Sequence[int], uniform: bool) -> npt.NDArray[np.float32]:
-        if step < 0:
-            raise ValueError(f"step {step} is negative")
-        bits = np.random.Philox(key=np.array(_key(self.spec_id, self.seed, self.role, purpose), dtype=np.uint64))
-        generator = np.random.Generator(bits)
-        # One generator whose counter is set for each element: making a new one takes three times as long.
-        state = bits.state
+    def _key(self, purpose: str) -> tuple[int, int]:
+        return _key(self.spec_id, self.seed, self.role, purpose)
+
+    def _from_words(
+        self,
+        purpose: str,
+        step: int,
+        shape: Sequence[int],
+        law: Callable[[npt.NDArray[np.int32], npt.NDArray[np.float32]], None],
+    ) -> npt.NDArray[np.float32]:
+        """Return numbers of a law, each made of a word of 32 bits, shape (B, *shape)."""
+        bits = np.random.Philox(key=np.array(self._key(purpose), dtype=np.uint64))
+        # One generator whose counter is set for each element: making a new one takes ten times as long. Lists of
+        # Python's numbers, since setting a state reads one number after the other.
+        state: Any = dict(bits.state)
+        state |= {"buffer": [0] * 4, "state": {"key": list(self._key(purpose)), "counter": [0] * 4}}
+        count = math.prod(shape)
+        out = np.empty((len(self), count), dtype=np.float32)
+        # Some elements at a time, so that their words are still in the processor's caches when they are used.
+        many = max(1, min(len(self), _TOGETHER // max(count, 1)))
+        words = np.empty((many, (count + 1) // 2), dtype="<u8")
+        for first in range(0, len(self), many):
+            rows = out[first : first + many]
+            places = zip(self.image_ids[first : first + many], self.draws[first : first + many], strict=True)
+            for row, (image, draw) in zip(words, places, strict=False):
+                image, draw = _place(image, draw)
+                state["state"]["counter"] = [0, step, draw, image]
+                bits.state = state
+                row[:] = bits.random_raw(len(row))
+            law(words.view(np.int32)[: len(rows), :count], rows)
+        return out.reshape(len(self), *shape)
+
+    def _ziggurat(self, purpose: str, step: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Normal numbers of version 1."""
         out = np.empty((len(self), *shape), dtype=np.float32)
-        for row, (image, draw) in enumerate(zip(self.image_ids, self.draws, strict=True)):
-            state["state"]["counter"] = _counter(step, draw, image)
-            bits.state = state
-            if uniform:
-                generator.random(dtype=np.float32, out=out[row])
-            else:
-                generator.standard_normal(dtype=np.float32, out=out[row])
+        for row, generator in enumerate(self.generators(purpose, step)):
+            generator.standard_normal(dtype=np.float32, out=out[row])
         return out
 
     def normal(self, purpose: str, step: int, like: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
@@ -179,18 +230,30 @@ class Omega:
         Returns:
             Tensor of shape (B, *shape).
         """
-        return self._tensor(purpose, step, like, shape, uniform=False)
+        element = self._element(step, like, shape)
+        if self.noise == 1:
+            return torch.from_numpy(self._ziggurat(purpose, step, element)).to(like)
+        if like.device.type == "cuda":
+            made = normals_on(like.device, self._key(purpose), step, self._places(), math.prod(element))
+            if made is not None:
+                return made.reshape(len(self), *element).to(like)
+        return torch.from_numpy(self._from_words(purpose, step, element, fill_normals)).to(like)
 
     def uniform(
         self, purpose: str, step: int, like: torch.Tensor, shape: Sequence[int] | None = None
     ) -> torch.Tensor:
         """Like :meth:`normal`, uniform on [0, 1)."""
-        return self._tensor(purpose, step, like, shape, uniform=True)
+        element = self._element(step, like, shape)
+        return torch.from_numpy(self._from_words(purpose, step, element, fill_uniforms)).to(like)
 
-    def _tensor(
-        self, purpose: str, step: int, like: torch.Tensor, shape: Sequence[int] | None, uniform: bool
-    ) -> torch.Tensor:
+    def _places(self) -> tuple[tuple[int, int], ...]:
+        """Image id and draw of each element, as they are in the counter."""
+        return tuple(_place(image, draw) for image, draw in zip(self.image_ids, self.draws, strict=True))
+
+    def _element(self, step: int, like: torch.Tensor, shape: Sequence[int] | None) -> tuple[int, ...]:
+        """Return the shape of one element."""
+        if step < 0:
+            raise ValueError(f"step {step} is negative")
         if like.shape[0] != len(self):
             raise ValueError(f"a batch of {like.shape[0]} with the randomness of {len(self)} elements")
-        element = like.shape[1:] if shape is None else shape
-        return torch.from_numpy(self._fill(purpose, step, element, uniform)).to(like)
+        return tuple(like.shape[1:] if shape is None else shape)

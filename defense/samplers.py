@@ -294,10 +294,28 @@ class DDIM(Sampler):
             return Transition(z0, 0.0, math.sqrt(1 - abar_t) * to_z0)
         if self.clip:  # the noise that the clamped image implies, so that z_t is still their mixture
             eps = (z - math.sqrt(abar_t) * z0) / math.sqrt(1 - abar_t)
-        c1 = self.eta * math.sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))
-        c2 = math.sqrt(max(1 - abar_s - c1 * c1, 0.0))
+        c1, c2 = self._shares(i)
         mean = math.sqrt(abar_s) * z0 + c2 * eps
         return Transition(mean, c1, math.sqrt(1 - abar_t) * (math.sqrt(abar_s) * to_z0 - c2))
+
+    def _shares(self, i: int) -> tuple[float, float]:
+        """Return the factors of fresh and of predicted noise."""
+        abar_t, abar_s = self._levels[i]
+        c1 = self.eta * math.sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))
+        return c1, math.sqrt(max(1 - abar_s - c1 * c1, 0.0))
+
+    def from_denoised(self, i: int, z0: Tensor, eps: Tensor) -> Transition:
+        """Return step ``i`` from a clean image that need not be the one that ``eps`` implies.
+
+        Arguments:
+            i: See :meth:`transition`.
+            z0: Clean image, diffusion units.
+            eps: Predicted noise.
+        """
+        if i == len(self) - 1:
+            return Transition(z0, 0.0, 0.0)
+        c1, c2 = self._shares(i)
+        return Transition(math.sqrt(self.abar_after(i)) * z0 + c2 * eps, c1, 0.0)
 
 
 class ReverseSDE(Sampler):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from defense.classifiers import ClassifierConfig
 from defense.models import Loadable, Models
 from defense.prepared import prepare
 from defense.purifiers import Purifier, PurifierConfig
+from defense.randomness import NoiseVersion
 from defense.spec import Spec
 from tasks.datasets import DatasetConfig, ImageSet
 
@@ -34,16 +35,25 @@ class Compute(Spec):
             that can (elsewhere it is fp32); ``bf16``, autocast in the purifier, while the classifier stays in fp32;
             ``bf16-all``, in the judged or attacked classifier too, whose logits come back in fp32.
         threads: torch threads of one CPU worker.
+        noise: Version of the normal numbers (:mod:`defense.randomness`); 1 repeats rows of before there was the
+            second. A stage that draws none has version 1, which is left out of ids.
     """
+
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"noise": (1,)}
 
     batch: int = Field(default=100, ge=1)
     precision: Literal["fp32", "tf32", "bf16", "bf16-all"] = "fp32"
     threads: int = Field(default=1, ge=1)
+    noise: NoiseVersion = 2
 
     @property
     def casts(self) -> bool:
         """Whether networks run under autocast to bfloat16."""
         return self.precision in ("bf16", "bf16-all")
+
+    def without_noise(self) -> Compute:
+        """Return the settings of a stage that draws no normal numbers, whose rows are those of either version."""
+        return self.model_copy(update={"noise": 1})
 
 
 class _Autocast(nn.Module):

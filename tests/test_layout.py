@@ -20,12 +20,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("analysis",),
     ("published",),
     ("tables",),
-    ("audit", "engine"),
+    ("audit", "engine", "images"),
     ("results",),
     ("preflight",),
     ("planning", "training", "writing"),
     ("grid", "monitoring"),
-    ("assets", "documents", "statistics", "store"),
+    ("assets",),
+    ("documents", "statistics", "store"),
 )
 """The rooms of ``workflows``: one imports from lower floors alone."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,7 +88,7 @@ def evaluations(subject: Subject) -> Check:
 
 
 def counter_of(config: PurifierConfig, models: Models) -> Callable[[Tensor, Omega], int | None]:
-    """Return what builds a purifier, and counts the calls of its denoisers and energy networks in one purification.
+    """Return what builds a purifier, and counts the evaluations of its denoisers and energy networks for one image.
 
     Arguments:
         config: The purifier.
@@ -101,13 +102,14 @@ def counter_of(config: PurifierConfig, models: Models) -> Callable[[Tensor, Omeg
             return None
         with torch.no_grad():
             purifier(x, omega)
-        return len(counts)
+        # Of one image: a network that is asked about the images one level at a time is called more often.
+        return math.ceil(sum(counts) / len(x))
 
     return count
 
 
 def _counting(config: PurifierConfig, models: Models, counts: list[int]) -> Purifier | None:
-    """Return the purifier with every call of its networks counted; None if it loads none through ``models``."""
+    """Return the purifier, each call of whose networks adds its batch; None if it loads none through ``models``."""
     from defense.denoisers import Denoiser
     from defense.energy import EnergyConfig
 
@@ -140,7 +142,7 @@ def _count_calls(module: nn.Module, counts: list[int]) -> None:
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def outermost(*args: Any, **kwargs: Any) -> Any:
             if not inside:
-                counts.append(1)
+                counts.append(len(args[0]))
             inside.append(1)
             try:
                 return call(*args, **kwargs)

@@ -68,7 +68,7 @@ _DEMANDS = (
     ),
     Demand(
         "batch",
-        "Is an image treated alike alone, in another order, and beside copies of itself?",
+        "Is an image treated alike alone, in another order, and beside few and many copies of itself?",
         "largest difference of a pixel (of a logit, relative to the largest)",
         1e-4,
         "convolutions round differently in batches of another size; more is a dependence on the batch",
@@ -84,7 +84,7 @@ _DEMANDS = (
     ),
     Demand(
         "state",
-        "Is the first answer still given after all other calls of the probe?",
+        "Are the first answer and its gradient still given after all other calls of the probe?",
         "largest difference of a pixel",
         0,
         "a defence that changes with the calls is another one for the attacker, who calls often",
@@ -93,7 +93,7 @@ _DEMANDS = (
     Demand(
         "role",
         "Is the answer, and its gradient, the same whoever asks: role, spec, seed, image ids and numbers of draws of "
-        "the randomness (with the same random numbers), the call stack, the training flag?",
+        "the randomness (with the same random numbers), the call stack, the thread, the training flag?",
         "ways of asking, of all tried, with another answer",
         0,
         "with the same random numbers nothing else may decide",
@@ -144,11 +144,12 @@ _DEMANDS = (
     ),
     Demand(
         "gradient-elsewhere",
-        "Is the gradient the same in float32, alone, and in a batch?",
+        "Is the gradient the same in float32, alone, in batches, and in proportion for losses of other sizes and "
+        "signs?",
         "largest relative difference",
         0.05,
         "kinks that rounding crosses stay below it; the gradient was verified in float64, attacks run in float32",
-        "Branch neither on dtype nor on the size of the batch.",
+        "Branch neither on dtype nor on the size of the batch; clip, round or normalise nothing in a backward pass.",
     ),
     Demand(
         "loss-gradient",
@@ -161,7 +162,7 @@ _DEMANDS = (
     Demand(
         "test-set-memory",
         "Are outputs on images unlike any test image still images of the test set, or is exactly the clean image "
-        "given back for a perturbed one?",
+        "given back for a perturbed one, or is an untouched one treated otherwise?",
         "share of such images",
         0.1,
         "a generative model makes images that are near the data, not on them",

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from defense.probe.record import Check, ModeGradient, answer, not_applicable
-from defense.probe.subject import Subject
+from defense.probe.subject import LARGE, Subject
 
 __all__ = [
     "ATTACK",
@@ -216,7 +216,11 @@ def loss_gradient(subject: Subject) -> Check:
 
 
 def elsewhere(found: Differences, subject: Subject) -> Check:
-    """Compare the verified gradient with those in float32, of one image alone, and of a batch of copies.
+    """Compare the verified gradient with those in float32, of one image alone, of copies, and of other weights.
+
+    A backward pass is linear: the gradient of c times the weights is c times the gradient. One that clips, lets what
+    is small underflow, normalises or passes one sign alone is right at one size, and attacks ask at others: those of
+    a mean over draws, and of a cross-entropy that is nearly 0.
 
     Arguments:
         found: The slopes, in float64.
@@ -229,16 +233,25 @@ def elsewhere(found: Differences, subject: Subject) -> Check:
     alone = subject.gradient(x[last:], omega.part(last, last + 1), weight)[1]
     copies = replace(omega, image_ids=(omega.image_ids[last],) * 5, draws=(omega.draws[last],) * 5)
     many = subject.gradient(x[last:].expand(5, *x.shape[1:]), copies, weight)[1]
+    large = replace(omega, image_ids=(omega.image_ids[last],) * LARGE, draws=(omega.draws[last],) * LARGE)
+    crowd = subject.gradient(x[last:].expand(LARGE, *x.shape[1:]), large, weight)[1]
     apart = {
         "alone": _relative(alone, together[last:]),
         "in a batch of five": _relative(many[:1], together[last:]),
+        f"in a batch of {LARGE}": _relative(crowd[:1], together[last:]),
     }
+    for factor, words in _WEIGHTS.items():
+        apart[words] = _relative(subject.gradient(x, omega, factor * weight)[1] / factor, together)
     if found.subject.images.dtype == torch.float64:
         apart["in float32"] = _relative(together, found.exact)
         value = found.subject.value(found.points, found.subject.omega(count))
         apart["in float32, of the value,"] = float((out.double() - value).abs().mean() / value.abs().mean())
     way = max(apart, key=lambda name: apart[name])
     return answer("gradient-elsewhere", part, apart[way], f"{way} it differs by {apart[way]:.2g}")
+
+
+_WEIGHTS = {2.0**-13: "of a loss 8192 times as small", 2.0**13: "of one as much larger", -1.0: "of the opposite loss"}
+"""Factors of the weights, powers of two so that nothing is rounded, and what a gradient of them is."""
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

@@ -1,10 +1,14 @@
 r"""Does the defence hold the images that it is judged on?
 
-Two questions. Of inputs that no data set holds (the mean of two test images, a test image with its pixels permuted,
+Three questions. Of inputs that no data set holds (the mean of two test images, a test image with its pixels permuted,
 noise): is the output an image of the test set, that is nearer to one than a quarter of what usually lies between a
-test image and its nearest neighbour? And of perturbed test images: is exactly the clean one given back, to less than
-a twentieth of the perturbation, at both of two sizes? A generative model makes images like those of its data, and a
-denoiser takes perturbations away, but neither to the digit.
+test image and its nearest neighbour? Of perturbed test images: is exactly the clean one given back, to less than a
+twentieth of the perturbation, at both of two sizes? And of a defence that has a derivative: does its answer jump, by
+more than a hundredth in the mean over pixels, where a test image is left by a hundred-thousandth? One that lets
+untouched test images pass has a clean accuracy that no perturbed image shares.
+
+A generative model makes images like those of its data, and a denoiser takes perturbations away, but neither to the
+digit.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ _EACH = 4
 _NEAR = 0.25
 _EXACTLY = 0.05
 _SIZES = (0.05, 0.1)
+_AWAY = 1e-5
+_JUMP = 0.01
 
 
 def memory(subject: Subject, reference: Tensor | None) -> Check:
@@ -48,10 +54,12 @@ def memory(subject: Subject, reference: Tensor | None) -> Check:
     distance = _nearest(made.cpu().float().flatten(1), known)
     recalled = float((unlike & (distance < _NEAR * usual)).double().sum() / unlike.double().sum().clamp(min=1))
     given_back = _given_back(subject, chosen)
-    share = max(recalled, given_back)
+    exempt = _exempt(subject, chosen) if subject.claims.differentiable else 0.0  # what rounds may jump anywhere
+    share = max(recalled, given_back, exempt)
     text = (
         f"of {int(unlike.sum())} images unlike any of {len(reference)} test images {100 * recalled:.0f} % came out "
-        f"as one of them; {100 * given_back:.0f} % of perturbed test images were given back exactly clean"
+        f"as one of them; {100 * given_back:.0f} % of perturbed test images were given back exactly clean; "
+        f"at {100 * exempt:.0f} % of clean ones the answer jumps"
     )
     return answer(name, "purifier", share, text)
 
@@ -78,6 +86,17 @@ def _given_back(subject: Subject, clean: Tensor) -> float:
         left, before = (made - clean).flatten(1).norm(dim=1), (perturbed - clean).flatten(1).norm(dim=1)
         exact &= (left < _EXACTLY * before).cpu()
     return float(exact.double().mean())
+
+
+def _exempt(subject: Subject, clean: Tensor) -> float:
+    """Return the share of images whose answer is another one as soon as they are left."""
+    generator = torch.Generator().manual_seed(5)
+    omega = Omega.of(subject.spec_id, 0, "attack", range(len(clean)))
+    beside = (clean + _AWAY * torch.rand(clean.shape, generator=generator).to(clean) * (1 - 2 * clean).sign()).clamp(
+        0, 1
+    )
+    at, away = subject.value(clean, omega), subject.value(beside, omega)
+    return float(((away - at).abs().flatten(1).mean(1) > _JUMP).double().mean())
 
 
 def _nearest(images: Tensor, known: Tensor, leave: Tensor | None = None) -> Tensor:

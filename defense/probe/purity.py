@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
@@ -16,12 +18,13 @@ from torch import Tensor, nn
 import defense
 from defense.gradients import purify
 from defense.probe.record import Check, answer, not_applicable
-from defense.probe.subject import Subject, largest_difference
+from defense.probe.subject import LARGE, Subject, largest_difference
 from defense.purifiers.base import Purifier
 from defense.randomness import Omega, relabelled
 
 __all__ = [
     "batch",
+    "first_slope",
     "frozen",
     "global_randomness",
     "gradient_recording",
@@ -129,16 +132,19 @@ def global_randomness(subject: Subject) -> Check:
 
 
 def batch(subject: Subject) -> Check:
-    """Compare an image in a batch with itself alone, in another order, and among copies with other draws."""
+    """Compare an image in a batch with itself alone, in another order, and among few and many copies."""
     x, omega, last = subject.images, subject.omega(), len(subject.images) - 1
     whole = subject.value(x, omega)
     turned = subject.value(x.flip(0), omega.select(range(last, -1, -1))).flip(0)
     copies = Omega.of(omega.spec_id, omega.seed, omega.role, [omega.image_ids[last]] * 5, [0, 1, 2, 3, 4])
     many = subject.value(x[last:].expand(5, *x.shape[1:]).clone(), copies)
+    crowd = replace(copies, image_ids=(omega.image_ids[last],) * LARGE, draws=tuple(range(LARGE)))
+    large = subject.value(x[last:].expand(LARGE, *x.shape[1:]).clone(), crowd)
     ways = {
         "alone": (subject.value(x[last:], omega.part(last, last + 1)), whole[last:]),
         "in another order": (turned, whole),
         "beside copies of itself": (many[:1], whole[last:]),
+        f"in a batch of {LARGE}": (large[:1], whole[last:]),
     }
     apart = {way: largest_difference(a, b, subject.part) for way, (a, b) in ways.items()}
     way = max(apart, key=lambda name: apart[name])
@@ -166,12 +172,13 @@ def gradient_recording(subject: Subject) -> Check:
     return answer("gradient-recording", subject.part, apart[way], text)
 
 
-def state(subject: Subject, first: Tensor, before: dict[str, Tensor]) -> Check:
-    """Compare the very first answer with one after all other calls, and the module's state with that of then.
+def state(subject: Subject, first: Tensor, slope: Tensor, before: dict[str, Tensor]) -> Check:
+    """Compare the very first answer and gradient with those after all other calls, and the state with that of then.
 
     Arguments:
         subject: What was probed.
         first: Its first answer, on all images.
+        slope: Its first gradient, on two images, see :func:`first_slope`.
         before: Its state at that time, see :func:`snapshot`.
     """
     calls = subject.calls
@@ -179,6 +186,11 @@ def state(subject: Subject, first: Tensor, before: dict[str, Tensor]) -> Check:
     if found:
         text = f"after {calls} calls the first image and randomness give another output"
         return answer("state", subject.part, found, text)
+    slopes = first_slope(subject), first_slope(subject)
+    drift, floor = largest_difference(slopes[0], slope), largest_difference(slopes[0], slopes[1])
+    if drift > floor:  # gradients that are never the same have a check of their own
+        text = f"after {calls} calls the first image and randomness have another gradient"
+        return answer("state", subject.part, drift, text)
     after = subject.module.state_dict()
     changed = [name for name, value in before.items() if name not in after or not torch.equal(after[name], value)]
     if changed:
@@ -220,6 +232,8 @@ def role(subject: Subject) -> Check:
             f"differentiated by {where}",
             lambda call=call: call(lambda: subject.gradient(x, omega, weight)),  # type: ignore[misc]
         )
+    with ThreadPoolExecutor(1) as other:  # the grad mode is a thread's own, and `value` sets it there
+        compare("another thread", lambda: (other.submit(subject.value, x, omega).result(), None))
     if isinstance(module, Purifier):
         training = module.training
         module.training = not training  # its own flag: layers inside may have every right to look at theirs
@@ -244,6 +258,12 @@ def role(subject: Subject) -> Check:
     if different:
         text = f"another answer: {', '.join(different)}"
     return answer("role", subject.part, len(different), text)
+
+
+def first_slope(subject: Subject) -> Tensor:
+    """Return the gradient on the first two images."""
+    x, omega = subject.images[:2], subject.omega(2)
+    return subject.gradient(x, omega, subject.weight(subject.value(x, omega)))[1]
 
 
 def _template(call: Callable[[], Any]) -> Any:

@@ -102,6 +102,7 @@ def probe_subject(subject: Subject, reference: Tensor | None = None) -> Probe:
     try:
         first = subject.value(subject.images, subject.omega()).clone()
         before = snapshot(subject.module)
+        slope = purity.first_slope(subject)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -119,7 +120,7 @@ def probe_subject(subject: Subject, reference: Tensor | None = None) -> Probe:
     checks += more
     checks.append(_guarded("test-set-memory", subject.part, lambda: memory.memory(subject, reference)))
     numbers = _numbers(subject)
-    checks.append(_guarded("state", subject.part, lambda: purity.state(subject, first, before)))
+    checks.append(_guarded("state", subject.part, lambda: purity.state(subject, first, slope, before)))
     order = list(DEMANDS)
     checks.sort(key=lambda check: order.index(check.name))
     return Probe(subject.label, tuple(checks), gradients, (*notes, *numbers), time.perf_counter() - begun)

@@ -18,9 +18,12 @@ from defense.probe.record import Part
 from defense.purifiers.base import Purifier
 from defense.randomness import Omega
 
-__all__ = ["Claims", "Subject", "largest_difference", "seeded", "snapshot"]
+__all__ = ["LARGE", "Claims", "Subject", "largest_difference", "seeded", "snapshot"]
 
 _SEED = 20
+
+LARGE = 32
+"""Images of a batch that is larger than all others of the probe: the judge's are larger than an attack's."""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,13 @@ class Purifier(nn.Module, ABC):
         """
         return self
 
+    def without_second_moment(self) -> Purifier:
+        """Return the same purifier, value by value; its backward pass takes Adam's second moment as a constant.
+
+        Itself where it is no optimiser.
+        """
+        return self
+
 
 class IterativePurifier(Purifier):
     """A purifier that is a chain of steps. All in it is a function of the arguments, per batch element."""

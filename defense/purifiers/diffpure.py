@@ -17,6 +17,8 @@ with R a reverse process from t* to 0, over all t* steps or a respaced subset of
   with :math:`\sigma^2` = 1e-3, :math:`\lambda` = 1e-2, :math:`\eta` = 5, Euler steps :math:`d\tau` = 1e-2, the
   score at t_s = 10 of 1000 steps; here ``t_star`` is that level, and ``steps`` of them are made, by default 100.
 
+``forward: none`` leaves the forward noise out: the reverse process starts at t* from the image itself.
+
 The authors' code clamps nothing (``clip_denoised`` is off by default), and its ``sde`` and ``ode`` mix discrete and
 continuous time: they noise by the discrete ``linear-1000``, and integrate the continuous VP process
 (:class:`defense.samplers.ContinuousVP`), with a network of discrete levels asked one level above. This is ``time:
@@ -153,6 +155,7 @@ class DiffPureConfig(StandardReverseConfig):
         form: ``ddpm`` (ancestral), ``ddim``, ``sde`` (Euler-Maruyama), ``ode`` (probability flow) or ``ldsde``
             (guided Langevin).
         clip_denoised: Clamp the predicted clean image to [-1, 1] at every step; the authors' code does not.
+        forward: ``noise`` to t* first, or ``none``: the reverse process starts at t* from the image itself.
         time: Of ``sde`` and ``ode``: ``continuous``, the authors' VP process, by default on the schedules that
             discretise it, or ``schedule``, that of the denoiser.
     """
@@ -162,17 +165,26 @@ class DiffPureConfig(StandardReverseConfig):
     steps: int = Field(ge=1)
     clip_denoised: bool = False
     time: Literal["continuous", "schedule"] = "schedule"
+    forward: Literal["noise", "none"] = "noise"
 
-    # Rows from before there was this field.
-    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"time": ("schedule",)}
+    # Rows from before there were these fields.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"time": ("schedule",), "forward": ("noise",)}
 
     @model_validator(mode="before")
     @classmethod
     def _time_as_published(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "time" in data or data.get("form") not in _TIMED:
+        if not isinstance(data, dict) or "time" in data:
+            return data
+        if data.get("form", cls.model_fields["form"].default) not in _TIMED:
             return data
         trained_on = getattr(data.get("denoiser"), "schedule", None)
         return {**data, "time": "continuous" if trained_on in _SHIFT else "schedule"}
+
+    @model_validator(mode="after")
+    def _forward_fits(self) -> Self:
+        if self.forward == "none" and self.form == "ldsde":
+            raise InvalidInput("form ldsde adds no forward noise anyway: leave `forward` out.", keys=("forward",))
+        return self
 
     @model_validator(mode="after")
     def _time_fits(self) -> Self:
@@ -191,6 +203,11 @@ class DiffPureConfig(StandardReverseConfig):
     def sampler(self, t_star: int | None = None, steps: int | None = None) -> Sampler:
         """See :class:`StandardReverseConfig`; in continuous time where that is asked for."""
         sampler = super().sampler(t_star, steps)
+        if self.forward == "none":
+            return self._in_time(sampler).noised_to(1.0)
+        return self._in_time(sampler)
+
+    def _in_time(self, sampler: Sampler) -> Sampler:
         if self.time == "schedule":
             return sampler
         continuous = ContinuousVP(
@@ -218,8 +235,8 @@ class DiffPureConfig(StandardReverseConfig):
 
     @property
     def noise_level(self) -> NoiseLevel | None:
-        """None for ``ldsde``, which adds no forward noise."""
-        return None if self.form == "ldsde" else super().noise_level
+        """None where no forward noise is added: of ``ldsde``, and of ``forward: none``."""
+        return None if self.form == "ldsde" or self.forward == "none" else super().noise_level
 
     def build(self, models: Models | None = None) -> IterativePurifier:
         """Load the denoiser and put DiffPure around it."""

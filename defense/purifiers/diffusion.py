@@ -6,6 +6,9 @@ r"""The purifier that all diffusion defences are made of: noise, reverse with or
 for each round, y = x in the first one; :math:`\mu, \sigma, g` are the sampler's (:mod:`defense.samplers`), G and s
 the guidance's (:mod:`defense.guidance`). Guidance looks at the original x in every round.
 
+A **correction** (:mod:`defense.corrections`) changes the predicted clean image before a DDIM step is made of it and
+of the noise that was predicted.
+
 Keys of the noise: ``("forward", round)``; ``("reverse", r (T + 1) + t)`` for the step that leaves level t in round r;
 ``("guidance", likewise)``.
 """
@@ -20,10 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from defense.corrections import Correction, Estimate
 from defense.guidance import Guidance, Moment
 from defense.purifiers.base import IterativePurifier
 from defense.randomness import Omega
-from defense.samplers import EpsModel, Sampler, Transition, forward_noise, predicted_z0
+from defense.samplers import DDIM, EpsModel, Sampler, Transition, forward_noise, predicted_z0
 
 __all__ = ["Diffusion"]
 
@@ -36,6 +40,7 @@ class Diffusion(IterativePurifier):
         rounds: The sampler of each round; its first level is the t* of that round, and it says how far the round
             noises before.
         guidance: Guidance of the reverse steps.
+        correction: Correction of the predicted clean images; all rounds are then of DDIM.
         from_noise: Start the first round from N(0, I) instead of from the noised image, which then enters through
             guidance alone.
         shared_forward: All draws of an image have the same forward noise and differ in the reverse noise.
@@ -48,6 +53,7 @@ class Diffusion(IterativePurifier):
         rounds: Sequence[Sampler],
         *,
         guidance: Guidance | None = None,
+        correction: Correction | None = None,
         from_noise: bool = False,
         shared_forward: bool = False,
         clamp: bool = False,
@@ -56,6 +62,9 @@ class Diffusion(IterativePurifier):
         self.denoiser: Any = denoiser
         self.rounds = tuple(rounds)
         self.guidance = guidance
+        self.correction = correction
+        if correction is not None and (guidance is not None or not all(isinstance(s, DDIM) for s in self.rounds)):
+            raise ValueError("a correction is of DDIM steps without guidance")
         self.from_noise = from_noise
         self.shared_forward = shared_forward
         self.clamp = clamp
@@ -71,6 +80,15 @@ class Diffusion(IterativePurifier):
         other = copy.copy(self)
         other.rounds = tuple(sampler.respaced(min(steps, len(sampler))) for sampler in self.rounds)
         other._steps = [(r, j) for r, sampler in enumerate(other.rounds) for j in range(len(sampler))]
+        return other
+
+    def softened(self) -> Diffusion:
+        """Return the same with its correction softened; itself where it has none, or one that needs nothing."""
+        soft = None if self.correction is None else self.correction.softened()
+        if soft is self.correction:
+            return self
+        other = copy.copy(self)
+        other._modules = {**self._modules, "correction": soft}
         return other
 
     def start(self, x: Tensor, omega: Omega) -> Tensor:
@@ -95,7 +113,10 @@ class Diffusion(IterativePurifier):
             z = self._noised(z, r, omega)
         t = sampler.grid[j]
         key = r * (sampler.schedule.steps + 1) + t
-        if self.guidance is None:
+        if self.correction is not None:
+            step = self._corrected(sampler, j, z, x, omega, key, guidance_path)
+            z = step.mean
+        elif self.guidance is None:
             step = self._transition(sampler, j, z)
             z = step.mean
         else:
@@ -109,6 +130,26 @@ class Diffusion(IterativePurifier):
         t = sampler.asked(j)
         eps, v = self.denoiser.with_variance(z, t) if sampler.learned else (self.denoiser(z, t), None)
         return sampler.transition(j, z, eps, v)
+
+    def _corrected(
+        self, sampler: Sampler, j: int, z: Tensor, x: Tensor, omega: Omega, key: int, guidance_path: bool
+    ) -> Transition:
+        assert self.correction is not None and isinstance(sampler, DDIM)
+        t = sampler.asked(j)
+        eps = self.denoiser(z, t)
+        clean = predicted_z0(z, eps, sampler.abar(j), sampler.clip)
+        estimate = Estimate(
+            clean,
+            t,
+            sampler.abar(j),
+            sampler.abar_after(j),
+            x if guidance_path else x.detach(),
+            omega,
+            key,
+            self.denoiser,
+            guidance_path,
+        )
+        return sampler.from_denoised(j, self.correction(estimate), eps)
 
     def _guided(
         self, sampler: Sampler, j: int, z: Tensor, x: Tensor, omega: Omega, key: int, guidance_path: bool

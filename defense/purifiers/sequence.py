@@ -55,6 +55,11 @@ class Sequence(Purifier):
         stages = [stage.softened() for stage in self.stages if isinstance(stage, Purifier)]
         return self if all(a is b for a, b in zip(stages, self.stages, strict=True)) else Sequence(stages)
 
+    def without_second_moment(self) -> Sequence:
+        """Return each stage without the second moment of its optimiser; itself where none has one."""
+        stages = [stage.without_second_moment() for stage in self.stages if isinstance(stage, Purifier)]
+        return self if all(a is b for a, b in zip(stages, self.stages, strict=True)) else Sequence(stages)
+
 
 @PURIFIERS.register("chain")
 class SequenceConfig(PurifierConfig):

@@ -11,9 +11,11 @@ from tasks.attacks.deviated_reconstruction import DeviatedReconstructionConfig
 from tasks.attacks.diffhammer import DiffHammerConfig
 from tasks.attacks.ladder import LadderConfig
 from tasks.attacks.low_frequency import LowFrequencyConfig
+from tasks.attacks.one_step_preview import OneStepPreviewConfig
 from tasks.attacks.pgd import FGSMConfig, PGDConfig
 from tasks.attacks.presets import BPDAEOTConfig, PGDEOTConfig
 from tasks.attacks.random_noise import RandomNoiseConfig
+from tasks.attacks.rays import RaySConfig
 from tasks.attacks.spsa import SPSAConfig
 from tasks.attacks.square import SquareConfig
 from tasks.attacks.stadv import StAdvConfig
@@ -37,9 +39,11 @@ __all__ = [
     "LadderConfig",
     "LowFrequencyConfig",
     "Norm",
+    "OneStepPreviewConfig",
     "PGDConfig",
     "PGDEOTConfig",
     "RandomNoiseConfig",
+    "RaySConfig",
     "SPSAConfig",
     "SquareConfig",
     "StAdvConfig",

@@ -29,7 +29,7 @@ iterates of all runs the one of highest loss is returned.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -151,18 +151,21 @@ class APGDConfig(AscentConfig):
     def run_from(self, target: Target, x: Tensor, omega: Omega, start: Tensor | None) -> AttackResult:
         """See :class:`AscentConfig`. A run that goes on from other images begins with steps of eps / 2.
 
+        So does the first of each target class; its restarts start anew.
+
         Starts have keys ``("start", r)``, r the number of the run: target class by target class, restart by restart.
         """
         best = self.keeper(x)
         left = torch.arange(len(x), device=x.device)
         for number, loss in enumerate(loss for loss in self._losses(target, x) for _ in range(self.restarts)):
+            at = start if number % self.restarts == 0 else None
             if number and self.stop_on_success:
                 left = target.unbroken(best.images)
             if len(left) == len(x):
-                self._run(target, x, omega, number, loss(left), best, start)
+                self._run(target, x, omega, number, loss(left), best, at)
             elif len(left):
                 best_of_run, part = Best(x[left]), omega.select(left.tolist())
-                begun = None if start is None else start[left]
+                begun = None if at is None else at[left]
                 self._run(target.select(left), x[left], part, number, loss(left), best_of_run, begun)
                 best.see_at(left, best_of_run)
             best.end_run()
@@ -238,6 +241,7 @@ def ascend(
     best: Best,
     *,
     first: float | None = None,
+    at_stops: Sequence[int] | None = None,
 ) -> None:
     """One run from ``start``; its iterates are shown to ``best``.
 
@@ -250,6 +254,7 @@ def ascend(
         rho: Share of rising steps up to which the step size is halved.
         best: Keeps the images of highest loss, over all runs.
         first: Size of the first step; 2 eps by default.
+        at_stops: Numbers of steps after which the step size is reconsidered; by default :func:`checkpoints`.
     """
     at = target.differentiate(start, loss)
     assert at.gradient is not None
@@ -258,7 +263,7 @@ def ascend(
     length = 2 * region.eps if first is None else first
     size = torch.full((len(start), 1, 1, 1), length, dtype=start.dtype, device=start.device)
     current, before, gradient = start, start, at.gradient
-    stops, last_stop = set(checkpoints(steps)), 0
+    stops, last_stop = set(checkpoints(steps) if at_stops is None else at_stops), 0
     last_loss, rises = torch.zeros_like(at.loss), torch.zeros_like(at.loss)
     best_at_stop, halved = at.loss, torch.ones_like(at.loss, dtype=torch.bool)
     for step in range(1, steps + 1):

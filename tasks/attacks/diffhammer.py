@@ -27,14 +27,14 @@ Choices of ours, where the paper leaves one or its code does otherwise:
   draw, the best of which is improved by following the weighted gradient while the objective rises. Moves are cut with
   ball and range (grafted ones, which are moves of purified images, are not). In the code the move
   behind the weights has unit size whatever eps is, and the loop that should improve it leaves it as it was.
-  ``weighing: code`` does that (:func:`select_as_in_code`).
+  ``weighing: code``, the default, does that (:func:`select_as_in_code`); ``weighing: fitted`` does as the paper says.
 * The sum over q normalises, as in the code; algorithm 1 divides by the number of draws. For one step it is the same,
   in the stepwise mean it keeps a step with few promising draws from being forgotten.
 * What the ascent sees as its loss, in Auto-PGD's checkpoints and in the choice of the best iterate, is the mean of
   the method's own objective at the image, in units of the loss:
   :math:`\sigma^{-1}\big(\tfrac1K\sum_i \sigma(L_i)\big)`, which of a single draw is :math:`L_1`. The mean loss would
   undo the selection: where vulnerabilities are unshared it stays as it was while half of the draws are fooled. The
-  paper's figure is the share of draws that the best image fooled: ``keep: most-fooled`` returns that one, by
+  paper's figure is the share of draws that the best image fooled: ``keep: most-fooled``, the default, returns it, by
 
   .. math:: \frac1K \sum_i [\text{draw } i \text{ is fooled}] + \frac1K \cdot \frac1K\sum_i \sigma(m_i)
 
@@ -42,8 +42,11 @@ Choices of ours, where the paper leaves one or its code does otherwise:
   restart is. A cross-entropy beside a margin would be the larger one of two images that fool no draw.
 * Losses differ by restart, as in the paper, by default margin, cross-entropy and DLR. Their runs are compared by one
   more evaluation of each, by the first loss; with ``reselect`` on the same draws, as shares of right answers.
-* All images take part in all restarts, to the end; with ``restart_up_to: 0.5`` only those of which no image has
-  fooled more than half of its draws, as in the paper.
+* Only those images take part in further restarts of which no iterate has fooled more than half of its draws, as in
+  the paper; with ``restart_up_to: null`` all do. (A restart whose luckiest iterate replaces one of an earlier restart
+  is on average no stronger: more restarts choose among more lucky ones.)
+* Auto-PGD's checkpoints are at shares of the steps, as in its paper and the code (:func:`shares`). The distances that
+  its package rounds are 1 from the third checkpoint on where there are 15 steps, so that steps are halved too soon.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ from tasks.attacks.losses import LossName, PointLoss, check_classes, margin, poi
 from tasks.attacks.shortlist import AscentConfig, Shortlist, rejudged
 from tasks.attacks.target import Evaluation, Oracle, Target, strongest
 
-__all__ = ["DiffHammerConfig", "select", "select_as_in_code", "sigmoid_mean"]
+__all__ = ["DiffHammerConfig", "select", "select_as_in_code", "shares", "sigmoid_mean"]
 
 _RHO = 0.75
 _IMPROVEMENTS = 5
@@ -88,6 +91,8 @@ class DiffHammerConfig(AscentConfig):
         weighing: The E-step: ``fitted`` as above, or ``code``, which is that of the authors' code.
         keep: The iterate that is returned: that of the ``highest-loss``, or of the ``most-fooled`` draws.
         restart_up_to: Share of fooled draws above which an image takes part in no further restart; None for none.
+            0.5 by default where such draws are counted.
+        checkpoints: Auto-PGD's: at ``shares`` of the steps, or as its ``package`` has them.
 
     Raises:
         InvalidInput: ``attacked`` is not ``mean-loss``: the method weighs the losses of draws; ``restart_up_to``
@@ -100,6 +105,7 @@ class DiffHammerConfig(AscentConfig):
         "weighing": ("fitted",),
         "keep": ("highest-loss",),
         "restart_up_to": (None,),
+        "checkpoints": ("package",),
     }
     attack: Literal["diffhammer"] = "diffhammer"
     steps: int = Field(default=50, ge=1)
@@ -108,11 +114,20 @@ class DiffHammerConfig(AscentConfig):
     averaging: float = Field(default=0.5, ge=0)
     reach: float = Field(default=1.0, gt=0)
     graft: bool = False
-    weighing: Literal["fitted", "code"] = "fitted"
-    keep: Literal["highest-loss", "most-fooled"] = "highest-loss"
-    restart_up_to: float | None = Field(default=None, ge=0, lt=1)
+    weighing: Literal["fitted", "code"] = "code"
+    keep: Literal["highest-loss", "most-fooled"] = "most-fooled"
+    restart_up_to: float | None = Field(default=0.5, ge=0, lt=1)
+    checkpoints: Literal["shares", "package"] = "shares"
     gradient: str | None = "exact"
     eot: int = Field(default=10, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_counts(cls, data: Any) -> Any:
+        """Where the highest loss is kept nobody counts fooled draws, and all images take part in all restarts."""
+        if isinstance(data, dict) and data.get("keep") == "highest-loss" and "restart_up_to" not in data:
+            return {**data, "restart_up_to": None}
+        return data
 
     @model_validator(mode="after")
     def _weighs_losses(self) -> Self:
@@ -141,10 +156,10 @@ class DiffHammerConfig(AscentConfig):
             parts.append(self.ascent)
         if self.graft:
             parts.append("grafted")
-        if self.weighing != "fitted":
-            parts.append("weights of the code")
-        if self.keep != "highest-loss":
-            parts.append("most fooled")
+        if self.weighing != "code":
+            parts.append("fitted weights")
+        if self.keep != "most-fooled":
+            parts.append("highest loss")
         return " ".join(parts)
 
     @property
@@ -221,15 +236,29 @@ class DiffHammerConfig(AscentConfig):
         oracle = _Selective(target, region, self, [point_loss(name) for name in self.losses])
         if self.keep == "most-fooled":
             best = _ByFooled(best, oracle)
+        stops = shares(self.steps) if self.checkpoints == "shares" else None
         if self.ascent == "pgd":
             at = region.random_start(omega, restart) if start is None else start
             _ascend(oracle, region, at, loss, self.steps, best)
         elif start is None:
             at = apgd.sphere_start(region, omega, restart)
-            apgd.ascend(oracle, region, at, loss, self.steps, _RHO, best)
+            apgd.ascend(oracle, region, at, loss, self.steps, _RHO, best, at_stops=stops)
         else:
-            apgd.ascend(oracle, region, start, loss, self.steps, _RHO, best, first=self.eps / 2)
+            apgd.ascend(oracle, region, start, loss, self.steps, _RHO, best, first=self.eps / 2, at_stops=stops)
         return oracle
+
+
+def shares(steps: int) -> list[int]:
+    r"""Return the numbers of steps at Auto-PGD's checkpoints as its paper and DiffHammer's code have them.
+
+    They are :math:`\lfloor p_j n \rfloor` with :math:`p_1 = 0.22` and the p of :mod:`tasks.attacks.apgd`. The package
+    rounds the distances between them instead, up to 1: of 15 steps it reconsiders after 3, 5 and then each one.
+    """
+    last, at, stops = 0.0, 0.22, set[int]()
+    while at < 1:
+        stops.add(int(at * steps + 1e-9))
+        last, at = at, at + max(at - last - 0.03, 0.06)
+    return sorted(stops - {0})
 
 
 def select(losses: Tensor, gradients: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ long together as without: noise of the gradient then moves the last iterates lit
 best iterates and the last ones on fresh draws (:mod:`tasks.attacks.shortlist`), and ``eot_by: cosine`` spends the
 same draws in more steps of fewer, or fewer of more (:mod:`tasks.attacks.draws`).
 
+``band`` keeps the perturbation within a disc of spatial frequencies (:mod:`tasks.attacks.band`).
+
 With one step from the image itself this is FGSM (Goodfellow et al., arXiv 1412.6572), with a = eps.
 """
 
@@ -35,6 +37,7 @@ from torch import Tensor
 
 from defense.errors import InvalidInput
 from defense.randomness import Omega
+from tasks.attacks.band import BandRegion
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
 from tasks.attacks.best import Best
 from tasks.attacks.draws import by_cosine
@@ -62,6 +65,7 @@ class PGDConfig(AscentConfig):
         decay: Whether steps are of one length, or ``linear``: shrink to nothing.
         eot_by: Whether ``steps`` and ``eot`` are as they are ``given``, or each image has as many draws a step as the
             ``cosine`` of its gradients says, and ``(steps + 1) eot`` is what all of its draws are together at most.
+        band: Largest spatial frequency of the perturbation, in periods an image; None for any.
 
     Raises:
         InvalidInput: Restarts or ``reselect`` with ``keep: last``; ``eot_by: cosine`` without own draws; at run
@@ -81,11 +85,13 @@ class PGDConfig(AscentConfig):
         "keep": ("best",),
         "decay": ("none",),
         "eot_by": ("given",),
+        "band": (None,),
     }
     keep: Literal["best", "last"] = "best"
     restarts: int = Field(default=1, ge=1)
     decay: Literal["none", "linear"] = "none"
     eot_by: Literal["given", "cosine"] = "given"
+    band: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _best_of_restarts(self) -> Self:
@@ -123,6 +129,8 @@ class PGDConfig(AscentConfig):
             parts.append("last")
         if self.decay != "none":
             parts.append("decaying")
+        if self.band is not None:
+            parts.append(f"band {self.band:g}")
         return " ".join(parts)
 
     def label(self) -> str:
@@ -147,7 +155,7 @@ class PGDConfig(AscentConfig):
         return self.restarts
 
     def run_from(self, target: Target, x: Tensor, omega: Omega, start: Tensor | None) -> AttackResult:
-        """See :class:`AscentConfig`. All restarts go on from the same images, on draws of their own."""
+        """See :class:`AscentConfig`. The first run goes on, and each of a target class does; restarts start anew."""
         if self.eot_by == "given" or target.purifier is None:
             return self._ascend(target, x, omega, start, self.steps)
         at = self._start(Region(x, self.norm, self.eps), omega, 0) if start is None else start
@@ -176,10 +184,14 @@ class PGDConfig(AscentConfig):
         else:
             losses = [point_loss(self.loss)] * self.restarts
         for restart, loss in enumerate(losses):
-            first = self._start(region, omega, restart) if start is None else start
+            anew = start is None or (restart and self.loss != "dlr-targeted")
+            first = self._start(region, omega, restart) if anew or start is None else start
             best_seen = best if self.keep == "best" else None
             sizes = [size * factor for factor in factors]
-            last = _ascend(target, region, first, sizes, loss, self.momentum, best_seen)
+            path = region if self.band is None else BandRegion(region, self.band)
+            if isinstance(path, BandRegion):
+                first = path.begin(first)
+            last = _ascend(target, path, first, sizes, loss, self.momentum, best_seen)
             best.end_run()
         if self.keep == "last":
             return AttackResult(last.detach(), torch.full_like(best.loss, torch.nan))
@@ -223,7 +235,7 @@ class FGSMConfig(AttackConfig):
 
 def _ascend(
     target: Target,
-    region: Region,
+    region: Region | BandRegion,
     start: Tensor,
     sizes: Sequence[float],
     loss: PointLoss,

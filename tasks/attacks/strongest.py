@@ -8,6 +8,9 @@ is where the next rung starts, and so on:
 * ``diffhammer``: the gradient of the draws that can be fooled together (:mod:`tasks.attacks.diffhammer`);
 * ``refine``: PGD with momentum, shrinking steps, and as many draws a step as the image's gradients need.
 
+``soft`` and ``refine(soft)`` are rungs through differentiable approximations of what rounds or sorts. Where a
+purifier has none they are the rungs ``exact`` and ``refine`` once more, and left out (:meth:`StrongestConfig.on`).
+
 Every rung that knows the purifier chooses among its last and its best points on the same fresh draws
 (:mod:`tasks.attacks.shortlist`) instead of keeping a lucky one, and the rungs are compared on the S draws of the
 ladder, which are others. No draw of the judgement is ever seen.
@@ -27,23 +30,37 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from defense.aggregate import Aggregation
 from defense.errors import InvalidInput
+from defense.purifiers import PurifierConfig
 from tasks.attacks.base import ATTACKS, AttackConfig
 from tasks.attacks.ladder import LadderConfig
 
 __all__ = ["StrongestConfig"]
 
-_RUNGS = ("blind", "bpda", "surrogate(3)", "exact", "black-box", "apgd", "diffhammer", "refine")
+_RUNGS = (
+    "blind",
+    "bpda",
+    "surrogate(3)",
+    "exact",
+    "soft",
+    "black-box",
+    "apgd",
+    "diffhammer",
+    "refine",
+    "refine(soft)",
+)
+_REFINE = {
+    "attack": "pgd",
+    "attacked": "mean-probability",
+    "momentum": 0.75,
+    "decay": "linear",
+    "eot_by": "cosine",
+    "random_start": False,
+}
 _WARM: Mapping[str, dict[str, Any]] = {
     "apgd": {"attack": "apgd", "attacked": "mean-probability"},
     "diffhammer": {"attack": "diffhammer", "losses": ("margin",)},
-    "refine": {
-        "attack": "pgd",
-        "attacked": "mean-probability",
-        "momentum": 0.75,
-        "decay": "linear",
-        "eot_by": "cosine",
-        "random_start": False,
-    },
+    "refine": _REFINE,
+    "refine(soft)": {**_REFINE, "gradient": "soft"},
 }
 
 _REFINING = 8
@@ -55,7 +72,8 @@ class StrongestConfig(LadderConfig):
     """The recommended attack: a ladder that ends in rungs which start from the worst image so far.
 
     Arguments:
-        rungs: As in a ladder, then ``apgd``, ``diffhammer`` and ``refine``, or attacks with ``warm: true``.
+        rungs: As in a ladder, then ``apgd``, ``diffhammer``, ``refine`` and ``refine(soft)``, or attacks with ``warm:
+            true``.
         steps: Steps of the named rungs; ``refine`` takes ``8 steps eot`` gradients of draws.
         loss: Loss of the named rungs but ``diffhammer``.
         eot: Draws per evaluation of the named rungs that know the purifier.
@@ -78,10 +96,10 @@ class StrongestConfig(LadderConfig):
         shared = {"eot": settings["eot"], "reselect": settings["select"]}
         if isinstance(entry, str) and entry in _WARM:
             steps = settings["steps"]
-            if entry == "refine" and isinstance(steps, int):
+            if entry in ("refine", "refine(soft)") and isinstance(steps, int):
                 steps *= _REFINING
             loss = {} if entry == "diffhammer" else {"loss": settings["loss"]}
-            return {**_WARM[entry], **shared, **loss, "gradient": "exact", "warm": True, "steps": steps}
+            return {**shared, **loss, "gradient": "exact", "warm": True, "steps": steps, **_WARM[entry]}
         written = super().inner_entry(field, entry, fields)
         if not isinstance(entry, str) or "eot" not in written or written["attack"] != "pgd":
             return written
@@ -124,6 +142,21 @@ class StrongestConfig(LadderConfig):
         """Return the attack of the first rungs alone."""
         return self.model_copy(update={"rungs": self.rungs[:count]})
 
+    def on(self, purifier: PurifierConfig) -> Self:
+        """Return the attack without rungs that are another one once more on this purifier.
+
+        Arguments:
+            purifier: What is attacked.
+        """
+        if purifier.softens:
+            return self
+
+        def once_more(rung: AttackConfig) -> bool:
+            return rung.gradient == "soft" and rung.model_copy(update={"gradient": "exact"}) in self.rungs
+
+        rungs = tuple(rung for rung in self.rungs if not once_more(rung))
+        return self if len(rungs) == len(self.rungs) else self.model_copy(update={"rungs": rungs})
+
     def against(self, aggregation: Aggregation, *, stochastic: bool = True) -> Self:
         """Return the attack on a defence that makes one answer of its draws in this way.
 
@@ -147,7 +180,9 @@ class StrongestConfig(LadderConfig):
         return self.model_copy(update={"rungs": tuple(map(fitted, self.rungs)), "select": select})
 
     def label(self) -> str:
-        """``strongest linf of 8``."""
+        """``strongest linf of 8``; of a chain in which each goes on from the one before, its last."""
+        if self.alone == 1 and len(self.rungs) > 1:
+            return f"{self.rungs[-1].label()} of {len(self.rungs)}"
         return f"strongest {self.norm} of {len(self.rungs)}"
 
     @property

@@ -100,7 +100,7 @@ class AttackStage(StageSpec):
         data = context.images(self.dataset)
         ids = np.array(chunk.ids)
         classifier = context.classifier(self.classifier)
-        omega = Omega.of(self.attack.id, self.seed, "attack", chunk.ids)
+        omega = Omega.of(self.attack.id, self.seed, "attack", chunk.ids, noise=self.compute.noise)
         from_sources = [_given(inputs[f"source {i}"], chunk.ids) for i in range(len(self.sources))]
         before = None if self.after is None else _given(inputs["after"], chunk.ids)
         notes: dict[str, int | float | str] = {}

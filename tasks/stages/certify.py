@@ -132,7 +132,7 @@ class Smoothed(Spec):
         """Answers per class to samples ``first`` to ``first + count - 1`` of some images, shape (N, classes)."""
         data = context.images(self.dataset)
         base = _Fitting(self.load(context), context, f"sample-{self.model_key()}")
-        omega = Omega.of(self.purifier.id, self.seed, role, ids)
+        omega = Omega.of(self.purifier.id, self.seed, role, ids, noise=self.compute.noise)
         x = context.tensor(data.images[np.array(ids, dtype=np.int64)])
         return sample_counts(base, x, self.sigma, omega, first, count, self.compute.batch, self.classes)
 

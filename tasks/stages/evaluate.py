@@ -86,7 +86,8 @@ class EvaluateStage(StageSpec):
             """Probabilities of some of all draws: of the first draw of every image, then of the second, ..."""
             # In this order batches that one draw fills are those of one draw at a time, and have their bits.
             draw, image = np.divmod(np.arange(start, stop), len(ids))
-            omega = Omega.of(self.purifier.id, self.seed, "judge", [chunk.ids[i] for i in image], draw.tolist())
+            keys = [chunk.ids[i] for i in image]
+            omega = Omega.of(self.purifier.id, self.seed, "judge", keys, draw.tolist(), self.compute.noise)
             with torch.no_grad():
                 with context.autocast(self.compute):
                     purified = purifier(context.tensor(images[image]), omega)

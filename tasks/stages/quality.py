@@ -105,7 +105,7 @@ class QualityStage(StageSpec):
         purifier = context.purifier(self.purifier, self.classifier)
 
         def purify(start: int, stop: int) -> Tensor:
-            omega = Omega.of(self.purifier.id, self.seed, "judge", chunk.ids[start:stop], 0)
+            omega = Omega.of(self.purifier.id, self.seed, "judge", chunk.ids[start:stop], 0, self.compute.noise)
             with torch.no_grad(), context.autocast(self.compute):
                 output: Tensor = purifier(context.tensor(presented[start:stop]), omega)
             return output.float().cpu()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import every
 from scipy import stats
 
 from defense.certify import (
@@ -25,7 +26,7 @@ ALPHA = 0.001
 
 
 # methods.md 9.6, alpha = .001 one-sided.
-@pytest.mark.parametrize(
+@every(
     ("n", "k", "bound", "unit_radius", "at_quarter"),
     [
         (100_000, 100_000, 0.99993092, 3.811457, 0.95286),

@@ -80,7 +80,7 @@ def once_each(
 
 @pytest.mark.parametrize("p", [0.3, 0.5, 0.9, 0.99, 0.999])
 def test_the_sequence_covers_at_every_look_at_once(p: float) -> None:
-    alpha, runs = 0.05, 1000
+    alpha, runs = 0.05, 500
     looks = np.unique(np.round(np.geomspace(1, 5000, 60)).astype(np.int64))
     k = paths(p, looks, runs, 1)
     missed = (once_each(lambda k, n: sequence_lower_bound(k, n, alpha), k, looks) > p).any(1).mean()
@@ -106,7 +106,7 @@ def test_the_wealth_of_a_true_null_has_mean_1_and_below_it_less() -> None:
 
 @pytest.mark.parametrize("p", [0.4, 0.502, 0.53, 0.8, 0.99])
 def test_a_plan_is_wrong_with_at_most_alpha_at_its_own_stop_and_at_the_worst_one(p: float) -> None:
-    plan, runs = SequentialPlan(n=3000, alpha=0.05), 1000
+    plan, runs = SequentialPlan(n=3000, alpha=0.05), 500
     looks = np.array(plan.looks(10, growth=1.15))
     k = paths(p, looks, runs, 2)
     slack = 3 * math.sqrt(plan.alpha / runs)
@@ -167,6 +167,7 @@ def compare(plan: SequentialPlan, p: npt.NDArray[np.float64], batch: int, seed: 
     }
 
 
+@pytest.mark.slow
 def test_a_third_of_the_samples_give_the_class_and_the_radius() -> None:
     # 1500 images' probabilities, sigma .25, .5 and 1 alike: "same class and radius, a third of the samples".
     found = [compare(SequentialPlan(), published_probabilities(s), 1000, 3) for s in (0.25, 0.5, 1.0)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,7 +176,7 @@ def test_the_folder_does_not_matter(tmp_path: Path) -> None:
 
 def test_an_installed_distribution_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What is installed is read once in a process, and this process has begun without it.
-    monkeypatch.setattr(code_module, "_installed", code_module._installed.__wrapped__)
+    monkeypatch.setattr(code_module, "_distributions", code_module._distributions.__wrapped__)
     write(tmp_path, SINGLE)
     metadata = tmp_path / "tv-2.5.dist-info"
     metadata.mkdir()
@@ -187,6 +188,12 @@ def test_an_installed_distribution_is_named(tmp_path: Path, monkeypatch: pytest.
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: tv\nVersion: 2.6\n")
     again = asked(tmp_path, "tv:TV")[0]["_code"]
     assert again == {**code, "distribution": "tv 2.6"}
+
+
+def test_the_distributions_of_every_installed_module_are_those_that_python_finds() -> None:
+    expected = {top: {f"{name} {version(name)}" for name in names} for top, names in packages_distributions().items()}
+    for top in ("torch", "numpy", "yaml", "_pytest", "py", "six", "PIL", "google", "ray", "nothing"):
+        assert set(code_module._distributions(top)) == expected.get(top, set()), top
 
 
 def test_parts_of_puregrid_have_versions_instead() -> None:

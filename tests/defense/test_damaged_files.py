@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import every
 from safetensors.torch import load_file, save_file
 from torch import nn
 from weights import varied
@@ -126,8 +127,8 @@ FILES: list[tuple[str, Callable[[Path, str], nn.Module], tuple[int, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("name", "load", "shape"), FILES, ids=[name for name, _, _ in FILES])
+@every("seed", SEEDS)
+@every(("name", "load", "shape"), FILES)
 def test_a_damaged_checkpoint(
     good: Path, tmp_path: Path, name: str, load: Callable[[Path, str], nn.Module], shape: tuple[int, ...], seed: int
 ) -> None:
@@ -146,7 +147,7 @@ def test_a_damaged_checkpoint(
         assert torch.isfinite(net(torch.zeros(shape))).all()
 
 
-@pytest.mark.parametrize("seed", range(10))
+@every("seed", range(10))
 def test_one_flipped_bit_in_a_torch_file_is_found(good: Path, tmp_path: Path, seed: int) -> None:
     content = bytearray((good / "classifier.pth").read_bytes())
     at = random.Random(seed).randrange(len(content) // 4, 3 * len(content) // 4)
@@ -157,7 +158,7 @@ def test_one_flipped_bit_in_a_torch_file_is_found(good: Path, tmp_path: Path, se
         classifier(tmp_path, "classifier.pth")
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@every("seed", SEEDS)
 def test_a_damaged_denoiser_checkpoint(good: Path, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     mutation = MUTATIONS[seed % len(MUTATIONS)]
@@ -180,9 +181,10 @@ def test_the_good_files_load(good: Path, unet_folder: Path) -> None:
     assert DiffusersConfig(path=str(unet_folder)).resolved(Path()).build().schedule.name == "linear-1000"
 
 
-@pytest.mark.parametrize("seed", range(90))
-def test_a_damaged_denoiser_folder(unet_folder: Path, seed: int) -> None:
+@every("seed", range(90))
+def test_a_damaged_denoiser_folder(unet_folder: Path, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
+    unet_folder = Path(shutil.copytree(unet_folder, tmp_path / "spoilt"))
     (unet_folder / "scheduler_config.json").write_text(json.dumps(LINEAR))
     name = ["config.json", "scheduler_config.json", f"{STEM}.safetensors"][seed % 3]
     file = unet_folder / name
@@ -204,7 +206,7 @@ def test_a_damaged_denoiser_folder(unet_folder: Path, seed: int) -> None:
         assert torch.isfinite(denoiser(torch.zeros(1, *denoiser.image_shape), 10)).all()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@every("seed", range(12))
 def test_tensors_of_a_good_file_that_were_changed(good: Path, tmp_path: Path, seed: int) -> None:
     """Names, shapes and values by hand: a file that is whole and says something else."""
     chance = random.Random(seed)

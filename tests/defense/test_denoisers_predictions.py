@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import every
 from torch import Tensor, nn
 
 from defense import GaussianMixtureDenoiser, InvalidInput, get_schedule
@@ -59,8 +60,8 @@ class Optimal(nn.Module):
         return optimal(self.prediction, z, abar)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("t", [1, 10, 100, 500, 1000])
+@every("prediction", PREDICTIONS)
+@every("t", [1, 10, 100, 500, 1000])
 def test_a_network_of_every_prediction_is_the_same_denoiser(prediction: Prediction, t: int) -> None:
     denoiser = NetworkDenoiser(Optimal(prediction), "linear-1000", (1, 4, 4), prediction=prediction)
     z = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(t), dtype=torch.float64)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from loops import every
 
 from defense.errors import InvalidInput, PuregridError
 from defense.files import (
@@ -54,8 +55,8 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "problem"), NAMES)
-@pytest.mark.parametrize("check", [path_of, existing, found, read_text, writable, writable_folder])
+@every(("name", "problem"), NAMES)
+@every("check", [path_of, existing, found, read_text, writable, writable_folder])
 def test_what_is_no_name_is_told(
     check: Callable[..., object], name: str, problem: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

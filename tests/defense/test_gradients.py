@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from loops import every
 from torch import Tensor
 from toys import (
     DENOISER,
     EVERY,
     GUIDED,
+    OPTIMISED,
     UNGUIDED,
     ancestral,
     gradient,
@@ -30,8 +32,6 @@ from defense.guidance import distance
 from defense.purifiers import Diffusion, Sequence, TransferGuidance
 
 OMEGA = omega(4, 9, 2)
-every = pytest.mark.parametrize("name", EVERY)
-
 FAMILIES = (
     "ddpm small",
     "ldsde",
@@ -45,7 +45,7 @@ FAMILIES = (
 
 
 class TestExact:
-    @pytest.mark.parametrize(
+    @every(
         ("name", "segment"),
         [
             *((name, 3) for name in EVERY),
@@ -59,7 +59,7 @@ class TestExact:
         assert expected.norm() > 1e-3
         assert relative(found, expected) < 1e-10
 
-    @every
+    @every("name", EVERY)
     def test_the_value_is_the_same_to_the_bit_in_every_mode_that_runs_the_purifier(self, name: str) -> None:
         purifier, x = EVERY[name], images()
         with torch.no_grad():
@@ -70,15 +70,16 @@ class TestExact:
             for leaf in (x, x.clone().requires_grad_()):
                 assert torch.equal(purify(purifier, leaf, OMEGA, mode), value)
 
-    @every
+    @every("name", EVERY)
     def test_nothing_is_followed_where_nobody_differentiates(self, name: str) -> None:
         purifier = EVERY[name]
         assert not purifier(images(), OMEGA).requires_grad
         assert not purify(purifier, images(), OMEGA).requires_grad
 
-    @pytest.mark.parametrize("name", [name for name in EVERY if "clipped" not in name and "clamped" not in name])
+    @every("name", [name for name in EVERY if "clipped" not in name and "clamped" not in name])
     def test_it_is_the_slope_of_the_loss(self, name: str) -> None:
-        purifier, x, h = EVERY[name], images(), 1e-5
+        # The first steps of Adam turn over where a gradient changes its sign.
+        purifier, x, h = EVERY[name], images(), 1e-7 if name in OPTIMISED else 1e-5
         direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
         slope = float((gradient(lambda x: purify(purifier, x, OMEGA), x) * direction).sum())
         with torch.no_grad():
@@ -114,7 +115,7 @@ class TestOtherModes:
             assert torch.equal(found, cotangent), name
             assert purify(purifier, x, OMEGA, "blind") is x, name
 
-    @pytest.mark.parametrize(("name", "steps"), [*((name, 3) for name in EVERY), *((name, 1) for name in FAMILIES)])
+    @every(("name", "steps"), [*((name, 3) for name in EVERY), *((name, 1) for name in FAMILIES)])
     def test_surrogate_is_the_shorter_chain_forward_and_backward(self, name: str, steps: int) -> None:
         purifier, x = EVERY[name], images()
         short = purifier.surrogate(steps)
@@ -138,7 +139,7 @@ class TestOtherModes:
         assert isinstance(short, IterativePurifier) and short.length == 5
         assert (short(images(), OMEGA) - images()).abs().max() < 1
 
-    @pytest.mark.parametrize("name", [name for name in EVERY if name != "chain"])
+    @every("name", [name for name in EVERY if name != "chain"])
     def test_without_the_guidance_path_it_is_plain_autograd_of_steps_that_hold_guidance_fixed(
         self, name: str
     ) -> None:
@@ -160,7 +161,7 @@ class TestOtherModes:
             assert found.abs().max() == expected.abs().max() == 0 < exact.abs().max()
             return
         assert relative(found, expected) < 1e-10
-        if name in UNGUIDED:
+        if name in UNGUIDED or name == "heterogeneous":  # whose mask has no derivative anyway
             assert relative(found, exact) < 1e-10
         else:
             assert relative(found, exact) > 1e-4

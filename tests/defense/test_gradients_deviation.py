@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import loops
 import pytest
 import torch
 from chains import Chain, Watched, deviation_by_hand
@@ -9,6 +10,8 @@ from torch import Tensor
 from toys import (
     DENOISER,
     EVERY,
+    OPTIMISED,
+    OTHERS,
     ancestral,
     gradient,
     images,
@@ -29,9 +32,8 @@ from defense.purifiers import Diffusion, Sequence
 from defense.samplers import DDIM, time_grid
 
 OMEGA = omega(4, 9, 2)
-every = pytest.mark.parametrize("name", EVERY)
 
-DIFFUSING = [name for name in EVERY if name != "ldsde"]
+DIFFUSING = [name for name in EVERY if name not in ("ldsde", *OPTIMISED, *OTHERS)]
 FAMILIES = ("ddpm small", "gradual-noise", "gdmp mse", "from noise ssim", "robust entropy input noisy", "chain")
 """One of each: how states are chosen and segments are cut does not depend on the sampler and the form of guidance."""
 
@@ -42,7 +44,7 @@ class TestDeviation:
     def total(self, images: Tensor, deviation: Tensor) -> Tensor:
         return loss(images) + (self.WEIGHTS.to(deviation) * deviation).sum()
 
-    @pytest.mark.parametrize(
+    @loops.every(
         ("name", "every", "segment"),
         [
             *((name, 3, 4) for name in DIFFUSING),

@@ -41,17 +41,14 @@ def test_import_defense_loads_nothing_not_even_torch() -> None:
     assert not {"torch", "numpy", "pydantic", *HEAVY} & modules
 
 
-def test_its_names_pull_in_neither_the_cluster_nor_the_heavy_libraries() -> None:
-    modules = loaded("from defense import *")
-    assert {"torch", "pydantic"} <= modules
-    assert not HEAVY & modules
-
-
-def test_a_notebook_has_every_module_after_import_defense() -> None:
-    names = run(
-        "import defense; print(defense.samplers.__name__, defense.purifiers.gdmp.__name__, defense.aggregate)"
-    )
+def test_a_notebook_has_every_module_and_name_and_neither_the_cluster_nor_the_heavy_libraries() -> None:
+    names, modules = run(
+        "import sys, defense; print(defense.samplers.__name__, defense.purifiers.gdmp.__name__, defense.aggregate)\n"
+        "from defense import *; print(*{name.partition('.')[0] for name in sys.modules})"
+    ).split("\n")
     assert names.startswith("defense.samplers defense.purifiers.gdmp <function aggregate at ")
+    assert {"torch", "pydantic"} <= set(modules.split())
+    assert not HEAVY & set(modules.split())
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from loops import every
 from torch import nn
 from toys import CLASSIFIER, DENOISER, SmoothClassifier, SmoothDenoiser, images, omega
 
@@ -106,7 +107,7 @@ COSTS: list[tuple[str, dict[str, Any], int, int]] = [
 
 
 class TestCosts:
-    @pytest.mark.parametrize(("purifier", "fields", "evaluations", "classifier_evaluations"), COSTS)
+    @every(("purifier", "fields", "evaluations", "classifier_evaluations"), COSTS)
     def test_the_evaluations_are_those_that_the_networks_count(
         self, purifier: str, fields: dict[str, Any], evaluations: int, classifier_evaluations: int
     ) -> None:
@@ -210,10 +211,8 @@ class TestForms:
         with pytest.raises(InvalidInput):
             config("diffpure", form="ddim", eta=1.5)
 
-    @pytest.mark.parametrize(
-        "purifier", ["gdmp", "guided-from-noise", "distribution-transfer", "robust-reverse", "densepure"]
-    )
-    @pytest.mark.parametrize("form", ["ddim", "sde", "ode"])
+    @every("purifier", ["gdmp", "guided-from-noise", "distribution-transfer", "robust-reverse", "densepure"])
+    @every("form", ["ddim", "sde", "ode"])
     def test_a_guided_purifier_takes_every_form_without_naming_a_variance(self, purifier: str, form: str) -> None:
         extra = {"auxiliary": "digits-cnn"} if purifier == "robust-reverse" else {}
         found = config(purifier, form=form, **extra)

@@ -25,6 +25,10 @@ def test_the_stream_of_one_key_is_pinned() -> None:
     like = torch.empty(1, 4)
     torch.testing.assert_close(
         KEY.normal("reverse", 5, like),
+        torch.tensor([[-0.9695349931716919, 0.15843795239925385, -0.024588171392679214, 1.3301055431365967]]),
+    )
+    torch.testing.assert_close(
+        replace(KEY, noise=1).normal("reverse", 5, like),
         torch.tensor([[-0.9923989176750183, 0.7347261309623718, -0.6525536775588989, -0.08903046697378159]]),
     )
     torch.testing.assert_close(

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import every
 
 from defense import redaction
 from defense.errors import InvalidInput, PuregridError
@@ -22,7 +23,7 @@ def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "_remembered", set())
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "expected"),
     [
         ("http://ann:{}@host:5000/path", "http://...@host:5000/path"),
@@ -59,7 +60,7 @@ def test_a_credential_is_taken_out(text: str, expected: str | None) -> None:
     assert redacted(redacted(given_text)) == redacted(given_text)
 
 
-@pytest.mark.parametrize(
+@every(
     "text",
     [
         "http://host/a@b",

@@ -76,8 +76,8 @@ class TestMixture:
         [
             (100, "small", 0.0047),
             (100, "large", 0.0009),
-            (470, "small", 0.0033),
-            (470, "large", 0.0013),
+            pytest.param(470, "small", 0.0033, marks=pytest.mark.slow),
+            pytest.param(470, "large", 0.0013, marks=pytest.mark.slow),
             pytest.param(1000, "small", 0.0028, marks=pytest.mark.slow),
             pytest.param(1000, "large", 0.0012, marks=pytest.mark.slow),
         ],

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from loops import every
 from mixtures import FLOOR, SAMPLES, TOY, fresh, law
 from scipy.stats import wasserstein_distance
 from torch import Tensor
@@ -88,9 +89,9 @@ class TestEverySampler:
             exact += share[:, k] * (mean + math.sqrt(abar) * std**2 / var * (z - math.sqrt(abar) * mean))
         torch.testing.assert_close(out, exact, rtol=0, atol=1e-13)
 
-    @pytest.mark.parametrize("s2", [0.25, 1.0])
-    @pytest.mark.parametrize(("t_star", "steps"), [(100, 100), (100, 7), (470, 40), (470, 1)])
-    @pytest.mark.parametrize("name", MAKE)
+    @every("s2", [0.25, 1.0])
+    @every(("t_star", "steps"), [(100, 100), (100, 7), (470, 40), (470, 1)])
+    @every("name", MAKE)
     def test_the_autograd_slope_is_the_product_of_the_step_coefficients(
         self, name: str, t_star: int, steps: int, s2: float
     ) -> None:
@@ -102,8 +103,8 @@ class TestEverySampler:
             slope, var = slope * c, var * c**2 + noise
         assert measured == pytest.approx((slope, var), abs=1e-12, rel=0)
 
-    @pytest.mark.parametrize("name", [name for name in MAKE if name not in {"small", "large"}])
-    @pytest.mark.parametrize(("t", "s2", "k", "var"), TOY)
+    @every("name", [name for name in MAKE if name not in {"small", "large"}])
+    @every(("t", "s2", "k", "var"), TOY)
     def test_with_small_steps_slope_and_variance_become_the_listed_ones(
         self, t: float, s2: float, k: float, var: float, name: str
     ) -> None:

@@ -9,12 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from defense import Omega, Purifier, get_schedule
+from defense.corrections import Correction
 from defense.guidance import Guidance, distance
 from defense.purifiers import (
+    OSGD,
+    AAOpt,
+    ConfidenceGuidance,
+    ContrastiveGuidance,
     Diffusion,
     DistanceGuidance,
+    FrequencyExchange,
+    FreshNoise,
+    Heterogeneous,
     LangevinPurifier,
+    MediatorPull,
     RobustGuidance,
+    ScoreOptN,
+    ScoreOptO,
     Sequence,
     SimilarityGuidance,
     TransferGuidance,
@@ -129,7 +140,37 @@ GUIDED: dict[str, Purifier] = {
 SEQUENCES: dict[str, Purifier] = {
     "chain": Sequence([GaussianNoise(0.1), UNGUIDED["ddpm small"], GUIDED["gdmp mse"]]),
 }
-EVERY: dict[str, Purifier] = {**UNGUIDED, **GUIDED, **SEQUENCES}
+OPTIMISED: dict[str, Purifier] = {
+    **{
+        f"score-opt O {how}": ScoreOptO(DENOISER, 0.1, 0.2, 4, 0.05, how)  # type: ignore[arg-type]
+        for how in ("adam", "sgd")
+    },
+    **{f"score-opt N {how}": ScoreOptN(DENOISER, 100, 4, 0.05, how) for how in ("adam", "sgd")},  # type: ignore[arg-type]
+    "aaopt": AAOpt(DENOISER, 0.1, 0.2, 4, 0.05),
+    "aaopt perturbations": AAOpt(DENOISER, 0.1, 0.2, 4, 0.05, "sgd", lam=0.3, perturbation=DENOISER),
+}
+
+
+def corrected(correction: Correction, sampler: Sampler) -> Diffusion:
+    return Diffusion(DENOISER, [sampler], correction=correction)
+
+
+CORRECTED: dict[str, Purifier] = {
+    "freqpure replace": corrected(FrequencyExchange(2, 2, 50, None), DDIM(LINEAR, time_grid(400, 6), eta=1.0)),
+    "freqpure radii": corrected(FrequencyExchange(2, 3, 50, None), DDIM(LINEAR, time_grid(400, 6), eta=1.0)),
+    "freqpure phase": corrected(FrequencyExchange(2, 2, 50, 0.3), DDIM(LINEAR, time_grid(400, 6), eta=1.0)),
+    "diff-ap published": corrected(
+        MediatorPull(30000, 2000), FreshNoise(LINEAR, time_grid(400, 5), renoise="published")
+    ),
+    "diff-ap exact": corrected(MediatorPull(30000, 2000), FreshNoise(LINEAR, time_grid(400, 5))),
+}
+OTHERS: dict[str, Purifier] = {
+    "osgd": OSGD(DENOISER, 50, 5000.0),
+    "heterogeneous": Heterogeneous(DENOISER, CLASSIFIER, 100, 50, 10, threshold=0.4),
+}
+GUIDED["coup"] = guided(ConfidenceGuidance(CLASSIFIER, 5.0), ReverseSDE(LINEAR, time_grid(100, 10)).noised_to(1.0))
+GUIDED["contrastive"] = guided(ContrastiveGuidance(CLASSIFIER, 20.0))
+EVERY: dict[str, Purifier] = {**UNGUIDED, **GUIDED, **CORRECTED, **OPTIMISED, **OTHERS, **SEQUENCES}
 
 
 def images(n: int = 3) -> Tensor:

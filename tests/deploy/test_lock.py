@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pip
 import pytest
+from loops import every
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -117,7 +118,7 @@ def test_torch_is_pytorch_s_build_or_pypi_s_and_never_both_in_one_file() -> None
         assert not [package for package in pins(LOCKS[name]) if lock.CUDA.fullmatch(package)]
 
 
-@pytest.mark.parametrize(
+@every(
     ("filename", "answer"),
     [
         ("a-1-py3-none-any.whl", True),

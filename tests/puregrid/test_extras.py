@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def names(requirements: list[str]) -> set[str]:
         else:
             found.add(re.sub("[-_.]+", "-", match[1]).lower())
     return found
+
+
+@cache
+def installed_modules() -> Mapping[str, list[str]]:
+    """Distributions by top-level module: half a second to find."""
+    return packages_distributions()
 
 
 def third_party(package: str) -> Iterator[tuple[str, Path]]:
@@ -69,7 +76,7 @@ TESTING = {"pytest"}
     ],
 )
 def test_what_a_package_imports_is_what_its_extra_brings(package: str, allowed: set[str]) -> None:
-    distributions = packages_distributions()
+    distributions = installed_modules()
     wrong = {
         (module, path.name)
         for module, path in third_party(package)
@@ -81,14 +88,14 @@ def test_what_a_package_imports_is_what_its_extra_brings(package: str, allowed: 
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_messages_know_every_package_of_an_extra(extra: str) -> None:
-    distributions = packages_distributions()
+    distributions = installed_modules()
     known = {re.sub("[-_.]+", "-", name).lower() for module in EXTRAS[extra] for name in distributions[module]}
     assert names(PROJECT["optional-dependencies"][extra]) <= known
 
 
 def test_messages_know_every_package_that_puregrid_depends_on() -> None:
     assert set(BASE_MODULES.values()) == BASE
-    distributions = packages_distributions()
+    distributions = installed_modules()
     for module, distribution in BASE_MODULES.items():
         assert re.sub("[-_.]+", "-", distributions[module][0]).lower() == distribution
 
@@ -143,6 +150,7 @@ def test_the_command_line_says_how_to_install_what_is_missing(
     )
 
 
+@pytest.mark.slow
 def test_a_tracking_uri_without_mlflow_is_refused_before_any_compute(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -72,6 +72,23 @@ def easy(linear: nn.Module) -> tuple[Tensor, Tensor]:
     return x[chosen], y
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's attacks with fewer steps, wherever it is called."""
+    for attack, fewer in (
+        (SquareAttack, {"n_queries": 50}),
+        (FABAttack_PT, {"n_iter": 10}),
+        (APGDAttack, {"n_iter": 30, "n_iter_orig": 30}),
+        (APGDAttack_targeted, {"n_iter": 30, "n_iter_orig": 30}),
+    ):
+
+        def run(self: Any, x: Tensor, y: Tensor, whole: Any = attack.perturb, fewer: Any = fewer) -> Any:
+            vars(self).update(fewer)
+            return whole(self, x, y)
+
+        monkeypatch.setattr(attack, "perturb", run)
+
+
 def custom(*attacks: str, **more: Any) -> AutoAttackConfig:
     return AutoAttackConfig.model_validate(
         {"norm": "linf", "eps": 0.05, "version": "custom", "attacks": attacks, **more}
@@ -112,34 +129,21 @@ def same_as_directly(network: nn.Module, x: Tensor, y: Tensor, attack: AutoAttac
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l1", 1.5)])
 def test_standard_on_the_shipped_network_is_the_package_image_by_image(
-    network: nn.Module, digits_test: ImageSet, norm: Norm, eps: float, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, digits_test: ImageSet, norm: Norm, eps: float, short: None
 ) -> None:
-    # In both of the runs that are compared.
-    for attack, fewer in (
-        (SquareAttack, {"n_queries": 50}),
-        (FABAttack_PT, {"n_iter": 10}),
-        (APGDAttack, {"n_iter": 30, "n_iter_orig": 30}),
-        (APGDAttack_targeted, {"n_iter": 30, "n_iter_orig": 30}),
-    ):
-
-        def short(self: Any, x: Tensor, y: Tensor, whole: Any = attack.perturb, fewer: Any = fewer) -> Any:
-            vars(self).update(fewer)
-            return whole(self, x, y)
-
-        monkeypatch.setattr(attack, "perturb", short)
     x, y = torch.from_numpy(digits_test.images[:16]), torch.from_numpy(digits_test.labels[:16])
     found = same_as_directly(network, x, y, AutoAttackConfig(norm=norm, eps=eps))
     left = [found.notes[f"reference_{stage}"] for stage in ("clean", "after_apgd-ce", "after_apgd-t", "robust")]
     assert left == sorted(left, key=int, reverse=True) and 0 < int(left[-1]) < int(left[0])
 
 
-def test_custom_is_the_package_image_by_image(network: nn.Module, digits_test: ImageSet) -> None:
+def test_custom_is_the_package_image_by_image(network: nn.Module, digits_test: ImageSet, short: None) -> None:
     x, y = torch.from_numpy(digits_test.images[:16]), torch.from_numpy(digits_test.labels[:16])
     same_as_directly(network, x, y, custom("apgd-ce", norm="l2", eps=0.5))
 
 
 def test_nothing_global_is_left_changed(
-    linear: nn.Module, easy: tuple[Tensor, Tensor], capfd: pytest.CaptureFixture[str], caplog: Any, tmp_path: Any
+    linear: nn.Module, easy: tuple[Tensor, Tensor], capfd: pytest.CaptureFixture[str], caplog: Any, short: None
 ) -> None:
     x, y = easy
     logger = logging.getLogger("auto-attack")
@@ -162,7 +166,7 @@ def test_nothing_global_is_left_changed(
     assert captured.out == captured.err == "" and not caplog.records
 
 
-def test_the_global_generators_have_no_part(linear: nn.Module, easy: tuple[Tensor, Tensor]) -> None:
+def test_the_global_generators_have_no_part(linear: nn.Module, easy: tuple[Tensor, Tensor], short: None) -> None:
     x, y = easy
     attack = custom("apgd-ce", gradient="exact", eps=0.3)
 
@@ -187,7 +191,7 @@ def test_the_global_generators_have_no_part(linear: nn.Module, easy: tuple[Tenso
     ],
 )
 def test_the_package_s_flags_are_notes(
-    linear: nn.Module, easy: tuple[Tensor, Tensor], purifier: Purifier, version: str, warnings: set[str]
+    linear: nn.Module, easy: tuple[Tensor, Tensor], purifier: Purifier, version: str, warnings: set[str], short: None
 ) -> None:
     x, y = easy
     attack = (
@@ -203,7 +207,7 @@ def test_the_package_s_flags_are_notes(
     assert bool(found.columns["broken"][3])  # its clean answer was wrong, which counts as broken
 
 
-def test_a_softmax_output_is_a_note(easy: tuple[Tensor, Tensor], linear: nn.Module) -> None:
+def test_a_softmax_output_is_a_note(easy: tuple[Tensor, Tensor], linear: nn.Module, short: None) -> None:
     x, y = easy
     found = custom("apgd-ce").run(Target(nn.Sequential(linear, nn.Softmax(1)), y, omega(8)), x, omega(8))
     assert found.notes["warning_softmax_output"] == 1
@@ -238,7 +242,9 @@ def test_too_few_classes_are_refused(easy: tuple[Tensor, Tensor], linear: nn.Mod
     assert logging.getLogger("auto-attack").propagate
 
 
-def test_each_call_has_fresh_draws_keyed_by_position(linear: nn.Module, easy: tuple[Tensor, Tensor]) -> None:
+def test_each_call_has_fresh_draws_keyed_by_position(
+    linear: nn.Module, easy: tuple[Tensor, Tensor], short: None
+) -> None:
     x, y = easy
     purifier = Noisy(0.2)
     ids = (50, 3, 9, 21, 4, 8, 70, 6)
@@ -274,9 +280,10 @@ def test_a_call_answers_with_the_mean_over_its_draws(linear: nn.Module, easy: tu
     np.testing.assert_allclose(answers["mean-probability"].softmax(1), logits.softmax(2).mean(1), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["apgd-ce", "apgd-t", "fab-t", "fab", pytest.param("square", marks=pytest.mark.slow)]
-)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("apgd-t", "fab-t", "square")]
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "fab", *SLOW])
 def test_no_image_costs_more_than_it_says(linear: nn.Module, name: str) -> None:
     # Nothing breaks a budget of 1e-6.
     x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -287,7 +294,10 @@ def test_no_image_costs_more_than_it_says(linear: nn.Module, name: str) -> None:
     assert 0.95 * attack.evaluations <= target.evaluations / 2 <= attack.evaluations
 
 
-@pytest.mark.parametrize(("version", "apgd", "targeted"), [("standard", 5 * 103, 5 * 104), ("plus", 505, 9 * 102)])
+@pytest.mark.parametrize(
+    ("version", "apgd", "targeted"),
+    [("standard", 5 * 103, 5 * 104), pytest.param("plus", 505, 9 * 102, marks=pytest.mark.slow)],
+)
 def test_in_the_l1_ball_standard_begins_with_larger_budgets_and_has_5_targets(
     linear: nn.Module, version: Any, apgd: int, targeted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from loops import every
 
 from defense.errors import InvalidInput
 from tasks.cifar_c import CIFAR10_C, CIFAR100_C, RELEASES, CifarC, Release
@@ -56,8 +57,8 @@ def release(tmp_path: Path) -> Release:
     return write(tmp_path / "CIFAR-10-C", arrays())
 
 
-@pytest.mark.parametrize("where", ["CIFAR-10-C", "CIFAR-10-C.tar", "."])
-@pytest.mark.parametrize("severity", SEVERITIES)
+@every("where", ["CIFAR-10-C", "CIFAR-10-C.tar", "."])
+@every("severity", SEVERITIES)
 def test_rows_of_a_severity_are_the_test_images_in_order(
     tmp_path: Path, release: Release, where: str, severity: int
 ) -> None:

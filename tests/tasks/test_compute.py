@@ -226,3 +226,10 @@ class TestPrecision:
         assert Compute().identity() == {**Compute().identity(), "precision": "fp32"}
         ids = {Compute(precision=each).id for each in ("fp32", "tf32", "bf16", "bf16-all")}  # type: ignore[arg-type]
         assert len(ids) == 4
+
+
+def test_first_version_of_noise_is_left_out_of_ids_and_meant_by_those_without_one() -> None:
+    assert "noise" not in Compute(noise=1).identity() and Compute().identity()["noise"] == 2
+    before = {key: value for key, value in Compute().identity().items() if key != "noise"}
+    assert Compute.from_identity(before).noise == 1
+    assert Compute(batch=7).without_noise() == Compute(batch=7, noise=1)

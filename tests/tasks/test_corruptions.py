@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from corrupting import Images, done, flat, values
+from loops import every
 from PIL import Image as Pillow
 from scipy import stats
 
@@ -126,8 +127,8 @@ def test_defocus_blur_is_a_softened_disk(severity: int, radius: float, soft: flo
     assert (disk > 0.01).sum() == [5, 9, 9, 5, 9][severity - 1]
 
 
-@pytest.mark.parametrize("name", ["gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"])
-@pytest.mark.parametrize("severity", SEVERITIES)
+@every("name", ["gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"])
+@every("severity", SEVERITIES)
 def test_blurs_keep_flat_images_and_nearly_the_mean_and_lose_contrast(
     scenes: Images, name: str, severity: int
 ) -> None:

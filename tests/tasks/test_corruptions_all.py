@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corrupting import Images, done, flat, omega
+from loops import every
 from PIL import Image as Pillow
 
 from defense.errors import InvalidInput
@@ -28,7 +29,7 @@ MONOTONE = [
 ]
 
 
-@pytest.mark.parametrize("name", MONOTONE)
+@every("name", MONOTONE)
 def test_severity_is_monotone_in_distance(scenes: Images, name: str) -> None:
     many = np.tile(scenes, (8, 1, 1, 1))
     sizes = [np.sqrt(((done(many, name, s).images - many) ** 2).mean()) for s in SEVERITIES]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from loops import every
 
 from defense.errors import InvalidInput
 from defense.spec import Reading
@@ -39,8 +40,8 @@ def official() -> dict[str, Bytes]:
 SHARE_OFF = {"brightness": 0.006, "saturate": 0.04, "motion_blur": 0.02}
 
 
-@pytest.mark.parametrize("severity", SEVERITIES)
-@pytest.mark.parametrize(
+@every("severity", SEVERITIES)
+@every(
     "name",
     [
         "defocus_blur",

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from defense import GradientMode, Purifier, get_schedule
+from defense.entries import Reading
 from defense.errors import InvalidInput
 from defense.oracles import GaussianMixtureDenoiser
 from defense.purifiers import DiffPure
 from defense.randomness import Omega
-from tasks.attacks import ATTACKS, AttackConfig, Norm, perturbation_norms
-from tasks.attacks.diffhammer import DiffHammerConfig, select, select_as_in_code, sigmoid_mean
+from tasks.attacks import ATTACKS, AttackConfig, Norm, apgd, perturbation_norms
+from tasks.attacks.diffhammer import DiffHammerConfig, select, select_as_in_code, shares, sigmoid_mean
 from tasks.attacks.losses import LossName, point_loss
 from tasks.attacks.target import PerDraw, Target, strongest
 
@@ -273,6 +274,9 @@ class TestUnsharedVulnerabilities:
 
 
 class TestSpecialCases:
+    # As before there was a choice: the plain ascent's checkpoints, and its rule of what is kept.
+    AS_PLAIN: ClassVar[dict[str, Any]] = {"keep": "highest-loss", "checkpoints": "package"}
+
     @pytest.mark.parametrize("norm", NORMS)
     @pytest.mark.parametrize("loss", ["ce", "margin"])
     @pytest.mark.parametrize("ascent", ["pgd", "apgd"])
@@ -287,15 +291,27 @@ class TestSpecialCases:
 
         plain = run(attack(ascent, norm=norm, eps=0.2, steps=12, loss=loss))
         same = run(
-            attack("diffhammer", norm=norm, eps=0.2, steps=12, losses=(loss,), ascent=ascent, averaging=0.0, eot=1)
+            attack(
+                *("diffhammer",),
+                norm=norm,
+                eps=0.2,
+                steps=12,
+                losses=(loss,),
+                ascent=ascent,
+                averaging=0.0,
+                eot=1,
+                **self.AS_PLAIN,
+            )
         )
         assert torch.equal(same[0], plain[0]) and torch.equal(same[1], plain[1])
-        other = run(attack("diffhammer", norm=norm, eps=0.2, steps=12, losses=(loss,), ascent=ascent, eot=1))
+        averaged = {"norm": norm, "eps": 0.2, "steps": 12, "losses": (loss,), "ascent": ascent, "eot": 1}
+        other = run(attack("diffhammer", **averaged, **self.AS_PLAIN))
         assert not torch.equal(other[0], plain[0])
 
     def test_on_the_bare_classifier_it_is_the_plain_ascent(self, net: nn.Module, x: Tensor, y: Tensor) -> None:
         for graft in (False, True):
-            config = attack("diffhammer", steps=8, losses=("ce",), averaging=0.0, graft=graft).on_bare_classifier()
+            fields = {"steps": 8, "losses": ("ce",), "averaging": 0.0, "graft": graft, **self.AS_PLAIN}
+            config = attack("diffhammer", **fields).on_bare_classifier()
             found = config.run(Target(net, y, omega()), x, omega("attack"))
             plain = attack("apgd", steps=8).on_bare_classifier().run(Target(net, y, omega()), x, omega("attack"))
             assert torch.equal(found.images, plain.images)
@@ -331,7 +347,7 @@ class TestSpecialCases:
                 return 0.1 + 0.7 * x
 
         full, grafted = (
-            attack("diffhammer", steps=6, losses=("margin",), eot=4, graft=graft).run(
+            attack("diffhammer", steps=6, losses=("margin",), eot=4, graft=graft, **self.AS_PLAIN).run(
                 Target(net, y, omega(), Scaled(), draws=4), x, omega("attack")
             )
             for graft in (False, True)
@@ -350,7 +366,8 @@ def test_on_a_diffusion_defence_it_raises_the_loss_in_every_mode(
     x = torch.rand(COUNT, 1, 4, 4, generator=torch.Generator().manual_seed(3)).round() * 0.6 + 0.2
     with torch.no_grad():
         y = net(x).argmax(1)
-    config = attack("diffhammer", eps=0.15, steps=5, losses=("margin", "ce"), eot=4, graft=graft, gradient=mode)
+    fields = {"eps": 0.15, "steps": 5, "losses": ("margin", "ce"), "eot": 4, "graft": graft, "gradient": mode}
+    config = attack("diffhammer", **fields, keep="highest-loss")
 
     def target() -> Target:
         return Target(net, y, omega(), purifier, GradientMode.parse(mode), draws=4, fixed=fixed, batch=10)
@@ -428,7 +445,8 @@ class TestMostFooled:
 
     def test_a_share_needs_a_count(self) -> None:
         with pytest.raises(InvalidInput, match="write that too"):
-            attack("diffhammer", restart_up_to=0.5)
+            attack("diffhammer", keep="highest-loss", restart_up_to=0.5)
+        assert attack("diffhammer", keep="highest-loss").parameter("restart_up_to") is None
 
 
 class TestConfig:
@@ -437,10 +455,27 @@ class TestConfig:
         assert isinstance(config, DiffHammerConfig)
         assert (config.steps, config.losses, config.averaging, config.eot) == (50, ("margin", "ce", "dlr"), 0.5, 10)
         assert (config.knows, config.gradient, config.graft) == ("purifier", "exact", False)
+        assert (config.weighing, config.keep, config.restart_up_to) == ("code", "most-fooled", 0.5)
         assert config.label() == "diffhammer-50x3 linf exact eot 10"
         assert attack("diffhammer", losses=("ce",), ascent="pgd", graft=True, gradient="bpda").label() == (
             "diffhammer-50x1 linf ce pgd grafted bpda eot 10"
         )
+        before = attack("diffhammer", weighing="fitted", keep="highest-loss", checkpoints="package")
+        assert before.label() == "diffhammer-50x3 linf fitted weights highest loss exact eot 10"
+
+    def test_an_identity_of_before_is_read_as_what_it_was(self) -> None:
+        before = attack("diffhammer", weighing="fitted", keep="highest-loss", checkpoints="package")
+        new = {"weighing", "keep", "checkpoints", "restart_up_to"}
+        assert not new & set(before.identity()) and new <= set(attack("diffhammer").identity())
+        read = DiffHammerConfig.model_validate(before.identity(), context=Reading(identity=True))
+        assert read == before and read.id == before.id
+
+    def test_checkpoints_are_shares_of_the_steps(self) -> None:
+        assert shares(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+        assert shares(15) == [3, 6, 8, 10, 12, 13, 14]
+        # The package's come one step after the other there.
+        assert apgd.checkpoints(15) == [3, 5, *range(6, 16)]
+        assert shares(3) == [1, 2] and shares(1) == []
 
     @pytest.mark.parametrize(
         "wrong", [{"losses": ()}, {"losses": ("dlr-targeted",)}, {"averaging": -0.1}, {"reach": 0.0}, {"steps": 0}]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import every
 from torch import Tensor, nn
 
 from defense import DiffPureConfig, Omega
@@ -66,8 +67,8 @@ def noisy() -> Purifier:
     return PURIFIERS.get("gaussian-noise")(sigma=0.2).build()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("loss", [*map(point_loss, ("ce", "margin", "dlr")), towards(torch.tensor([0, 2, 5, 7]))])
-@pytest.mark.parametrize(("draws", "batch"), [(1, 4), (5, 4), (5, 3), (6, 24), (2, 100)])
+@every("loss", [*map(point_loss, ("ce", "margin", "dlr")), towards(torch.tensor([0, 2, 5, 7]))])
+@every(("draws", "batch"), [(1, 4), (5, 4), (5, 3), (6, 24), (2, 100)])
 def test_the_gradient_has_the_bits_of_one_backward_pass(
     network: nn.Module, noisy: Purifier, draws: int, batch: int, loss: Any
 ) -> None:

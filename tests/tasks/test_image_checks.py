@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import every
 
 from defense.errors import InvalidInput
 from tasks.compute import Context
@@ -53,7 +54,7 @@ def refused(images: Any, labels: Any, **fields: Any) -> str:
 IMAGES, LABELS = DIGITS.images, DIGITS.labels
 
 
-@pytest.mark.parametrize(
+@every(
     ("images", "labels", "words"),
     [
         (IMAGES * 255, LABELS, ["0 to 255", "divide by 255"]),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import every
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
@@ -154,9 +155,9 @@ def by_hand(
     return value.detach(), gradient
 
 
-@pytest.mark.parametrize("attacked", ATTACKED)
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("batch", [None, 1, 5])
+@every("attacked", ATTACKED)
+@every("name", LOSSES)
+@every("batch", [None, 1, 5])
 def test_k_draws_in_one_batch_are_k_single_draws(
     net: nn.Module, x: Tensor, y: Tensor, attacked: Attacked, name: LossName, batch: int | None
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import every
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
@@ -56,8 +57,8 @@ def test_the_side_of_windows() -> None:
     assert window_side(0.8, 4, 20, "linf") == 4
 
 
-@pytest.mark.parametrize("side", [1, 2, 3, 5, 6, 7, 29])
-@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 1)])
+@every("side", [1, 2, 3, 5, 6, 7, 29])
+@every(("norm", "power"), [("l2", 2), ("l1", 1)])
 def test_the_profile_is_the_reference_s(norm: Norm, power: int, side: int) -> None:
     with torch.random.fork_rng():
         theirs = reference(norm, eps=0.1).eta(side)

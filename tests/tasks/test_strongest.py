@@ -12,7 +12,7 @@ from coins import LINF, Coin, CoinConfig, by_mean, flat
 from torch import Tensor
 
 from defense import ClassifierConfig, InvalidInput, NoPurifierConfig, Omega, Purifier
-from defense.purifiers import PurifierConfig
+from defense.purifiers import JPEGConfig, PurifierConfig
 from tasks.attacks import APGDConfig, DiffHammerConfig, LadderConfig, PGDConfig, StrongestConfig, Target
 from tasks.attacks.draws import by_cosine, cosines
 from tasks.attacks.losses import margin, point_loss
@@ -123,22 +123,31 @@ def test_each_image_is_attacked_with_its_own_draws() -> None:
 
 def test_named_rungs_of_the_strongest() -> None:
     attack = StrongestConfig(steps=5, eot=3, select=6, queries=9, **LINF)
-    names = ["pgd", "pgd", "pgd", "pgd", "square", "apgd", "diffhammer", "pgd"]
+    names = ["pgd", "pgd", "pgd", "pgd", "pgd", "square", "apgd", "diffhammer", "pgd", "pgd"]
     assert [rung.attack for rung in attack.rungs] == names
-    assert [bool(rung.parameter("warm")) for rung in attack.rungs] == [False] * 5 + [True] * 3
-    assert attack.alone == 5 and {rung.parameter("reselect") for rung in attack.rungs[5:]} == {6}
-    refine = attack.rungs[-1]
+    assert [bool(rung.parameter("warm")) for rung in attack.rungs] == [False] * 6 + [True] * 4
+    assert attack.alone == 6 and {rung.parameter("reselect") for rung in attack.rungs[6:]} == {6}
+    refine, soft = attack.rungs[-2:]
     assert isinstance(refine, PGDConfig)
     assert (refine.steps, refine.eot_by, refine.decay) == (40, "cosine", "linear")
     assert refine.attacked == "mean-probability"
     assert attack.rungs[0] == PGDConfig(steps=5, **LINF)  # what a ladder has: one stage for both
     assert StrongestConfig.model_validate(attack.identity()) == attack
     vote = attack.against("majority-vote")
-    assert [rung.attacked for rung in vote.rungs[1:4]] == ["vote"] * 3 and vote.rungs[6] == attack.rungs[6]
+    assert [rung.attacked for rung in vote.rungs[1:5]] == ["vote"] * 4 and vote.rungs[7] == attack.rungs[7]
     assert attack.against("single") == attack.against("mean-probability") == attack
     certain = attack.against("single", stochastic=False)
     assert certain.select == 1 and certain.rungs[-1].parameter("reselect") == 1
+    # Soft rungs are the exact ones through other gradients, and go where there are none.
+    assert [attack.rungs[i].gradient for i in (3, 4, 8, 9)] == ["exact", "soft"] * 2
+    assert soft.model_copy(update={"gradient": "exact"}) == refine
+    assert attack.on(JPEGConfig(quality=50)) == attack
+    plain = attack.on(CoinConfig())
+    assert [rung.id for rung in plain.rungs] == [rung.id for rung in attack.rungs if rung.gradient != "soft"]
+    alone = StrongestConfig(rungs=("bpda", "soft"), **LINF)  # type: ignore[arg-type]
+    assert alone.on(CoinConfig()) == alone
     bare = attack.on_bare_classifier()
+    assert bare.rungs == plain.on_bare_classifier().rungs  # the soft ones are no others there
     assert all(rung.static and rung.parameter("reselect") is None for rung in bare.rungs)
 
 
@@ -148,7 +157,7 @@ def test_named_rungs_of_the_strongest() -> None:
         ({"rungs": ["refine"]}, "is the first: put another before it"),
         ({"rungs": ["blind", "apgd", "exact"]}, "list the rungs with `warm` last"),
         ({"skip": True}, "attacks every image to the end"),
-        ({"rungs": ["exakt"]}, "'exakt' is none of .*black-box, apgd, diffhammer, refine"),
+        ({"rungs": ["exakt"]}, "'exakt' is none of .*black-box, apgd, diffhammer, refine, refine"),
         ({"rungs": [{"attack": "ladder"}]}, "itself made of other attacks"),
         ({"rungs": [{"attack": "strongest"}]}, "itself made of other attacks"),
         ({"rungs": [{"attack": "fgsm", "eps": 0.2}]}, "minima over images compare attacks of one budget"),
@@ -176,7 +185,7 @@ def test_what_makes_no_sense_alone_is_refused() -> None:
 
 def test_new_fields_are_in_no_id_at_their_defaults() -> None:
     for config in (PGDConfig(**KNOWING), APGDConfig(**KNOWING), DiffHammerConfig(**KNOWING)):
-        assert not {"reselect", "warm", "decay", "eot_by", "restart_up_to"} & set(config.identity())
+        assert not {"reselect", "warm", "decay", "eot_by"} & set(config.identity())
         assert config.model_copy(update={"reselect": 4}).id != config.id
 
 

@@ -20,6 +20,19 @@ def failed(suite: Any) -> dict[str, str]:
     return found
 
 
+def hold(suite: Any) -> None:
+    """A part keeps all demands; those that it fails are raised together, each with its name."""
+    failures = []
+    for demand in demands(type(suite)):
+        try:
+            getattr(suite, demand)()
+        except Exception as error:
+            error.add_note(f"demand: {demand}")
+            failures.append(error)
+    if failures:
+        raise ExceptionGroup(f"{len(failures)} demands are not kept", failures)
+
+
 def hold_alone(suite: Any, demand: str, message: str) -> None:
     """A part fails one demand, which says what is wrong, and no other."""
     found = failed(suite)

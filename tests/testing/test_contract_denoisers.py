@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from holding import demands, failed, hold_alone
+from holding import demands, failed, hold, hold_alone
 from torch import Tensor, nn
 
 import defense
@@ -54,9 +54,8 @@ class Oracle(DenoiserContract):
         return mixture()
 
 
-@pytest.mark.parametrize("demand", demands(DenoiserContract))
-def test_the_shipped_denoiser_keeps_the_contract(demand: str) -> None:
-    getattr(Shipped(), demand)()
+def test_the_shipped_denoiser_keeps_the_contract() -> None:
+    hold(Shipped())
 
 
 @pytest.mark.parametrize("schedule", ["linear-1000", "vp-continuous", "cosine-4000", "edm"])

@@ -73,6 +73,22 @@ def test_guidance_gradient_missing(tmp_path: Path) -> None:
     assert found("e", "bpda", defence=NOISE) == []
 
 
+def test_the_authors_attack_is_weaker_than_another(tmp_path: Path) -> None:
+    defence = "{published: freqpure, denoiser: ddpm, amplitude_radius: 2, phase_radius: 2, steps: 2, draws: 4}"
+    theirs = "{as-published: freqpure, norm: linf, eps: 0.1, steps: 20, eot: 10}"
+
+    def found(folder: str, accuracy: float) -> list[Finding]:
+        right = by_threat({"clean": 0.95, "surrogate(1)": accuracy}, 0.4)
+        return Audited(tmp_path / folder, right, defences=defence, attacks=f"none, {theirs}, {EXACT}").of(
+            "published-attack-weaker"
+        )
+
+    (finding,) = found("a", 0.8)
+    assert finding.severity == "note" and finding.evidence == {"accuracy": 0.8, "strongest": 0.4}
+    assert "leaves 80.0 %, another one 40.0 %. The gradient is that of one reverse step" in finding.text
+    assert found("b", 0.44) == []
+
+
 def test_which_purifiers_are_guided() -> None:
     denoiser = DiffusersConfig(path=str(ASSETS / "digits-ddpm"), schedule="linear-1000")
     common = {"denoiser": denoiser, "schedule": "linear-1000", "t_star": 20, "steps": 2}

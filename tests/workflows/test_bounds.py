@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from loops import every
 
 from defense.bounds import BOUNDS, diameter
 from defense.errors import InvalidInput
@@ -33,7 +34,7 @@ EPSILONS = [n / 10_000 for n in range(1, 1200)]
 L2 = f"norm: linf\n    {EPS}"
 
 
-@pytest.mark.parametrize(
+@every(
     ("old", "new", "line", "says"),
     [
         (EPS, "eps: [0.1, 8]", 25, ("attacks.1.eps.1: eps = 8 (2040/255) is beyond 1", "`eps_255: 8`?", "[eps]`")),

@@ -547,6 +547,7 @@ class TestHelp:
 
 
 class TestShippedSweeps:
+    @pytest.mark.slow
     def test_cifar10_sweeps_load_where_data_and_weights_are(
         self, data_root: Path, weights_root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,21 @@ from helpers_small import compute
 from naps import SharedRay
 
 from defense.errors import InvalidInput
-from tasks.attacks import AttackConfig, LadderConfig
+from tasks.attacks import AttackConfig, LadderConfig, StrongestConfig
 from workflows.analysis import Analysis
 from workflows.audit import findings
 from workflows.engine.run import Options, run_sweep
 from workflows.grid.cells import Cell
 from workflows.grid.converge import axes_of, doubled
+from workflows.grid.load import Sweep
+from workflows.grid.precision import Precision
 from workflows.planning.plan import make_plan
 from workflows.planning.summary import summarise
 from workflows.report.figures import figures
-from workflows.results.convergence import Chain, chains, extended
+from workflows.results.convergence import Chain, Intervals, chains, convergence_frame, extended
 from workflows.results.reader import Results
+from workflows.statistics.proportions import average
+from workflows.statistics.sequences import anytime
 from workflows.store import Store
 
 SWEEP = """\
@@ -32,7 +37,13 @@ classifiers: [digits-cnn]
 defences: [none, {purifier: gaussian-noise, sigma: 0.2, draws: 4}]
 attacks:
   - none
-  - {attack: pgd, norm: linf, eps: 0.1, steps: 1, gradient: exact, eot: 1, converge: {steps: 16, eot: 4, restarts: 2}}
+  - attack: pgd
+    norm: linf
+    eps: 0.1
+    steps: 1
+    gradient: exact
+    eot: 1
+    converge: {steps: 16, eot: 4, restarts: 2, warm: false}
 chunk: 30
 """
 
@@ -111,7 +122,7 @@ def test_no_further_attack_is_named_before_its_forerunner_is_judged(tmp_path: Pa
 
 
 def test_what_is_doubled_is_what_the_defence_makes_matter(tmp_path: Path) -> None:
-    text = SWEEP.replace("converge: {steps: 16, eot: 4, restarts: 2}", "converge: true")
+    text = SWEEP.replace("converge: {steps: 16, eot: 4, restarts: 2, warm: false}", "converge: true")
     ladder = (
         "attack: ladder, norm: linf, eps: 0.1, rungs: [blind, exact, black-box], STEPS, select: 5, converge: true"
     )
@@ -141,7 +152,7 @@ def test_what_is_doubled_is_what_the_defence_makes_matter(tmp_path: Path) -> Non
 
 def test_ids_do_not_depend_on_converge(tmp_path: Path) -> None:
     sweep = swept(tmp_path, SWEEP)
-    plain = swept(tmp_path, SWEEP.replace(", converge: {steps: 16, eot: 4, restarts: 2}", ""))
+    plain = swept(tmp_path, SWEEP.replace("    converge: {steps: 16, eot: 4, restarts: 2, warm: false}\n", ""))
     assert [cell.id for cell in sweep.cells] == [cell.id for cell in plain.cells] and sweep.id == plain.id
     assert sweep.converges and not plain.converges
     assert extended(plain, Store(str(tmp_path / "store"))) is plain
@@ -150,11 +161,12 @@ def test_ids_do_not_depend_on_converge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("converge: {steps: 16, eot: 4, restarts: 2}", "converge: sometimes", r"attacks\.1\.converge"),
+        ("converge: {steps: 16, eot: 4, restarts: 2, warm: false}", "converge: sometimes", r"attacks\.1\.converge"),
         ("eot: 4, restarts", "eott: 4, restarts", "did you mean 'eot'"),
         ("steps: 16", "steps: 0", r"attacks\.1\.converge\.steps"),
-        ("restarts: 2}", "select: 9}", r"attacks\.1\.converge\.select: .* has no select"),
-        ("chunk: 30", "chunk: 30\nprecision: {half_width: 5}", "give one of them"),
+        ("restarts: 2,", "select: 9,", r"attacks\.1\.converge\.select: .* has no select"),
+        ("chunk: 30", "chunk: 30\nprecision: {decide: {threshold: 50}}", "stops before they are known"),
+        ("warm: false", "warm: 3", r"attacks\.1\.converge\.warm"),
     ],
 )
 def test_a_wrong_converge_is_refused_at_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -203,13 +215,114 @@ def test_a_sweep_grows_until_it_has_converged(tmp_path: Path) -> None:
     kept = frame[frame["axis"] == "steps"]["value"].max()
     plain = swept(
         tmp_path,
-        text.replace(", converge: {steps: 16, eot: 4, restarts: 1}", "").replace("steps: 1,", f"steps: {kept},"),
+        text.replace("    converge: {steps: 16, eot: 4, restarts: 1, warm: false}\n", "").replace(
+            "steps: 1\n", f"steps: {kept}\n"
+        ),
     )
     assert {cell.id for cell in plain.cells} <= {cell.id for cell in current.cells}
     summary = summarise(
         extended(sweep, Store(str(tmp_path / "none"))), make_plan(sweep), Store(str(tmp_path / "none"))
     )
     assert any("further cells" in notice for notice in summary.notices)
+
+
+def warm_sweep(tmp_path: Path, *more: str) -> Sweep:
+    text = SWEEP.replace(", warm: false", "").replace("defences: [none, ", "defences: [")
+    return swept(tmp_path, "\n".join([text, *more]))
+
+
+def grown(sweep: Sweep, store: Store) -> Sweep:
+    """The sweep with all its cells, computed."""
+    current = sweep
+    while True:
+        compute(current, store.uri)
+        further = extended(sweep, store)
+        if len(further.cells) == len(current.cells):
+            return current
+        current = further
+
+
+def test_a_doubled_attack_goes_on_from_the_worst_image_of_those_before(tmp_path: Path) -> None:
+    cell = attacked(warm_sweep(tmp_path), "gaussian-noise")
+    falling = iter((0.9, 0.7, 0.5, 0.5, 0.5, 0.5, 0.5, 0.3))
+    known: dict[str, np.ndarray] = {}
+
+    def judged(other: Cell) -> np.ndarray:
+        if other.id not in known:
+            known[other.id] = of(next(falling))
+        return known[other.id]
+
+    steps, eot, restarts = chains(cell, judged)
+    assert [step.value for step in steps.steps] == [1, 2, 4, 8, 16] and steps.kept.value == 4
+    at = [step.cell for step in steps.steps]
+    for before, after in pairwise(at):
+        first, second = before.attack_stage, after.attack_stage
+        assert first is not None and second is not None
+        *earlier, last = second.sources
+        assert last.attack.parameter("warm") and last.after is not None
+        # It goes on from what the cell before judges; the first of all is a ladder of itself.
+        assert last.after.id == (first.id if before is not at[0] else earlier[0].id)
+        forerunner = (first.sources[-1] if first.sources else first).attack
+        assert last.attack.parameter("steps") == 2 * forerunner.parameter("steps")
+    # The draws are doubled from the kept attack on, not from the longest one.
+    assert eot.steps[0].cell.id == steps.kept.cell.id
+    more = eot.steps[1].cell.attack
+    assert isinstance(more, StrongestConfig)
+    assert [(r.parameter("steps"), r.eot) for r in more.rungs] == [(1, 1), (2, 1), (4, 1), (4, 2)]
+    assert more.label() == "pgd-4 linf exact eot 2 warm of 4"
+    # It is what one would have written.
+    entry = more.model_dump(mode="json")
+    assert StrongestConfig.model_validate(entry).id == more.id
+    assert restarts.steps[1].attacks[-1].parameter("restarts") == 2
+
+
+def test_on_a_bare_classifier_doubled_attacks_start_anew(tmp_path: Path) -> None:
+    sweep = swept(tmp_path, SWEEP.replace(", warm: false", ""))
+    cell = attacked(sweep, "none")
+    (chain, *_) = chains(cell, lambda other: of(0.5))
+    assert [type(step.cell.attack).__name__ for step in chain.steps] == ["PGDConfig"] * 3
+
+
+def test_warm_attacks_converge_in_a_sweep_and_none_leaves_more(tmp_path: Path) -> None:
+    sweep = warm_sweep(tmp_path)
+    current = grown(sweep, Store(str(tmp_path / "store")))
+    assert current.id == sweep.id
+    frame = Analysis(Results(Store(str(tmp_path / "store")), current)).convergence
+    assert len(frame) >= 4
+    # The worst image is kept, so that accuracy falls but for the draws that choose it and those that judge.
+    assert (frame["change"].dropna() < 0.03).all() and "guarantee" not in frame
+
+
+def test_with_precision_cells_of_converge_stop_early_and_are_compared_by_sequences(tmp_path: Path) -> None:
+    asked = "precision: {half_width: 35}"
+    sweep, store = warm_sweep(tmp_path, asked), Store(str(tmp_path / "store"))
+    assert sweep.precision is not None
+    current = grown(sweep, store)
+    assert len(current.questions) == len(current.cells) > 2 and current.precision == sweep.precision
+    results = Results(store, current)
+    frame = convergence_frame(results)
+    assert set(frame["guarantee"]) == {"anytime-valid 95 %, of the population"}
+    assert set(frame["stopped"]) == {"precise enough"} and set(frame["images"]) <= {30, 60}
+    assert frame["images"].min() == 30
+    assert frame["state"].iloc[-1].split(", ")[-1] in ("converged", "not converged")
+    for line in frame.to_dict("records"):
+        cell = next(cell for cell in current.cells if cell.id == line["cell"])
+        share = anytime(average(results.correct(cell)))
+        assert (line["avg"], line["avg_low"], line["avg_high"]) == (share.value, share.low, share.high)
+    shown = {column.title for column in Analysis(results).table("convergence").visible}
+    assert {"images", "stopped", "guarantee"} <= shown
+    # What it asks is in no id: a stricter one finds what is there.
+    stricter = warm_sweep(tmp_path, "precision: {half_width: 20}")
+    assert stricter.id == sweep.id and [cell.id for cell in stricter.cells] == [cell.id for cell in sweep.cells]
+
+
+def test_intervals_of_a_sweep_that_stops_early_call_less_a_change() -> None:
+    precision = Precision.model_validate({"half_width": 5})
+    cell = None
+    before, after = of(0.70), of(0.62)
+    assert Intervals().changed(cell, before, after)  # type: ignore[arg-type]
+    assert not Intervals(precision).changed(cell, before, after[:100])  # type: ignore[arg-type]
+    assert Intervals(precision).changed(cell, of(0.9), of(0.3)[:300])  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -219,11 +332,14 @@ def test_a_run_goes_on_until_it_has_converged(two_slots: SharedRay, tmp_path: Pa
         .replace("chunk: 30", "chunk: 20")
         .replace("[none, {purifier", "[{purifier")
     )
-    sweep = swept(tmp_path, text.replace("{steps: 16, eot: 4, restarts: 2}", "{steps: 2, eot: 1, restarts: 1}"))
+    sweep = swept(
+        tmp_path, text.replace("{steps: 16, eot: 4, restarts: 2, warm: false}", "{steps: 2, eot: 1, restarts: 1}")
+    )
     store, said = Store(str(tmp_path / "store")), list[str]()
     options = Options(workers=1, address=two_slots.address, quiet=True, preflight=False)
     outcome, results, record = run_sweep(sweep, store, options, said.append)
     assert len(results.sweep.cells) == 3 and record is not None
-    assert outcome.computed == make_plan(results.sweep).units == 5
+    # The attacks are two rungs, the ladders of one and of both, and there are three judgements.
+    assert outcome.computed == make_plan(results.sweep).units == 7
     assert any("converge: 3 cells by now" in line for line in said)
     assert results.sweep.id == sweep.id

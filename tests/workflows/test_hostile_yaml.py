@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from loops import every
 
 from defense.errors import InvalidInput
 from defense.reading import LARGEST_JSON, parse_json, read_object
@@ -40,7 +41,7 @@ def laughs(first: str, more: str, levels: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "line"),
     [
         (laughs("[x, x, x, x, x, x, x, x, x]", "[*]", 9), 6),
@@ -82,7 +83,7 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
         read_document(path)
 
 
-@pytest.mark.parametrize(
+@every(
     "tagged",
     ["!!python/object/apply:os.system [x]", "!!binary aGk=", "!!timestamp 2001-01-01", "!!set {a}", "!foo x"],
 )
@@ -92,7 +93,7 @@ def test_tags_are_refused_at_their_place(tagged: str) -> None:
     assert error.problem.startswith(f"the tag {tagged.split()[0]!r} is refused")
 
 
-@pytest.mark.parametrize(
+@every(
     ("written", "meant"),
     [
         ("no", 'Write `false`, `none` where a name is meant, or "no" in quotes'),
@@ -125,7 +126,7 @@ def test_what_yaml_1_1_and_1_2_read_differently_is_refused(written: str, meant: 
     assert parse(f"x: '{written}'").data == {"x": written}
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "value"),
     [
         ("2026-11-29", "2026-11-29"),
@@ -150,7 +151,7 @@ def test_what_they_agree_on_is_read(text: str, value: Any) -> None:
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "line", "says"),
     [
         ("a: 1\n1: 2\n", 2, "'1' is none; put it in quotes"),
@@ -271,7 +272,7 @@ def test_variables_bring_a_bounded_text(tmp_path: Path, monkeypatch: pytest.Monk
     assert caught.value.where == f"{tmp_path / 's.yaml'}:2"
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "says"),
     [
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' is given twice"),

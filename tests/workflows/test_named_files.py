@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from loops import every
 from typer.testing import CliRunner, Result
 
 from workflows.cli import app
@@ -114,7 +115,7 @@ OPTIONS: dict[str, tuple[Callable[[str], tuple[str, ...]], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@every("option", OPTIONS)
 def test_an_option_that_names_no_file(option: str, place: Path) -> None:
     command, names = OPTIONS[option]
     (place / "t.yaml").write_text(Path(_configs(), "digits-cnn.yaml").read_text().replace("out:", "out: out #"))

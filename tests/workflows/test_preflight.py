@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers_small import ASSETS, small_sweep
+from loops import every
 from naps import SharedRay
 from typer.testing import CliRunner
 
@@ -254,7 +255,7 @@ def plan(folder: Path, text: str, *options: str) -> tuple[int, str]:
     return result.exit_code, result.stderr
 
 
-@pytest.mark.parametrize("name", KNOWN_FROM_THE_FILE)
+@every("name", KNOWN_FROM_THE_FILE)
 def test_what_classes_and_images_rule_out_is_refused_without_asking(name: str, tmp_path: Path) -> None:
     text, line, words = KNOWN_FROM_THE_FILE[name]
     status, said = plan(tmp_path, text, "--no-preflight")

@@ -11,6 +11,7 @@ from textwrap import dedent
 import pytest
 import yaml
 from grids_small import ASSETS, DENOISERS, DIFFPURE, SMALL, attack_of, budgets, ids_of, kinds, swept
+from loops import every
 
 from defense.errors import InvalidInput
 from workflows.planning.plan import make_plan
@@ -269,7 +270,7 @@ class TestId:
     def test_the_same_sweep_written_otherwise_has_the_same_id(self, tmp_path: Path, same: str) -> None:
         assert swept(tmp_path, same).id == swept(tmp_path, self.TEXT).id
 
-    @pytest.mark.parametrize(
+    @every(
         "change",
         [
             "sweep=other",

@@ -13,6 +13,7 @@ import pytest
 from helpers_small import compute, small_sweep
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import every
 
 from tasks.attacks.budgets import format_eps
 from workflows.formats import FORMATS, Format, render_tables
@@ -88,7 +89,7 @@ def rendered(how: Format, *lines: dict[str, Any], title: str = "title") -> str:
 # ---------------------------------------------------------------------------------------------------------- eps
 
 
-@pytest.mark.parametrize(
+@every(
     ("eps", "text"),
     [
         *((k / 255, f"{k}/255") for k in (1, 2, 4, 8, 16, 17, 25, 50, 52, 128, 254)),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from loops import every
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
@@ -370,7 +371,7 @@ class TestAugmentation:
 
 
 class TestWrongConfigs:
-    @pytest.mark.parametrize(
+    @every(
         ("config", "changes", "line", "says"),
         [
             (CLASSIFIER, {"steps": "many"}, 6, ("steps = 'many' (str)", "valid integer")),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from loops import every
 from typer.testing import CliRunner
 
 from workflows.cli import app
@@ -332,7 +333,7 @@ def test_the_good_file_gets_as_far_as_ray_in_a_new_process(tmp_path: Path, no_ra
     assert "RuntimeError: ray was imported" in result.stderr
 
 
-@pytest.mark.parametrize("name", TABLE)
+@every("name", TABLE)
 def test_a_wrong_file_ends_with_status_2_before_ray(tmp_path: Path, without_ray: None, name: str) -> None:
     wrong = TABLE[name]
     path = _write(tmp_path, wrong)

@@ -12,7 +12,9 @@ from defense.errors import InvalidInput, nearest
 from defense.registry import Registry
 from workflows.analysis.leaderboard import leaderboard_frame
 from workflows.analysis.provenance import Provenance, provenance
+from workflows.analysis.series import series_of
 from workflows.analysis.summary import summary
+from workflows.analysis.verdict import headline, verdict
 from workflows.audit import Finding, findings
 from workflows.published.table import published_table
 from workflows.results.certificates import certified_curves, certified_frame, envelope_frame
@@ -63,6 +65,18 @@ class Analysis:
     def robustness(self) -> pd.DataFrame:
         """One row per clean or attacked cell, see :meth:`workflows.results.reader.Results.robustness`."""
         return self.results.robustness()
+
+    @cached_property
+    def series(self) -> dict[str, str]:
+        """The name by which each cell's attack is compared between defences, see :func:`series_of`."""
+        return series_of(self.sweep)
+
+    @cached_property
+    def evaluations(self) -> dict[str, float]:
+        """Network evaluations of one answer, by cell with judged rows; a vote is one answer a draw."""
+        cells = {cell.id: cell for cell in self.sweep.adversarial}
+        judged = self.robustness[self.robustness["images"] > 0]["cell"] if len(self.robustness) else ()
+        return {name: self.results.evaluations(cells[name]) / cells[name].defence.draws for name in judged}
 
     @cached_property
     def combined(self) -> pd.DataFrame:
@@ -184,6 +198,16 @@ class Analysis:
     def summary(self) -> list[str]:
         """The results of the best defences, in a few sentences."""
         return summary(self.robustness, self.certified, self.corruptions, self.audited or ())
+
+    @cached_property
+    def headline(self) -> pd.DataFrame:
+        """The lines of the leaderboard that people see: the largest budgets, with the strongest attack of each."""
+        return headline(self.leaderboard)
+
+    @cached_property
+    def verdict(self) -> list[str]:
+        """What it comes to, in two sentences."""
+        return verdict(self.headline, self.audited, self.missing)
 
     @property
     def warnings(self) -> list[str]:

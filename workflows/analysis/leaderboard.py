@@ -56,6 +56,7 @@ def leaderboard_frame(
     for key in dict.fromkeys([*attacked, *certified, *corrupted]):
         beside = {
             **_reading("clean", clean.get(key), "avg"),
+            **_cell("clean", clean.get(key)),
             **certified.get(key, dict.fromkeys(_CERTIFIED)),
             **corrupted.get(key, dict.fromkeys(_CORRUPTED)),
             "evaluations": cost.get(key),
@@ -63,6 +64,7 @@ def leaderboard_frame(
         for (norm, eps), rows in (attacked.get(key) or {(None, 0.0): []}).items():
             judged = [*rows, *filter(None, [clean.get(key)])]
             line = {**dict(zip(KEY, key, strict=True)), "norm": norm, "eps": eps, **_images(judged), **beside}
+            line["bare"] = any(row["purifier"] == "none" for row in judged)
             cells = [row["cell"] for row in judged]
             lines.append({**line, **_attacks(rows), **_guarantee(_lowest(judged, "avg"), robustness), "cells": cells})
     frame = pd.DataFrame(lines)
@@ -88,6 +90,11 @@ def _reading(name: str, row: dict[str, Any] | None, of: str) -> dict[str, Any]:
     return {f"{name}{end}": None if row is None else row.get(f"{of}{end}") for end in _ENDS}
 
 
+def _cell(name: str, row: dict[str, Any] | None) -> dict[str, Any]:
+    """The cell that a number is of, by which findings are marked beside it."""
+    return {f"{name}_cell": None if row is None else row["cell"]}
+
+
 def _lowest(rows: Iterable[dict[str, Any]], of: str) -> dict[str, Any] | None:
     return min((row for row in rows if not missing(row.get(of))), key=lambda row: row[of], default=None)
 
@@ -102,8 +109,10 @@ def _attacks(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for kind, members in kinds.items():
         row = _lowest(members, "avg")
         found |= {**_reading(kind, row, "avg"), f"{kind}_attack": None if row is None else row["attack"]}
+        found |= _cell(kind, row)
     strongest, worst = _lowest(rows, "avg"), _lowest(rows, "worst")
     found |= {"attack": None if strongest is None else strongest["attack"], **_reading("worst", worst, "worst")}
+    found |= _cell("worst", worst)
     found["resubmissions"] = None if worst is None else worst["resubmissions"]
     return found
 

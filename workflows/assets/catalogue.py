@@ -12,6 +12,7 @@ from workflows.assets.fields import FieldText, described
 
 if TYPE_CHECKING:
     from defense.spec import Spec
+    from workflows.documents.authors import AuthorsSetting
 
 __all__ = ["KINDS", "catalogue", "details", "kinds"]
 
@@ -132,6 +133,23 @@ def _purifiers() -> list[dict[str, Any]]:
     return [{**entry, "fields": [*entry["fields"], *shared]} for entry in entries]
 
 
+def _published() -> list[dict[str, Any]]:
+    from workflows.documents.authors import authors_setting, authors_settings
+
+    return [_setting(authors_setting(name)) for name in authors_settings()]
+
+
+def _setting(setting: AuthorsSetting) -> dict[str, Any]:
+    parts = {"published": setting.defence, "as-published": setting.attack or {}}
+    fields = [f"{part}: {entry}" for part, entry in parts.items() if entry]
+    traps = [f"trap: {trap}" for trap in setting.traps]
+    return {
+        "name": setting.name,
+        "summary": f"{setting.title} [{setting.certainty}: {setting.source}]",
+        "fields": [*fields, *traps],
+    }
+
+
 def _schedules() -> list[dict[str, Any]]:
     from defense.schedules import SCHEDULES, get_schedule
 
@@ -158,6 +176,7 @@ KINDS: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
     "datasets": ("where images come from", _datasets),
     "denoisers": ("layouts of diffusion networks", _denoisers),
     "energies": ("networks of EBM-Defense", _energies),
+    "published": ("settings of authors, with their own attack and what it leaves out", _published),
     "purifiers": ("what stands in front of a classifier", _purifiers),
     "schedules": ("noise schedules", _schedules),
     "sweeps": ("sweep files that come with puregrid, which commands take by name", _sweeps),

@@ -59,6 +59,7 @@ CorruptedRule = Callable[[Sequence[View], Sequence[View]], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
     threat_model.given_labels,
     threat_model.guidance_gradient_missing,
+    threat_model.published_attack_weaker,
     threat_model.only_static,
     threat_model.one_draw_of_eot,
     threat_model.one_draw_of_judgement,

@@ -17,7 +17,7 @@ from workflows.cli.assets import data, list_, train
 from workflows.cli.comparing import check, compare, judge, promote
 from workflows.cli.output import OutputLost, say, steady_streams, tell
 from workflows.cli.probing import probe
-from workflows.cli.results import compact, report, tables
+from workflows.cli.results import compact, report, rows, show, tables
 from workflows.cli.running import plan, run, status
 from workflows.cli.starting import init, schema
 from workflows.cli.tracking import track
@@ -60,6 +60,8 @@ for command in (
     judge,
     compact,
     report,
+    show,
+    rows,
     probe,
     track,
     train,

@@ -38,6 +38,9 @@ def compare(
     ] = None,
     store: StoreUri = "results",
     mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write a page: differences, specs, images that changed sides.")
+    ] = None,
     no_plugins: NoPlugins = False,
     json_: AsJson = False,
 ) -> None:
@@ -46,6 +49,8 @@ def compare(
         other = second if with_ is None else with_
         if other is None or (second is not None and with_ is not None):
             raise InvalidInput("name two runs: `compare RUN RUN`, or `compare RUN --with RUN`.")
+        if out is not None:
+            writable(out, "the page", where="--out")
         from workflows.monitoring.mlflow_client import named_uri
         from workflows.regression.baselines import load_pair
         from workflows.regression.compare import compare_runs
@@ -53,6 +58,12 @@ def compare(
         from workflows.tracking.track import default_uri
 
         runs = load_pair(first, other, store=store, tracking_uri=named_uri(mlflow, "--mlflow") or default_uri(store))
+        if out is not None:
+            from workflows.regression.page import comparison_page
+
+            write_text(Path(out), comparison_page(*runs, (first, other)), "the page")
+            tell(out)
+            return
         comparisons = compare_runs(*runs)
         if json_:
             tell(json.dumps([comparison.as_dict() for comparison in comparisons], indent=1))

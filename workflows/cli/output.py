@@ -18,7 +18,7 @@ from defense.errors import PuregridError
 from defense.redaction import redacted
 from defense.text import visible
 
-__all__ = ["BROKEN_PIPE", "OutputLost", "colours", "say", "steady_streams", "tell", "width"]
+__all__ = ["BROKEN_PIPE", "OutputLost", "colours", "paint", "say", "steady_streams", "tell", "width"]
 
 BROKEN_PIPE = 141
 """Exit status where the reader of a pipe has left: that of a program that SIGPIPE ends, as a shell reports it."""
@@ -122,6 +122,32 @@ def tell(text: object, *, end: str = "\n", styled: bool = False) -> None:
         raise OutputLost(error) from error
 
 
+def paint(text: str) -> None:
+    """Print a text that has colours: its escapes are puregrid's, and names in it have been written out before.
+
+    Raises:
+        OutputLost: It did not arrive.
+    """
+    stream = sys.stdout
+    try:
+        if stream is None:
+            raise OSError(errno.EBADF, "stdout is closed")
+        stream.write(_fitting(redacted(text), stream))
+        stream.flush()
+    except OSError as error:
+        _to_nowhere(stream)
+        raise OutputLost(error) from error
+
+
+def colours() -> bool:
+    """Return whether stdout is a terminal that shows colours, and its user has not asked for none (``NO_COLOR``)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "") in ("", "dumb"):
+        return False
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return bool(sys.stdout.isatty())
+    return False
+
+
 def say(message: str) -> None:
     """Print a note to stderr, if anybody is there."""
     stream = sys.stderr
@@ -143,15 +169,6 @@ def width() -> int | None:
         if sys.stdout.isatty():
             return shutil.get_terminal_size().columns
     return None
-
-
-def colours() -> bool:
-    """Return whether stdout may have colours: a person looks at a terminal that has them, and asked for no others."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
-        return False
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        return bool(sys.stdout.isatty())
-    return False
 
 
 def _fitting(text: str, stream: IO[str]) -> str:

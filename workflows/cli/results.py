@@ -1,4 +1,4 @@
-"""``puregrid tables``, ``report`` and ``compact``: what the rows say."""
+"""``puregrid tables``, ``report``, ``show``, ``rows`` and ``compact``: what the rows say."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from defense.errors import InvalidInput, nearest
-from defense.files import writable_folder
+from defense.files import writable, writable_folder, write_text
 from defense.redaction import redacted
 from workflows.cli.base import AsJson, NoPlugins, Overrides, StoreUri, SweepFile, errors, open_sweep, say, tell
+from workflows.cli.output import colours
 
 if TYPE_CHECKING:
     from workflows.analysis import Analysis
     from workflows.report.files import Format
 
-__all__ = ["compact", "report", "tables"]
+__all__ = ["compact", "report", "rows", "show", "tables"]
 
 
 def tables(
@@ -45,7 +46,7 @@ def tables(
 ) -> None:
     """Print the tables of a sweep with the auditor's findings, recomputed from its committed rows."""
     with errors(plugins=not no_plugins):
-        from workflows.cli.output import colours, width
+        from workflows.cli.output import width
         from workflows.formats import FORMATS, render
 
         if format_ not in FORMATS:
@@ -91,7 +92,10 @@ def report(
     store: StoreUri = "results",
     out: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="The page [report.html], or the folder [report; of a paper appendix]."),
+        typer.Option(
+            metavar="PATH",
+            help="The page [report.html], PATH/ for a page with a file per image, or the folder [report; appendix].",
+        ),
     ] = None,
     format_: Annotated[
         str,
@@ -118,9 +122,9 @@ def report(
         if format_ == "paper":
             from workflows.paper.appendix import check_folder, write_appendix
 
-            target = check_folder(out)
+            folder = check_folder(out)
         else:
-            target = check_out(out, cast("Format", format_))
+            check_out(out, cast("Format", format_))
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.analysis import Analysis
         from workflows.results.reader import Results
@@ -133,9 +137,102 @@ def report(
         command = f"puregrid run{shared} && puregrid report{shared}{how}"
         analysis = Analysis(Results(opened, loaded))
         if format_ == "paper":
-            tell(write_appendix(analysis, target, command=command))
+            tell(write_appendix(analysis, folder, command=command))
             return
-        tell(report_to(analysis, target, cast("Format", format_), command=command, images=gallery))
+        tell(report_to(analysis, out, cast("Format", format_), command=command, images=gallery))
+
+
+def show(
+    sweep: SweepFile,
+    image: Annotated[int, typer.Option("--image", min=0, metavar="N", help="Id of the image.")],
+    cell: Annotated[
+        str | None, typer.Option(metavar="CELL", help="Beginning of the cell's id, or words of its name.")
+    ] = None,
+    store: StoreUri = "results",
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="Show the states on the way of each draw, computed from the keys.")
+    ] = False,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page instead.")] = None,
+    color: Annotated[
+        str, typer.Option("--color", metavar="auto|always|never", help="Draw images; never describes them.")
+    ] = "auto",
+    set_: Overrides = None,
+    no_plugins: NoPlugins = False,
+    json_: AsJson = False,
+) -> None:
+    """Show one image of a cell: original, adversarial, and what each draw made of it, computed from its key."""
+    with errors(plugins=not no_plugins):
+        from workflows.cli.output import paint, width
+
+        if color not in ("auto", "always", "never"):
+            raise InvalidInput(
+                f"unknown --color {color!r}; {nearest(color, ('auto', 'always', 'never'))}", where="--color"
+            )
+        if html is not None:
+            writable(html, "the page", where="--html")
+        loaded, opened = open_sweep(sweep, set_, store)
+        from workflows.images import find_cell, single
+        from workflows.report.single import single_json, single_page, single_text
+        from workflows.results.reader import Results
+
+        chosen = find_cell(loaded, cell)
+        found = single(Results(opened, loaded), chosen, image, trajectory=trajectory)
+        if json_:
+            tell(json.dumps(single_json(found), indent=1))
+        elif html is not None:
+            way = f"puregrid show {shlex.quote(sweep)} --cell {chosen.id[:8]} --image {image}"
+            write_text(Path(html), single_page(found, way + " --trajectory" * trajectory), "the page")
+            tell(html)
+        else:
+            drawn = colours() if color == "auto" else color == "always"
+            deep = os.environ.get("COLORTERM", "") in ("truecolor", "24bit") or color == "always"
+            paint(single_text(found, width() or 110, colour=drawn, true_colour=deep))
+
+
+def rows(
+    sweep: SweepFile,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="CONDITION", help="defence=none, 'right<0.5', image_id=17; all must hold."),
+    ] = None,
+    stage: Annotated[
+        str, typer.Option(metavar="judged|attack|quality", help="Judgements, what the attack says, image quality.")
+    ] = "judged",
+    format_: Annotated[str, typer.Option("--format", metavar="csv|json|parquet|markdown")] = "csv",
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write to a file; parquet needs one.")] = None,
+    store: StoreUri = "results",
+    set_: Overrides = None,
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Print the rows of images across cells, a line an image and cell, with what the cell is."""
+    with errors(plugins=not no_plugins):
+        formats, stages = ("csv", "json", "parquet", "markdown"), ("judged", "attack", "quality")
+        for value, known, option in ((format_, formats, "--format"), (stage, stages, "--stage")):
+            if value not in known:
+                raise InvalidInput(f"unknown {option} {value!r}; {nearest(value, known)}", where=option)
+        if format_ == "parquet" and out is None:
+            raise InvalidInput("parquet is no text: give a file with --out.", where="--out")
+        if out is not None:
+            writable(out, "the rows", where="--out")
+        from workflows.images.rows import Condition, image_rows, markdown_rows
+
+        conditions = [Condition.parse(text) for text in where or ()]
+        loaded, opened = open_sweep(sweep, set_, store)
+        from workflows.results.reader import Results
+
+        frame = image_rows(Results(opened, loaded), conditions, stage)
+        if format_ == "parquet":
+            frame.to_parquet(str(out), index=False)
+        else:
+            from workflows.formats.machine import frame_csv, frame_json
+
+            text = {"csv": frame_csv, "json": frame_json, "markdown": markdown_rows}[format_](frame)
+            if out is None:
+                tell(text, end="")
+                return
+            write_text(Path(str(out)), text, "the rows")
+        tell(out)
+        say(f"{len(frame)} rows")
 
 
 def compact(

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import isabstract
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 
 from defense.errors import InvalidInput, nearest
 from defense.spec import Reading, Spec
+from workflows.documents.authors import expanded
 from workflows.documents.document import Document, Keys
 
 __all__ = ["Combination", "combinations", "expand", "image_ids", "items", "known_keys", "located", "validate"]
@@ -45,6 +47,8 @@ class Combination:
 def items(document: Document, keys: Keys, base: type[Spec], *, optional: bool = False) -> list[tuple[Keys, Any]]:
     """Return the entries of a list section as mappings with places; a bare name ``pgd`` stands for ``{attack: pgd}``.
 
+    Entries that name a published setting are written out (:mod:`workflows.documents.authors`).
+
     Where the document was built in Python, a config stands for ``{attack: CONFIG}``.
     """
     tag = base.named_by or ""
@@ -65,6 +69,8 @@ def items(document: Document, keys: Keys, base: type[Spec], *, optional: bool = 
         place = (*keys, position)
         if isinstance(entry, str | base):
             entry = {tag: entry}
+        if isinstance(entry, dict):
+            entry = located(document, place, partial(expanded, entry, tag))
         if isinstance(default, str) and isinstance(entry, dict):  # there is one kind, which goes without saying
             entry = {tag: default, **entry}
         named = entry.get(tag) if isinstance(entry, dict) else None

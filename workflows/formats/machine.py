@@ -15,9 +15,9 @@ from defense.text import in_one_line, visible
 from workflows.analysis import Analysis
 from workflows.audit import Finding, rules_on
 from workflows.formats.findings import reason
-from workflows.tables.table import Table, cells_of
+from workflows.tables.table import Table, cells_of, records
 
-__all__ = ["csv", "frame_csv", "json_text", "write_csv"]
+__all__ = ["csv", "frame_csv", "frame_json", "json_text", "write_csv"]
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -46,6 +46,20 @@ def frame_csv(frame: pd.DataFrame) -> str:
         for place in texts:
             frame.isetitem(place, frame.iloc[:, place].map(_inert).to_numpy())
     return str(frame.to_csv(index=False))
+
+
+def frame_json(frame: pd.DataFrame) -> str:
+    """Render a frame as a list of its rows, unrounded; lists are lists, and missing values are null."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, np.ndarray):
+            return [plain(part) for part in value.tolist()]
+        if isinstance(value, float) and value != value:
+            return None
+        return value
+
+    rows = [{name: plain(value) for name, value in row.items()} for row in records(frame)]
+    return json.dumps(rows, indent=1, default=_plain) + "\n"
 
 
 def _inert(value: object) -> object:

@@ -23,7 +23,7 @@ from defense.denoisers import DenoiserConfig
 from defense.errors import InvalidInput, nearest
 from defense.purifiers import NoPurifierConfig, PurifierConfig
 from defense.spec import Reading, Spec
-from tasks.attacks import AttackConfig
+from tasks.attacks import AttackConfig, StrongestConfig
 from tasks.certificates import CertificateConfig
 from tasks.compute import Compute
 from tasks.corruptions import BENCHMARK, CORRUPTIONS, EXTRA, SEVERITIES
@@ -249,6 +249,8 @@ class Builder:
                 defence = located(self.document, ("certificates",), partial(defence.smoothed, threat))
             elif isinstance(threat, AttackConfig) and isinstance(defence.purifier, NoPurifierConfig):
                 threat = threat.on_bare_classifier()  # so that the adaptive attacks on no defence are one cell
+            elif isinstance(threat, StrongestConfig):
+                threat = threat.on(defence.purifier)
             yield Cell(
                 images,
                 classifier,
@@ -446,9 +448,11 @@ class Builder:
         if wanted is False:
             return configs
         place: Keys = (*keys, "converge")
-        if self.precision is not None:
+        if self.precision is not None and self.precision.decide is not None:
             raise self.document.error(
-                place, "converge compares accuracies on all images, and `precision` stops before: give one of them."
+                place,
+                "converge compares accuracies, and `precision: {decide: ...}` stops before they are known: write "
+                "`precision: {half_width: 2}`, or remove one of them.",
             )
         fields = known_keys(self.document, place, {} if wanted is True else wanted, set(Converge.model_fields))
         converge = validate(self.document, place, Converge, fields)

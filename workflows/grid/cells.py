@@ -175,7 +175,7 @@ class Cell:
             purifier=self.defence.purifier,
             draws=self.defence.draws,
             seed=self.seed,
-            compute=self.compute,
+            compute=self._compute(self.defence.purifier),
         )
 
     @cached_property
@@ -191,7 +191,7 @@ class Cell:
             purifier=purifier,
             quality=self.quality,
             seed=self.seed,
-            compute=self.compute,
+            compute=self._compute(purifier),
         )
 
     @cached_property
@@ -204,7 +204,7 @@ class Cell:
             return ()
         ids = tuple(i for chunk in self.images.chunks for i in chunk.ids)
         # Nothing else of how units compute has an influence on a probe.
-        compute = Compute(threads=self.compute.threads)
+        compute = Compute(threads=self.compute.threads, noise=self.compute.noise)
         purifier, dataset = self.defence.purifier, self.images.dataset
         parts: list[ProbeStage] = []
         if self._probed(purifier) and not isinstance(purifier, NoPurifierConfig):
@@ -286,9 +286,20 @@ class Cell:
         return so_far
 
     def _stage(self, attack: AttackConfig, **fields: Any) -> AttackStage:
-        parts = {"classifier": self.classifier, "purifier": None if attack.static else self.defence.purifier}
-        shared = {"dataset": self.images.dataset, "seed": self.seed, "compute": self.compute}
-        return AttackStage(attack=attack, **{**parts, **shared, **fields})
+        purifier = None if attack.static else self.defence.purifier
+        parts: dict[str, Any] = {"classifier": self.classifier, "purifier": purifier, **fields}
+        parts |= {"dataset": self.images.dataset, "seed": self.seed}
+        return AttackStage(attack=attack, compute=self._compute(parts["purifier"], attack), **parts)
+
+    def _compute(self, purifier: PurifierConfig | None, attack: AttackConfig | None = None) -> Compute:
+        """Return how a stage computes: without a version of noise where it draws none, so that its rows are shared.
+
+        Attacks for l_inf draw uniform numbers. One from elsewhere that draws others has those of version 1 then, as
+        the id says.
+        """
+        normal = purifier is not None and purifier.stochastic and not isinstance(purifier, NoPurifierConfig)
+        own = attack is not None and attack.parameter("norm") != "linf"
+        return self.compute if normal or own else self.compute.without_noise()
 
     @cached_property
     def id(self) -> str:

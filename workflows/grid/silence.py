@@ -65,6 +65,7 @@ RULE_NAMES: tuple[str, ...] = (
     "outside-ball",
     "outside-range",
     "probe-failed",
+    "published-attack-weaker",
     "radius-not-of-counts",
     "random-though-deterministic",
     "repeated-images",

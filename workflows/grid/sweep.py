@@ -29,7 +29,7 @@ from tasks.stages.quality import QualityConfig
 from workflows.documents.document import Document, document_of, written
 from workflows.grid.build import Builder, Grid
 from workflows.grid.cells import PARTS, Cell, ProbeWhich
-from workflows.grid.precision import Precision, Question
+from workflows.grid.precision import Precision, Question, questions
 from workflows.grid.silence import Silence
 
 __all__ = ["Entry", "Sweep"]
@@ -190,7 +190,10 @@ class Sweep:
     def with_cells(self, cells: tuple[Cell, ...]) -> Sweep:
         """Return this sweep with further cells, and with its own id: they follow from what it says and measures."""
         sweep = type(self).__new__(type(self))
-        sweep._set(self.text, self.document, Grid(self.name, cells, {}, self.silences))
+        asked = tuple(questions(cells, self.precision))
+        sweep._set(
+            self.text, self.document, Grid(self.name, cells, {}, self.silences, self.precision, questions=asked)
+        )
         object.__setattr__(sweep, "base", self)
         return sweep
 

@@ -166,7 +166,7 @@ class DefenceCheck(Check):
         """See :class:`Check`."""
         x, y = self._image(context, self.dataset)
         purifier = context.purifier(self.purifier, self.classifier)
-        omega = Omega.of(self.purifier.id, 0, "preflight", (self.image,))
+        omega = Omega.of(self.purifier.id, 0, "preflight", (self.image,), noise=self.compute.noise)
         with torch.no_grad(), context.autocast(self.compute):
             made = purifier(x, omega)
         if not isinstance(made, Tensor) or made.shape != x.shape:
@@ -252,7 +252,7 @@ class AttackCheck(Check):
         stage = self.stage
         assert isinstance(stage, AttackStage)
         x, y = self._image(context, stage.dataset)
-        omega = Omega.of(self.attack.id, stage.seed, "preflight", (self.image,))
+        omega = Omega.of(self.attack.id, stage.seed, "preflight", (self.image,), noise=stage.compute.noise)
         target = stage.target(context, y, omega)
         seconds = _FOREIGN_SECONDS if self.attack.code() is not None else 0.0
         given = {each.name: getattr(target, each.name) for each in fields(target)}

@@ -106,7 +106,9 @@ def _same(value: Published, cell: Cell, loosely: bool) -> bool:
     exact = (_same_data, _same_classifier, _same_budget, _same_attack)
     if not loosely and not all(same(value, cell) for same in exact):
         return False
-    if value.defence != cell.defence.purifier.purifier:
+    # A form of a purifier may have a value of its own: its name begins the label, as in "score-opt N".
+    called = cell.defence.purifier.purifier, cell.defence.purifier.label()
+    if value.defence != called[0] and not called[1].startswith(f"{value.defence} "):
         named = {value.defence, f"{value.defence} {value.classifier}"}
         label = cell.classifier.label().lower()
         # The embedded baselines are digits-at, digits-trades and so on.

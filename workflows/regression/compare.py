@@ -32,6 +32,8 @@ __all__ = [
     "Change",
     "Comparison",
     "Match",
+    "Sides",
+    "changed_sides",
     "compare_runs",
     "match",
     "spec_changes",
@@ -263,6 +265,55 @@ def _compare_cell(pair: Match) -> Comparison:
         note="; ".join(notes),
         anytime=anytime,
     )
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The images of a cell that are right in one run alone, by ascending id; of answers, as McNemar's test has them.
+
+    Arguments:
+        cell: Its name.
+        only_first: Ids of images right in the first run alone.
+        only_second: Those right in the second alone.
+        both: How many are right in both.
+        neither: How many in neither.
+    """
+
+    cell: str
+    only_first: tuple[int, ...]
+    only_second: tuple[int, ...]
+    both: int
+    neither: int
+
+
+def changed_sides(first: Snapshot, second: Snapshot) -> list[Sides]:
+    """Return which images changed sides in each cell that :func:`compare_runs` compares, in its order."""
+    found = []
+    for pair in match(first, second):
+        one, other = pair.first, pair.second
+        if one is None or other is None or one.data != other.data:
+            continue
+        left, right, _ = paired_places(one, other)
+        common = [name for name in other.values if name in one.values]
+        if len(left) < 2 or not common:
+            continue
+        answer = "answer" if "answer" in common else common[0]
+        was, now = (
+            cell.values[answer].counts[places] == cell.values[answer].of
+            for cell, places in ((one, left), (other, right))
+        )
+        ids = np.asarray(one.images)[left]
+        lost, won = ids[was & ~now], ids[~was & now]
+        found.append(
+            Sides(
+                pair.name,
+                tuple(sorted(int(i) for i in lost)),
+                tuple(sorted(int(i) for i in won)),
+                int((was & now).sum()),
+                int((~was & ~now).sum()),
+            )
+        )
+    return found
 
 
 def _anytime_p(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:

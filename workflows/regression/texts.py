@@ -13,7 +13,7 @@ from workflows.regression.compare import Change, Comparison
 from workflows.statistics.paired import PairedDifference
 from workflows.tables.table import Column, Row, Table, missing
 
-__all__ = ["changes_text", "check_text", "comparison_table", "comparison_text", "verdict_table"]
+__all__ = ["changed_specs", "changes_text", "check_text", "comparison_table", "comparison_text", "verdict_table"]
 
 
 def _p(row: Row) -> str:
@@ -155,17 +155,20 @@ class _Changed(Protocol):
 
 def changes_text(cells: Sequence[_Changed]) -> str:
     """Write what changed in the specs of some cells, with the number of cells that share each change."""
+    lines = [f"  {change}   ({where})" for change, where in changed_specs(cells)]
+    return "\n".join(["specs differ:", *lines]) + "\n" if lines else ""
+
+
+def changed_specs(cells: Sequence[_Changed]) -> list[tuple[str, str]]:
+    """Return each change of the specs, and the cell that it is in or the number of cells."""
     groups: dict[str, list[str]] = {}
     for cell in cells:
         for change in cell.changes:
             groups.setdefault(str(change), []).append(cell.cell)
-    if not groups:
-        return ""
-    lines = [
-        f"  {change}   ({changed[0] if len(changed) == 1 else f'{len(changed)} of {len(cells)} cells'})"
+    return [
+        (change, changed[0] if len(changed) == 1 else f"{len(changed)} of {len(cells)} cells")
         for change, changed in groups.items()
     ]
-    return "\n".join(["specs differ:", *lines]) + "\n"
 
 
 def _numbers(difference: PairedDifference) -> dict[str, float]:

@@ -22,14 +22,27 @@ from defense.spec import digest
 from tasks.attacks.budgets import format_eps
 from workflows.analysis import Analysis
 from workflows.grid.cells import Defence
-from workflows.report.charts import Drawing, Point, Series, Tile, heat_map, line_chart
+from workflows.report.charts import (
+    Drawing,
+    Mark,
+    Panels,
+    Point,
+    Series,
+    Tile,
+    heat_map,
+    line_chart,
+    ranked_chart,
+)
 from workflows.results.certificates import envelope_frame, radii_of
 from workflows.results.reader import Results
 from workflows.statistics.proportions import wilson
 from workflows.tables.effort import AXIS_NAMES
-from workflows.tables.table import interval, records
+from workflows.tables.table import interval, missing, records
 
-__all__ = ["Figure", "figures", "t_star_families"]
+__all__ = ["VERDICT", "Figure", "figures", "t_star_families"]
+
+VERDICT = "The verdict"
+"""Topic of the picture at the head of the page."""
 
 _MOST_RADII = 400
 """Of more distinct radii than this, evenly spaced ones are drawn: a screen has no more pixels."""
@@ -55,7 +68,7 @@ class Figure:
     name: str
     topic: str
     caption: str
-    drawing: Drawing
+    drawing: Drawing | Panels
     frame: pd.DataFrame
 
 
@@ -66,13 +79,16 @@ def figures(analysis: Analysis) -> list[Figure]:
     of no cell of it.
     """
     results, robustness = analysis.results, analysis.robustness
-    drawn: list[tuple[str, str, str, Drawing, pd.DataFrame]] = []
+    pictures = _verdict(analysis.headline)
+    drawn: list[tuple[str, str, str, Drawing | Panels, pd.DataFrame]] = []
     judged = robustness[robustness["images"] > 0] if len(robustness) else robustness
     if len(judged):
+        judged = judged.assign(series=judged["cell"].map(analysis.series))
+        drawn += [("attacks", "Every defence under every attack", *figure) for figure in _by_attack(judged)]
         judged = _with_published(judged, analysis.published)
         drawn += [("eps", "Accuracy against the budget", *figure) for figure in _by_eps(judged)]
         drawn += [("depth", "Accuracy against t*", *figure) for figure in _by_t_star(results, judged)]
-        drawn += [("cost", "Accuracy against cost", *figure) for figure in _by_cost(results, judged)]
+        drawn += [("cost", "Accuracy against cost", *figure) for figure in _by_cost(analysis, judged)]
     if len(analysis.convergence):
         drawn += [
             ("convergence", "Accuracy against the attack's budget", *figure)
@@ -93,10 +109,10 @@ def figures(analysis: Analysis) -> list[Figure]:
     for kind, topic, caption, drawing, frame in drawn:
         numbers[kind] += 1
         named.append(Figure(f"{kind}-{numbers[kind]}", topic, caption, drawing, frame))
-    return named
+    return [*pictures, *named]
 
 
-_Drawings = Iterator[tuple[str, Drawing, pd.DataFrame]]
+_Drawings = Iterator[tuple[str, Drawing | Panels, pd.DataFrame]]
 
 
 def _groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -149,20 +165,87 @@ def _point(x: float, row: dict[str, Any]) -> Point:
     return Point(float(x), *value, f"{row['defence']}, {_threat(row)}: {_percent(*value)}, {row['images']} images")
 
 
-def _attacked(members: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    for (attack,), rows in _groups(members[members["attack"] != "clean"], ["attack"]):
-        yield str(attack), rows
+def _attacked(members: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield the attacks with their threat model, static ones first: ``pgd-20 linf``, ``static: pgd-20 linf``."""
+    defended = bool((members["purifier"] != "none").any())
+    found = []
+    for (series,), rows in _groups(members[members["attack"] != "clean"], ["series"]):
+        # On the bare classifier every attack knows all that there is to know.
+        known = rows[rows["purifier"] != "none"] if bool((rows["purifier"] != "none").any()) else rows
+        static = bool(known["static"].all())
+        kind = ("static: " if static else "adaptive: ") if defended else ""
+        found.append((not static, str(series), f"{kind}{series}", rows))
+    for _, series, title, rows in sorted(found, key=lambda entry: entry[0]):
+        yield series, title, rows
+
+
+def _colours(members: pd.DataFrame) -> dict[str, int]:
+    """Return the number of each defence's colour: the bare classifier, then the others by what attacks leave of them.
+
+    Those that are not among the first six are grey.
+    """
+    attacked = members[members["attack"] != "clean"]
+    shown = attacked if len(attacked) else members
+    top = shown[shown["eps"] == shown["eps"].max()]
+    lowest = top.groupby("defence")["avg"].min()
+    bare = set(members.loc[members["purifier"] == "none", "defence"])
+    names = sorted(members["defence"].unique(), key=lambda name: (name not in bare, -float(lowest.get(name, -1.0))))
+    return {str(name): number for number, name in enumerate(names)}
+
+
+_PANEL = (420, 300)
+_PANELS = 9
+"""Panels of a figure; more make a further figure."""
+
+
+def _panels(
+    title: str,
+    panels: Sequence[tuple[str, Sequence[Series]]],
+    axis: str,
+    ticks: Sequence[tuple[float, str]] = (),
+    *,
+    logarithmic: bool = False,
+) -> Drawing | Panels:
+    """Return panels with the same axes; one alone is as large as a figure."""
+    if len(panels) == 1:
+        return line_chart(panels[0][1], axis, "accuracy, %", ticks, logarithmic=logarithmic)
+    every = [line for _, lines in panels for line in lines]
+    return Panels(
+        title,
+        [
+            (name, line_chart(lines, axis, "accuracy, %", ticks, beside=every, size=_PANEL, logarithmic=logarithmic))
+            for name, lines in panels
+        ],
+    )
+
+
+def _several(
+    panels: Sequence[tuple[str, Sequence[Series], pd.DataFrame]],
+) -> Iterator[tuple[list[tuple[str, Sequence[Series]]], pd.DataFrame]]:
+    for begin in range(0, len(panels), _PANELS):
+        part = panels[begin : begin + _PANELS]
+        yield [(name, lines) for name, lines, _ in part], pd.concat([frame for *_, frame in part])
+
+
+def _where(names: str, panels: Sequence[tuple[str, Any]]) -> str:
+    """Return a caption; of a single panel with its title."""
+    return f"{names}; {panels[0][0]}" if len(panels) == 1 else names
 
 
 def _by_eps(judged: pd.DataFrame) -> _Drawings:
-    """Accuracy against the budget, one figure per classifier and attack, one line per defence; clean is eps 0."""
-    for (dataset, classifier, seed), members in _groups(judged, ["dataset", "classifier", "seed"]):
-        clean = members[members["attack"] == "clean"]
-        colours = {name: i for i, name in enumerate(members["defence"].unique())}
-        for attack, attacked in _attacked(members):
-            shown = pd.concat([clean[clean["defence"].isin(attacked["defence"])], attacked])[_shown(judged)]
-            budgets = sorted(set(shown["eps"]))
-            if len(budgets) < 2:
+    """Accuracy against the budget: a panel an attack, static and adaptive, a line a defence; clean is eps 0."""
+    for (dataset, classifier, seed, norm), attacked in _groups(
+        judged[judged["attack"] != "clean"], ["dataset", "classifier", "seed", "norm"]
+    ):
+        own = judged[(judged["dataset"] == dataset) & (judged["classifier"] == classifier) & (judged["seed"] == seed)]
+        clean = own[own["attack"] == "clean"]
+        colours = _colours(own)
+        panels = []
+        every = pd.concat([clean[clean["defence"].isin(attacked["defence"])], attacked])
+        budgets = sorted(set(every["eps"]))
+        for _, title, rows in _attacked(attacked):
+            shown = pd.concat([clean[clean["defence"].isin(rows["defence"])], rows])[_shown(judged)]
+            if shown["eps"].nunique() < 2:
                 continue
             lines: list[Series] = []
             hollow: list[Series] = []
@@ -170,9 +253,34 @@ def _by_eps(judged: pd.DataFrame) -> _Drawings:
                 points = [_point(row["eps"], row) for row in records(line.sort_values("eps"))]
                 lines.append(Series(name, points, colour=colours[name]))
                 hollow += _hollow(line, "eps", colours[name], first=not hollow)
-            lines += hollow
-            drawing = line_chart(lines, "eps", "accuracy, %", [(eps, format_eps(eps)) for eps in budgets])
-            yield f"{classifier} on {dataset}, {attack}, seed {seed}", drawing, shown
+            panels.append((title, [*lines, *hollow], shown))
+        ticks = [(eps, format_eps(eps)) for eps in budgets]
+        for drawn, frame in _several(panels):
+            where = _where(f"{classifier} on {dataset}, {norm}, seed {seed}", drawn)
+            yield where, _panels("accuracy against eps", drawn, "eps", ticks), frame
+
+
+def _by_attack(judged: pd.DataFrame) -> _Drawings:
+    """Avg of each defence, clean and under each attack at its largest budget, as a map."""
+    for (dataset, classifier, seed), members in _groups(judged, ["dataset", "classifier", "seed"]):
+        shown = [members[members["attack"] == "clean"]]
+        names = {"clean": "clean"} if len(shown[0]) else {}
+        for series, title, rows in _attacked(members):
+            top = rows[rows["eps"] == rows["eps"].max()]
+            names[series] = f"{title} {format_eps(top['eps'].iloc[0])}"
+            shown.append(top)
+        frame = pd.concat(shown)
+        defences = list(dict.fromkeys(members["defence"]))
+        if len(names) < 2 or len(defences) < 2:
+            continue
+        tiles = {}
+        for row in records(frame):
+            column = names["clean" if row["attack"] == "clean" else row["series"]]
+            value = row["avg"], row["avg_low"], row["avg_high"]
+            note = f"{row['defence']}, {_threat(row)}: {_percent(*value)}, {row['images']} images"
+            tiles[row["defence"], column] = Tile(f"{100 * row['avg']:.1f}", row["avg"], note)
+        caption = f"{classifier} on {dataset}, seed {seed}: Avg in %, each attack at its largest budget"
+        yield caption, heat_map("accuracy, %", defences, list(names.values()), tiles), frame[_shown(judged)]
 
 
 def _convergence(frame: pd.DataFrame) -> _Drawings:
@@ -231,7 +339,7 @@ def _by_t_star(results: Results, judged: pd.DataFrame) -> _Drawings:
         lines: list[Series] = []
         hollow: list[Series] = []
         rows = []
-        for (attack, _), line in _groups(members, ["attack", "eps"]):
+        for (attack, _), line in _groups(members, ["series", "eps"]):
             if line["t_star"].nunique() < max(2, len(line)):
                 continue
             ordered = line.sort_values("t_star")
@@ -249,21 +357,18 @@ def _by_t_star(results: Results, judged: pd.DataFrame) -> _Drawings:
             yield f"{classifier} on {dataset}, {purifier}, seed {seed}; dashed: clean", drawing, shown
 
 
-def _by_cost(results: Results, judged: pd.DataFrame) -> _Drawings:
-    """Accuracy against network evaluations of one answer, clean (hollow) and at the attack's largest budget."""
-    cells = {cell.id: cell for cell in results.sweep.cells}
-    evaluations = {}
-    for cell in judged["cell"].unique():
-        evaluations[cell] = results.evaluations(cells[cell]) / cells[cell].defence.draws
-    judged = judged.assign(evaluations=judged["cell"].map(evaluations))
+def _by_cost(analysis: Analysis, judged: pd.DataFrame) -> _Drawings:
+    """Accuracy against network evaluations of one answer, clean (hollow) and at each attack's largest budget."""
+    judged = judged.assign(evaluations=judged["cell"].map(analysis.evaluations))
     for (dataset, classifier, seed), members in _groups(judged, ["dataset", "classifier", "seed"]):
         clean = members[members["attack"] == "clean"]
-        colours = {name: i for i, name in enumerate(members["defence"].unique())}
-        for attack, attacked in _attacked(members):
-            top = attacked[attacked["eps"] == attacked["eps"].max()]
-            if top["defence"].nunique() < 2:
-                continue
+        colours = _colours(members)
+        panels = []
+        for _, title, rows in _attacked(members):
+            top = rows[rows["eps"] == rows["eps"].max()]
             shown = pd.concat([clean[clean["defence"].isin(top["defence"])], top])
+            if top["defence"].nunique() < 2 or shown["evaluations"].nunique() < 2:
+                continue
             shown = shown[[*_SHOWN, "draws", "evaluations", *_AVG]]
             lines = []
             for (name,), line in _groups(shown, ["defence"]):
@@ -275,9 +380,51 @@ def _by_cost(results: Results, judged: pd.DataFrame) -> _Drawings:
                     if points:
                         legend = "" if hollow else name
                         lines.append(Series(legend, points, kind="points", colour=colours[name], hollow=hollow))
-            drawing = line_chart(lines, "network evaluations per answer", "accuracy, %", logarithmic=True)
-            eps = format_eps(top["eps"].iloc[0])
-            yield f"{classifier} on {dataset}, {attack} at eps {eps}, seed {seed}; hollow: clean", drawing, shown
+            panels.append((f"{title} {format_eps(top['eps'].iloc[0])}", lines, shown))
+        for drawn, frame in _several(panels):
+            where = _where(f"{classifier} on {dataset}, seed {seed}; hollow: clean", drawn)
+            title = "accuracy against network evaluations"
+            yield where, _panels(title, drawn, "network evaluations per answer", logarithmic=True), frame
+
+
+_LINES = 13
+"""Lines of the picture of the verdict: the bare classifier, and the best twelve."""
+
+
+def _verdict(leaderboard: pd.DataFrame) -> list[Figure]:
+    """Return the picture of the verdict for each classifier: clean, static, strongest, certified, a line a defence.
+
+    The strongest attack is shown where somebody attacked who knew the defence: elsewhere static is all there is.
+    """
+    found: list[Figure] = []
+    if leaderboard.empty:
+        return found
+    for (dataset, classifier, seed, norm), rows in _groups(leaderboard, ["dataset", "classifier", "seed", "norm"]):
+        by_worth = rows.sort_values(["bare", "strongest"], ascending=[False, False], kind="stable")
+        several = rows["seed"].nunique() > 1
+        shown = by_worth.head(_LINES)
+        lines = []
+        for row in records(shown):
+            marks = []
+            for number, kind in enumerate(_SHOWN_KINDS):
+                if missing(row[kind]) or (kind == "strongest" and missing(row["adaptive"])):
+                    continue
+                value = row[kind], row[f"{kind}_low"], row[f"{kind}_high"]
+                of = "" if missing(row.get(f"{kind}_attack")) or kind == "clean" else f" ({row[f'{kind}_attack']})"
+                of = f" at l_2 radius {row['radius']:g}" if kind == "certified" else of
+                marks.append(Mark(number, *value, f"{row['defence']}, {kind}{of}: {_percent(*value)}"))
+            lines.append((row["defence"], marks))
+        budget = "" if missing(rows["eps"].max()) else f", {norm} eps {format_eps(rows['eps'].max())}"
+        left = len(by_worth) - len(shown)
+        caption = f"{classifier} on {dataset}{budget}" + (f", seed {seed}" if several else "")
+        caption += f"; {left} further defences are in the leaderboard" if left > 0 else ""
+        drawing = ranked_chart(f"accuracy of each defence: {caption}", _SHOWN_KINDS, lines)
+        if any(marks for _, marks in lines):
+            found.append(Figure(f"verdict-{len(found) + 1}", VERDICT, caption, drawing, shown))
+    return found
+
+
+_SHOWN_KINDS = ("clean", "static", "strongest", "certified")
 
 
 def _certified(results: Results, table: pd.DataFrame) -> _Drawings:
@@ -298,13 +445,14 @@ def _certified(results: Results, table: pd.DataFrame) -> _Drawings:
                 f"sigma {row['sigma']:g}",
                 _steps(curves[curves["cell"] == row["cell"]], radii_of(results)),
                 kind="step",
+                colour=1 + number,
             )
-            for row, _, _ in judged
+            for number, (row, _, _) in enumerate(judged)
         ]
         best = envelope_frame(curves)
         if len(best) and curves["images"].nunique() == 1:
             points = [Point(row["radius"], at := row["accuracy"], at, at, "") for row in records(best)]
-            lines.append(Series("best sigma at each radius", points, kind="step", dashed=True, colour=7))
+            lines.append(Series("best sigma at each radius", points, kind="step", dashed=True, colour=0))
         ticks = [(radius, f"{radius:g}") for radius in radii_of(results)]
         drawing = line_chart(lines, "l_2 radius", "certified accuracy, %", ticks)
         extra = ", ".join([f"n = {way['n']}", way["guarantee"], f"seed {way['seed']}"])
@@ -385,7 +533,7 @@ def _map(frame: pd.DataFrame, measure: str, title: str) -> Drawing:
             f"{100 * value:+.1f}" if measure == "gain" else f"{100 * value:.1f}",
             abs(value) / largest,
             tooltip.replace(" % ", " points ") if measure == "gain" else tooltip,
-            colour=1 if value < 0 else 0,
+            colour=3 if value < 0 else 4,
             strong=measure == "gain" and (low > 0 or high < 0),
         )
     return heat_map(title, corruptions, [_column(name) for name in severities], tiles)

@@ -14,6 +14,7 @@ from workflows.formats import render
 from workflows.formats.latex import PACKAGES
 from workflows.formats.machine import frame_csv
 from workflows.report.figures import Figure, figures
+from workflows.report.folder import report_folder
 from workflows.report.page import report
 
 __all__ = ["FORMATS", "Format", "check_out", "report_to"]
@@ -22,12 +23,15 @@ Format = Literal["html", "md", "latex"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 
-def report_to(analysis: Analysis, out: Path | None, how: Format, *, command: str, images: int | None = None) -> Path:
+def report_to(
+    analysis: Analysis, out: Path | str | None, how: Format, *, command: str, images: int | None = None
+) -> Path:
     """Write the report.
 
     Arguments:
         analysis: The sweep's analysis.
-        out: Of ``html`` the file, by default ``report.html``; else the folder, by default ``report``, which is made:
+        out: Of ``html`` the file, by default ``report.html``, or as ``PATH/`` a folder: ``index.html``, in ``cells``
+            a page with the images of each cell. Else the folder, by default ``report``, which is made:
             ``report.md`` or ``report.tex``, and in ``figures`` an SVG and a CSV file of each. Files of these names
             are replaced. LaTeX needs the packages ``booktabs``, ``graphicx`` and ``threeparttable``,
             and figures as PDF (``rsvg-convert -f pdf``).
@@ -42,6 +46,8 @@ def report_to(analysis: Analysis, out: Path | None, how: Format, *, command: str
         InvalidInput: ``out`` is a folder where a file is wanted, or a file where a folder is, or lies in neither.
     """
     path = check_out(out, how)
+    if how == "html" and _folder_wanted(out):
+        return report_folder(analysis, path, command=command, images=images)
     if how == "html":
         write_text(path, report(analysis, command=command, images=images), "the page")
         return path
@@ -60,13 +66,26 @@ def check_out(out: Path | str | None, how: Format) -> Path:
     """
     name = ("report.html" if how == "html" else "report") if out is None else out
     path = Path(name)
-    if how == "html":
+    if how == "html" and _folder_wanted(out):
+        if os.path.isfile(path):
+            raise InvalidInput(f"{path} is a file: {name} is to be a folder.", where="--out")
+        writable_folder(str(path), "the folder of the page", where="--out")
+    elif how == "html":
+        if os.path.isdir(name):
+            raise InvalidInput(
+                f"{path} is a folder: give a file, or {path}/ for a page with its images as files beside it.",
+                where="--out",
+            )
         writable(name, "the page", where="--out")
     elif os.path.isfile(name):
         raise InvalidInput(f"{path} is a file: with --format {how} give a folder.", where="--out")
     else:
         writable_folder(name, "the folder of the report", where="--out")
     return path
+
+
+def _folder_wanted(out: Path | str | None) -> bool:
+    return isinstance(out, str) and out.endswith(("/", os.sep))
 
 
 def _folder(analysis: Analysis, folder: Path, how: Literal["md", "latex"], command: str) -> Path:

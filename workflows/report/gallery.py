@@ -1,39 +1,29 @@
-"""Images through a defence: original, given, purified, and the two differences amplified.
+"""Images through a defence: original, given, purified where it is stored, and the two differences amplified.
 
-Images are the first ones of the sweep, never chosen by how they look. A difference d is shown as
-:math:`1/2 + k d`, grey where nothing changed, with one factor k for all images of a group: the largest of 1/2, 1, 2,
-5, 10, 20 and 50 at which no pixel is cut.
+Images are chosen by the rules of :mod:`workflows.images.choose` on the answers, never by how they look. A difference
+has one factor for all images of a group (:func:`workflows.images.pictures.amplified`).
 """
 
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from defense.errors import PuregridError
-from tasks.attacks.budgets import format_eps
-from tasks.datasets import ImageSet
-from tasks.stages import images_from_table
+from workflows.analysis import Analysis
 from workflows.grid.load import Cell
-from workflows.results.reader import Results
+from workflows.images import Chosen, Judged, Pixels, amplified, choose, judged, png, smaller
+from workflows.images.pictures import LARGEST
+from workflows.images.single import Reader, name_of
+from workflows.tables.table import records
 
-__all__ = ["Gallery", "Group", "Picture", "amplified", "gallery", "png", "uris"]
+__all__ = ["Gallery", "Group", "Picture", "Reading", "order", "uris"]
 
-Pixels = npt.NDArray[np.float32]
-
-IMAGES, GROUPS, BYTES = 4, 8, 1_500_000
-"""Images per group and, unless more are requested, groups and bytes of PNG in all."""
-
-LARGEST = 112
-"""Images with more pixels along an edge are made smaller by a whole factor."""
-
-FACTORS = (50, 20, 10, 5, 2, 1, 0.5)
+EACH, GROUPS, BYTES = 3, 8, 1_000_000
+"""Images of each kind and, unless more are requested, groups and bytes of PNG in all."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +32,21 @@ class Picture:
 
     Arguments:
         image_id: Its id.
-        label: Its class.
-        right: How many draws were right on it, or None where it has not been judged.
+        kinds: For what it was chosen.
+        label: Name of its class.
+        answers: The classes that its draws answered, in words.
+        right: How many draws were right.
         draws: Of how many.
-        shown: PNG files: original, given, purified, perturbation, residual.
+        shown: What it is in words, and a PNG file; in the order of the group's columns.
     """
 
     image_id: int
-    label: int
-    right: int | None
+    kinds: tuple[str, ...]
+    label: str
+    answers: str
+    right: int
     draws: int
-    shown: tuple[bytes, ...]
+    shown: tuple[tuple[str, bytes], ...]
 
 
 @dataclass(frozen=True)
@@ -62,20 +56,21 @@ class Group:
     Arguments:
         cell: Id of the cell.
         title: Classifier, defence and threat.
-        given: What the defence was given: ``adversarial`` or ``corrupted``.
-        perturbation: Factor of given minus original.
-        residual: Factor of purified minus original.
+        columns: Headings of the images.
         reduced: By what factor images were made smaller; 1 if they were not.
         pictures: The images.
     """
 
     cell: str
     title: str
-    given: str
-    perturbation: float
-    residual: float
+    columns: tuple[str, ...]
     reduced: int
     pictures: tuple[Picture, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(len(file) for picture in self.pictures for _, file in picture.shown)
 
 
 @dataclass(frozen=True)
@@ -86,141 +81,165 @@ class Gallery:
     note: str = ""
 
 
-@dataclass
-class _Reader:
-    results: Results
-    data: dict[str, ImageSet] = field(default_factory=dict)
-
-    def clean(self, cell: Cell, ids: Sequence[int]) -> tuple[Pixels, npt.NDArray[np.int64]]:
-        config = cell.images.dataset
-        if config.id not in self.data:
-            self.data.clear()  # one data set in memory at a time
-            self.data[config.id] = config.load()
-        image_set = self.data[config.id]
-        return image_set.images[list(ids)], image_set.labels[list(ids)]
-
-    def stored(self, stage: str, stage_id: str, cell: Cell) -> Pixels | None:
-        """Return the first images of a stage, if its first chunk is committed."""
-        chunk = cell.images.chunks[0]
-        if chunk.name not in self.results.store.committed_chunks(stage, stage_id):
-            return None
-        return images_from_table(self.results.store.read_images(stage, stage_id, chunk.name), chunk.ids)[:IMAGES]
-
-    def group(self, cell: Cell) -> Group | None:
-        """Return the group of a cell; None if images of it are missing."""
-        measure, source = cell.measure, cell.source
-        assert measure is not None and source is not None
-        purified, attacked = self.stored("quality", measure.id, cell), self.stored(source.stage, source.id, cell)
-        if purified is None or attacked is None:
-            return None
-        ids = cell.images.chunks[0].ids[:IMAGES]
-        clean, labels = self.clean(cell, ids)
-        rows = self.results.rows(cell)
-        votes = {} if rows.empty else dict(zip(rows["image_id"], rows["prediction"], strict=True))
-        perturbation, k = amplified(attacked - clean)
-        residual, m = amplified(purified - clean)
-        factor = -(-max(clean.shape[2:]) // LARGEST)
-        pictures = []
-        for i, image_id in enumerate(ids):
-            shown = (clean[i], attacked[i], purified[i], perturbation[i], residual[i])
-            answers = votes.get(image_id)
-            pictures.append(
-                Picture(
-                    image_id,
-                    int(labels[i]),
-                    None if answers is None else int((np.asarray(answers) == labels[i]).sum()),
-                    cell.defence.draws,
-                    tuple(png(_smaller(image, factor)) for image in shown),
-                )
-            )
-        labelled = self.results.sweep.labels[cell.id]
-        threat = labelled.get("corruption") or f"{labelled['attack']} eps {format_eps(_eps(cell))}"
-        title = (
-            f"{labelled['classifier']} on {labelled['dataset']}, {labelled['defence']}, {threat}, seed {cell.seed}"
-        )
-        kind = "adversarial" if cell.attack is not None else "corrupted"
-        return Group(cell.id, title, kind, k, m, factor, tuple(pictures))
-
-
-def gallery(results: Results, most: int | None = None) -> Gallery:
-    """Return the first images of cells with stored purified images: largest budgets and severities first.
-
-    Nothing is computed: images come from the store and the data set. Where the data set is not at hand, or what is
-    stored cannot be read, the note says so.
-
-    Arguments:
-        results: The results.
-        most: Cells to show, however many bytes they take; None for :data:`GROUPS` and at most :data:`BYTES`.
-    """
-    if most == 0:
-        return Gallery()
-    measured = [cell for cell in results.sweep.cells if cell.measure is not None]
-    if not measured:
-        return Gallery(
-            note="No purified images are stored. With `quality: true` in the sweep file this page shows what the "
-            "defences make of images; no attack is run again for it."
-        )
-    cells = [cell for cell in measured if cell.source is not None and cell.defence.purifier.purifier != "none"]
-    if not cells:
-        return Gallery(note="No cell has both a purifier and an attack or a corruption: nothing to show.")
-    cells.sort(key=_strength)
-    reader, size = _Reader(results), 0
-    groups: list[Group] = []
-    for cell in cells:
-        if len(groups) == (GROUPS if most is None else most):
-            break
-        try:
-            group = reader.group(cell)
-        except (PuregridError, OSError, ValueError) as error:
-            return Gallery(tuple(groups), f"Images could not be read here: {error}")
-        if group is None:
-            continue
-        size += sum(len(shown) for picture in group.pictures for shown in picture.shown)
-        if most is None and size > BYTES and groups:
-            break
-        groups.append(group)
-    if not groups:
-        return Gallery(note="No purified images are committed yet: run the sweep again.")
-    note = f"{len(groups)} of {len(cells)} cells with purified images, the largest budgets and severities first."
-    return Gallery(tuple(groups), note if len(groups) < len(cells) else "")
+def order(analysis: Analysis) -> list[Cell]:
+    """Return the cells that have images: the strongest of each defence first, then by budget or severity."""
+    cells = [cell for cell in analysis.sweep.cells if cell.source is not None]
+    if len(analysis.headline):
+        rows = sorted(records(analysis.headline), key=lambda row: bool(row["bare"]))
+        first = {row["strongest_cell"]: place for place, row in enumerate(rows)}
+    else:
+        first = {}
+    return sorted(cells, key=lambda cell: (first.get(cell.id, len(first)), *_strength(cell)))
 
 
 def _strength(cell: Cell) -> tuple[bool, float]:
     """Attacks first, then by falling budget or severity."""
-    return cell.attack is None, -float(_eps(cell) if cell.corruption is None else cell.corruption.severity)
+    if cell.corruption is not None:
+        return True, -float(cell.corruption.severity)
+    return False, -float(0.0 if cell.attack is None else cell.attack.eps)
 
 
-def _eps(cell: Cell) -> float:
-    return 0.0 if cell.attack is None else cell.attack.eps
+class Reading:
+    """Reads groups of images; the answers of the cells of a defence are read once.
+
+    Arguments:
+        analysis: The sweep's analysis.
+    """
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.results = analysis.results
+        self.reader = Reader(self.results)
+        self._judged: dict[str, Judged | None] = {}
+        self._beside: dict[tuple[object, ...], list[Cell]] = {}
+        for cell in analysis.sweep.cells:
+            if cell.certificate is None:
+                self._beside.setdefault(self._key(cell), []).append(cell)
+
+    def gallery(self, cells: Sequence[Cell], count: int | None) -> Gallery:
+        """Return the groups of the first cells.
+
+        Arguments:
+            cells: From :func:`order`.
+            count: How many; None for as many as fit into a page.
+        """
+        groups: list[Group] = []
+        size, left = 0, 0
+        for cell in cells:
+            if len(groups) >= (GROUPS if count is None else count):
+                left += 1
+                continue
+            try:
+                group = self.group(cell)
+            except PuregridError as error:
+                return Gallery(tuple(groups), f"Images are not shown, since their data cannot be read: {error}")
+            if group is None:
+                continue
+            if count is None and groups and size + group.size > BYTES:
+                left += 1
+                continue
+            groups.append(group)
+            size += group.size
+        if not cells:
+            return Gallery((), "The sweep has no cells with adversarial or corrupted images.")
+        if not groups and count != 0:
+            return Gallery((), "No adversarial or corrupted images are committed yet.")
+        note = (
+            f"{left} further cells have images: `puregrid report SWEEP --out FOLDER/` writes a page for each."
+            if left
+            else ""
+        )
+        return Gallery(tuple(groups), note)
+
+    def group(self, cell: Cell, each: int = EACH) -> Group | None:
+        """Return the group of a cell; None if its answers or images are not committed."""
+        own = self._answers(cell)
+        if own is None:
+            return None
+        beside = self._beside[self._key(cell)]
+        clean = next((other for other in beside if other.source is None), None)
+        chosen = choose(
+            own,
+            None if clean is None else self._answers(clean),
+            [answers for other in beside if (answers := self._answers(other)) is not None],
+            each,
+        )
+        shown = [entry for one in chosen if (entry := self._pixels(cell, one)) is not None]
+        return self._drawn(cell, own, shown) if shown else None
+
+    def _key(self, cell: Cell) -> tuple[object, ...]:
+        return cell.images.dataset.id, cell.classifier.id, cell.defence.purifier.id, cell.defence.draws, cell.seed
+
+    def _answers(self, cell: Cell) -> Judged | None:
+        if cell.id not in self._judged:
+            self._judged[cell.id] = judged(self.results, cell)
+        return self._judged[cell.id]
+
+    def _pixels(self, cell: Cell, one: Chosen) -> tuple[Chosen, Pixels, Pixels, Pixels | None] | None:
+        """Return original, given and purified; None if what the defence was given is not there."""
+        original, _ = self.reader.original(cell, one.image_id)
+        given = self.reader.given(cell, one.image_id)
+        if given is None:
+            return None
+        purified = None
+        if cell.measure is not None and cell.defence.purifier.purifier != "none":
+            purified = self.reader.made("quality", cell.measure.id, cell, one.image_id)
+        return one, original, given, purified
+
+    def _drawn(self, cell: Cell, own: Judged, found: Sequence[tuple[Chosen, Pixels, Pixels, Pixels | None]]) -> Group:
+        names = cell.images.dataset.class_names
+        word = "corrupted" if cell.corruption is not None else "adversarial"
+        pushed, k = amplified(np.stack([given - original for _, original, given, _ in found]))
+        columns = ["original", word, f"perturbation ×{k:g}"]
+        with_purified = all(purified is not None for *_, purified in found)
+        rest, m = amplified(
+            np.stack([purified - original for _, original, _, purified in found if purified is not None])
+            if with_purified
+            else np.zeros((len(found), 1, 1, 1), dtype=np.float32)
+        )
+        columns += ["purified", f"residual ×{m:g}"] if with_purified else []
+        factor = -(-max(found[0][1].shape[1:]) // LARGEST)
+        pictures = []
+        for i, (one, original, given, purified) in enumerate(found):
+            place = own.places[one.image_id]
+            label, answers = names[int(own.labels[place])], own.predictions[place]
+            said = _said(names, answers.tolist())
+            images: list[tuple[str, Pixels]] = [
+                (f"original of image {one.image_id}, class {label}", original),
+                (f"{word} image {one.image_id} of class {label}, answered {said}", given),
+                (f"what was added to image {one.image_id}, {k:g} times", pushed[i]),
+            ]
+            if with_purified and purified is not None:
+                first = names[int(answers[0])]
+                images.append((f"purified image {one.image_id} of class {label}, answered {first}", purified))
+                images.append((f"what is left in image {one.image_id}, {m:g} times", rest[i]))
+            pictures.append(
+                Picture(
+                    one.image_id,
+                    one.kinds,
+                    label,
+                    said,
+                    int((answers == own.labels[place]).sum()),
+                    len(answers),
+                    tuple((text, png(smaller(image, factor))) for text, image in images),
+                )
+            )
+        title = name_of(self.results.sweep, cell)
+        return Group(cell.id, title, tuple(columns), factor, tuple(pictures))
 
 
-def amplified(difference: Pixels) -> tuple[Pixels, float]:
-    """Return differences as images around grey, and the largest factor that cuts nothing."""
-    largest = float(np.abs(difference).max(initial=0.0))
-    factor = next((k for k in FACTORS if k * largest <= 0.5), FACTORS[-1])
-    image: Pixels = np.clip(np.float32(0.5) + np.float32(factor) * difference, 0, 1)
-    return image, factor
+def _said(names: Sequence[str], answers: Sequence[int]) -> str:
+    """Return answers in words: ``cat``, or ``cat (3), dog (2)`` where draws differ."""
+    counts = {answer: answers.count(answer) for answer in dict.fromkeys(answers)}
+    if len(counts) == 1:
+        return names[answers[0]]
+    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{names[answer]} ({n})" for answer, n in ordered)
 
 
-def _smaller(image: Pixels, factor: int) -> Pixels:
-    """Return means over squares; what is left over at the edges is cut."""
-    if factor == 1:
-        return image
-    c, h, w = image.shape[0], image.shape[1] // factor, image.shape[2] // factor
-    cut = image[:, : h * factor, : w * factor].reshape(c, h, factor, w, factor)
-    mean: Pixels = cut.mean((2, 4), dtype=np.float32)
-    return mean
-
-
-def png(image: Pixels) -> bytes:
-    """Return an image of shape (C, H, W) in [0, 1] as a PNG file, rounded to 8 bits; C is 1 or 3."""
-    levels = np.round(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)
-    sink = io.BytesIO()
-    Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)).save(sink, "PNG", optimize=True)
-    return sink.getvalue()
-
-
-def uris(group: Group) -> Iterator[tuple[Picture, list[str]]]:
-    """Yield each image with its PNG files as data URIs."""
+def uris(group: Group) -> Iterator[tuple[Picture, list[tuple[str, str]]]]:
+    """Yield each image with its PNG files as data URIs, and what they show."""
     for picture in group.pictures:
-        yield picture, ["data:image/png;base64," + base64.b64encode(png).decode() for png in picture.shown]
+        yield (
+            picture,
+            [(text, "data:image/png;base64," + base64.b64encode(file).decode()) for text, file in picture.shown],
+        )

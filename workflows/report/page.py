@@ -1,19 +1,21 @@
 """The page: one HTML file that needs nothing else, recomputed from committed rows and nothing else.
 
-It is well-formed XML too, has no script and fetches nothing: figures are inline SVG, images and downloads data URIs.
+It is well-formed XML too and fetches nothing: figures are inline SVG, images and downloads data URIs. Its one script
+sorts, filters and searches tables, and is not needed to read any number.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -22,46 +24,68 @@ from workflows.audit import SILENCED, Finding, counts
 from workflows.formats.findings import CellNames, evidence_text, reason, tally
 from workflows.formats.html import lines_of, table_html
 from workflows.formats.machine import csv, frame_csv
-from workflows.report.charts import DARK, LIGHT, style
-from workflows.report.figures import Figure, figures
-from workflows.report.gallery import Group, Picture, gallery, uris
-from workflows.report.size import Piece, data_uri, fitted, left_out
+from workflows.report.charts import DARK, LIGHT, Drawing, Panels, style
+from workflows.report.figures import VERDICT, Figure, figures
+from workflows.report.gallery import Group, Picture, Reading, order, uris
+from workflows.report.size import MOST, Piece, data_uri, fitted, left_out
 from workflows.tables.table import Table
 
-__all__ = ["report"]
+__all__ = ["drawn", "environment", "look", "report"]
 
-_FIGURES, _LINES, _GROUPS = 4, 40, 4
-"""So many figures of a topic, lines of a table and groups of images are open; more are folded."""
+_FIGURES, _GROUPS, _PICTURES = 4, 4, 2
+"""So many figures of a topic, groups of images and pictures of the verdict are open; more are folded."""
+
+_LINES = 40
+"""Longer tables than this scroll in a window, and what goes beyond may be left out of a page that is too large."""
 
 _SENTENCES, _CELLS, _TEXT = 40, 20, 100_000
-"""Sentences at the head, cells named by a finding, and characters of the sweep file that a page has at most."""
+"""Sentences below the verdict, cells named by a finding, and characters of the sweep file that a page has at most."""
+
+ABLATIONS = ("probe", "probe_gradients", "mechanism", "convergence", "decisions", "quality")
+"""Tables that stand behind the images: what was tried of the parts, and how far attacks were driven."""
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     """It keeps the templates that it has compiled."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["code"] = _code
+    environment.filters["css"] = _in_css
+    for name in ("report.js", "report.css"):
+        text = (Path(__file__).parent / "templates" / name).read_text("utf-8")
+        environment.globals[name.replace(".", "_")] = Markup(text)  # noqa: S704  files of this package
     return environment
 
 
-def report(analysis: Analysis, *, command: str, images: int | None = None) -> str:
-    """Render the page, below :data:`workflows.report.size.MOST` bytes; it lists what was left out to fit.
+def report(
+    analysis: Analysis,
+    *,
+    command: str,
+    images: int | None = None,
+    pages: Mapping[str, str] | None = None,
+    most: int = MOST,
+) -> str:
+    """Render the page, below so many bytes; it lists what was left out to fit.
 
     Arguments:
         analysis: The sweep's analysis; partial rows make a page that says so.
         command: The command that reproduces it, for the provenance.
         images: Cells to show images of, before anything else; None for as many as there is place for.
+        pages: Where the images of cells are in files of their own, by id.
+        most: Bytes that it may have.
     """
     findings, names = analysis.audited or [], CellNames(analysis.robustness)
-    shown = gallery(analysis.results, images)
+    shown = Reading(analysis).gallery(order(analysis), images)
+    every = figures(analysis)
+    pictures = [figure for figure in every if figure.topic == VERDICT]
     content = _Content(
-        [_figure(figure) for figure in figures(analysis)],
+        [_figure(figure) for figure in every if figure.topic != VERDICT],
         [_table(table, findings) for table in analysis.tables if table.for_people],
         [(group, list(uris(group))) for group in shown.groups],
         [_finding(finding, names.of(finding)) for finding in findings],
+        dict(pages or {}),
     )
     sentences = analysis.summary
     if len(sentences) > _SENTENCES:
@@ -71,29 +95,42 @@ def report(analysis: Analysis, *, command: str, images: int | None = None) -> st
     fixed = {
         "title": sweep.name,
         "subtitle": f"sweep {sweep.id} · {len(sweep.cells)} cells · puregrid report",
-        "style": Markup(style({name: f"var(--{name})" for name in LIGHT})),  # noqa: S704  constants
-        "light": LIGHT,
-        "dark": DARK,
+        **look(),
+        "verdict": analysis.verdict,
+        "pictures": [_figure(figure) for figure in pictures],
+        "open_pictures": _PICTURES,
         "summary": sentences,
         "findings_counts": {SILENCED: 0, **counts(findings)},
         "findings_tally": tally(findings),
+        "audited": analysis.audited is not None,
         "open_lines": _LINES,
         "gallery": shown,
         "open_groups": _GROUPS,
         "provenance": analysis.provenance(command),
         "sweep_text": text if len(text) <= _TEXT else f"{text[:_TEXT]}\n# ... {len(text) - _TEXT:,} characters more",
     }
-    template = _environment().get_template("report.html")
-
-    # They are below their table, too; at the head they are not overlooked.
-    caveats = [remark for table in analysis.tables if table.name == "robustness" for remark in table.remarks]
-    warnings = [*analysis.warnings, *caveats]
+    template = environment().get_template("report.html")
 
     def render(out: frozenset[Piece]) -> str:
         left = left_out(piece for piece in content.pieces(images) if piece in out)
-        return template.render(**fixed, **content.without(out), warnings=[*warnings, *([left] if left else [])])
+        warnings = [*analysis.warnings, *([left] if left else [])]
+        return template.render(**fixed, **content.without(out), warnings=warnings)
 
-    return fitted(render, list(content.pieces(images)))
+    return fitted(render, list(content.pieces(images)), most)
+
+
+def look() -> dict[str, Any]:
+    """Return what every page needs of the style: that of drawings, and the colours of both schemes."""
+    return {
+        "style": Markup(style({name: f"var(--{name})" for name in LIGHT})),  # noqa: S704  constants
+        "light": LIGHT,
+        "dark": DARK,
+        "toggles": range(_TOGGLES),
+    }
+
+
+_TOGGLES = 64
+"""Lines of a figure that its legend can show and hide."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +139,9 @@ class _Content:
 
     figures: list[dict[str, Any]]
     tables: list[dict[str, Any]]
-    groups: list[tuple[Group, list[tuple[Picture, list[str]]]]]
+    groups: list[tuple[Group, list[tuple[Picture, list[tuple[str, str]]]]]]
     findings: list[dict[str, Any]]
+    pages: dict[str, str] = field(default_factory=dict)
 
     def pieces(self, images: int | None) -> Iterator[Piece]:
         """Yield the pieces, the most expendable first; requested images come last."""
@@ -115,13 +153,14 @@ class _Content:
                 folded.add(i)
         order = [*sorted(folded, reverse=True), *(i for i in reversed(range(len(self.figures))) if i not in folded)]
         pictures = [
-            Piece("image group", (i,), sum(len(uri) for _, uris in encoded for uri in uris))
+            Piece("image group", (i,), sum(len(uri) for _, uris in encoded for _, uri in uris))
             for i, (_, encoded) in reversed(list(enumerate(self.groups)))
         ]
         if images is None:
             yield from pictures
         yield from (Piece("SVG file", (i,), len(self.figures[i]["file"])) for i in order)
         yield from (Piece("figure CSV file", (i,), len(self.figures[i]["csv"])) for i in order)
+        yield from (Piece("value list", (i,), self.figures[i]["said"]) for i in order)
         yield from (Piece("figure", (i,), len(self.figures[i]["svg"])) for i in order if i in folded)
         for i, table in enumerate(self.tables):
             yield Piece("table CSV file", (i,), len(table["csv"]))
@@ -130,7 +169,9 @@ class _Content:
         for i, j in sorted(lines, key=lambda at: -at[1]):
             line = self.tables[i]["lines"][j]
             # As the template writes it, rather more than less: too much in one go would leave the page half empty.
-            size = sum(len(value) + (50 if " [" in value else 20) for value in line.values) + 120 * len(line.marks)
+            size = sum(len(value) + (50 if " [" in value else 20) for value in line.values) + 120 * sum(
+                map(len, line.marks.values())
+            )
             yield Piece("table line", (i, j), size)
         for i in reversed(range(_LINES, len(self.findings))):
             yield Piece("finding", (i,), sum(map(len, self.findings[i]["cells"])) + 500)
@@ -156,19 +197,26 @@ class _Content:
                 drawing = {
                     "file": figure["file"] if shows("SVG file", i) else "",
                     "csv": figure["csv"] if shows("figure CSV file", i) else "",
+                    "notes": figure["notes"] if shows("value list", i) else [],
                 }
                 (shown if place[figure["topic"]] <= _FIGURES else more).append({**figure, **drawing})
+        groups = [group for i, group in enumerate(self.groups) if shows("image group", i)]
+        links = {**self.pages, **{group.cell: f"#images-{group.cell[:8]}" for group, _ in groups}}
         tables = []
         for i, table in enumerate(self.tables):
             lines = [line for j, line in enumerate(table["lines"]) if shows("table line", i, j)]
             file = table["csv"] if shows("table CSV file", i) else ""
-            grid = table_html(table["table"], lines, self.findings)
+            grid = table_html(table["table"], lines, self.findings, links)
             tables.append({**table, "grid": grid, "count": len(lines), "csv": file})
         return {
             "figures": shown,
             "folded": [(topic, list(folded)) for topic, folded in groupby(more, lambda figure: figure["topic"])],
-            "tables": tables,
-            "groups": [group for i, group in enumerate(self.groups) if shows("image group", i)],
+            "leaderboard": [table for table in tables if table["name"] == "leaderboard"],
+            "tables": [table for table in tables if table["name"] not in ("leaderboard", "cost", *ABLATIONS)],
+            "ablations": [table for table in tables if table["name"] in ABLATIONS],
+            "costs": [table for table in tables if table["name"] == "cost"],
+            "groups": groups,
+            "pages": len(self.pages),
             "findings": [{**finding, "shown": shows("finding", i)} for i, finding in enumerate(self.findings)],
         }
 
@@ -181,14 +229,32 @@ def _code(text: str) -> Markup:
     )
 
 
+def _in_css(text: str) -> Markup:
+    """Return a text that stands between quotes in a style sheet, and within HTML."""
+    plain = "".join(letter if letter.isalnum() or letter in " -=.,()*" else f"\\{ord(letter):x} " for letter in text)
+    return Markup(plain)  # noqa: S704  no letter of markup is left
+
+
+_LARGE = 700
+"""Wider drawings than this take the width of the page."""
+
+
 def _figure(figure: Figure) -> dict[str, Any]:
-    file, suffix = data_uri(frame_csv(figure.frame), "text/csv")
+    return drawn(figure.name, figure.topic, figure.caption, figure.drawing, figure.frame)
+
+
+def drawn(name: str, topic: str, caption: str, drawing: Drawing | Panels, frame: pd.DataFrame) -> dict[str, Any]:
+    """Return what the macro of figures needs: the figure, its values in words, and both as files."""
+    file, suffix = data_uri(frame_csv(frame), "text/csv")
     return {
-        "name": figure.name,
-        "topic": figure.topic,
-        "caption": figure.caption,
-        "svg": Markup(figure.drawing.inline() + figure.drawing.legend()),  # noqa: S704  built here, names escaped
-        "file": data_uri(figure.drawing.file(), "image/svg+xml")[0],
+        "name": name,
+        "topic": topic,
+        "caption": caption,
+        "svg": Markup(drawing.inline() + drawing.legend()),  # noqa: S704  built here, names escaped
+        "notes": list(drawing.notes),
+        "said": sum(map(len, drawing.notes)) + 12 * len(drawing.notes),
+        "large": isinstance(drawing, Panels) or drawing.width > _LARGE,
+        "file": data_uri(drawing.file(), "image/svg+xml")[0],
         "csv": file,
         "suffix": suffix,
     }

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pandas as pd
 
-from workflows.tables.common import CELL, CLASSIFIER, DATASET, DEFENCE, EPS, GUARANTEE, INTERVALS, PLANNED, SEED
+from workflows.tables.common import (
+    CELL,
+    CLASSIFIER,
+    DATASET,
+    DEFENCE,
+    EPS,
+    GUARANTEE,
+    PLANNED,
+    SEED,
+    intervals_note,
+    with_guarantee,
+)
 from workflows.tables.table import Column, Row, Table, cells_of, frame_only, missing
 
 __all__ = ["AXIS_NAMES", "convergence_table", "cost_table", "decisions_table"]
@@ -41,15 +52,20 @@ AXIS_NAMES = {"steps": "steps", "eot": "EOT draws", "restarts": "restarts", "sel
 """What tables and figures call what is doubled."""
 
 _CONVERGENCE_NOTE = (
-    f"{INTERVALS} Each is doubled until twice in a row, and over both together, accuracy changes by less than the "
+    "Each is doubled until twice in a row, and over both together, accuracy changes by less than the "
     "half-width of its interval and not significantly (paired), or up to its largest value (not converged). Kept is "
     "the smallest value to which the lowest accuracy is no such change; the next is doubled from there. All are "
-    "judged on the same images and fresh draws."
+    "judged on the same images and fresh draws. One that is *warm of n* goes on from the worst image of those before."
 )
 
 
 def _change(row: Row) -> str:
     return "-" if missing(row["change"]) else f"{100 * row['change']:+.1f}"
+
+
+def _stopping(frame: pd.DataFrame, name: str) -> bool:
+    """Show it where cells may stop early."""
+    return "guarantee" in frame
 
 
 _CONVERGENCE = (
@@ -62,6 +78,7 @@ _CONVERGENCE = (
     Column("axis", "doubled", "text", "What is doubled.", show=lambda row: AXIS_NAMES[row["axis"]]),
     Column("value", "value", "integer", "How many there are of it."),
     Column("avg", "Avg", "interval", "Share of right draws, averaged over images."),
+    Column("images", "images", "integer", "Images that Avg is of.", when=_stopping),
     Column("change", "change", "number", "From half the value, in points.", "share", show=_change),
     Column("state", "state", "text", "What is kept, and how the doubling ended."),
     Column("most", "most", "integer", "The largest value allowed.", when=frame_only),
@@ -74,9 +91,8 @@ def convergence_table(frame: pd.DataFrame) -> Table | None:
     if frame.empty:
         return None
     groups = ("dataset", "seed", "classifier", "defence", "attack", "eps", "axis")
-    return Table(
-        "convergence", "Convergence", _CONVERGENCE, frame, _CONVERGENCE_NOTE, cells=cells_of(frame), groups=groups
-    )
+    columns, note = with_guarantee(_CONVERGENCE, frame), f"{intervals_note(frame)} {_CONVERGENCE_NOTE}"
+    return Table("convergence", "Convergence", columns, frame, note, cells=cells_of(frame), groups=groups)
 
 
 def _defence(row: Row) -> str:

@@ -19,7 +19,7 @@ from workflows.tables.common import (
 )
 from workflows.tables.table import Column, Row, Table, cells_of, frame_only, missing, several
 
-__all__ = ["KEY", "leaderboard_table"]
+__all__ = ["KEY", "largest_budgets", "leaderboard_table"]
 
 KEY = ("dataset", "seed", "classifier", "defence")
 """What a line is of, beside norm and budget."""
@@ -41,9 +41,7 @@ def leaderboard_table(frame: pd.DataFrame) -> Table | None:
     """
     if frame.empty:
         return None
-    top = frame.groupby(["dataset", "norm"], dropna=False)["eps"].transform("max")
-    # An image that met no attack has no budget, and its line stays.
-    shown = frame[frame["norm"].isna() | (frame["eps"] == top)].reset_index(drop=True)
+    shown = largest_budgets(frame)
     note, columns = f"{intervals_note(frame)} {_NOTE}", with_guarantee(tuple(_columns(frame)), frame)
     return Table(
         "leaderboard",
@@ -58,18 +56,44 @@ def leaderboard_table(frame: pd.DataFrame) -> Table | None:
     )
 
 
+def largest_budgets(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the lines at the largest budget of each data set and norm, and those that met no attack."""
+    top = frame.groupby(["dataset", "norm"], dropna=False)["eps"].transform("max")
+    # A line that met no attack has no budget, and stays.
+    return frame[frame["norm"].isna() | (frame["eps"] == top)].reset_index(drop=True)
+
+
 def _columns(frame: pd.DataFrame) -> Iterator[Column]:
     yield from (DATASET, SEED, CLASSIFIER, DEFENCE, NORM_OF, BUDGET)
     yield Column("images", "images", "images", "Fewest images behind a number of the line.", drop=2)
-    yield Column("clean", "clean", "interval", "Share of right draws on clean images.", when=_known)
     yield Column(
-        "static", "worst static", "interval", "Lowest Avg under attacks on the bare classifier.", when=_known, drop=7
+        "clean", "clean", "interval", "Share of right draws on clean images.", when=_known, cell="clean_cell"
     )
     yield Column(
-        "adaptive", "worst adaptive", "interval", "Lowest Avg under attacks that know the purifier.", when=_known
+        "static",
+        "worst static",
+        "interval",
+        "Lowest Avg under attacks on the bare classifier.",
+        when=_known,
+        drop=7,
+        cell="static_cell",
     )
     yield Column(
-        "worst", "Wor-M", "interval", "Lowest share of images right on each of M draws.", when=_known, drop=4
+        "adaptive",
+        "worst adaptive",
+        "interval",
+        "Lowest Avg under attacks that know the purifier.",
+        when=_known,
+        cell="adaptive_cell",
+    )
+    yield Column(
+        "worst",
+        "Wor-M",
+        "interval",
+        "Lowest share of images right on each of M draws.",
+        when=_known,
+        drop=4,
+        cell="worst_cell",
     )
     at = "".join(f" r={radius:g}" for radius in frame["radius"].dropna().unique())
     meaning = "Share of images certified right at that l_2 radius or more, by the best sigma."
@@ -87,6 +111,9 @@ def _columns(frame: pd.DataFrame) -> Iterator[Column]:
     yield Column("radius", "radius", "number", "The l_2 radius of `certified`.", "pixels in [0, 1]", when=frame_only)
     yield Column("sigma", "sigma", "number", "The noise behind `certified`.", "pixels in [0, 1]", when=frame_only)
     yield Column("origin", "origin", "text", "Where the corrupted images come from.", when=frame_only)
+    for name in ("clean", "static", "adaptive", "worst"):
+        yield Column(f"{name}_cell", f"{name} cell", "text", f"Id of the cell of `{name}`.", when=frame_only)
+    yield Column("bare", "bare", "text", "Whether it is the classifier without a purifier.", when=frame_only)
     yield Column("cells", "cells", "text", "Ids of the cells of the line.", when=frame_only)
     yield PLANNED
 

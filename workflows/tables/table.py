@@ -83,6 +83,8 @@ class Column:
         show: Writes its value in a line where the kind does not say all.
         drop: Place in the order in which columns are left out where lines must be short: 1 goes first, 0 never. What
             names a line and its headline numbers stay.
+        cell: Column with the id of the cell that a value is of, where a line has numbers of several: the findings on
+            that cell are marked beside it.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Column:
     when: When = always
     show: Callable[[Row], str] | None = field(default=None, repr=False)
     drop: int = 0
+    cell: str = ""
 
     @property
     def left(self) -> bool:
@@ -209,6 +212,28 @@ class Table:
             for cell in finding.cells:
                 numbers.setdefault(cell, []).append(number)
         return [tuple(sorted({n for cell in cells for n in numbers.get(cell, ())})) for cells in self.cells]
+
+    def marks_beside(self, findings: Sequence[Any]) -> list[dict[str, tuple[int, ...]]]:
+        """Return for each line the numbers of the findings by the column whose number they concern.
+
+        That is the column whose :attr:`Column.cell` is theirs; without such columns, the first one with a share.
+
+        Arguments:
+            findings: See :meth:`marks`.
+        """
+        of_cells = [column for column in self.visible if column.cell]
+        if not of_cells:
+            shares = [column for column in self.visible if column.kind in ("interval", "percent", "points")]
+            place = (shares or list(self.visible))[0].name
+            return [{place: numbers} if numbers else {} for numbers in self.marks(findings)]
+        numbers: dict[str, list[int]] = {}
+        for number, finding in enumerate(findings, 1):
+            for cell in finding.cells:
+                numbers.setdefault(cell, []).append(number)
+        return [
+            {column.name: tuple(found) for column in of_cells if (found := numbers.get(row[column.cell] or ""))}
+            for row in records(self.rows)
+        ]
 
     def breaks(self) -> list[bool]:
         """Return for each line whether it begins a new group."""

@@ -17,6 +17,7 @@ from defense.spec import Spec
 from tasks.compute import Compute
 from tasks.stages.quality import QualityConfig
 from workflows.assets.fields import described, first_sentence
+from workflows.documents.authors import authors_settings
 from workflows.grid.build import BASES, GRID_AXES, SECTIONS, DefenceFields
 from workflows.grid.converge import Converge
 from workflows.grid.precision import Precision
@@ -131,11 +132,13 @@ def _entry(part: str, base: type[Spec], kinds: Mapping[str, type[Spec]]) -> _Jso
     if tag is None or not kinds:
         return _mapping(base, tag or "", {})
     listed = part == "corruption"  # several names in one entry
+    published = {"defence": "published", "attack": "as-published"}.get(part)
     names: _Json = {"enum": [*kinds, *(["none"] if part == "attack" else [])]}
     return {
         "anyOf": [
             names,
             _OWN_PART,
+            *([] if published is None else [_of_authors(published)]),
             {
                 "type": "object",
                 "required": [tag] if base.model_fields[tag].is_required() else [],
@@ -150,6 +153,11 @@ def _entry(part: str, base: type[Spec], kinds: Mapping[str, type[Spec]]) -> _Jso
             },
         ]
     }
+
+
+def _of_authors(key: str) -> _Json:
+    """An entry that names a published setting; the fields beside it are those of what that stands for."""
+    return {"type": "object", "required": [key], "properties": {key: {"enum": authors_settings()}}}
 
 
 def _key(part: str, name: str) -> str:

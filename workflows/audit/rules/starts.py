@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from scipy import stats
 
-from defense.randomness import Omega
+from defense.randomness import NoiseVersion, Omega
 from tasks.attacks import AttackConfig, PGDConfig
 from tasks.attacks.base import Region
 from workflows.audit.about import about, percent
@@ -45,12 +45,14 @@ class Starts:
     Arguments:
         attack: The attack.
         seed: Seed of its stage.
+        noise: Version of its normal numbers.
     """
 
-    def __init__(self, attack: AttackConfig, seed: int) -> None:
+    def __init__(self, attack: AttackConfig, seed: int, noise: NoiseVersion) -> None:
         random = isinstance(attack, PGDConfig) and attack.random_start and attack.keep == "best" and not attack.warm
         self._attack = attack if random and isinstance(attack, PGDConfig) else None
         self._seed = seed
+        self._noise = noise
         self._at_start: dict[int, bool] = {}
 
     def add(self, images: npt.NDArray[np.float32], clean: npt.NDArray[np.float32], ids: Sequence[int]) -> None:
@@ -58,7 +60,7 @@ class Starts:
         if self._attack is None:
             return
         region = Region(torch.from_numpy(np.ascontiguousarray(clean)), self._attack.norm, self._attack.eps)
-        omega = Omega.of(self._attack.id, self._seed, "attack", ids)
+        omega = Omega.of(self._attack.id, self._seed, "attack", ids, noise=self._noise)
         same = np.zeros(len(ids), dtype=bool)
         for restart in range(self._attack.restarts):
             start = region.random_start(omega, restart).numpy()

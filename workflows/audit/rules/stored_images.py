@@ -180,7 +180,7 @@ def check_images(all_views: Sequence[View], store: Store, data: DataSets) -> Ite
         source, attack = view.stage, view.attack
         assert source is not None and attack is not None
         excess, by_id = _Excess(), view.attack_rows.set_index("image_id")
-        starts = Starts(attack, source.seed)
+        starts = Starts(attack, source.seed, source.compute.noise)
         try:
             clean = data.load(view.cell.images.dataset)
             for chunk in view.results.chunks_of(source, view.cell):

@@ -16,6 +16,7 @@ from defense.spec import Spec
 from workflows.audit.about import about
 from workflows.audit.finding import Finding, Severity
 from workflows.audit.view import Judged, View, group_by, strongest
+from workflows.documents.authors import AuthorsSetting, authors_setting, authors_settings
 from workflows.statistics.proportions import wilson
 
 __all__ = [
@@ -29,11 +30,15 @@ __all__ = [
     "one_draw_of_eot",
     "one_draw_of_judgement",
     "only_static",
+    "published_attack_weaker",
     "t_star_inconsistent",
 ]
 
 ENOUGH_IMAGES = 512
 """Half-width 4.3 points at accuracy 1/2; the smallest sample of the works that are compared with."""
+
+_MORE = 0.05
+"""Accuracy that the authors' attack may leave more than another one without a finding."""
 
 _SAME = 1e-6
 """Relative difference of two noise levels that are the same; one step of any schedule is more."""
@@ -140,6 +145,49 @@ def guidance_gradient_missing(all_views: Sequence[View]) -> Iterator[Finding]:
                     {"accuracy": best.accuracy, "attacks": len(blind)},
                     "Add the same attack with `gradient: exact`.",
                 )
+
+
+def published_attack_weaker(all_views: Sequence[View]) -> Iterator[Finding]:
+    """The authors' own attack leaves more than another one on the same images: what it left out is named.
+
+    The attacks of the published settings (``puregrid list published``) differentiate a surrogate of one step, leave
+    the guidance out, fix the noise or attack another purifier. A difference above 5 points is worth a line.
+    """
+    for members in group_by([view for view in all_views if view.attack is not None], "defended"):
+        for same in group_by(members, "threat"):
+            best = strongest(same)
+            for view in same:
+                setting = _published(view)
+                if best is None or setting is None or view.accuracy - best.accuracy <= _MORE:
+                    continue
+                yield Finding(
+                    "published-attack-weaker",
+                    "note",
+                    _cells((view, best)),
+                    f"The attack of the defence's authors leaves {100 * view.accuracy:.1f} %, another one "
+                    f"{100 * best.accuracy:.1f} %. {' '.join(setting.traps)}",
+                    {"accuracy": view.accuracy, "strongest": best.accuracy},
+                    f"`puregrid list published {setting.name}` has its fields; report the other attack.",
+                )
+
+
+def _published(view: View) -> AuthorsSetting | None:
+    """The setting whose defence and attack these are, whatever their budgets."""
+    purifier, attack = view.cell.defence.purifier, view.attack
+    for name in authors_settings():
+        setting = authors_setting(name)
+        wanted, published = setting.defence, setting.attack
+        if attack is None or published is None or wanted["purifier"] != purifier.purifier:
+            continue
+        if wanted.get("form") != purifier.parameter("form") and "form" in wanted:
+            continue
+        if (published["attack"], published.get("gradient")) != (attack.attack, attack.gradient):
+            continue
+        other = attack.parameter("purifier")
+        if "purifier" in published and (other is None or other.purifier != published["purifier"]["purifier"]):
+            continue
+        return setting
+    return None
 
 
 def knows_eps(all_views: Sequence[View]) -> Iterator[Finding]:

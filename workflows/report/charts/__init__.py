@@ -1,7 +1,26 @@
 """Figures as SVG: lines with interval bands, steps, points with error bars, and heat maps; no library, no script."""
 
-from workflows.report.charts.drawing import DARK, LIGHT, Drawing, Key, style
+from workflows.report.charts.drawing import COLOURS, DARK, LIGHT, Drawing, Key, Panels, marker, style
+from workflows.report.charts.forest import forest_chart
 from workflows.report.charts.heat import Tile, heat_map
 from workflows.report.charts.line import Point, Series, line_chart
+from workflows.report.charts.ranked import Mark, ranked_chart
 
-__all__ = ["DARK", "LIGHT", "Drawing", "Key", "Point", "Series", "Tile", "heat_map", "line_chart", "style"]
+__all__ = [
+    "COLOURS",
+    "DARK",
+    "LIGHT",
+    "Drawing",
+    "Key",
+    "Mark",
+    "Panels",
+    "Point",
+    "Series",
+    "Tile",
+    "forest_chart",
+    "heat_map",
+    "line_chart",
+    "marker",
+    "ranked_chart",
+    "style",
+]

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from workflows.report.charts.drawing import Drawing
+from workflows.report.charts.drawing import Drawing, text_width
 
 __all__ = ["Tile", "heat_map"]
 
-_WIDTH, _LEFT, _TOP, _ROW, _GAP = 640, 196, 30, 28, 2
+_WIDTH, _ROW, _GAP, _TILE = 640, 28, 2, 56
+_SINE = 0.77
+"""Of the angle by which long names of columns are turned, 50 degrees."""
 
 
 @dataclass(frozen=True)
@@ -28,39 +30,51 @@ class Tile:
     text: str
     strength: float
     note: str
-    colour: int = 0
+    colour: int = 1
     strong: bool = False
 
 
 def heat_map(
     title: str, rows: Sequence[str], columns: Sequence[str], tiles: Mapping[tuple[str, str], Tile]
 ) -> Drawing:
-    """Return the figure.
+    """Return the figure, as wide as the names of its rows and its columns need.
 
     Arguments:
         title: What it shows.
         rows: Names of the rows.
-        columns: Names of the columns.
+        columns: Names of the columns; turned where they are wider than a tile.
         tiles: The numbers, by row and column; places without one stay empty.
     """
-    width = (_WIDTH - _LEFT) / max(len(columns), 4)
-    parts = [
-        f'<text x="{_LEFT + (j + 0.5) * width:.1f}" y="{_TOP - 10}" text-anchor="middle">{escape(name)}</text>'
-        for j, name in enumerate(columns)
-    ]
+    left = int(max(map(text_width, rows), default=0)) + 14
+    wide = max(map(text_width, columns), default=0) + 8
+    width = max((_WIDTH - left) / max(len(columns), 4), _TILE)
+    turned = wide > width
+    top = int(_SINE * wide) + 18 if turned else 30
+    # The last name leans over the edge of its tile.
+    over = int(0.64 * wide - width / 2) if turned else 0
+    parts = []
+    for j, name in enumerate(columns):
+        x, y = left + (j + 0.5) * width, top - 10
+        turn = f' transform="rotate(-50 {x:.1f} {y})"' if turned else ""
+        anchor = "start" if turned else "middle"
+        parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}"{turn}>{escape(name)}</text>')
+    notes = []
     for i, row in enumerate(rows):
-        y = _TOP + i * _ROW
-        parts.append(f'<text x="{_LEFT - 10}" y="{y + 19}" text-anchor="end" class="axis">{escape(row)}</text>')
+        y = top + i * _ROW
+        parts.append(f'<text x="{left - 10}" y="{y + 19}" text-anchor="end" class="axis">{escape(row)}</text>')
         for j, column in enumerate(columns):
             tile = tiles.get((row, column))
             if tile is not None:
-                parts.append(_tile(tile, _LEFT + j * width, y, width))
-    return Drawing(title, _WIDTH, _TOP + len(rows) * _ROW + 6, "".join(parts))
+                parts.append(_tile(tile, left + j * width, y, width))
+                notes.append(tile.note)
+    whole = int(left + width * len(columns) + max(over, 0) + 4)
+    least = int(0.85 * whole) if whole > 360 else 0
+    return Drawing(title, whole, top + len(rows) * _ROW + 6, "".join(parts), notes=tuple(notes), least=least)
 
 
 def _tile(tile: Tile, x: float, y: float, width: float) -> str:
     # No stronger than leaves the number readable, on light pages and on dark ones.
-    opacity = 0.04 + 0.52 * min(max(tile.strength, 0.0), 1.0)
+    opacity = 0.04 + 0.36 * min(max(tile.strength, 0.0), 1.0)
     return (
         f'<g><title>{escape(tile.note)}</title><rect class="tile c{tile.colour}" x="{x:.1f}" y="{y}" '
         f'width="{width - _GAP:.1f}" height="{_ROW - _GAP}" rx="3" fill-opacity="{opacity:.2f}"/>'

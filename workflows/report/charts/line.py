@@ -1,25 +1,23 @@
-"""Accuracy against a number: lines or steps with interval bands, or points with error bars."""
+"""Accuracy against a number: lines or steps with interval bands, or points with error bars.
+
+Every mark is where its value is: points of equal x and y lie on each other, told apart by shape and colour.
+"""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from typing import Literal
 
-from workflows.report.charts.drawing import COLOURS, Drawing, Key
+from workflows.report.charts.drawing import COLOURS, Drawing, Key, marker
+from workflows.report.charts.scale import Place, apart, decades, share_axis, x_scale
 
 __all__ = ["Point", "Series", "line_chart"]
 
-_WIDTH, _HEIGHT = 640, 360
+WIDTH, HEIGHT = 640, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 16, 48
-_DODGE = 9
-"""Distance of points at one place, which would hide each other."""
-
-Place = Callable[[float], float]
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,10 @@ class Series:
         dashed: Whether its line is dashed.
         kind: ``line`` joins the points; ``step`` holds a point's value from the point before it, as the share of
             images with at least some radius does; ``points`` has error bars instead.
-        colour: Number of its colour; by position where it is None.
+        colour: Number of its colour and shape; by position where it is None. From the seventh on they are grey,
+            without a band.
         hollow: Whether its dots are.
+        group: Number under which the legend shows and hides it; None for its colour's.
     """
 
     name: str
@@ -53,6 +53,20 @@ class Series:
     kind: Literal["line", "step", "points"] = "line"
     colour: int | None = None
     hollow: bool = False
+    group: int | None = None
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    px: Place
+    low: float
+    high: float
+    width: int
+    height: int
+
+    def py(self, y: float) -> float:
+        share = (y - self.low) / ((self.high - self.low) or 1.0)
+        return self.height - _BOTTOM - share * (self.height - _TOP - _BOTTOM)
 
 
 def line_chart(
@@ -62,108 +76,87 @@ def line_chart(
     ticks: Sequence[tuple[float, str]] = (),
     *,
     logarithmic: bool = False,
+    beside: Sequence[Series] = (),
+    size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> Drawing:
     """Return the figure.
 
     Arguments:
-        series: The lines; from the ninth on, colours come again, dashed.
+        series: The lines; those in colour are drawn over those in grey.
         x_title: Title of the x axis.
-        y_title: Title of the y axis, which runs from 0 to 100 %.
+        y_title: Title of the y axis, in %; :func:`workflows.report.charts.scale.share_axis` says from where to where.
         ticks: Places on the x axis with their labels; labels that would touch are left out. On a logarithmic axis
             they are 1, 2 and 5 times powers of ten, or these powers alone.
         logarithmic: Whether x is.
+        beside: Lines of other panels, whose axes this one shares.
+        size: Width and height of the canvas.
     """
-    values = [point.x for line in series for point in line.points]
+    every = [point for line in (*series, *beside) for point in line.points]
+    xs = [point.x for point in every]
     if logarithmic:
-        ticks = _decades(min(values), max(values))
-    px, inside = _scale([*values, *(x for x, _ in ticks)], logarithmic), _WIDTH - _LEFT - _RIGHT
-    parts = list(_axes(px, x_title, y_title, _apart(ticks, px, inside)))
-    crowd: Counter[float] = Counter(p.x for line in series if line.kind == "points" for p in line.points)
-    placed: Counter[float] = Counter()
+        ticks = decades(min(xs), max(xs))
+    low, high, levels = share_axis(value for point in every for value in (point.y, point.low, point.high))
+    width, height = size
+    px = x_scale([*xs, *(x for x, _ in ticks)], _LEFT, width - _RIGHT, logarithmic=logarithmic)
+    canvas = _Canvas(px, low, high, width, height)
+    parts = list(_axes(canvas, x_title, y_title, levels, apart(ticks, px, width)))
+    drawn: list[tuple[bool, str]] = []
     keys: list[Key] = []
     for index, line in enumerate(series):
         number = index if line.colour is None else line.colour
-        colour = f"c{number % COLOURS}"
-        dashes = ' stroke-dasharray="6 4"' if line.dashed or number >= COLOURS else ""
-        if line.kind == "points":
-            shifts = []
-            for point in line.points:
-                shifts.append(_DODGE * (placed[point.x] - (crowd[point.x] - 1) / 2))
-                placed[point.x] += 1
-            parts += [_bar(px(p.x) + shift, p, colour) for p, shift in zip(line.points, shifts, strict=True)]
-            mark = f'<circle class="{_dot(line, colour)}" cx="12" cy="4" r="3.4"/>'
-        else:
-            shifts = [0.0] * len(line.points)
-            parts += [_band(line, px, colour), _path(line, px, colour, dashes)]
-            mark = f'<line class="line {colour}" x1="0" x2="24" y1="4" y2="4"{dashes}/>'
-        parts += [
-            f'<circle class="{_dot(line, colour)}" cx="{px(p.x) + shift:.1f}" cy="{_py(p.y):.1f}" r="4">'
-            f"<title>{escape(p.note)}</title></circle>"
-            for p, shift in zip(line.points, shifts, strict=True)
-            if p.note
-        ]
+        faded = number >= COLOURS
+        colour = "faded" if faded else f"c{number}"
+        group = number if line.group is None else line.group
+        drawn.append((not faded, f'<g class="s{group}">{_drawn(line, canvas, colour, number)}</g>'))
         if line.name:
-            keys.append(Key(line.name, mark))
-    return Drawing(f"{y_title} against {x_title}", _WIDTH, _HEIGHT, "".join(parts), tuple(keys))
+            keys.append(Key(line.name, _sample(line, colour, number), group, faded))
+    parts += [text for _, text in sorted(drawn, key=lambda pair: pair[0])]
+    notes = [point.note for line in series for point in line.points if point.note]
+    title = f"{y_title} against {x_title}"
+    return Drawing(title, width, height, "".join(parts), tuple(keys), tuple(notes))
 
 
-def _py(y: float) -> float:
-    return _HEIGHT - _BOTTOM - y * (_HEIGHT - _TOP - _BOTTOM)
+def _drawn(line: Series, canvas: _Canvas, colour: str, number: int) -> str:
+    dashes = ' stroke-dasharray="6 4"' if line.dashed else ""
+    parts = []
+    if line.kind == "points":
+        parts += [_bar(point, canvas, colour) for point in line.points]
+    else:
+        parts += ["" if colour == "faded" else _band(line, canvas, colour), _path(line, canvas, colour, dashes)]
+    classes = f"{colour}{' hollow' * line.hollow}"
+    parts += [
+        marker(number, canvas.px(point.x), canvas.py(point.y), classes, point.note)
+        for point in line.points
+        if point.note
+    ]
+    return "".join(parts)
 
 
-def _scale(places: Sequence[float], logarithmic: bool) -> Place:
-    low, high = min(places), max(places)
-    if logarithmic:
-        low, high = math.log10(low), math.log10(high)
-        margin = 0.06 * ((high - low) or 1.0)  # nothing is beyond the axis' ends, and points stand clear of them
-        low, high = low - margin, high + margin
-    span = (high - low) or 1.0
-
-    def px(x: float) -> float:
-        value = math.log10(x) if logarithmic else x
-        return _LEFT + (value - low) / span * (_WIDTH - _LEFT - _RIGHT)
-
-    return px
+def _sample(line: Series, colour: str, number: int) -> str:
+    dashes = ' stroke-dasharray="6 4"' if line.dashed else ""
+    stroke = "" if line.kind == "points" else f'<line class="line {colour}" x1="0" x2="24" y1="6" y2="6"{dashes}/>'
+    dot = "" if line.kind == "step" else marker(number, 12, 6, f"{colour}{' hollow' * line.hollow}")
+    return stroke + dot
 
 
-def _decades(low: float, high: float) -> list[tuple[float, str]]:
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = (1, 2, 5) if last - first <= 2 else (1,)
-    places = [step * 10.0**power for power in range(first, last + 1) for step in steps]
-    left = max(x for x in places if x <= low)
-    right = min(x for x in places if x >= high)
-    return [(x, f"{x:,.12g}") for x in places if left <= x <= right]
-
-
-def _apart(ticks: Iterable[tuple[float, str]], px: Place, width: float) -> list[tuple[float, str]]:
-    """Return the ticks whose labels do not touch those before them."""
-    shown: list[tuple[float, str]] = []
-    end = -width
-    for x, label in ticks:
-        half = 3.8 * len(label) + 4
-        if px(x) - half >= end:
-            shown.append((x, label))
-            end = px(x) + half
-    return shown
-
-
-def _axes(px: Place, x_title: str, y_title: str, ticks: Iterable[tuple[float, str]]) -> Iterable[str]:
-    for percent in range(0, 101, 20):
-        y = _py(percent / 100)
-        yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{percent}</text>'
-    for x, label in ticks:
-        yield f'<text x="{px(x):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{escape(label)}</text>'
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    yield f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle" class="axis">{escape(x_title)}</text>'
+def _axes(
+    canvas: _Canvas, x_title: str, y_title: str, levels: Iterable[float], ticks: Iterable[tuple[float, str, float]]
+) -> Iterable[str]:
+    right, base = canvas.width - _RIGHT, canvas.height - _BOTTOM
+    for level in levels:
+        y = canvas.py(level)
+        yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{100 * level:.0f}</text>'
+    for x, label, middle in ticks:
+        at = canvas.px(x)
+        yield f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{base}" y2="{base + 5}"/>'
+        yield f'<text x="{middle:.1f}" y="{base + 18}" text-anchor="middle">{escape(label)}</text>'
+    middle = (_LEFT + right) / 2
+    yield f'<text x="{middle}" y="{canvas.height - 8}" text-anchor="middle" class="axis">{escape(x_title)}</text>'
     yield (
-        f'<text transform="translate(14 {(_HEIGHT - _BOTTOM + _TOP) / 2}) rotate(-90)" text-anchor="middle" '
+        f'<text transform="translate(14 {(base + _TOP) / 2}) rotate(-90)" text-anchor="middle" '
         f'class="axis">{escape(y_title)}</text>'
     )
-
-
-def _dot(line: Series, colour: str) -> str:
-    return f"dot {colour}{' hollow' * line.hollow}"
 
 
 def _corners(line: Series, values: Sequence[float]) -> list[tuple[float, float]]:
@@ -177,22 +170,24 @@ def _corners(line: Series, values: Sequence[float]) -> list[tuple[float, float]]
     return corners
 
 
-def _text(corners: Iterable[tuple[float, float]], px: Place) -> str:
-    return " ".join(f"{px(x):.1f},{_py(y):.1f}" for x, y in corners)
+def _text(corners: Iterable[tuple[float, float]], canvas: _Canvas) -> str:
+    return " ".join(f"{canvas.px(x):.1f},{canvas.py(y):.1f}" for x, y in corners)
 
 
-def _path(line: Series, px: Place, colour: str, dashes: str) -> str:
+def _path(line: Series, canvas: _Canvas, colour: str, dashes: str) -> str:
     corners = _corners(line, [point.y for point in line.points])
-    return f'<polyline class="line {colour}" points="{_text(corners, px)}"{dashes}/>'
+    return f'<polyline class="line {colour}" points="{_text(corners, canvas)}"{dashes}/>'
 
 
-def _band(line: Series, px: Place, colour: str) -> str:
+def _band(line: Series, canvas: _Canvas, colour: str) -> str:
     upper = _corners(line, [point.high for point in line.points])
     lower = _corners(line, [point.low for point in line.points])[::-1]
-    return "" if upper == lower[::-1] else f'<polygon class="band {colour}" points="{_text(upper + lower, px)}"/>'
+    return "" if upper == lower[::-1] else f'<polygon class="band {colour}" points="{_text(upper + lower, canvas)}"/>'
 
 
-def _bar(x: float, point: Point, colour: str) -> str:
+def _bar(point: Point, canvas: _Canvas, colour: str) -> str:
+    x = canvas.px(point.x)
     return (
-        f'<line class="bar {colour}" x1="{x:.1f}" x2="{x:.1f}" y1="{_py(point.low):.1f}" y2="{_py(point.high):.1f}"/>'
+        f'<line class="bar {colour}" x1="{x:.1f}" x2="{x:.1f}" y1="{canvas.py(point.low):.1f}" '
+        f'y2="{canvas.py(point.high):.1f}"/>'
     )

@@ -1,0 +1,63 @@
+"""The probe flags backward passes that fit its own questions, exemptions, and what waits for calls or batches."""
+
+from __future__ import annotations
+
+import pytest
+from planted import TEST_SET
+from planted_backward import BackwardConfig
+
+from defense import Models
+from defense.probe import Probe, probe_purifier
+from defense.purifiers import BitDepthConfig, JPEGConfig, MedianConfig, PurifierConfig
+
+IMAGES = TEST_SET[[0, 1, 2, 3, 5, 7, 11, 13]]
+
+
+def probed(config: PurifierConfig) -> Probe:
+    return probe_purifier(config.build(), IMAGES, config=config, models=Models(), reference=TEST_SET)
+
+
+FAULTS = {
+    "clipped backward": "gradient-elsewhere",
+    "small gradients underflow": "gradient-elsewhere",
+    "only what is positive goes back": "gradient-elsewhere",
+    "normalised backward": "gradient-elsewhere",
+    "half of the pixels go back": "gradient",
+    "blurred backward": "gradient",
+    "mirrored backward": "gradient",
+    "tired backward": "state",
+    "large batches": "batch",
+    "large batches detached": "gradient-elsewhere",
+    "clean images exempt": "test-set-memory",
+    "clean images in a bypass": "test-set-memory",
+    "detached off the test images": "gradient",
+    "noise by content": "gradient",
+    "abstains when noisy": "gradient-at-attack-scale",
+    "in another thread": "role",
+    "slower and slower": "same-randomness",
+    "largest batch so far": "state",
+    "three draws in all": "role",
+    "eight bits": "gradient-at-attack-scale",
+    "a leaf is detached": "gradient",
+}
+"""Each fault, and the check that is about it."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_flagged_by_its_check(fault: str) -> None:
+    found = probed(BackwardConfig(fault=fault))
+    assert FAULTS[fault] in {check.name for check in found.failures}, str(found)
+
+
+def test_where_most_pixels_are_at_the_ends_of_the_range_a_wrong_gradient_is_not_seen() -> None:
+    """Kinks of sound purifiers lie there too: the page of the probe says so."""
+    assert probed(BackwardConfig(fault="detached at the range")).failures == ()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [MedianConfig(size=3), JPEGConfig(quality=60), BitDepthConfig(bits=3)],
+    ids=lambda config: config.purifier,
+)
+def test_sound_ones_that_sort_or_round_fail_no_check(config: PurifierConfig) -> None:
+    assert probed(config).failures == (), str(probed(config))

@@ -1,0 +1,143 @@
+"""Settings of authors by name: what they expand to, what may be stated otherwise, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from defense.errors import InvalidInput
+from tasks.attacks import TransferConfig
+from workflows.assets.bundled import find_sweep
+from workflows.assets.catalogue import catalogue
+from workflows.documents.authors import authors_setting, authors_settings, expanded
+from workflows.grid.load import load_sweep
+from workflows.grid.sweep import Sweep
+from workflows.published.papers import load_paper
+from workflows.writing.schema import sweep_schema
+
+HEAD = """\
+datasets: [{dataset: digits, images: {first: 4}}]
+classifiers: [digits-cnn]
+denoisers: {small: {format: oracle, schedule: linear-1000, shape: [1, 8, 8]}}
+"""
+
+
+def sweep(folder: Path, defence: str, attack: str = "none") -> Sweep:
+    (folder / "s.yaml").write_text(f"{HEAD}defences: [{defence}]\nattacks: [{attack}]\n")
+    return load_sweep(folder / "s.yaml")
+
+
+@pytest.mark.parametrize("name", authors_settings())
+def test_every_setting_is_a_cell(tmp_path: Path, name: str) -> None:
+    radii = ", amplitude_radius: 2, phase_radius: 2" if name == "freqpure" else ""
+    setting = authors_setting(name)
+    denoiser = ", denoiser: small" if setting.attack and "purifier" in setting.attack else ""
+    (cell,) = sweep(
+        tmp_path,
+        f"{{published: {name}, denoiser: small{radii}}}",
+        f"{{as-published: {name}, norm: linf, eps_255: 8{denoiser}}}",
+    ).cells
+    assert cell.defence.purifier.purifier == setting.defence["purifier"]
+    assert cell.defence.draws == setting.defence.get("draws", 1)
+    for field, value in setting.defence.items():
+        have = cell.defence.purifier.parameter(field)
+        if have is not None and field not in ("amplitude_radius", "phase_radius", "sigma_eq"):
+            assert have == value, field
+    assert setting.attack is not None and cell.attack is not None
+    assert cell.attack.attack == setting.attack["attack"]
+    assert cell.attack.eps == pytest.approx(8 / 255)
+    assert setting.traps and setting.source
+
+
+def test_what_the_entry_states_goes_before(tmp_path: Path) -> None:
+    (cell,) = sweep(
+        tmp_path,
+        "{published: diffpure, denoiser: small, sigma_eq: 0.2, steps: 7, draws: 3}",
+        "{as-published: freqpure, norm: linf, eps: 0.1, steps: 5, eot: 2}",
+    ).cells
+    purifier = cell.defence.purifier
+    assert (purifier.parameter("form"), purifier.parameter("steps"), cell.defence.draws) == ("sde", 7, 3)
+    assert purifier.noise_level is not None and purifier.noise_level.sigma_eq == pytest.approx(0.2, abs=0.01)
+    attack = cell.attack
+    assert attack is not None and (attack.parameter("steps"), attack.eot, attack.gradient) == (5, 2, "surrogate(1)")
+
+
+def test_an_attack_on_another_purifier_has_its_fields_in_its_source(tmp_path: Path) -> None:
+    (cell,) = sweep(
+        tmp_path,
+        "{published: diff-ap, denoiser: small}",
+        "{as-published: diff-ap, denoiser: small, norm: linf, eps: 0.1, steps: 5}",
+    ).cells
+    attack = cell.attack
+    assert isinstance(attack, TransferConfig) and attack.purifier is not None
+    assert (attack.source.parameter("steps"), attack.source.eot, attack.source.eps) == (5, 5, 0.1)
+    assert not attack.purifier.guided and cell.defence.purifier.guided
+
+
+@pytest.mark.parametrize(
+    ("defence", "attack", "message"),
+    [
+        (
+            "{published: freqpur, denoiser: small}",
+            "none",
+            r"yaml:4: .*no published setting 'freqpur'; did you mean",
+        ),
+        ("{published: [diffpure], denoiser: small}", "none", "published is one name, not"),
+        ("{published: diffpure, purifier: jpeg}", "none", "`published` names the purifier: leave `purifier` out"),
+        ("none", "{as-published: diff-ap, norm: linf, eps: 0.1}", "attack another purifier .* say with which"),
+        ("none", "{as-published: diffpure, norm: linf, eps: 0.1, stepz: 2}", "unknown field 'stepz'"),
+        ("{published: diffpure, denoiser: small, stepz: 2}", "none", "unknown field 'stepz'"),
+    ],
+)
+def test_mistakes_have_their_place(tmp_path: Path, defence: str, attack: str, message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        sweep(tmp_path, defence, attack)
+
+    assert re.search(message, str(caught.value)), str(caught.value)
+
+
+def test_other_entries_are_left_alone() -> None:
+    entry: dict[str, Any] = {"purifier": "jpeg", "quality": 50}
+    assert expanded(entry, "purifier") is entry and expanded({"published": 1}, "classifier") == {"published": 1}
+
+
+def test_they_are_listed_with_their_traps() -> None:
+    listed = {entry["name"]: entry for entry in catalogue("published")}
+    assert list(listed) == authors_settings()
+    assert any("gradient is that of one reverse step" in field for field in listed["freqpure"]["fields"])
+
+
+def test_the_schema_takes_them() -> None:
+    document = {
+        "sweep": "s",
+        "defences": [{"published": "freqpure", "denoiser": "small"}],
+        "attacks": [{"as-published": "freqpure", "norm": "linf", "eps_255": 8}],
+    }
+    jsonschema.validate(document, sweep_schema())
+    document["defences"] = [{"published": "freqpur"}]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, sweep_schema())
+
+
+def test_claims_of_forms_are_those_forms_own() -> None:
+    values = load_paper("aaopt").values
+    assert {value.defence: value.accuracy for value in values if value.table == "BPDA"} == {
+        "score-opt O": 81.36,
+        "score-opt N": 90.07,
+        "aaopt": 91.36,
+    }
+
+
+def test_the_bundled_sweep_has_each_defence_as_published_and_under_the_strongest_attack() -> None:
+    cells = load_sweep(find_sweep("field")).cells
+    attacks: dict[str, set[str]] = {}
+    for cell in cells:
+        kind = "clean" if cell.attack is None else cell.attack.attack
+        attacks.setdefault(cell.defence.purifier.label(), set()).add(kind)
+    assert len(attacks) == 12
+    assert all({"clean", "strongest"} <= found for found in attacks.values())
+    assert sum(len(found) == 3 for found in attacks.values()) == 10

@@ -1,0 +1,119 @@
+"""Defences and attacks as their authors ran them, by name: ``published: NAME`` and ``as-published: NAME``.
+
+``workflows/published/authors/NAME.yaml`` holds the authors' setting of a defence, the attack that its published
+figure comes from, what that attack leaves out, and where this was read. An entry of a sweep that names it is these
+fields, with those that it states itself instead::
+
+    defences: [{published: freqpure, denoiser: small}]
+    attacks: [{as-published: freqpure, norm: linf, eps_255: 8}]
+
+Some authors attack another purifier than they defend with. That one needs a ``denoiser``, which the entry names; the
+fields of such an attack (``steps``, ``eot``) are those of the source of the transferred images.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from defense.errors import InvalidInput, nearest
+from defense.spec import Spec
+from workflows.documents.document import read_document
+
+__all__ = ["AuthorsSetting", "authors_setting", "authors_settings", "expanded"]
+
+_FOLDER = Path(__file__).parent.parent / "published" / "authors"
+_OWN = ("norm", "eps", "eps_255", "unbounded")
+"""What a transferred attack says itself: its source inherits it."""
+_LEVELS = ("t_star", "sigma_eq")
+
+
+class AuthorsSetting(Spec):
+    """How the authors of a defence ran it, and how they attacked it.
+
+    Arguments:
+        name: Its name.
+        title: The paper.
+        source: Where the settings were read.
+        certainty: ``code`` (read there), ``paper``, or ``second-hand``; ``inferred`` where something is a conclusion.
+        defence: Entry of the defence, without its denoiser.
+        attack: Entry of the attack, without its budget; None where none is known.
+        traps: What the attack leaves out or gets wrong.
+    """
+
+    name: str
+    title: str
+    source: str
+    certainty: Literal["code", "paper", "second-hand", "inferred"]
+    defence: dict[str, Any]
+    attack: dict[str, Any] | None = None
+    traps: tuple[str, ...] = Field(default=())
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if "purifier" not in self.defence or (self.attack is not None and "attack" not in self.attack):
+            raise ValueError("a defence has a purifier, an attack its name")
+        return self
+
+
+def authors_settings() -> list[str]:
+    """Return the names of the settings that are here."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+@lru_cache
+def authors_setting(name: str) -> AuthorsSetting:
+    """Return the setting of a name.
+
+    Raises:
+        InvalidInput: There is none.
+    """
+    if name not in authors_settings():
+        raise InvalidInput(f"no published setting {name!r}; {nearest(name, authors_settings())}")
+    return AuthorsSetting.from_fields({"name": name, **read_document(_FOLDER / f"{name}.yaml").data})
+
+
+def expanded(entry: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return an entry with the fields of the published setting that it names; others as they are.
+
+    Arguments:
+        entry: Entry of ``defences`` or ``attacks``.
+        kind: ``purifier`` or ``attack``.
+
+    Raises:
+        InvalidInput: No such setting; it is named beside a purifier or an attack; the attack lacks a denoiser.
+    """
+    key = {"purifier": "published", "attack": "as-published"}.get(kind)
+    if key is None or key not in entry:
+        return entry
+    own = {name: value for name, value in entry.items() if name != key}
+    if kind in own:
+        raise InvalidInput(f"`{key}` names the {kind}: leave `{kind}` out.", keys=(kind,))
+    if not isinstance(entry[key], str):
+        raise InvalidInput(f"{key} is one name, not {entry[key]!r}: write an entry for each.", keys=(key,))
+    try:
+        setting = authors_setting(entry[key])
+    except InvalidInput as error:
+        raise error.within(key) from error
+    if kind == "purifier":
+        left_out = _LEVELS if any(level in own for level in _LEVELS) else ()
+        return {**{name: value for name, value in setting.defence.items() if name not in left_out}, **own}
+    if setting.attack is None:
+        raise InvalidInput(f"no attack of the authors of {entry[key]!r} is known.", keys=(key,))
+    return _attack(setting.attack, own, entry[key])
+
+
+def _attack(attack: dict[str, Any], own: dict[str, Any], name: str) -> dict[str, Any]:
+    if "purifier" not in attack:
+        return {**attack, **own}
+    own = dict(own)
+    if "denoiser" not in own:
+        raise InvalidInput(
+            f"the authors of {name!r} attack another purifier than they defend with: say with which `denoiser`."
+        )
+    purifier = {**attack["purifier"], "denoiser": own.pop("denoiser")}
+    source = {**attack["source"], **{field: own.pop(field) for field in list(own) if field not in _OWN}}
+    return {**attack, **own, "purifier": purifier, "source": source}

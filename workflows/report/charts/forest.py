@@ -1,0 +1,54 @@
+"""Differences with their intervals, one below another, on both sides of none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from workflows.report.charts.drawing import Drawing, marker
+from workflows.report.charts.line import Point
+
+__all__ = ["forest_chart"]
+
+_WIDTH, _LEFT, _RIGHT, _ROW, _BOTTOM = 720, 14, 20, 42, 42
+
+
+def forest_chart(title: str, axis: str, lines: Sequence[tuple[str, Point]]) -> Drawing:
+    """Return the figure: a difference in points along x, with its interval, a line each.
+
+    Arguments:
+        title: What it shows.
+        axis: Title of the x axis.
+        lines: Name of each difference, and it: ``y``, ``low`` and ``high`` in [-1, 1]; those whose interval leaves
+            out 0 are filled.
+    """
+    reach = max((abs(value) for _, point in lines for value in (point.y, point.low, point.high)), default=0.0)
+    step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if reach <= 4 * step or step == 0.5)
+    end = max(1, math.ceil(reach / step - 1e-9))
+
+    def px(value: float) -> float:
+        return _LEFT + (value / (end * step) + 1) / 2 * (_WIDTH - _LEFT - _RIGHT)
+
+    base = len(lines) * _ROW + 8
+    parts, notes = [], []
+    for i in range(-end, end + 1):
+        x = px(i * step)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{base}"/>')
+        label = f"{100 * i * step:+.0f}" if i else "0"
+        parts.append(f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle">{label}</text>')
+    parts.append(f'<line class="line c0" x1="{px(0):.1f}" x2="{px(0):.1f}" y1="4" y2="{base}"/>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{base + 35}" text-anchor="middle" class="axis">{escape(axis)}</text>')
+    for i, (name, point) in enumerate(lines):
+        y = i * _ROW + 32
+        sure = point.low > 0 or point.high < 0
+        colour = "c0" if not sure else "c1" if point.y > 0 else "c2"
+        parts.append(f'<text x="{_LEFT}" y="{y - 13}" class="axis">{escape(name)}</text>')
+        parts.append(
+            f'<line class="bar {colour}" x1="{px(point.low):.1f}" x2="{px(point.high):.1f}" y1="{y}" y2="{y}"/>'
+        )
+        shape = 0 if not sure else 1 if point.y > 0 else 2
+        parts.append(marker(shape, px(point.y), y, colour if sure else f"{colour} hollow", point.note))
+        notes.append(point.note)
+    return Drawing(title, _WIDTH, base + _BOTTOM, "".join(parts), notes=tuple(notes))
