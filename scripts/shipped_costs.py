@@ -27,8 +27,8 @@ LADDER = (
     "gradient: [bpda, surrogate(2), exact]}, {attack: ladder, norm: linf, eps: 0.1, rungs: [blind, bpda], steps: 2}]",
 )
 SWEEPS = {
-    "digits-ladder": tuple(setting.replace("%s", "digits-ddpm") for setting in LADDER),
-    "digits-defences": ("datasets.0.images.first=20", "chunk=10"),
+    "digits-ladder": tuple(s.replace("%s", "digits-ddpm").replace("=8", "=100").replace("=4", "=50") for s in LADDER),
+    "digits-defences": ("datasets.0.images.first=200", "chunk=100"),
     "digits-certificates": ("datasets.0.images.first=4", "chunk=2", "certificates.0.n=100", "compute.batch=50"),
     "digits-corruptions": ("datasets.0.images.first=20", "chunk=10"),
     "cifar10-clean": ("datasets.0.images={first: 100}", "chunk=50"),

@@ -188,3 +188,26 @@ def test_python_that_reads_results_runs(
         names["results"] = Results(Store("results"), load_sweep(Path("sweep.yaml")))
     text = text.replace("workflows/sweeps/papers/distribution-transfer-table3.yaml", "sweep.yaml")
     exec(compile(text, page, "exec"), names)
+
+
+# ---------------------------------------------------------------------------------------------------- first page
+
+
+def test_the_first_page_leads_to_every_page_and_its_sweeps_are_there() -> None:
+    from workflows.assets.bundled import bundled_sweeps
+
+    text = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    links = set(re.findall(r"\]\(([^)#\s]+)", text))
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= links
+    for link in links:
+        assert (ROOT / "docs" / link).exists(), link
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    names = {name for row in rows for name in re.findall(r"`([\w/-]+)`", row)}
+    assert len(names) > 8 and names <= set(bundled_sweeps())
+
+
+def test_the_picture_of_the_readme_is_what_its_script_draws() -> None:
+    from scripts.diagram import FIGURE, diagram
+
+    assert FIGURE.read_text(encoding="utf-8") == diagram()

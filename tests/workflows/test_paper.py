@@ -174,6 +174,24 @@ def test_shapes_are_where_and_as_the_style_sheet_says(monkeypatch: pytest.Monkey
     assert [to_hex(patch.get_edgecolor()) for patch in drawn] == ["#0000ff", "#000000", "#123456"]
 
 
+@pytest.mark.parametrize(
+    ("path", "highest", "rightmost"),
+    [
+        # From (0, 0) to (2, 0): the half circle above (y runs down) and below; three quarters of one of radius 1.
+        ("M0 0 A1 1 0 0 1 2 0", -1.0, 2.0),
+        ("M0 0 a1 1 0 0 0 2 0", 0.0, 2.0),
+        ("M0 0 A1 1 0 1 1 1 1", -1.0, 2.0),
+        ("M0 0 A1 1 0 0 1 1 1", 0.0, 1.0),
+    ],
+)
+def test_arcs_are_on_the_right_side_of_their_ends(path: str, highest: float, rightmost: float) -> None:
+    from workflows.paper.pdf import _steps
+
+    corners = np.array([corner for corner, _ in _steps(path)])
+    assert corners[:, 1].min() == pytest.approx(highest, abs=0.01)
+    assert corners[:, 0].max() == pytest.approx(rightmost, abs=0.01)
+
+
 # ------------------------------------------------------------------------------------------------------- archive
 
 

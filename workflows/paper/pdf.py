@@ -6,7 +6,9 @@ loses a part is worse than none.
 
 from __future__ import annotations
 
+import cmath
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -174,8 +176,6 @@ class _Page:
     def _text(self, element: ElementTree.Element, style: Mapping[str, str], transform: Affine2D) -> None:
         x, y = transform.transform((float(element.get("x", "0")), float(element.get("y", "0"))))
         turned = transform.transform((1, 0)) - transform.transform((0, 0))
-        from math import atan2, degrees
-
         anchors = {"start": "left", "middle": "center", "end": "right"}
         self.order += 1
         self.axes.text(
@@ -187,7 +187,7 @@ class _Page:
             fontweight="bold" if style.get("font-weight") in ("700", "bold", "600") else "normal",
             horizontalalignment=anchors[style.get("text-anchor", "start")],
             verticalalignment="baseline",
-            rotation=-degrees(atan2(turned[1], turned[0])),
+            rotation=-math.degrees(math.atan2(turned[1], turned[0])),
             rotation_mode="anchor",
             alpha=float(style.get("opacity", "1")) * float(style.get("group-opacity", "1")),
             zorder=self.order,
@@ -264,5 +264,29 @@ def _steps(text: str) -> Iterator[tuple[tuple[float, float], int]]:
                 moves = kind == "M" and place == 0
                 start = (x, y) if moves else start
                 yield (x, y), int(Path.MOVETO if moves else Path.LINETO)
+        elif kind == "A":
+            for i in range(0, len(numbers), 7):
+                radius, _, _, large, sweep, dx, dy = numbers[i : i + 7]
+                end = (dx + x * relative, dy + y * relative)
+                for corner in _arc((x, y), end, radius, bool(large), bool(sweep)):
+                    yield corner, int(Path.LINETO)
+                x, y = end
         else:
             raise ValueError(f"a figure has a path with {letter!r}, which is not known here")
+
+
+def _arc(
+    begin: tuple[float, float], end: tuple[float, float], radius: float, large: bool, sweep: bool
+) -> Iterator[tuple[float, float]]:
+    """Corners on an arc of a circle; SVG 1.1, F.6.5, with both radii alike."""
+    half = complex(*end) - complex(*begin)
+    radius = max(radius, abs(half) / 2)
+    height = math.sqrt(max(radius**2 - abs(half) ** 2 / 4, 0.0))
+    normal = 1j * half / abs(half) if half else 0
+    centre = (complex(*begin) + complex(*end)) / 2 + normal * height * (-1 if large == sweep else 1)
+    first, last = (cmath.phase(complex(*point) - centre) for point in (begin, end))
+    turn = (last - first) % (2 * math.pi) if sweep else -((first - last) % (2 * math.pi))
+    steps = 24
+    for place in range(1, steps + 1):
+        point = centre + cmath.rect(radius, first + turn * place / steps)
+        yield point.real, point.imag
