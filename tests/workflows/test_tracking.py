@@ -187,6 +187,8 @@ class TestStructure:
         parent = moment.runs[moment.parent]
         assert parent.info.run_name == "tracked"
         assert "mlflow.parentRunId" not in parent.data.tags
+        for run in moment.runs.values():  # MLflow's columns of users and sources
+            assert run.data.tags["mlflow.source.name"] == "puregrid" and run.data.tags["mlflow.user"]
         assert parent.data.tags["puregrid.sweep_id"] == story.sweep.id
         assert parent.data.tags["puregrid.key"] == story.sweep.id
         note = parent.data.tags["mlflow.note.content"]
