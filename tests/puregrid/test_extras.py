@@ -62,6 +62,8 @@ def third_party(package: str) -> Iterator[tuple[str, Path]]:
 
 BASE = names(PROJECT["dependencies"])
 ON_REQUEST = names(PROJECT["optional-dependencies"]["timm"]) | names(PROJECT["optional-dependencies"]["robustbench"])
+# PyTorch's builds for GPUs bring it, and nothing imports it elsewhere.
+WITH_TORCH = {"triton"}
 # The published contract suites are for tests, which have pytest.
 TESTING = {"pytest"}
 
@@ -69,7 +71,7 @@ TESTING = {"pytest"}
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("defense", BASE | ON_REQUEST | TESTING),
+        ("defense", BASE | ON_REQUEST | WITH_TORCH | TESTING),
         ("tasks", BASE | ON_REQUEST | names(["puregrid[run]"])),
         ("workflows", BASE | names(["puregrid[all]"])),
         ("puregrid", BASE | names(["puregrid[run]"]) | TESTING | {"hypothesis"}),
