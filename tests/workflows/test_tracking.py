@@ -188,10 +188,14 @@ class TestStructure:
         parent = moment.runs[moment.parent]
         assert parent.info.run_name == "tracked"
         assert "mlflow.parentRunId" not in parent.data.tags
+        for run in moment.runs.values():  # MLflow's columns of users and sources
+            assert run.data.tags["mlflow.source.name"] == "puregrid" and run.data.tags["mlflow.user"]
         assert parent.data.tags["puregrid.sweep_id"] == story.sweep.id
         assert parent.data.tags["puregrid.key"] == story.sweep.id
         note = parent.data.tags["mlflow.note.content"]
-        assert note == render(moment.analysis, "md")
+        # All tables are longer than a description may be.
+        assert note.startswith(render(moment.analysis, "md", only="leaderboard", findings=False))
+        assert note.endswith("The other tables are in the artifact tables/tables.md.")
         assert (parent.data.tags["version.python"], parent.data.tags["version.torch"]) == ("3.x", "2.y")
         names = [row[1] for row in moment.rows["experiments"] if row[1] != "Default"]
         assert names == ["tracked"]
@@ -429,6 +433,7 @@ class TestAgain:
         changed = {path for path in partial.files if partial.files[path] != complete.files[path]}
         assert {path.split("/artifacts/")[1] for path in changed} == {
             "tables/cost.csv",
+            "tables/leaderboard.csv",
             "tables/robustness.csv",
             "tables/tables.json",
             "tables/tables.md",
