@@ -217,7 +217,10 @@ class BuiltIn(PurifierContract):
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in ON_THE_SHIPPED_NETWORK else name for name in NAMES]
 )
 def test_built_in_purifiers_keep_the_contract(name: str) -> None:
-    hold(BuiltIn(configs()[name]))
+    suite = BuiltIn(configs()[name])
+    if name in ON_THE_SHIPPED_NETWORK:
+        suite.calls = 4  # the state of its caller is shown on the small networks
+    hold(suite)
 
 
 def test_no_built_in_purifier_is_left_out() -> None:

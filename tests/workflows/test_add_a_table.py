@@ -153,7 +153,7 @@ def test_a_builder_that_makes_no_table_or_a_second_one_of_a_name_is_refused(
     with pytest.raises(InvalidInput, match="a builder returns a Table"):
         _ = analysis_of(folder).tables
     monkeypatch.setitem(TABLES._entries, "wrong", lambda analysis: analysis._built_in()[0])
-    with pytest.raises(InvalidInput, match="two tables are called 'robustness'"):
+    with pytest.raises(InvalidInput, match="two tables are called 'leaderboard'"):
         _ = analysis_of(folder).tables
     monkeypatch.setitem(TABLES._entries, "wrong", lambda analysis: None)
     assert "wrong" not in [table.name for table in analysis_of(folder).tables]

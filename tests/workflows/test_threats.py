@@ -259,6 +259,7 @@ def test_every_format_has_the_tables(computed: Results) -> None:
     assert sorted(counted["denoiser_evaluations"]) == [12 * 100, 12 * 150]
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow
 def test_mlflow_has_certificates_corruptions_and_quality(computed: Results, tmp_path: Path) -> None:
     from mlflow import MlflowClient
