@@ -18,7 +18,7 @@ __all__ = ["BASE", "EXTRAS", "MissingPackage", "installed"]
 EXTRAS = {
     "run": ("fsspec", "pandas", "pyarrow", "ray", "rich", "sklearn", "typer", "yaml"),
     "mlflow": ("mlflow",),
-    "report": ("jinja2", "markupsafe"),
+    "report": ("jinja2", "markupsafe", "matplotlib"),
     "timm": ("timm",),
     "robustbench": ("pkg_resources", "pyautoattack", "robustbench"),
 }

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("regression",),
+    ("paper",),
     ("report", "tracking"),
     ("formats",),
     ("analysis",),

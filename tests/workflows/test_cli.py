@@ -136,10 +136,19 @@ class TestPlan:
             r"0 committed, 90 to compute",
             first,
         )
-        assert len(stages) == 15
-        assert all("599 images      0 of 6 units" in stage for stage in stages)
+        assert stages == [
+            "  evaluate none digits-cnn  4 stages  599 images  0 of 24 units",
+            "  attack pgd digits-cnn     3 stages  599 images  0 of 18 units",
+            "  evaluate diffpure 501436  8 stages  599 images  0 of 48 units",
+        ]
         assert last.startswith("estimated: unknown until")
         assert last.endswith(f"network evaluations to do: {_quickstart_evaluations():,}")
+        verbose = _call(
+            "plan", SWEEPS / "quickstart.yaml", "--store", tmp_path / "store", "--no-preflight", "--verbose"
+        )
+        lines = verbose.stdout.splitlines()
+        assert [lines[0], lines[-1]] == [first, last] and len(lines) == 2 + 15
+        assert all("599 images      0 of 6 units" in line for line in lines[1:-1])
 
     def test_what_is_committed_is_counted_and_the_rest_estimated_from_it(
         self, file: Path, sweep: Sweep, store: Store
@@ -187,7 +196,12 @@ class TestStatusAndTables:
         assert (result.exit_code, result.stderr) == (0, "")
         lines = result.stdout.splitlines()
         assert lines[0] == f"cli ({sweep.id}): 0 of 9 units committed"
-        assert [re.findall(r"  (0 of \d+)  ", line) for line in lines[1:-1]] == [["0 of 3"]] * 3
+        assert lines[1:-1] == [
+            "  evaluate none digits-cnn  2 stages  25 images  0 of 6 units",
+            "  attack pgd digits-cnn      1 stage  25 images  0 of 3 units",
+        ]
+        verbose = _call("status", file, "--store", store.uri, "--verbose").stdout.splitlines()
+        assert [re.findall(r"  (0 of \d+)  ", line) for line in verbose[1:-1]] == [["0 of 3"]] * 3
         assert lines[-1].startswith("estimated: unknown")
         content = json.loads(_call("status", file, "--store", store.uri, "--json").stdout)
         assert (content["missing"], content["failures"]) == (9, [])
@@ -229,7 +243,7 @@ class TestStatusAndTables:
             assert result.exit_code == 0
             # What CSV has no place for is said beside it.
             said = (
-                "other tables: cost; --table NAME prints one, --out FOLDER writes all of them\n"
+                "other tables: leaderboard, cost; --table NAME prints one, --out FOLDER writes all of them\n"
                 if form == "csv"
                 else ""
             )
@@ -293,7 +307,7 @@ class TestStatusAndTables:
             "error: --format: unknown format 'txt'; did you mean 'text'? Valid names: csv, json, latex, md, text.\n"
         )
 
-    def test_run_of_a_complete_sweep_computes_nothing_and_prints_its_tables(
+    def test_run_of_a_complete_sweep_computes_nothing_and_prints_its_leaderboard(
         self, file: Path, sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         import ray
@@ -307,10 +321,12 @@ class TestStatusAndTables:
         result = _call("run", file, "--store", store.uri, "--mlflow", "off")
         assert result.exit_code == 0, result.output
         assert result.stderr == (
-            "2 cells, 9 distinct units, 9 committed, 0 to compute\nauditor: 1 note; puregrid tables shows them\n"
+            "2 cells, 9 distinct units, 9 committed, 0 to compute\n"
+            f"other tables: robustness, cost; `puregrid tables {file}` shows them\n"
+            "auditor: 1 note; puregrid tables shows them\n"
         )
-        plain = _call("tables", file, "--store", store.uri, "--no-audit").stdout
-        assert result.stdout.rstrip("\n") == plain.rstrip("\n")
+        plain = _call("tables", file, "--store", store.uri, "--no-audit", "--table", "leaderboard").stdout
+        assert result.stdout.rstrip("\n") == plain.rstrip("\n") and "Leaderboard" in plain
         audited = _call("tables", file, "--store", store.uri).stdout
         assert "note     few-images: 25 images" in audited and "Findings" not in plain
         as_json = json.loads(_call("run", file, "--store", store.uri, "--mlflow", "off", "--json").stdout)
@@ -499,7 +515,7 @@ COMMANDS = list(_commands(typer.main.get_command(app)))
 class TestHelp:
     def test_the_contract_has_these_commands(self) -> None:
         contract = {"plan", "run", "status", "tables", "report", "check", "train", "list", "data"}
-        beside = {"compare", "compact", "init", "probe", "promote", "schema", "track"}
+        beside = {"compare", "compact", "init", "judge", "probe", "promote", "schema", "track"}
         assert {path[0] for path in COMMANDS} == contract | beside
         assert {path for path in COMMANDS if len(path) == 2} == {("data", "fetch"), ("data", "verify")}
 
@@ -563,6 +579,7 @@ class TestShippedSweeps:
 
 
 class TestProcesses:
+    @pytest.mark.slow
     def test_json_of_a_real_process_is_alone_on_stdout(self, tmp_path: Path) -> None:
         result = _process("plan", SWEEPS / "quickstart.yaml", "--store", tmp_path / "store", "--json")
         assert result.returncode == 0

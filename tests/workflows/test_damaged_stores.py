@@ -24,11 +24,11 @@ from defense.errors import InvalidInput, PuregridError
 from tasks.compute import Context
 from workflows.analysis import Analysis
 from workflows.cli import app
-from workflows.cli.running import _forecast_lines
 from workflows.engine.failures import failures
 from workflows.engine.run import verified
 from workflows.engine.worker import UnitWorker
 from workflows.formats import render
+from workflows.formats.plans import forecast_lines
 from workflows.grid.load import Sweep, load_sweep
 from workflows.monitoring.ledger import utilisation_table
 from workflows.monitoring.run_record import RunRecorder, look_for_drivers, read_runs, run_line
@@ -173,7 +173,7 @@ def look(finished: Finished, store: Store) -> list[str]:
     plan, refused = make_plan(finished.sweep), []
     summary = summarise(finished.sweep, plan, store)
     json.dumps([summary.to_json(), *(failure.to_json() for failure in failures(finished.sweep, store))])
-    _forecast_lines(summary.forecast)
+    forecast_lines(summary.forecast)
     for record in look_for_drivers(store, finished.sweep.id, read_runs(store, finished.sweep.id), wait=0):
         json.dumps(record.to_json())
         run_line(record)
@@ -260,7 +260,7 @@ def test_any_value_in_any_field_of_other_records(finished: Finished) -> None:
             look(finished, store)
         summary = summarise(finished.sweep, plan, store)
         json.dumps([summary.to_json(), *(failure.to_json() for failure in failures(finished.sweep, store))])
-        _forecast_lines(summary.forecast)
+        forecast_lines(summary.forecast)
         for record in look_for_drivers(store, finished.sweep.id, read_runs(store, finished.sweep.id), wait=0):
             json.dumps(record.to_json())
             run_line(record)

@@ -109,19 +109,18 @@ Findings: 1 error, 1 note
             evidence: p 0.0021
             to do: Look again.
 """
-LATEX = r"""\begin{table}
+LATEX = r"""\begin{table}[htbp]
 \caption{of it: Nets}
 \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%
-\begin{threeparttable}
 \begin{tabular}{lrrrrrrr}
 \toprule
 net & eps & images & calls & right & change & R & s \\
 \midrule
-a|b\tnote{1} & 0 & 599 & 1,234,567 & 99.3 [98.3, 99.7] & +2.0 [-1.0, +5.0] & 0.123 & 12.3 \\
-a|b & 8/255 & 599 & 2 & 43.7 [39.8, 47.7] & -30.0 [-35.0, -25.0] & 1.000 & 0.1 \\
+a|b\tnote{1} & 0 & 599 & 1,234,567 & 99.3 {\footnotesize [98.3, 99.7]} & +2.0 {\footnotesize [-1.0, +5.0]} & 0.123 & 12.3 \\
+a|b & 8/255 & 599 & 2 & 43.7 {\footnotesize [39.8, 47.7]} & -30.0 {\footnotesize [-35.0, -25.0]} & 1.000 & 0.1 \\
 x\_y\tnote{1,2} & 0.031 & 16 of 20 & - & - & - & - & - \\
 \bottomrule
-\end{tabular}
+\end{tabular}}
 \begin{tablenotes}\footnotesize
 \item Read this first.
 \item How 95 \% are meant.
@@ -129,9 +128,8 @@ x\_y\tnote{1,2} & 0.031 & 16 of 20 & - & - & - & - & - \\
 \item[1] note: few-images: Few. (evidence: images 20; to do: Take more.)
 \item[2] error: too-good: Too good. (evidence: p 0.0021; to do: Look again.)
 \end{tablenotes}
-\end{threeparttable}}
 \end{table}
-"""
+"""  # noqa: E501
 CSV = """\
 cell,net,seed,eps,images,planned,calls,right,right_low,right_high,change,low,high,radius,took,findings
 c1,a|b,0,0.0,599,599,1234567.0,0.9932,0.983,0.9973,0.02,-0.01,0.05,0.12345,12.34,note: few-images

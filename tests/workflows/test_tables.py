@@ -167,10 +167,10 @@ def latex_tables(text: str) -> list[list[list[str]]]:
     tables = []
     for block in re.findall(r"\\begin{table}(.*?)\\end{table}", text, re.DOTALL):
         parts = re.fullmatch(
-            r"\n\\caption{(.*)}\n\\resizebox{[^\n]*{!}{%\n\\begin{threeparttable}\n\\begin{tabular}{([lr]+)}\n"
-            r"\\toprule\n(.*) \\\\\n\\midrule\n(.*) \\\\\n\\bottomrule\n\\end{tabular}\n"
-            r"\\begin{tablenotes}.*\\end{tablenotes}\n\\end{threeparttable}}\n",
-            block,
+            r"\[htbp\]\n\\caption{(.*)}\n\\resizebox{[^\n]*{!}{%\n\\begin{tabular}{([lr]+)}\n"
+            r"\\toprule\n(.*) \\\\\n\\midrule\n(.*) \\\\\n\\bottomrule\n\\end{tabular}}\n"
+            r"\\begin{tablenotes}.*\\end{tablenotes}\n",
+            re.sub(r"{\\footnotesize (\[[^]]*\])}", r"\1", block),
             re.DOTALL,
         )
         assert parts is not None

@@ -176,6 +176,7 @@ def _tracked(run: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture: MLflow makes its database in some seconds
 class TestStructure:
     def test_there_is_one_experiment_and_one_parent_named_after_the_sweep(self, story: Story) -> None:
@@ -187,10 +188,14 @@ class TestStructure:
         parent = moment.runs[moment.parent]
         assert parent.info.run_name == "tracked"
         assert "mlflow.parentRunId" not in parent.data.tags
+        for run in moment.runs.values():  # MLflow's columns of users and sources
+            assert run.data.tags["mlflow.source.name"] == "puregrid" and run.data.tags["mlflow.user"]
         assert parent.data.tags["puregrid.sweep_id"] == story.sweep.id
         assert parent.data.tags["puregrid.key"] == story.sweep.id
         note = parent.data.tags["mlflow.note.content"]
-        assert note == render(moment.analysis, "md")
+        # All tables are longer than a description may be.
+        assert note.startswith(render(moment.analysis, "md", only="leaderboard", findings=False))
+        assert note.endswith("The other tables are in the artifact tables/tables.md.")
         assert (parent.data.tags["version.python"], parent.data.tags["version.torch"]) == ("3.x", "2.y")
         names = [row[1] for row in moment.rows["experiments"] if row[1] != "Default"]
         assert names == ["tracked"]
@@ -242,6 +247,7 @@ class TestStructure:
         }
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture: MLflow makes its database in some seconds
 class TestMetrics:
     def test_metrics_are_the_robustness_frame_with_its_intervals(self, story: Story) -> None:
@@ -302,6 +308,7 @@ def _metric_rows(story: Story) -> list[dict[str, Any]]:
         return [dict(zip(("run_uuid", "key", "value", "step"), row, strict=True)) for row in cursor]
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture: MLflow makes its database in some seconds
 class TestInputsAndArtifacts:
     def test_every_child_has_the_data_set_with_its_digest_as_input(self, story: Story) -> None:
@@ -338,6 +345,7 @@ class TestInputsAndArtifacts:
         assert run.info.artifact_uri.startswith((Path(story.store.uri) / "mlartifacts" / "tracked").as_uri())
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture: MLflow makes its database in some seconds
 class TestAgain:
     @pytest.mark.parametrize(("first", "second"), [(0, 1), (2, 3)], ids=["partial", "complete"])
@@ -425,6 +433,7 @@ class TestAgain:
         changed = {path for path in partial.files if partial.files[path] != complete.files[path]}
         assert {path.split("/artifacts/")[1] for path in changed} == {
             "tables/cost.csv",
+            "tables/leaderboard.csv",
             "tables/robustness.csv",
             "tables/tables.json",
             "tables/tables.md",
@@ -484,6 +493,7 @@ class TestAgain:
         assert sorted(found["images"] for found in tags) == ["2", "4"]
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture
 class TestFindings:
     def test_they_are_on_the_parent_and_named_on_the_children_that_they_concern(
@@ -538,6 +548,7 @@ class TestFindings:
             assert not any(key.startswith("findings/") for key in run.data.metrics)
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture
 class TestSeveralAttacks:
     def test_children_have_the_metrics_of_all_attacks_of_a_budget_together(

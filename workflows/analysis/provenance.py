@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from defense.denoisers import DenoiserConfig
 from defense.spec import Spec
+from workflows.monitoring.run_record import read_runs
 from workflows.planning.plan import PlannedStage, make_plan
 from workflows.results.reader import Results
 
@@ -47,11 +48,24 @@ def provenance(results: Results, command: str) -> Provenance:
     stages = make_plan(results.sweep).stages
     specs = list(_specs(results))
     return Provenance(
-        facts=(("command", command), ("sweep id", results.sweep.id), *_versions(results, stages), *_weights(results)),
+        facts=(
+            ("command", command),
+            ("sweep id", results.sweep.id),
+            *_dates(results),
+            *_versions(results, stages),
+            *_weights(results),
+        ),
         specs=tuple(specs[:_MOST_SPECS]),
         left_out=max(0, len(specs) - _MOST_SPECS),
         stages=tuple(_line(results, stage) for stage in stages[: 4 * _MOST_SPECS]),
     )
+
+
+def _dates(results: Results) -> list[tuple[str, str]]:
+    """When the runs of the sweep began and ended that left a record; nothing of a bucket that has none."""
+    runs = read_runs(results.store, results.sweep.id)
+    ends = sorted(run.ended or run.updated for run in runs)
+    return [("computed", f"{min(run.started for run in runs)} to {ends[-1]} (UTC)")] if runs else []
 
 
 def _versions(results: Results, stages: Iterable[PlannedStage]) -> list[tuple[str, str]]:

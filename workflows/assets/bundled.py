@@ -8,9 +8,14 @@ from pathlib import Path
 from defense.errors import InvalidInput, nearest
 from defense.files import path_of
 
-__all__ = ["bundled_sweeps", "find_sweep"]
+__all__ = ["bundled_folder", "bundled_sweeps", "find_sweep"]
 
 _FOLDER = Path(__file__).parents[1] / "sweeps"
+
+
+def bundled_folder() -> Path:
+    """Return the folder of the sweeps that come with puregrid."""
+    return _FOLDER.resolve()
 
 
 def bundled_sweeps() -> dict[str, Path]:

@@ -14,7 +14,7 @@ import typer
 
 from defense.redaction import RedactingStream, has_credentials, remember, remember_environment
 from workflows.cli.assets import data, list_, train
-from workflows.cli.comparing import check, compare, promote
+from workflows.cli.comparing import check, compare, judge, promote
 from workflows.cli.output import OutputLost, say, steady_streams, tell
 from workflows.cli.probing import probe
 from workflows.cli.results import compact, report, rows, show, tables
@@ -27,7 +27,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="puregrid",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -58,6 +57,7 @@ for command in (
     compare,
     check,
     promote,
+    judge,
     compact,
     report,
     show,

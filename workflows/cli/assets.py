@@ -54,10 +54,20 @@ def train(
         tell(yaml.safe_dump(card, sort_keys=False, width=110), end="")
 
 
+def _kinds(incomplete: str) -> list[str]:
+    from workflows.assets.catalogue import kinds
+
+    return [entry["name"] for entry in kinds() if entry["name"].startswith(incomplete)]
+
+
 def list_(
     what: Annotated[
         str | None,
-        typer.Argument(metavar="KIND", help="purifiers, attacks, datasets, ...; without it, list the kinds."),
+        typer.Argument(
+            metavar="KIND",
+            help="purifiers, attacks, datasets, ...; without it, list the kinds.",
+            autocompletion=_kinds,
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="One of them: what each of its fields is.")

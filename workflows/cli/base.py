@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,14 +28,31 @@ __all__ = [
     "StoreUri",
     "SweepFile",
     "Workers",
+    "complete_sweep",
     "errors",
     "open_sweep",
     "say",
     "tell",
 ]
 
+
+def complete_sweep(incomplete: str) -> list[str]:
+    """Return bundled sweeps, and sweep files and folders on disk, that begin so, for the completion of a shell."""
+    from workflows.assets.bundled import bundled_sweeps
+
+    here = Path(incomplete).parent if not incomplete.endswith("/") else Path(incomplete)
+    found = [f"{path}/" if path.is_dir() else str(path) for path in sorted(here.glob("*")) if path.name[0] != "."]
+    files = [name for name in found if name.endswith(("/", ".yaml", ".yml"))]
+    return [name for name in (*bundled_sweeps(), *files) if name.startswith(incomplete)]
+
+
 SweepFile = Annotated[
-    str, typer.Argument(metavar="SWEEP", help="The sweep file, or a bundled sweep's name (`puregrid list sweeps`).")
+    str,
+    typer.Argument(
+        metavar="SWEEP",
+        help="The sweep file, or a bundled sweep's name (`puregrid list sweeps`).",
+        autocompletion=complete_sweep,
+    ),
 ]
 StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="Folder or bucket for rows and commits.")]
 Overrides = Annotated[

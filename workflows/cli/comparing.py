@@ -27,7 +27,7 @@ from workflows.cli.base import (
 if TYPE_CHECKING:
     from workflows.grid.load import Sweep
 
-__all__ = ["check", "compare", "promote"]
+__all__ = ["check", "compare", "judge", "promote"]
 
 
 def compare(
@@ -187,3 +187,44 @@ def promote(
             uri = named_uri(mlflow, "--mlflow") or default_uri(opened.uri)
             run_id = aliases.promote(uri, loaded, name, text, store_uri=opened.uri, say=say)
             tell(f"mlflow:{name} is run {run_id}")
+
+
+def judge(
+    archive: Annotated[
+        str, typer.Argument(metavar="ARCHIVE", help="The folder `adversarial` that `report --format paper` wrote.")
+    ],
+    sweep: Annotated[
+        str | None, typer.Option(metavar="SWEEP", help="Its sweep file here, where its weights lie elsewhere.")
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option(metavar="HEX", help="The sha256 of its manifest, as the paper states it.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Other draws than those of the archive.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="What computes.")] = "cpu",
+    json_: AsJson = False,
+) -> None:
+    """Judge the adversarial images of an archive again: hashes, budgets, answers; status 1 where they differ."""
+    with errors():
+        from workflows.assets.bundled import find_sweep
+        from workflows.cli.output import colours, width
+        from workflows.formats import render_tables
+        from workflows.paper.archive import judge as judge_again
+        from workflows.paper.archive import open_archive
+
+        if device not in ("cpu", "cuda"):
+            raise InvalidInput(f"unknown device {device!r}; cpu or cuda.", where="--device")
+        opened = open_archive(Path(archive), sha256)
+        loaded = opened.sweep(None if sweep is None else find_sweep(sweep))
+        table = judge_again(opened, loaded, device=device, seed=seed)
+        if json_:
+            tell(render_tables([table], "json", whole=False), end="")
+        else:
+            styled = colours()
+            text = render_tables([table], "text", title=loaded.name, whole=False, width=width(), colour=styled)
+            tell(text, end="", styled=styled)
+        agreed = (table.frame["verdict"] == "agrees").sum()
+        say(f"{agreed} of {len(table.frame)} cells agree; sha256 of the manifest: {opened.sha256}")
+        if agreed < len(table.frame):
+            raise typer.Exit(1)

@@ -100,12 +100,13 @@ def steady_streams() -> None:
         sys.stdout = cast(TextIO, _Watched(sys.stdout))
 
 
-def tell(text: object, *, end: str = "\n") -> None:
+def tell(text: object, *, end: str = "\n", styled: bool = False) -> None:
     """Print a result to stdout.
 
     Arguments:
         text: The text; control characters in it are written out.
         end: What follows it.
+        styled: Whether its escapes are colours of our own and stay; names in it must have been written out before.
 
     Raises:
         OutputLost: It did not arrive.
@@ -114,7 +115,7 @@ def tell(text: object, *, end: str = "\n") -> None:
     try:
         if stream is None:
             raise OSError(errno.EBADF, "stdout is closed")
-        stream.write(_fitting(visible(redacted(str(text)), keep="\n\t\r") + end, stream))
+        stream.write(_fitting(visible(redacted(str(text)), keep="\n\t\r\x1b" if styled else "\n\t\r") + end, stream))
         stream.flush()
     except OSError as error:
         _to_nowhere(stream)

@@ -7,17 +7,19 @@ import os
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from defense.errors import InvalidInput, nearest
 from defense.files import writable, writable_folder, write_text
+from defense.redaction import redacted
 from workflows.cli.base import AsJson, NoPlugins, Overrides, StoreUri, SweepFile, errors, open_sweep, say, tell
 from workflows.cli.output import colours
 
 if TYPE_CHECKING:
     from workflows.analysis import Analysis
+    from workflows.report.files import Format
 
 __all__ = ["compact", "report", "rows", "show", "tables"]
 
@@ -65,7 +67,8 @@ def tables(
             for path in write_csv(analysis, Path(out), table):
                 tell(path)
             return
-        tell(render(analysis, format_, only=table, width=width()), end="")
+        colour = format_ == "text" and colours()
+        tell(render(analysis, format_, only=table, width=width(), colour=colour), end="", styled=colour)
         if format_ == "csv":
             _say_beside(analysis, table)
 
@@ -91,11 +94,16 @@ def report(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="The page [report.html], PATH/ for a page with a file per image, or the folder [report].",
+            help="The page [report.html], PATH/ for a page with a file per image, or the folder [report; appendix].",
         ),
     ] = None,
     format_: Annotated[
-        str, typer.Option("--format", metavar="html|md|latex", help="A page, or a folder of tables and SVG figures.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="html|md|latex|paper",
+            help="A page; a folder of tables and SVG figures; or an appendix with figures and adversarial images.",
+        ),
     ] = "html",
     gallery: Annotated[
         int | None,
@@ -108,17 +116,30 @@ def report(
     with errors(plugins=not no_plugins):
         from workflows.report import FORMATS, check_out, report_to
 
-        if format_ not in FORMATS:
-            raise InvalidInput(f"unknown format {format_!r}; {nearest(format_, FORMATS)}", where="--format")
-        check_out(out, format_)
+        formats = (*FORMATS, "paper")
+        if format_ not in formats:
+            raise InvalidInput(f"unknown format {format_!r}; {nearest(format_, formats)}", where="--format")
+        if format_ == "paper":
+            from workflows.paper.appendix import check_folder, write_appendix
+
+            folder = check_folder(out)
+        else:
+            check_out(out, cast("Format", format_))
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.analysis import Analysis
         from workflows.results.reader import Results
 
-        settings = "".join(f" --set {shlex.quote(setting)}" for setting in set_ or ())
-        command = f"puregrid run {sweep}{settings} && puregrid report {sweep}{settings}"
+        shared = "".join(f" --set {shlex.quote(setting)}" for setting in set_ or ())
+        shared = f" {shlex.quote(sweep)} --store {shlex.quote(redacted(store))}{shared}"
+        how = f" --format {format_}" * (format_ != "html")
+        how += "" if out is None else f" --out {shlex.quote(out)}"
+        how += "" if gallery is None else f" --gallery {gallery}"
+        command = f"puregrid run{shared} && puregrid report{shared}{how}"
         analysis = Analysis(Results(opened, loaded))
-        tell(report_to(analysis, out, format_, command=command, images=gallery))
+        if format_ == "paper":
+            tell(write_appendix(analysis, folder, command=command))
+            return
+        tell(report_to(analysis, out, cast("Format", format_), command=command, images=gallery))
 
 
 def show(

@@ -29,14 +29,12 @@ from workflows.cli.base import (
     say,
     tell,
 )
-from workflows.cli.output import OutputLost, width
+from workflows.cli.output import OutputLost, colours, width
 from workflows.cli.tracking import Mlflow, open_tracker
 
 if TYPE_CHECKING:
     from workflows.analysis import Analysis
     from workflows.engine.loop import RunOutcome
-    from workflows.planning.forecast import Forecast
-    from workflows.planning.summary import PlanSummary, StageSummary
 
 __all__ = ["plan", "run", "status"]
 
@@ -56,6 +54,8 @@ Preflight = Annotated[
     ),
 ]
 
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show every stage, and not those of one kind together.")]
+
 
 def plan(
     sweep: SweepFile,
@@ -67,6 +67,7 @@ def plan(
     gpus_per_worker: GpusPerWorker = 0.0,
     address: Address = None,
     preflight: Preflight = True,
+    verbose: Verbose = False,
     set_: Overrides = None,
     no_plugins: NoPlugins = False,
     json_: AsJson = False,
@@ -96,81 +97,18 @@ def plan(
             workers = measure(loaded, planned, opened, options, say)[0].workers
         # A measured prediction believes units of its own kind of device only; a guess takes what there is.
         gpu = gpus_per_worker > 0 if calibrate or gpus_per_worker else None
-        summary = summarise(loaded, planned, opened, workers=workers, gpus_per_worker=gpus_per_worker, gpu=gpu)
+        summary = summarise(
+            loaded, planned, opened, workers=workers, gpus_per_worker=gpus_per_worker, gpu=gpu, guess=True
+        )
         if json_:
             tell(json.dumps(summary.to_json(), indent=1))
             return
-        tell(
-            f"{loaded.name} ({loaded.id}): {summary.cells} cells need {summary.units} units, "
-            f"{summary.distinct} of them distinct; {summary.committed} committed, {_spared(summary)}"
-            f"{summary.missing} to compute"
-        )
-        width = max(len(stage.stage) for stage in summary.stages)
-        for stage in summary.stages:
-            tell(
-                f"  {stage.stage:<{width}}  {stage.id}  {stage.images:>6} images  "
-                f"{stage.committed:>5} of {stage.units} units  {_seconds(stage)}{stage.what}"
-            )
-        tell(f"estimated: {_duration(summary)}; network evaluations to do: {summary.evaluations:,}")
-        for line in _forecast_lines(summary.forecast):
+        from workflows.formats.plans import plan_lines
+
+        for line in plan_lines(summary, verbose=verbose):
             tell(line)
         for notice in summary.notices:
             tell(f"note: {notice}")
-
-
-def _seconds(stage: StageSummary) -> str:
-    """``6 x 1.25 s = 7.5 ± 0.3 s  ``; nothing where nothing is missing or its cost is unknown."""
-    if not stage.missing or stage.seconds is None:
-        return ""
-    half = "" if stage.seconds_half_interval is None else f" ± {stage.seconds_half_interval:.2g}"
-    return f"{stage.missing} x {stage.seconds / stage.missing:.3g} s = {stage.seconds:.3g}{half} s  "
-
-
-def _spared(summary: PlanSummary) -> str:
-    """``12 not needed, ``; nothing where all are."""
-    return f"{summary.spared} not needed, " if summary.spared else ""
-
-
-def _forecast_lines(forecast: Forecast | None) -> list[str]:
-    """Wall time, what it is made of and based on."""
-    from datetime import UTC, datetime, timedelta
-
-    from workflows.monitoring.run_record import duration
-
-    if forecast is None or not forecast.units:
-        return []
-    within = ""
-    if forecast.low is not None and forecast.high is not None:
-        within = f" ({duration(forecast.low)} to {duration(forecast.high)} by the spread between units)"
-    gpus = f", {forecast.gpu_hours:.2f} GPU-hours" if forecast.gpus_per_worker else ""
-    end = datetime.now(UTC) + timedelta(seconds=forecast.wall_seconds)
-    started = (
-        "without the start of Ray and workers, which no run here has measured"
-        if forecast.startup_seconds is None
-        else f"{forecast.startup_seconds:.1f} s of them until the workers are ready"
-    )
-    lines = [
-        f"predicted: {duration(forecast.wall_seconds)}{within} on {forecast.workers} workers{gpus}; "
-        f"started now, it ends at {end:%Y-%m-%d %H:%M} UTC",
-        f"  {started}; each unit {forecast.overhead_seconds:.2g} s beside its compute; models are loaded once a "
-        "worker",
-        f"  based on {forecast.measured} measured units:",
-    ]
-    for kind, cost in forecast.costs:
-        spread = "" if cost.spread is None else f", spread {cost.spread / cost.rate:.0%}"
-        first = ", each the first of its process, so warm-up is included" if cost.first else ""
-        loading = f", loading {cost.loading:.2g} s" if cost.loading else ""
-        lines.append(f"    {cost.units} x {kind.name}{spread}{loading}{first}")
-    return lines
-
-
-def _duration(summary: PlanSummary) -> str:
-    if not summary.missing:
-        return "nothing to compute"
-    seconds = summary.estimated_seconds
-    if seconds is None:
-        return "unknown until units of every kind are committed in this store"
-    return f"{seconds:.0f} s of compute" if seconds < 600 else f"{seconds / 3600:.1f} h of compute"
 
 
 def run(
@@ -205,7 +143,7 @@ def run(
     no_plugins: NoPlugins = False,
     json_: AsJson = False,
 ) -> None:
-    """Compute the missing units of a sweep and print its tables; run again to continue."""
+    """Compute the missing units of a sweep and print its leaderboard; run again to continue."""
     with errors(plugins=not no_plugins):
         from workflows.monitoring.progress import phase
 
@@ -247,8 +185,7 @@ def run(
             if json_:
                 tell(json.dumps({**json.loads(render(analysis, "json")), "run": outcome.to_json()}, indent=1))
             else:
-                # Findings have a line of their own below: a table that one scrolls past is no place for them.
-                tell(render(analysis, "text", findings=False, width=width()))
+                _tell_result(analysis, sweep)
         except OutputLost as error:  # the rows are there and go to MLflow all the same
             lost = error
         say(auditor_line(analysis.findings))
@@ -285,6 +222,20 @@ def _preview(analysis: Analysis, columns: int | None) -> str:
     return f"Committed so far; accuracy of these images:\n\n{table}"
 
 
+def _tell_result(analysis: Analysis, sweep: str) -> None:
+    """The leaderboard, and where the other tables are; all tables of a sweep that has none, such as of probes."""
+    from workflows.formats import render
+
+    names = [table.name for table in analysis.tables]
+    only = "leaderboard" if "leaderboard" in names else None
+    styled = colours()
+    # Findings have a line of their own below: a table that one scrolls past is no place for them.
+    tell(render(analysis, "text", only=only, findings=False, width=width(), colour=styled), styled=styled)
+    if only is not None:
+        others = ", ".join(name for name in names if name != only)
+        say(f"other tables: {others}; `puregrid tables {sweep}` shows them")
+
+
 def _failed(outcome: RunOutcome) -> str:
     """How many units failed, and what to do: an input that is wrong stays wrong however often it is run."""
     final = sum(failure.final for failure in outcome.failures)
@@ -304,6 +255,7 @@ def status(
     workers: Annotated[
         bool, typer.Option("--workers", help="Show how each worker of the last run spent its time.")
     ] = False,
+    verbose: Verbose = False,
     set_: Overrides = None,
     no_plugins: NoPlugins = False,
     json_: AsJson = False,
@@ -312,6 +264,7 @@ def status(
     with errors(plugins=not no_plugins):
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.engine.failures import failures
+        from workflows.formats.plans import estimate, failure_lines, status_lines
         from workflows.monitoring.ledger import utilisation_table
         from workflows.monitoring.run_record import look_for_drivers, read_runs, run_line
         from workflows.planning.plan import make_plan
@@ -328,21 +281,9 @@ def status(
             }
             tell(json.dumps(content, indent=1))
             return
-        tell(
-            f"{loaded.name} ({loaded.id}): {summary.committed} of {summary.distinct} units committed"
-            f"{', ' * bool(summary.spared)}{_spared(summary).removesuffix(', ')}"
-        )
-        width = max(len(stage.stage) for stage in summary.stages)
-        for stage in summary.stages:
-            if stage.missing:
-                done = f"{stage.committed} of {stage.units}"
-                tell(f"  {stage.stage:<{width}}  {stage.id}  {done}  {stage.what}")
-        for failure in failed:
-            attempts = "1 attempt" if failure.attempts == 1 else f"{failure.attempts} attempts"
-            why = ", since the input is to blame" if failure.final else ""
-            tell(f"failed: {failure.unit} after {attempts}{why}")
-            tell(failure.traceback or failure.error)
-        tell(f"estimated: {_duration(summary)}")
+        for line in (*status_lines(summary, verbose=verbose), *failure_lines(failed, verbose=verbose)):
+            tell(line)
+        tell(f"estimated: {estimate(summary)}")
         for notice in summary.notices:
             tell(f"note: {notice}")
         for line in filter(None, map(run_line, runs if summary.missing else [])):

@@ -109,16 +109,24 @@ def _float(
 ) -> str:
     columns = "".join("l" if column.left else "r" for column in table.visible)
     head = " & ".join(escaped(column.title) for column in table.visible)
-    body = "\n".join(_line(line, numbers) for line, numbers in page)
+    intervals = [column.interval is not None for column in table.visible]
+    body = "\n".join(_line(line, numbers, intervals) for line, numbers in page)
+    # Outside of the box that is made smaller, so that notes stay readable below the widest table.
     notes = "\\begin{tablenotes}\\footnotesize\n" + "\n".join(items) + "\n\\end{tablenotes}\n" if items else ""
     return (
-        f"\\begin{{table}}\n\\caption{{{caption}}}\n{_FIT}\\begin{{threeparttable}}\n"
+        f"\\begin{{table}}[htbp]\n\\caption{{{caption}}}\n{_FIT}"
         f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n"
-        f"\\bottomrule\n\\end{{tabular}}\n{notes}\\end{{threeparttable}}}}\n\\end{{table}}\n"
+        f"\\bottomrule\n\\end{{tabular}}}}\n{notes}\\end{{table}}\n"
     )
 
 
-def _line(line: Sequence[str], numbers: Sequence[int]) -> str:
-    first, *rest = map(escaped, line)
+def _small(interval: str) -> str:
+    """A value, with its interval in smaller letters: a table of five intervals has to fit on a page."""
+    return re.sub(r"(\[[^\]]*\])", r"{\\footnotesize \1}", interval)
+
+
+def _line(line: Sequence[str], numbers: Sequence[int], intervals: Sequence[bool]) -> str:
+    cells = zip(map(escaped, line), intervals, strict=True)
+    first, *rest = (_small(cell) if interval else cell for cell, interval in cells)
     mark = f"\\tnote{{{','.join(map(str, numbers))}}}" if numbers else ""
     return " & ".join([first + mark, *rest]) + r" \\"

@@ -17,7 +17,13 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def render(
-    analysis: Analysis, how: Format, *, only: str | None = None, findings: bool = True, width: int | None = None
+    analysis: Analysis,
+    how: Format,
+    *,
+    only: str | None = None,
+    findings: bool = True,
+    width: int | None = None,
+    colour: bool = False,
 ) -> str:
     """Render the tables and findings of a sweep.
 
@@ -27,10 +33,13 @@ def render(
         only: Name of the one table to render.
         findings: Whether the auditor's findings are in it, if the analysis has an audit.
         width: Of ``text``, the columns of the terminal; None if lines may be as long as they get.
+        colour: Of ``text``, whether a person looks at it in a terminal.
     """
     tables = analysis.tables if only is None else [analysis.table(only)]
     audited = analysis.audited if findings else None
-    return render_tables(tables, how, title=analysis.sweep.name, findings=audited, whole=only is None, width=width)
+    return render_tables(
+        tables, how, title=analysis.sweep.name, findings=audited, whole=only is None, width=width, colour=colour
+    )
 
 
 def render_tables(
@@ -41,6 +50,7 @@ def render_tables(
     findings: Sequence[Finding] | None = None,
     whole: bool = True,
     width: int | None = None,
+    colour: bool = False,
 ) -> str:
     """Render tables as one text.
 
@@ -54,6 +64,7 @@ def render_tables(
         whole: Whether these are all tables of an analysis. The findings are then listed, and ``json`` has an empty
             list for the tables that every sweep could have.
         width: See :func:`render`.
+        colour: See there.
     """
     if how == "csv":
         chosen = [table for table in tables if table.name == "robustness" or not whole]
@@ -62,6 +73,6 @@ def render_tables(
         return machine.json_text(tables, findings, whole=whole)
     shown = [table for table in tables if table.for_people or not whole]
     if how == "text":
-        return text.document(shown, title, findings or (), width=width)
+        return text.document(shown, title, findings or (), width=width, colour=colour)
     writer = {"md": markdown.document, "latex": latex.document}[how]
     return writer(shown, title, findings or ())

@@ -9,6 +9,7 @@ of different commits are equal.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -18,7 +19,15 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
-__all__ = ["built_commit", "driver_versions", "git_commit", "installed_commit", "source_commit", "worker_versions"]
+__all__ = [
+    "built_commit",
+    "driver_versions",
+    "git_commit",
+    "hardware",
+    "installed_commit",
+    "source_commit",
+    "worker_versions",
+]
 
 _PACKAGES = ("defense", "puregrid", "tasks", "workflows")
 
@@ -105,9 +114,26 @@ def driver_versions() -> dict[str, str]:
     return versions if commit is None else {**versions, "puregrid_commit": commit}
 
 
+@cache
+def hardware() -> dict[str, str]:
+    """Return the processor's model as ``cpu``, and the version of NVIDIA's kernel module as ``driver``.
+
+    What Linux does not say is left out.
+    """
+    found: dict[str, str] = {}
+    for name, path, pattern in (
+        ("cpu", "/proc/cpuinfo", r"^model name\s*:\s*(.+)$"),
+        ("driver", "/proc/driver/nvidia/version", r"Kernel Module.*?(\d+\.\d+(?:\.\d+)?)"),
+    ):
+        with contextlib.suppress(OSError):
+            match = re.search(pattern, Path(path).read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+            found |= {} if match is None else {name: match[1].strip()}
+    return found
+
+
 def worker_versions() -> dict[str, str]:
-    """Return the versions that the commit of every unit records."""
+    """Return the versions, and the processor and driver, that the commit of every unit records."""
     names = ("puregrid", "torch", "numpy", "pyarrow")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    versions = {"python": platform.python_version(), **{name: version(name) for name in names}, **hardware()}
     commit = source_commit()
     return versions if commit is None else {**versions, "puregrid_commit": commit}

@@ -21,6 +21,7 @@ from workflows.monitoring.run_record import read_runs
 from workflows.planning.costs import Cost, costs_of, interval, kinds_of, unit_work
 from workflows.planning.plan import Committed, Unit
 from workflows.planning.scheduler import Scheduler
+from workflows.planning.shipped import shipped_costs
 from workflows.store import Record, Store
 from workflows.store.record import Count, Seconds, Share
 
@@ -108,11 +109,18 @@ def predict(
     gpus_per_worker: float = 0.0,
     gpu: bool | None = None,
     damaged: list[str] | None = None,
+    guess: bool = False,
 ) -> tuple[Forecast | None, list[StageCost | None]]:
     """:func:`forecast` from what this store has measured, on GPUs, processors, or with ``gpu=None`` on whatever.
 
-    Messages about commits that cannot be read are added to ``damaged``.
+    Messages about commits that cannot be read are added to ``damaged``. With ``guess`` kinds that were never measured
+    are taken from :mod:`workflows.planning.shipped`, which knows processors alone; they have no measured unit.
     """
+    costs = costs_of(committed, store, gpu=gpu, damaged=damaged)
+    if guess and not gpus_per_worker and not gpu:
+        stages = enumerate(kinds_of(committed.plan))
+        missing = {kind for position, kind in stages if committed.missing_of(position)}
+        costs |= shipped_costs(missing - costs.keys())
     startup, overhead = None, 0.0
     for record in read_runs(store, sweep_id):
         measured = record.accounts
@@ -120,7 +128,7 @@ def predict(
             startup, overhead = measured.startup_seconds, measured.overhead_seconds
     return forecast(
         committed,
-        costs_of(committed, store, gpu=gpu, damaged=damaged),
+        costs,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
         startup_seconds=startup,

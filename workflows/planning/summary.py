@@ -11,7 +11,7 @@ from workflows.grid.load import Sweep
 from workflows.planning.changed_code import changed_code
 from workflows.planning.forecast import Forecast, default_workers, predict
 from workflows.planning.machine import machine_notices
-from workflows.planning.plan import Committed, Plan
+from workflows.planning.plan import Committed, Plan, PlannedStage
 from workflows.planning.stopping import needed
 from workflows.store import Record, Store
 
@@ -33,6 +33,7 @@ class StageSummary(Record):
         seconds: Compute of the units that are missing; None if their cost is unknown.
         seconds_half_interval: Half the width of its 95 % interval; None for fewer than three measured units.
         spared: How many of its units are not needed, because the answers of its cells are precise enough.
+        kind: Kind of its units, in words; those of all corruptions are one here.
     """
 
     id: str
@@ -45,6 +46,7 @@ class StageSummary(Record):
     seconds: float | None
     seconds_half_interval: float | None
     spared: int = 0
+    kind: str = ""
 
     @property
     def missing(self) -> int:
@@ -100,6 +102,7 @@ def summarise(
     workers: int | None = None,
     gpus_per_worker: float = 0.0,
     gpu: bool | None = None,
+    guess: bool = False,
 ) -> PlanSummary:
     """Summarise a plan, and predict the cost of its missing units in a store.
 
@@ -110,6 +113,7 @@ def summarise(
         workers: Workers of the predicted run; by default as many as this machine has room for.
         gpus_per_worker: GPUs of each.
         gpu: Believe commits of GPUs only (True) or of processors only (False); None believes all.
+        guess: Guess the cost of kinds that this store has never measured, see :mod:`workflows.planning.shipped`.
     """
     committed = plan.committed(store)
     needed(sweep, plan, committed, store)
@@ -123,12 +127,14 @@ def summarise(
         gpus_per_worker=gpus_per_worker,
         gpu=gpu,
         damaged=damaged,
+        guess=guess,
     )
     stages = tuple(
         StageSummary(
             id=stage.id,
             stage=stage.spec.stage,
             what=stage.spec.label(),
+            kind=_kind(stage),
             images=stage.images,
             units=len(stage.chunks),
             committed=len(done) - committed.spared_of(position),
@@ -159,6 +165,11 @@ def summarise(
         ),
         spared=committed.spared,
     )
+
+
+def _kind(stage: PlannedStage) -> str:
+    kind = stage.spec.kind
+    return kind.name if stage.spec.components.corruption is None else kind.name.replace(kind.threat, "corruptions", 1)
 
 
 def _may_stop(sweep: Sweep, committed: Committed) -> list[str]:

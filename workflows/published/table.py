@@ -111,14 +111,16 @@ def _columns(letters: Mapping[str, str], parts: Sequence[str]) -> tuple[Column, 
         Column("defence", "defence", "text", "The paper's defence.", show=_stated("defence")),
         Column("threat", "threat", "text", "What the published value is of.", show=_stated("threat")),
         Column("published", "published", "number", "Published accuracy.", "%"),
-        Column("certainty", "certainty", "text", "How sure the published value is."),
+        Column("certainty", "certainty", "text", "How sure the published value is.", drop=2),
     )
     beside = (
         Column("measured", "measured", "interval", meaning, "%", ends=("low", "high"), show=measured),
         Column("difference", "difference", "number", "Measured minus published.", "points", show=difference),
-        Column("differs", "differs", "text", "Settings that differ or are not stated.", show=differs),
-        Column("images", "images", "integer", "Images that were measured."),
-        Column("threat_measured", "measured as", "text", "What was measured, by our names.", show=measured_as),
+        Column("differs", "differs", "text", "Settings that differ or are not stated.", show=differs, drop=4),
+        Column("images", "images", "integer", "Images that were measured.", drop=3),
+        Column(
+            "threat_measured", "measured as", "text", "What was measured, by our names.", show=measured_as, drop=1
+        ),
     )
     hidden = (
         Column("paper", "paper", "text", "Name of the paper."),

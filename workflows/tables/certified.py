@@ -19,13 +19,15 @@ _CERTIFIED = (
 _ENVELOPE = "The best sigma at each radius, chosen for each radius and never for each image."
 
 
-_BASE = Column("base", "base", "text", "What was smoothed: the bare classifier, or the denoised one.")
+_BASE = Column("base", "base", "text", "What was smoothed: the bare classifier, or the denoised one.", drop=5)
 _SIGMA = Column("sigma", "sigma", "number", "Noise of the certificate.", unit="pixels in [0, 1]")
-_N = Column("n", "n", "integer", "Largest number of estimation samples.")
+_N = Column("n", "n", "integer", "Largest number of estimation samples.", drop=4)
 _FAMILY = Column("family", "defence", "text", "The defence without its t*, which follows sigma.")
 _RADIUS = Column("radius", "radius", "number", "The l_2 radius.", unit="pixels in [0, 1]")
-_GUARANTEE = Column("guarantee", "guarantee", "text", "Guarantee of the certificate.")
-_BOUND = Column("bound", "bound", "percent", "Lower bound of the data set's certified accuracy, confidence 99.9 %.")
+_GUARANTEE = Column("guarantee", "guarantee", "text", "Guarantee of the certificate.", drop=6)
+_BOUND = Column(
+    "bound", "bound", "percent", "Lower bound of the data set's certified accuracy, confidence 99.9 %.", drop=3
+)
 _ACCURACY = Column(
     "accuracy", "certified", "interval", "Share of images right with at least that radius.", ends=("low", "high")
 )
@@ -68,15 +70,16 @@ def certified_table(frame: pd.DataFrame, curves: pd.DataFrame) -> Table | None:
 
 def _columns(radii: list[float]) -> Iterator[Column]:
     yield from (DATASET, SEED, CLASSIFIER, DEFENCE, _BASE, _SIGMA, _N, IMAGES)
-    for radius in radii:
+    for place, radius in enumerate(radii):
         meaning = (
             f"Share of images right with a certified radius of at least {radius:g}; in JSON under certified_curves."
         )
-        yield Column(f"r={radius:g}", f"r={radius:g}", "percent", meaning)
+        # The largest radii go first.
+        yield Column(f"r={radius:g}", f"r={radius:g}", "percent", meaning, drop=8 + len(radii) - place)
     yield _BOUND
-    yield Column("acr", "ACR", "number", "Average certified radius.", unit="pixels in [0, 1]", digits=3)
-    yield Column("abstained", "abstained", "percent", "Share of images without a certificate.")
-    yield Column("samples", "samples", "count", "Samples drawn for an image, on average.")
+    yield Column("acr", "ACR", "number", "Average certified radius.", unit="pixels in [0, 1]", digits=3, drop=7)
+    yield Column("abstained", "abstained", "percent", "Share of images without a certificate.", drop=2)
+    yield Column("samples", "samples", "count", "Samples drawn for an image, on average.", drop=1)
     yield _GUARANTEE
     yield Column("natural", "r=0", "interval", "Share of images right and not abstained on.", when=frame_only)
     yield from (CELL, _FAMILY.hidden(), *_WAY, *_OF_CELL, PLANNED)

@@ -24,15 +24,21 @@ _COMBINED = (
     DEFENCE,
     NORM,
     EPS,
-    Column("attacks", "attacks", "integer", "Number of attacks at this norm and budget."),
-    Column("images", "images", "integer", "Images on which all of these attacks were judged."),
-    Column("draws", "draws", "integer", "Draws by which each attack was judged."),
+    Column("attacks", "attacks", "integer", "Number of attacks at this norm and budget.", drop=1),
+    Column("images", "images", "integer", "Images on which all of these attacks were judged.", drop=3),
+    Column("draws", "draws", "integer", "Draws by which each attack was judged.", drop=2),
     Column("lowest", "lowest", "interval", "Mean over images of the lowest share of right draws under any attack."),
     Column(
         "selected", "selected", "interval", "Like lowest, but chosen on half of the draws and judged on the others."
     ),
-    Column("fixed_aa_mean", "fixed-AA (mean)", "interval", "The lowest Avg of any attack."),
-    Column("fixed_aa_any", "fixed-AA (any)", "interval", "Share of images right on every draw under every attack."),
+    Column("fixed_aa_mean", "fixed-AA (mean)", "interval", "The lowest Avg of any attack.", drop=6),
+    Column(
+        "fixed_aa_any",
+        "fixed-AA (any)",
+        "interval",
+        "Share of images right on every draw under every attack.",
+        drop=5,
+    ),
     Column("cells", "cells", "text", "Ids of the cells of the attacks.", when=frame_only),
 )
 _LADDERS_NOTE = (
@@ -49,11 +55,17 @@ _LADDERS = (
     EPS,
     Column("rung", "rung", "integer", "Number of the rung, from 1."),
     Column("attack", "attack", "text", "The attack of the rung."),
-    Column("images", "images", "integer", "Images that the ladder was given."),
+    Column("images", "images", "integer", "Images that the ladder was given.", drop=2),
     Column("alone", "alone", "interval", "Share of right draws under this attack alone."),
     Column("so_far", "so far", "percent", "Mean of the per-image minimum up to this rung."),
     Column("submitted", "submitted", "integer", "Images for which this rung's result was submitted."),
-    Column("skipped", "skipped", "integer", "Images that this rung skipped, since an earlier rung had broken them."),
+    Column(
+        "skipped",
+        "skipped",
+        "integer",
+        "Images that this rung skipped, since an earlier rung had broken them.",
+        drop=1,
+    ),
 )
 
 

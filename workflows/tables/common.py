@@ -61,7 +61,9 @@ DEFENCE = Column("defence", "defence", "text", "The purifier before the classifi
 ATTACK = Column("attack", "attack", "text", "The attack, with its threat model; clean for none.")
 NORM = Column("norm", "norm", "text", "Norm of the budget.")
 EPS = Column("eps", "eps", "budget", "Budget of the attack; 0 for clean images.")
-IMAGES = Column("images", "images", "images", "Images that were judged, of those that the sweep asks for.")
-STOPPED = Column("stopped", "stopped", "text", "Why these are its images: precise enough, decided, all, or not yet.")
-GUARANTEE = Column("guarantee", "guarantee", "text", "What the intervals of the line promise, and of what.")
+IMAGES = Column("images", "images", "images", "Images that were judged, of those that the sweep asks for.", drop=4)
+STOPPED = Column(
+    "stopped", "stopped", "text", "Why these are its images: precise enough, decided, all, or not yet.", drop=3
+)
+GUARANTEE = Column("guarantee", "guarantee", "text", "What the intervals of the line promise, and of what.", drop=9)
 PLANNED = Column("planned", "planned", "integer", "Images that the sweep asks for.", when=frame_only)

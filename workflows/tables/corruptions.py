@@ -23,10 +23,12 @@ _GAIN = "On the same images, corruptions and severities; 95 % interval over imag
 LINE = ["dataset", "classifier", "defence", "seed", "origin"]
 """What a line of the table of corruptions is of."""
 
-_ORIGIN = Column("origin", "origin", "text", "Official arrays of the benchmark, or images made by its constants.")
+_ORIGIN = Column(
+    "origin", "origin", "text", "Official arrays of the benchmark, or images made by its constants.", drop=2
+)
 _CORRUPTION = Column("corruption", "corruption", "text", "The corruption; all for the mean over the benchmark's.")
 _SEVERITY = Column("severity", "severity", "text", "From 1 to 5; all for their mean.", when=frame_only)
-_IMAGES = Column("images", "images", "integer", "Images that were judged.")
+_IMAGES = Column("images", "images", "integer", "Images that were judged.", drop=1)
 _COUNTS = (
     Column("corruptions", "corruptions", "integer", "Over how many corruptions it is a mean.", when=frame_only),
     Column("severities", "severities", "integer", "Over how many severities it is a mean.", when=frame_only),
@@ -54,8 +56,14 @@ def corruptions_table(frame: pd.DataFrame, cells: Mapping[tuple[object, ...], Se
         lines.append({**where, "images": int(rows["images"].min()), **{name: values.get(name) for name in names}})
     counts = overall[overall["corruption"] == "all"]["corruptions"].unique()
     several = f"all {counts[0]}" if len(counts) == 1 and counts[0] != len(BENCHMARK) else "all"
+
+    def drop(name: str) -> int:
+        return 0 if name == "all" else 3 + len(names) - names.index(name)  # the mean stays, the last go first
+
     columns = [
-        Column(name, several if name == "all" else name, "percent", f"Accuracy, mean over {_of(name)}.")
+        Column(
+            name, several if name == "all" else name, "percent", f"Accuracy, mean over {_of(name)}.", drop=drop(name)
+        )
         for name in names
     ]
     accuracy = Column(

@@ -34,7 +34,7 @@ _DECISIONS = (
     Column("question", "question", "text", "What is to be decided."),
     Column("answer", "answer", "text", "The answer, or that there is none on these images, or not yet."),
     Column("value", "accuracy or difference", "points", "The accuracy, or the difference, that decides."),
-    Column("images", "images", "images", "Images that the answer needed, of those that the sweep names."),
+    Column("images", "images", "images", "Images that the answer needed, of those that the sweep names.", drop=1),
     PLANNED,
     GUARANTEE,
     Column("cells", "cells", "text", "Ids of the cells.", when=frame_only),
@@ -112,11 +112,11 @@ _COST = (
     ),
     Column("attack", "attack", "text", "The attack, corruption or certificate."),
     EPS,
-    Column("images", "images", "integer", "Images that are committed."),
-    Column("denoiser_evaluations", "denoiser evals", "count", "Evaluations of denoisers, from rows."),
-    Column("classifier_evaluations", "classifier evals", "count", "Evaluations of classifiers, from rows."),
+    Column("images", "images", "integer", "Images that are committed.", drop=2),
+    Column("denoiser_evaluations", "denoiser evals", "count", "Evaluations of denoisers, from rows.", drop=4),
+    Column("classifier_evaluations", "classifier evals", "count", "Evaluations of classifiers, from rows.", drop=3),
     Column("seconds", "seconds", "seconds", "Compute time of one worker, from commits."),
-    Column("images_per_second", "images/s", "number", "Images of these in a second.", unit="1/s", show=_rate),
+    Column("images_per_second", "images/s", "number", "Images of these in a second.", unit="1/s", show=_rate, drop=1),
 )
 
 

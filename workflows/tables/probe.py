@@ -10,7 +10,7 @@ from workflows.tables.table import Column, Table, frame_only
 __all__ = ["mechanism_table", "probe_gradients_table", "probe_table"]
 
 _PROBED = Column("probed", "probed", "text", "The purifier or classifier, by its name in the sweep.")
-_PART = Column("part", "part", "text", "Whether it is a purifier or a classifier.")
+_PART = Column("part", "part", "text", "Whether it is a purifier or a classifier.", drop=1)
 _GROUPS = ("dataset", "probed")
 
 
@@ -35,7 +35,7 @@ def probe_table(frame: pd.DataFrame) -> Table | None:
         Column("name", "check", "text", "Name of the check."),
         Column("verdict", "verdict", "text", "pass, fail, or not-applicable with the reason in `found`."),
         Column("value", "measured", "number", "The measured number; docs/probe.md says what it is."),
-        Column("threshold", "threshold", "number", "What it is held against."),
+        Column("threshold", "threshold", "number", "What it is held against.", drop=2),
         Column("text", "found", "text", "What was found."),
     )
     note = "Checks of the defences themselves, on a few images; docs/probe.md has the meaning of each number."

@@ -50,7 +50,8 @@ def _of_draws(name: str) -> Column:
             return "-"
         return _interval(row, name) if row["draws"] > 1 else percent(row[name])
 
-    return Column(name, title, "interval", meaning, show=show, when=_several_draws if name == "fixed" else always)
+    when, drop = _several_draws if name == "fixed" else always, {"worst": 6, "vote": 3, "fixed": 1}[name]
+    return Column(name, title, "interval", meaning, show=show, when=when, drop=drop)
 
 
 def _interval(row: Row, name: str) -> str:
@@ -81,9 +82,11 @@ _COLUMNS = (
     ATTACK,
     EPS,
     IMAGES,
-    Column("draws", "draws", "integer", "Fresh draws of the defence by which each image was judged."),
+    Column("draws", "draws", "integer", "Fresh draws of the defence by which each image was judged.", drop=2),
     Column("avg", "Avg", "interval", "Share of right draws, averaged over images."),
-    Column("resubmissions", "M", "integer", "How often the attacker may submit an image.", when=_other_than_draws),
+    Column(
+        "resubmissions", "M", "integer", "How often the attacker may submit an image.", when=_other_than_draws, drop=2
+    ),
     _of_draws("worst"),
     _of_draws("vote"),
     _of_draws("fixed"),
@@ -125,6 +128,15 @@ def _remarks(frame: pd.DataFrame) -> tuple[str, ...]:
             f"{which} are static, made on the bare classifier without the purifier. Accuracy under them is an upper "
             "bound: it says nothing about an attacker who knows the defence."
         )
+    knowing = frame[(frame["attack"] != "clean") & ~frame["static"] & defended]["attack"]
+    fixed = knowing.str.contains("fixed draws")
+    if bool((~fixed).any()):
+        remarks.append(
+            "Adaptive attacks know classifier and purifier, and not the draws by which their images are judged"
+            + ("; those on fixed draws know these too." if bool(fixed.any()) else ".")
+        )
+    elif len(knowing):
+        remarks.append("Adaptive attacks know classifier, purifier and the draws by which their images are judged.")
     if bool((frame["resubmissions"] < frame["draws"]).any()):
         bootstrap = (
             "" if "guarantee" in frame else "; where M is below the number of draws its interval is a bootstrap"

@@ -7,6 +7,8 @@ and one that is as it should be none.
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import json
 import random
 import time
@@ -20,6 +22,7 @@ from defense.spec import digest
 from workflows.grid.load import Cell, Sweep
 from workflows.monitoring.artifact_places import local_path, log_text
 from workflows.monitoring.mlflow_client import BoundedClient
+from workflows.monitoring.versions import source_commit
 from workflows.tracking.experiments import Places, writable_experiment
 
 __all__ = ["Run", "RunLog"]
@@ -32,6 +35,16 @@ _BATCH = 800
 
 _LISTED_SECONDS = 2.0
 """How old a list of runs may be before one is made: another driver may be making the same."""
+
+
+def _origin() -> dict[str, str]:
+    """Who logs, and from which source, as MLflow's columns of users and sources show them."""
+    commit = (source_commit() or "").partition(" ")[0]
+    tags = {"mlflow.source.name": "puregrid", "mlflow.source.type": "LOCAL"}
+    tags |= {"mlflow.source.git.commit": commit} if commit else {}
+    with contextlib.suppress(KeyError, OSError, ImportError):  # an account without a name, as in some containers
+        tags["mlflow.user"] = redacted(getpass.getuser())
+    return tags
 
 
 @dataclass(frozen=True)
@@ -203,7 +216,7 @@ class RunLog:
     def _begin(self, run: Run, parent: str | None) -> str:
         """The id of a run, which is made if it is not there."""
         if run.key not in self._have:
-            tags = {"puregrid.key": run.key, "puregrid.sweep_id": self._sweep.id}
+            tags = {"puregrid.key": run.key, "puregrid.sweep_id": self._sweep.id, **_origin()}
             if parent is not None:
                 tags["mlflow.parentRunId"] = parent
             self._have[run.key] = self._client.create_run(self._experiment, tags=tags, run_name=redacted(run.name))

@@ -31,6 +31,9 @@ from workflows.tracking.runs import Run, RunLog
 __all__ = ["default_uri", "track"]
 
 _STATISTICS = ("avg", "worst", "vote", "fixed", "accuracy")
+_NOTE = 7000
+"""Characters of a description, of which MLflow takes somewhat more."""
+
 _RUN = ("utilisation", "units_per_second", "images_per_second", "wall_seconds", "workers_at_most")
 _COMBINED = ("lowest", "selected", "fixed_aa_mean", "fixed_aa_any")
 
@@ -118,7 +121,7 @@ def _parent(
         tags={
             "puregrid.complete": str(complete).lower(),
             **{f"version.{name}": version for name, version in versions.items()},
-            "mlflow.note.content": _note(markdown),
+            "mlflow.note.content": _note(analysis, markdown),
         },
         params={"cells": len(sweep.cells), "sweep": sweep.name},
         metrics=metrics,
@@ -267,6 +270,11 @@ def _curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     return curves
 
 
-def _note(markdown: str) -> str:
-    """Return the tables as the run's description, or where to find them if they are longer than MLflow takes."""
-    return markdown if len(markdown) < 7000 else "The tables are in the artifact tables/tables.md."
+def _note(analysis: Analysis, markdown: str) -> str:
+    """Return the tables as the run's description; if they are longer than MLflow takes the leaderboard alone."""
+    if len(markdown) < _NOTE:
+        return markdown
+    where = "The other tables are in the artifact tables/tables.md."
+    names = [table.name for table in analysis.tables]
+    first = render(analysis, "md", only="leaderboard", findings=False) if "leaderboard" in names else ""
+    return f"{first}\n{where}" if first and len(first) < _NOTE else where.replace("other ", "")
