@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from defense.classifiers import ClassifierConfig
+from defense.compiled import compile_network
 from defense.models import Loadable, Models
 from defense.prepared import prepare
 from defense.purifiers import Purifier, PurifierConfig
@@ -35,21 +36,35 @@ class Compute(Spec):
             that can (elsewhere it is fp32); ``bf16``, autocast in the purifier, while the classifier stays in fp32;
             ``bf16-all``, in the judged or attacked classifier too, whose logits come back in fp32.
         threads: torch threads of one CPU worker.
+        compile: Whether the networks of denoisers and classifiers run as ``torch.compile`` makes them: false, or
+            ``default``. Guides and guided purifiers cannot, since compiled networks have no second derivative.
+        layout: Order of values in memory, ``contiguous`` or ``channels-last``.
         noise: Version of the normal numbers (:mod:`defense.randomness`); 1 repeats rows of before there was the
             second. A stage that draws none has version 1, which is left out of ids.
     """
 
-    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"noise": (1,)}
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "compile": (False,),
+        "layout": ("contiguous",),
+        "noise": (1,),
+    }
 
     batch: int = Field(default=100, ge=1)
     precision: Literal["fp32", "tf32", "bf16", "bf16-all"] = "fp32"
     threads: int = Field(default=1, ge=1)
+    compile: Literal[False, "default"] = False
+    layout: Literal["contiguous", "channels-last"] = "contiguous"
     noise: NoiseVersion = 2
 
     @property
     def casts(self) -> bool:
         """Whether networks run under autocast to bfloat16."""
         return self.precision in ("bf16", "bf16-all")
+
+    @property
+    def form(self) -> str:
+        """Name of the form that networks have in memory: none where they are as they were built."""
+        return "".join(f"-{part}" for part in (self.compile or "", self.layout.removeprefix("contiguous")) if part)
 
     def without_noise(self) -> Compute:
         """Return the settings of a stage that draws no normal numbers, whose rows are those of either version."""
@@ -117,7 +132,8 @@ class Context:
         network = self.load(config)
         if self._compute.precision != "bf16-all":
             return network
-        prepare(network)
+        if not self._compute.compile:
+            prepare(network)
         return _Autocast(network)
 
     def purifier(self, config: PurifierConfig, protecting: ClassifierConfig | None) -> Purifier:
@@ -128,22 +144,30 @@ class Context:
             protecting: The classifier; None where the purifier is not guided by it.
         """
         guide = protecting if config.uses_classifier else None
-        key = (config.id, "" if guide is None else guide.id)
+        key = (config.id + self._compute.form, "" if guide is None else guide.id)
         if key not in self._purifiers:
             with self._loading():
                 # Guides are asked in full precision, whatever the unit's is.
-                models = Models(None if guide is None else self.load(guide), self.load)
+                models = Models(None if guide is None else self._load(guide, Compute()), self.load)
                 self._purifiers[key] = config.build(models).to(self.device)
-        if self._compute.casts:
+        if self._compute.casts and not self._compute.compile:
             prepare(self._purifiers[key])
         return self._purifiers[key]
 
     def load(self, config: Loadable[M]) -> M:
-        """Return the loaded network of a config."""
-        key = f"{type(config).__name__}-{config.id}"
+        """Return the loaded network of a config, in the form that the unit's settings ask for."""
+        return self._load(config, self._compute)
+
+    def _load(self, config: Loadable[M], compute: Compute) -> M:
+        key = f"{type(config).__name__}-{config.id}{compute.form}"
         if key not in self._models:
             with self._loading():
-                self._models[key] = config.build().to(self.device)
+                network = config.build().to(self.device)
+                if compute.layout == "channels-last":
+                    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                if compute.compile:
+                    compile_network(network)
+                self._models[key] = network
             while len(self._models) > self._capacity:
                 self._models.popitem(last=False)
                 # They may hold what has just been let go; they are cheap to make from the networks that stay.

@@ -117,10 +117,11 @@ class PurifierContract(LabelledSpecContract):
         subject = self._subject()
         x, omega = subject.images, subject.omega()
         first, before = subject.value(x, omega).clone(), snapshot(subject.module)
+        slope = purity.first_slope(subject)
         for draw in range(1, self.calls):
             subject.value(x[:1], subject.omega(1, draw))
         subject.gradient(x[:1], subject.omega(1), subject.weight(first))
-        hold(purity.state(subject, first, before))
+        hold(purity.state(subject, first, slope, before))
 
     def test_gradient_is_that_of_central_differences(self) -> None:
         """In float64, at fixed randomness, and at the scale of an attack's steps; see :mod:`defense.probe`."""

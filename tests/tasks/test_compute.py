@@ -13,6 +13,7 @@ from torch import nn
 
 from defense import ClassifierConfig, DiffPureConfig, InvalidInput, Omega
 from defense.purifiers import Identity, NoPurifierConfig
+from defense.spec import Reading
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig, DigitsConfig
 
@@ -231,5 +232,5 @@ class TestPrecision:
 def test_first_version_of_noise_is_left_out_of_ids_and_meant_by_those_without_one() -> None:
     assert "noise" not in Compute(noise=1).identity() and Compute().identity()["noise"] == 2
     before = {key: value for key, value in Compute().identity().items() if key != "noise"}
-    assert Compute.from_identity(before).noise == 1
+    assert Compute.model_validate(before, context=Reading(identity=True)).noise == 1
     assert Compute(batch=7).without_noise() == Compute(batch=7, noise=1)

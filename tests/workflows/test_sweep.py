@@ -69,7 +69,7 @@ class TestGrid:
         (cell,) = sweep.cells
         assert (sweep.name, cell.attack, cell.seed, cell.defence.draws) == ("s", None, 0, 1)
         assert [len(ids) for ids in ids_of(sweep)] == [100] * 5 + [99]
-        assert cell.compute.model_dump() == {"batch": 100, "precision": "fp32", "threads": 1}
+        assert cell.compute.model_dump() == {"batch": 100, "precision": "fp32", "threads": 1, "noise": 2}
 
     def test_eps_255_is_eps_over_255(self, tmp_path: Path) -> None:
         text = SMALL + "attacks: [{attack: pgd, norm: linf, eps_255: [8, 0.5]}]\n"

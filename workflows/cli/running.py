@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -160,6 +162,7 @@ def run(
         from workflows.monitoring.versions import driver_versions
         from workflows.regression.baselines import to_text
         from workflows.regression.snapshots import of_results
+        from workflows.results.reader import Results
         from workflows.tracking.track import track
 
         options = Options(
@@ -173,6 +176,8 @@ def run(
             verify=verify.value,
             slow=slow,
         )
+        if sys.stderr.isatty() and not json_:
+            options = replace(options, preview=lambda: _preview(Analysis(Results(opened, loaded)), width()))
         outcome, results, record = run_sweep(loaded, opened, options, say)
         analysis = Analysis(results)
         lost = None
@@ -219,6 +224,16 @@ def _tell_result(analysis: Analysis, sweep: str) -> None:
     if only is not None:
         others = ", ".join(name for name in names if name != only)
         say(f"other tables: {others}; `puregrid tables {sweep}` shows them")
+
+
+def _preview(analysis: Analysis, columns: int | None) -> str:
+    """The table of robustness of what is committed so far; empty if no cell has images."""
+    from workflows.formats import render
+
+    if not analysis.robustness["images"].any():
+        return ""
+    table = render(analysis, "text", only="robustness", findings=False, width=columns)
+    return f"Committed so far; accuracy of these images:\n\n{table}"
 
 
 def _failed(outcome: RunOutcome) -> str:

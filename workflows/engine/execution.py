@@ -20,6 +20,7 @@ from workflows.engine.loop import RunOutcome, run_plan
 from workflows.engine.pool import Pool
 from workflows.grid.load import Sweep
 from workflows.monitoring.events import log_event, log_to
+from workflows.monitoring.previews import Previews
 from workflows.monitoring.progress import SweepProgress, phase
 from workflows.monitoring.run_record import RunRecord, RunRecorder
 from workflows.planning.costs import Cost, Pace, missing_work
@@ -53,6 +54,7 @@ class Options:
         preflight: Ask every distinct part once before units are computed.
         slow: Compute even what this machine is not made for, such as bfloat16 on a processor without it.
         verify: What of the committed data is read before: what has changed since it was last read, or all (``full``).
+        preview: Makes a table of what is committed, to be shown above the bar now and then; empty if there is none.
     """
 
     workers: int | None = None
@@ -65,6 +67,7 @@ class Options:
     preflight: bool = True
     verify: Literal["changed", "full"] = "changed"
     slow: bool = False
+    preview: Callable[[], str] | None = None
 
 
 def _start_seconds(options: Options) -> float:
@@ -181,9 +184,12 @@ class Execution:
             if self._purpose != "run":
                 progress.phase("measuring")
 
+            previews = Previews(self._options.preview or str, progress.show)
+
             def on_tick(done: int, left: float | None) -> None:
                 recorder.progress(pool.workers, done, left)
                 progress.expected(left)
+                previews.tick(done)
 
             return run_plan(
                 committed,

@@ -11,7 +11,7 @@ from workflows.grid.load import Sweep
 from workflows.monitoring.progress import phase
 from workflows.monitoring.run_record import RunRecord, duration
 from workflows.planning.forecast import Forecast, forecast, read_forecast
-from workflows.planning.machine import refuse_slow
+from workflows.planning.machine import refuse_slow, refuse_uncompiled
 from workflows.planning.plan import Committed, make_plan
 from workflows.planning.stopping import needed
 from workflows.planning.summary import notices
@@ -70,8 +70,10 @@ def _run(
         notify(f"note: {notice}")
     if not committed.missing:
         return RunOutcome(spared=committed.spared), Results(store, sweep), None
-    if not options.gpus_per_worker and options.address is None and not options.slow:
-        refuse_slow(committed)  # of a cluster the driver's processor says nothing
+    if not options.gpus_per_worker and options.address is None:  # of a cluster the driver's machine says nothing
+        refuse_uncompiled(committed)
+        if not options.slow:
+            refuse_slow(committed)
     before = ready_to_ask(sweep, committed, store, options, notify)
     predicted = read_forecast(store, sweep.id)
     costs = {} if predicted is None else dict(predicted.costs)

@@ -21,6 +21,7 @@ from defense.redaction import redacted
 from defense.spec import CODE
 from tasks.allocator import keep_freed_memory
 from tasks.compute import Context
+from tasks.memory import peak_memory
 from tasks.stages import Chunk, StageSpec
 from workflows.monitoring.ledger import Place
 from workflows.monitoring.versions import worker_versions
@@ -190,14 +191,17 @@ class UnitWorker:
             }
         retries, loading = self.context.memory_retries, self.context.loading_seconds
         started = time.perf_counter()
-        with self.context.settings(spec.settings()):
+        with self.context.settings(spec.settings()), peak_memory(self.context.device) as peak:
             output = spec.run(chunk, tables, self.context)
+            peak_mib = peak()
         loading = self.context.loading_seconds - loading
         seconds = max(time.perf_counter() - started - loading, 0.0)
         retries = self.context.memory_retries - retries
         attempt = Attempt(uuid.uuid4().hex, round(seconds, 4), socket.gethostname(), self._versions, read)
         if loading:
             output.notes["loading_seconds"] = round(loading, 4)
+        if peak_mib is not None:
+            output.notes["peak_mib"] = round(peak_mib)
         if retries:
             output.notes["memory_retries"] = retries
         won = self.store.commit(spec, stage_id, chunk, output, attempt).attempt == attempt.id

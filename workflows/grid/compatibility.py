@@ -47,6 +47,12 @@ def check_fit(document: Document, cell: Cell) -> None:
             f"worst-of-{cell.resubmissions} accuracy needs as many draws, {defence.label()!r} has "
             f"{defence.draws}. Raise its `draws`, or lower `resubmissions`.",
         )
+    if cell.compute.compile and defence.purifier.guided:
+        raise document.error(
+            ("compute", "compile"),
+            f"purifier {defence.label()!r} is guided: that takes the derivative of a derivative, which compiled "
+            "networks do not have. Set compile: false, or `exclude` the purifier.",
+        )
     if cell.attack is not None:
         _check_certain(document, cell, cell.attack)
         _check_warm(document, cell, cell.attack)

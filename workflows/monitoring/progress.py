@@ -138,6 +138,11 @@ class SweepProgress:
         """Show the phase of the run, e.g. that the sweep is being drained."""
         self._update(phase=text)
 
+    def show(self, text: str) -> None:
+        """Show a text above the bar, where there is one."""
+        if not self._bars.disable:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     @property
     def seconds_left(self) -> float | None:
         """What is left of the time, None before the first unit of an unknown kind."""

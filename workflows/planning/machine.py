@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import torch
 
+from defense.compiled import missing_compiler
 from defense.errors import InvalidInput
+from tasks.compute import Compute
 from workflows.planning.plan import Committed, Plan
 
-__all__ = ["SLOWER", "machine_notices", "refuse_slow"]
+__all__ = ["SLOWER", "machine_notices", "refuse_slow", "refuse_uncompiled"]
 
 SLOWER = "7 to 17 times"
 """How much slower bfloat16 is than fp32 on a processor with AVX2 alone."""
@@ -25,8 +27,13 @@ def _multiplies_bf16() -> bool:
 
 def _precisions(plan: Plan, committed: Committed | None) -> set[str]:
     """Return the precisions of the stages that have units to compute."""
+    return {compute.precision for compute in _settings(plan, committed)}
+
+
+def _settings(plan: Plan, committed: Committed | None) -> set[Compute]:
+    """Return how the stages that have units to compute are computed."""
     return {
-        stage.spec.settings().precision
+        stage.spec.settings()
         for position, stage in enumerate(plan.stages)
         if stage.spec.work_per_image() and (committed is None or committed.missing_of(position))
     }
@@ -50,7 +57,22 @@ def machine_notices(plan: Plan, committed: Committed | None = None, *, gpus: boo
         )
     if "tf32" in asked:
         notices.append("compute.precision is tf32, which on processors is fp32 under another id")
+    if not gpus and any(compute.compile for compute in _settings(plan, committed)):
+        missing = missing_compiler()
+        if missing:
+            notices.append(missing.removesuffix("."))
     return notices
+
+
+def refuse_uncompiled(committed: Committed) -> None:
+    """Refuse to compile networks where no compiler is.
+
+    Raises:
+        InvalidInput: There is none, and units with compiled networks are missing.
+    """
+    missing = [notice for notice in machine_notices(committed.plan, committed) if "C++ compiler" in notice]
+    if missing:
+        raise InvalidInput(f"{missing[0]}.", where="compute.compile")
 
 
 def refuse_slow(committed: Committed) -> None:

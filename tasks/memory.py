@@ -1,0 +1,49 @@
+"""The most memory that a unit took: of the GPU, or of the worker's process where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+__all__ = ["peak_memory"]
+
+_STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], float | None]]:
+    """Yield a function that returns the most MiB since the beginning of the block.
+
+    On a GPU that is what tensors took of it, without what the allocator holds in reserve. On a processor it is the
+    resident set of the whole process, loaded networks and libraries included, as Linux counts it; None elsewhere.
+
+    Arguments:
+        device: Where the unit computes.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        yield _resident if _reset() else lambda: None
+
+
+def _reset() -> bool:
+    """Have Linux forget the largest resident set so far."""
+    try:
+        _REFERENCES.write_text("5")
+    except OSError:  # another system, or one that does not allow it
+        return False
+    return _resident() is not None
+
+
+def _resident() -> float | None:
+    """The largest resident set since it was last forgotten, MiB."""
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    sizes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(sizes[0]) / 2**10 if sizes else None
