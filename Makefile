@@ -38,6 +38,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/engine_overhead.py
 	$(BIN)/python benchmarks/noise.py
+	$(BIN)/python benchmarks/compiled.py
 	$(BIN)/python benchmarks/purify_overhead.py
 	$(BIN)/python benchmarks/exact_gradient.py
 	$(BIN)/python benchmarks/attack_overhead.py

@@ -16,7 +16,7 @@ classifier. That dependence is part of the defence, and of its exact gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,7 +27,7 @@ from defense.errors import InvalidInput
 from defense.packages import installed
 from defense.randomness import Omega
 from defense.samplers import forward_noise
-from defense.schedules import Schedule
+from defense.schedules import Levels, Schedule
 from defense.torchvision_cpu import allow_torchvision_import
 
 __all__ = ["Distance", "DistanceName", "Guidance", "Moment", "distance", "logits"]
@@ -43,27 +43,27 @@ class Moment:
 
     Arguments:
         z: State, shape (B, C, H, W), diffusion units; the gradient is taken with respect to it.
-        t: Its level.
+        t: Its level, or the level of each image.
         x: The purifier's input, [0, 1] pixels.
         omega: Randomness.
-        key: Number of the step among all steps of the purifier, for noise of its own.
+        key: Number of the step among all steps of the purifier, or that of each image, for noise of its own.
         schedule: The denoiser's schedule.
         predict: Returns the clean image that the denoiser predicts from ``z``, diffusion units, within the graph.
     """
 
     z: Tensor
-    t: int
+    t: int | Levels
     x: Tensor
     omega: Omega
-    key: int
+    key: int | Sequence[int]
     schedule: Schedule
     predict: Callable[[], Tensor]
     _denoised: Tensor | None = field(default=None, repr=False)
 
     @property
-    def abar(self) -> float:
-        """The level's abar."""
-        return float(self.schedule.abar[self.t])
+    def abar(self) -> float | Tensor:
+        """The level's abar, or that of each image's level."""
+        return self.t.abar if isinstance(self.t, Levels) else float(self.schedule.abar[self.t])
 
     @property
     def denoised(self) -> Tensor:
@@ -75,7 +75,12 @@ class Moment:
     def diffused_input(self) -> Tensor:
         """Return the purifier's input noised to the level of ``z``, with noise of its own in every step."""
         z0 = 2 * self.x - 1
-        return forward_noise(z0, self.abar, self.omega.normal("guidance", self.key, z0))
+        return forward_noise(z0, self.abar, self.noise(z0))
+
+    def noise(self, like: Tensor, purpose: str = "guidance", shape: Sequence[int] | None = None) -> Tensor:
+        """Return normal noise of the step's own, see :meth:`~defense.randomness.Omega.normal`."""
+        keys = (self.key,) * len(like) if isinstance(self.key, int) else self.key
+        return self.omega.normal_at(purpose, keys, like, shape)
 
 
 class Guidance(nn.Module, ABC):
@@ -87,6 +92,11 @@ class Guidance(nn.Module, ABC):
     @abstractmethod
     def scale(self, t: int, schedule: Schedule) -> float:
         """s_t, in the units of the paper."""
+
+    def scales(self, levels: Levels, schedule: Schedule) -> Tensor:
+        """s_t of each image's level, float64 of shape (B, 1, 1, 1); a constant in gradients."""
+        values = [self.scale(t, schedule) for t in levels.steps]
+        return torch.tensor(values, dtype=torch.float64, device=levels.abar.device).view(-1, 1, 1, 1)
 
     @abstractmethod
     def forward(self, moment: Moment) -> Tensor:

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from defense.schedules import Schedule
+from defense.levels import factor, root
+from defense.schedules import Levels, Schedule
 
 __all__ = ["GaussianMixtureDenoiser", "gaussian_slope", "gaussian_variance"]
 
@@ -49,20 +51,28 @@ class GaussianMixtureDenoiser:
         """Return the one-component case N(mean, variance)."""
         return cls(schedule, [1.0], [mean], [math.sqrt(variance)])
 
-    def _components(self, z: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        abar = float(self.schedule.abar[t])
+    def _components(self, z: Tensor, abar: Any) -> tuple[Tensor, Tensor]:
         weight, mean, std = (
             torch.tensor(v, dtype=z.dtype, device=z.device) for v in (self.weights, self.means, self.stds)
         )
-        residual = z.unsqueeze(-1) - math.sqrt(abar) * mean
+        abar = abar.unsqueeze(-1).to(z.dtype) if isinstance(abar, Tensor) else abar
+        residual = z.unsqueeze(-1) - root(abar) * mean
         var = abar * std**2 + 1 - abar
         log_density = weight.log() - 0.5 * var.log() - 0.5 * residual**2 / var
         return log_density.softmax(-1), residual / var
 
     def __call__(self, z: Tensor, t: int) -> Tensor:
         """Noise prediction, shape of ``z``."""
-        share, pull = self._components(z, t)
-        return math.sqrt(1 - float(self.schedule.abar[t])) * (share * pull).sum(-1)
+        return self._eps(z, float(self.schedule.abar[t]))
+
+    def _eps(self, z: Tensor, abar: Any) -> Tensor:
+        share, pull = self._components(z, abar)
+        eps: Tensor = factor(root(1 - abar), z) * (share * pull).sum(-1)
+        return eps
+
+    def at_levels(self, z: Tensor, levels: Levels) -> Tensor:
+        """Noise prediction where each image has its own level, as :class:`defense.denoisers.Denoiser` gives it."""
+        return self._eps(z, levels.abar) if levels.shared is None else self(z, levels.shared)
 
     def with_variance(self, z: Tensor, t: int) -> tuple[Tensor, None]:
         """Noise prediction without a variance output, as :class:`defense.denoisers.Denoiser` gives it."""
@@ -70,7 +80,7 @@ class GaussianMixtureDenoiser:
 
     def responsibilities(self, z: Tensor, t: int) -> Tensor:
         """Return the posterior probability of each component given ``z`` at level ``t``, shape (*z.shape, K)."""
-        return self._components(z, t)[0]
+        return self._components(z, float(self.schedule.abar[t]))[0]
 
 
 def gaussian_slope(abar: float, variance: float) -> float:

@@ -239,6 +239,28 @@ class Omega:
                 return made.reshape(len(self), *element).to(like)
         return torch.from_numpy(self._from_words(purpose, step, element, fill_normals)).to(like)
 
+    def normal_at(
+        self, purpose: str, steps: Sequence[int], like: torch.Tensor, shape: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Like :meth:`normal`, where each batch element has a step of its own.
+
+        Arguments:
+            purpose: What the numbers are for.
+            steps: Step of each element, shape (B,).
+            like: See :meth:`normal`.
+            shape: Likewise.
+        """
+        if len(steps) != len(self):
+            raise ValueError(f"{len(steps)} steps with the randomness of {len(self)} elements")
+        groups = sorted(set(steps))
+        if len(groups) == 1:
+            return self.normal(purpose, groups[0], like, shape)
+        out = like.new_empty((len(like), *(like.shape[1:] if shape is None else shape)))
+        for step in groups:
+            where = [place for place, each in enumerate(steps) if each == step]
+            out[where] = self.select(where).normal(purpose, step, like[where], shape)
+        return out
+
     def uniform(
         self, purpose: str, step: int, like: torch.Tensor, shape: Sequence[int] | None = None
     ) -> torch.Tensor:

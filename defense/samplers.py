@@ -54,13 +54,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from defense.errors import InvalidInput
-from defense.schedules import Schedule, vp_abar
+from defense.levels import factor, log, root
+from defense.schedules import Levels, Schedule, vp_abar
 
 __all__ = [
     "DDIM",
@@ -112,14 +113,15 @@ def time_grid(t_star: int, steps: int | None = None) -> list[int]:
     return [round(t_star * (steps - i) / steps) for i in range(steps + 1)]
 
 
-def forward_noise(z0: Tensor, abar: float, noise: Tensor) -> Tensor:
-    """``sqrt(abar) z0 + sqrt(1 - abar) noise``."""
-    return math.sqrt(abar) * z0 + math.sqrt(1 - abar) * noise
+def forward_noise(z0: Tensor, abar: float | Tensor, noise: Tensor) -> Tensor:
+    """``sqrt(abar) z0 + sqrt(1 - abar) noise``; ``abar`` is one number, or one an image (:mod:`defense.levels`)."""
+    noised: Tensor = factor(root(abar), z0) * z0 + factor(root(1 - abar), z0) * noise
+    return noised
 
 
-def predicted_z0(z: Tensor, eps: Tensor, abar: float, clip: bool) -> Tensor:
+def predicted_z0(z: Tensor, eps: Tensor, abar: float | Tensor, clip: bool) -> Tensor:
     """Return the clean image that ``eps`` implies at level ``abar``, clamped to [-1, 1] if ``clip``."""
-    z0 = (z - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
+    z0: Tensor = (z - factor(root(1 - abar), z) * eps) / factor(root(abar), z)
     return z0.clamp(-1, 1) if clip else z0
 
 
@@ -150,18 +152,23 @@ class Sampler(ABC):
     learned = False
     """Whether transitions take the network's variance output."""
 
+    _individual = False
+    """Whether each image has levels of its own."""
+
     def __init__(self, schedule: Schedule, grid: Sequence[int], *, clip: bool = False) -> None:
         self.schedule = schedule
         self.clip = clip
         self._lay(grid)
-        self.forward_abar = self._levels[0][0]
+        self.forward_abar: Any = self._levels[0][0]
 
     def _lay(self, grid: Sequence[int]) -> None:
         if len(grid) < 2 or grid[-1] != 0 or any(t <= s for t, s in itertools.pairwise(grid)):
             raise InvalidInput(f"a time grid falls and ends with 0; {list(grid)} does not.")
         self.schedule.level(grid[0])
         self.grid = tuple(grid)
-        self._levels = [(self._abar_of(t), self._abar_of(s)) for t, s in itertools.pairwise(grid)]
+        self._levels: list[tuple[Any, Any]] = [
+            (self._abar_of(t), self._abar_of(s)) for t, s in itertools.pairwise(grid)
+        ]
 
     def _abar_of(self, t: int) -> float:
         return float(self.schedule.abar[t])
@@ -170,11 +177,11 @@ class Sampler(ABC):
         """Return the number of steps."""
         return len(self.grid) - 1
 
-    def abar(self, i: int) -> float:
+    def abar(self, i: int) -> Any:
         """Abar at the level that step ``i`` leaves."""
         return self._levels[i][0]
 
-    def abar_after(self, i: int) -> float:
+    def abar_after(self, i: int) -> Any:
         """Abar at the level that step ``i`` reaches."""
         return self._levels[i][1]
 
@@ -184,8 +191,35 @@ class Sampler(ABC):
 
     def respaced(self, steps: int) -> Self:
         """Return the same sampler from the same level in fewer steps."""
+        return self.on(time_grid(self.grid[0], min(steps, self.grid[0])))
+
+    def on(self, grid: Sequence[int]) -> Self:
+        """Return the same sampler on another grid; rounds noise to the level that they did."""
         other = copy.copy(self)
-        other._lay(time_grid(self.grid[0], min(steps, self.grid[0])))
+        other._lay(grid)
+        return other
+
+    def along(self, grid: Sequence[Levels]) -> Self:
+        """Return the same process on a grid of levels that each image has for itself.
+
+        Arguments:
+            grid: Falling levels; each image is at level 0 after its last step and takes no further one: who calls
+                :meth:`transition` leaves out the images that are there.
+        """
+        if self.learned or getattr(self, "last_gain", "own") != "own":
+            raise InvalidInput(
+                "a process whose last variance is that of the step before takes one level for a batch."
+            )
+        other = copy.copy(self)
+        other._levels = [(t.abar, s.abar) for t, s in itertools.pairwise(grid)]
+        other._individual = True
+        other.forward_abar = grid[0].abar
+        return other
+
+    def select(self, places: Sequence[int]) -> Self:
+        """Return the process of :meth:`along` for the images at some places."""
+        other = copy.copy(self)
+        other._levels = [(t[places], s[places]) for t, s in self._levels]
         return other
 
     def noised_to(self, abar: float) -> Self:
@@ -208,10 +242,13 @@ class Sampler(ABC):
     def score(self, i: int, z: Tensor, eps: Tensor) -> Tensor:
         """Return the score at the level that step ``i`` leaves, of the clamped prediction if ``clip``."""
         abar = self.abar(i)
+        score: Tensor
         if self.clip:
             z0 = predicted_z0(z, eps, abar, True)
-            return (math.sqrt(abar) * z0 - z) / (1 - abar)
-        return eps / -math.sqrt(1 - abar)
+            score = (factor(root(abar), z) * z0 - z) / factor(1 - abar, z)
+        else:
+            score = eps / factor(-root(1 - abar), z)
+        return score
 
 
 class Ancestral(Sampler):
@@ -246,7 +283,9 @@ class Ancestral(Sampler):
         alpha = abar_t / abar_s
         beta = 1 - alpha
         z0 = predicted_z0(z, eps, abar_t, self.clip)
-        mean = (math.sqrt(abar_s) * beta * z0 + math.sqrt(alpha) * (1 - abar_s) * z) / (1 - abar_t)
+        mean = (factor(root(abar_s) * beta, z) * z0 + factor(root(alpha) * (1 - abar_s), z) * z) / factor(
+            1 - abar_t, z
+        )
         small = beta * (1 - abar_s) / (1 - abar_t)
         variance: float | Tensor
         if self.variance == "learned":
@@ -258,6 +297,9 @@ class Ancestral(Sampler):
             variance = ((v + 1) / 2 * math.log(beta) + (1 - v) / 2 * math.log(low)).exp()
             return Transition(mean, variance.sqrt() if i < len(self) - 1 else 0.0, variance)
         variance = beta if self.variance == "large" else small
+        if self._individual:
+            std = torch.where(abar_s < 1, root(variance), 0.0)
+            return Transition(mean, factor(std, z), factor(variance, z))
         if i < len(self) - 1:
             return Transition(mean, math.sqrt(variance), variance)
         if self.variance == "large" and self.last_gain == "posterior" and i:  # a single step has none before it
@@ -266,7 +308,7 @@ class Ancestral(Sampler):
 
     def _small(self, i: int) -> float:
         abar_t, abar_s = self._levels[i]
-        return (1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t)
+        return float((1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t))
 
 
 class DDIM(Sampler):
@@ -289,20 +331,22 @@ class DDIM(Sampler):
         """See :class:`Sampler`."""
         abar_t, abar_s = self._levels[i]
         z0 = predicted_z0(z, eps, abar_t, self.clip)
-        to_z0 = math.sqrt(1 - abar_t) / math.sqrt(abar_t)
-        if i == len(self) - 1:
+        to_z0 = root(1 - abar_t) / root(abar_t)
+        if i == len(self) - 1 and not self._individual:
             return Transition(z0, 0.0, math.sqrt(1 - abar_t) * to_z0)
         if self.clip:  # the noise that the clamped image implies, so that z_t is still their mixture
-            eps = (z - math.sqrt(abar_t) * z0) / math.sqrt(1 - abar_t)
+            eps = (z - factor(root(abar_t), z) * z0) / factor(root(1 - abar_t), z)
         c1, c2 = self._shares(i)
-        mean = math.sqrt(abar_s) * z0 + c2 * eps
-        return Transition(mean, c1, math.sqrt(1 - abar_t) * (math.sqrt(abar_s) * to_z0 - c2))
+        mean = factor(root(abar_s), z) * z0 + factor(c2, z) * eps
+        gain = root(1 - abar_t) * (root(abar_s) * to_z0 - c2)
+        return Transition(mean, factor(c1, z), factor(gain, z))
 
-    def _shares(self, i: int) -> tuple[float, float]:
+    def _shares(self, i: int) -> tuple[Any, Any]:
         """Return the factors of fresh and of predicted noise."""
         abar_t, abar_s = self._levels[i]
-        c1 = self.eta * math.sqrt((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))
-        return c1, math.sqrt(max(1 - abar_s - c1 * c1, 0.0))
+        c1 = self.eta * root((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s))
+        rest = 1 - abar_s - c1 * c1
+        return c1, root(rest.clamp(min=0)) if self._individual else math.sqrt(max(rest, 0.0))
 
     def from_denoised(self, i: int, z0: Tensor, eps: Tensor) -> Transition:
         """Return step ``i`` from a clean image that need not be the one that ``eps`` implies.
@@ -324,8 +368,9 @@ class ReverseSDE(Sampler):
     def transition(self, i: int, z: Tensor, eps: Tensor, v: Tensor | None = None) -> Transition:
         """See :class:`Sampler`."""
         abar_t, abar_s = self._levels[i]
-        delta = math.log(abar_s / abar_t)
-        return Transition(z + delta * (0.5 * z + self.score(i, z, eps)), math.sqrt(delta), delta)
+        delta = log(abar_s / abar_t)
+        step = factor(delta, z)
+        return Transition(z + step * (0.5 * z + self.score(i, z, eps)), factor(root(delta), z), step)
 
 
 class ProbabilityFlow(Sampler):
@@ -334,7 +379,7 @@ class ProbabilityFlow(Sampler):
     def transition(self, i: int, z: Tensor, eps: Tensor, v: Tensor | None = None) -> Transition:
         """See :class:`Sampler`."""
         abar_t, abar_s = self._levels[i]
-        half = math.log(abar_s / abar_t) / 2
+        half = factor(log(abar_s / abar_t) / 2, z)
         return Transition(z + half * (z + self.score(i, z, eps)), 0.0, half)
 
 

@@ -21,6 +21,12 @@ Schedules:
 * ``edm``: abar = 1/(1 + sigma^2) with sigma^(1/7) evenly spaced from 0.002 (t = 1) to 80 (t = 1000), in diffusion
   units (Karras et al., arXiv 2206.00364, equation 5 with rho = 7, counted from the clean end). A network trained on
   x = z_0 + sigma noise meets the same image here as z = sqrt(abar) x.
+* ``ve``: sigma_eq from 0.01 to 50 pixels in 1000 geometric steps (Song et al., arXiv 2011.13456, appendix C).
+* ``sub-vp``: the sub-VP process, x = sqrt(a) z_0 + (1 - a) eps with a that of ``vp-continuous`` (equation 14 there),
+  as the level of the same ratio: abar = a / (a + (1 - a)^2).
+* ``rectified-flow``: the straight path x = (1 - tau) z_0 + tau eps at tau = t/1000, t up to 999, beyond which nothing
+  of the image is left: abar = 1/(1 + (tau/(1 - tau))^2).
+* ``flowpure``: sigma_eq = 0.3 t/1000, the levels of Gaussian FlowPure (arXiv 2505.13280) at u = 1 - t/1000.
 """
 
 from __future__ import annotations
@@ -32,6 +38,8 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from defense.errors import InvalidInput, nearest
 from defense.spec import digest
@@ -39,6 +47,7 @@ from defense.spec import digest
 __all__ = [
     "FROM_FOLDER",
     "SCHEDULES",
+    "Levels",
     "NoiseLevel",
     "Schedule",
     "abar_of_betas",
@@ -62,6 +71,31 @@ class NoiseLevel:
     t_star: int
     abar: float
     sigma_eq: float
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A noise level for each image of a batch.
+
+    Arguments:
+        steps: Noising steps of each image, shape (B,).
+        time: The same as numbers, float64 of shape (B,). It may carry the gradient of a level that depends on the
+            image.
+        abar: abar of each image, float64 of shape (B, 1, 1, 1), on the images' device; with the gradient of ``time``.
+        followed: Whether somebody may follow that gradient. It decides the order of rounding, so it is said, and not
+            read off the tensors: with and without recording of gradients the numbers must be the same.
+    """
+
+    steps: tuple[int, ...]
+    time: Tensor
+    abar: Tensor
+    followed: bool = False
+
+    @property
+    def shared(self) -> int | None:
+        """The level, where all images have the same one and no gradient follows it; None otherwise."""
+        one = len(set(self.steps)) == 1 and not self.followed
+        return self.steps[0] if one else None
 
 
 @dataclass(frozen=True)
@@ -91,6 +125,29 @@ class Schedule:
             raise InvalidInput(f"t_star = {t} is not on schedule {self.name!r}, which has steps 0 to {self.steps}.")
         abar = float(self.abar[t])
         return NoiseLevel(t, abar, math.sqrt((1 - abar) / abar) / 2)
+
+    def levels(self, t: Tensor, *, followed: bool = False) -> Levels:
+        r"""Return the level of each image.
+
+        Arguments:
+            t: Whole numbers of noising steps, 0 to T, of shape (B,). If they carry a gradient, abar does: that of
+                :math:`\log\bar\alpha`, interpolated linearly and differentiated symmetrically at the whole numbers.
+            followed: See :class:`Levels`.
+
+        Raises:
+            InvalidInput: One is not on the schedule.
+        """
+        steps = tuple(int(value) for value in t.detach().round().tolist())
+        for step in steps:
+            self.level(step)
+        table = torch.tensor(self.abar, device=t.device)
+        where = torch.tensor(steps, device=t.device)
+        abar = table[where]
+        if followed and t.requires_grad and torch.is_grad_enabled():
+            low, high = (where - 1).clamp(min=0), (where + 1).clamp(max=self.steps)
+            slope = (table[high].log() - table[low].log()) / (high - low)
+            abar = abar * (slope * (t - t.detach()).double()).exp()
+        return Levels(steps, t.double(), abar.view(-1, 1, 1, 1), followed)
 
     def t_for_sigma(self, sigma: float) -> int:
         """Return the smallest t whose sigma_eq is at least ``sigma`` (pixel units of [0, 1] images).
@@ -148,11 +205,30 @@ def _edm(steps: int) -> Array:
     return np.concatenate([[1.0], 1 / (1 + sigma**2)])
 
 
+def _ve() -> Array:
+    sigma = 2 * np.exp(np.linspace(math.log(0.01), math.log(50), 1000))
+    return np.concatenate([[1.0], 1 / (1 + sigma**2)])
+
+
+def _sub_vp() -> Array:
+    a = vp_abar(np.arange(1001) / 1000)
+    return a / (a + (1 - a) ** 2)
+
+
+def _rectified_flow() -> Array:
+    tau = np.arange(1000) / 1000
+    return (1 - tau) ** 2 / ((1 - tau) ** 2 + tau**2)
+
+
 SCHEDULES: dict[str, Callable[[], Array]] = {
     "linear-1000": lambda: abar_of_betas(np.linspace(1e-4, 0.02, 1000)),
     "vp-continuous": lambda: vp_abar(np.arange(1001) / 1000),
     "cosine-4000": lambda: abar_of_betas(cosine_betas(4000)),
     "edm": lambda: _edm(1000),
+    "ve": _ve,
+    "sub-vp": _sub_vp,
+    "rectified-flow": _rectified_flow,
+    "flowpure": lambda: 1 / (1 + (0.6 * np.arange(1001) / 1000) ** 2),
 }
 
 

@@ -109,26 +109,36 @@ class Bare:
 
 
 class _Voting:
-    """Purify with K draws, classify each, and let the answers vote; a tie goes to the answer that came first."""
+    """Purify with K draws, classify each, and let the answers vote; a tie goes to the answer that came first.
 
-    def __init__(self, classifier: nn.Module, votes: int, precision: Precision) -> None:
+    With ``mean`` the probabilities of the draws are averaged instead, which is as valid: the draws are independent of
+    the image (DiffSmooth, Zhang et al., arXiv 2308.14333, section 3).
+    """
+
+    def __init__(self, classifier: nn.Module, votes: int, precision: Precision, mean: bool = False) -> None:
         if votes < 1:
             raise InvalidInput(f"votes = {votes}: a base classifier asks at least one draw.")
         self.classifier = classifier
         self.votes = votes
         self.precision = precision
+        self.mean = mean
 
     def _image(self, noisy: Tensor, sigma: float, omega: Omega) -> Tensor:
         raise NotImplementedError
 
     def __call__(self, noisy: Tensor, sigma: float, omega: Omega) -> npt.NDArray[np.int64]:
         """See :class:`BaseClassifier`."""
-        votes = []
+        votes, total = [], None
         for vote in range(self.votes):
             with self.precision():
                 image = self._image(noisy, sigma, omega.within(f"vote-{vote}"))
-            votes.append(_answers(self.classifier(image.to(noisy.dtype))))
-        return majority_vote(np.stack(votes, 1))
+            logits = self.classifier(image.to(noisy.dtype))
+            if self.mean:
+                probability = logits.double().softmax(1)
+                total = probability if total is None else total + probability
+            else:
+                votes.append(_answers(logits))
+        return majority_vote(np.stack(votes, 1)) if total is None else _answers(total)
 
 
 class Denoised(_Voting):
@@ -143,6 +153,7 @@ class Denoised(_Voting):
         classifier: Images to logits, frozen.
         votes: K, the number of reverse seeds.
         precision: Context of the purification (autocast).
+        mean: Average the probabilities of the draws instead of counting their answers.
 
     Raises:
         InvalidInput: No votes, a purifier that starts from noise alone, or one that shares the noise of later rounds.
@@ -154,8 +165,10 @@ class Denoised(_Voting):
         classifier: nn.Module,
         votes: int = 1,
         precision: Precision = contextlib.nullcontext,
+        *,
+        mean: bool = False,
     ) -> None:
-        super().__init__(classifier, votes, precision)
+        super().__init__(classifier, votes, precision, mean)
         if purifier.from_noise:
             raise InvalidInput("a purifier that starts from noise alone has no place for the noise of a certificate.")
         if len(purifier.rounds) > 1:
@@ -184,6 +197,7 @@ class Purified(_Voting):
         classifier: Images to logits, frozen.
         votes: K, the number of draws that vote.
         precision: Context of the purification (autocast).
+        mean: Average the probabilities of the draws instead of counting their answers.
         clamp: Clamp the noised image to [0, 1], which purifiers are made for. It is the first step of f, and valid.
 
     Raises:
@@ -198,8 +212,9 @@ class Purified(_Voting):
         precision: Precision = contextlib.nullcontext,
         *,
         clamp: bool = True,
+        mean: bool = False,
     ) -> None:
-        super().__init__(classifier, votes, precision)
+        super().__init__(classifier, votes, precision, mean)
         _refuse_shared_noise(purifier)
         self.purifier = purifier
         self.clamp = clamp

@@ -4,12 +4,13 @@ How the smoothed classifier is made of a defence is its *base*:
 
 * ``bare``: the classifier alone, of the noised image. So are the defences ``none`` and ``gaussian-noise``.
 * ``denoised``: the noise of the certificate *is* the forward noise of the defence's diffusion, from the smallest
-  level with enough of it. The defence's own t* is replaced by that of sigma. So are ``one-shot``, ``densepure``.
+  level with enough of it. The defence's own t* is replaced by that of sigma. So are ``one-shot``, ``densepure``,
+  ``consistency``, ``diff-smooth``.
 * ``purified``: the whole defence, its own forward noise included, behind the noise of the certificate. So are all
   others; a diffusion defence may be ``denoised`` too, which is the better certificate where its t* is free.
 
-A defence with ``aggregation: majority-vote`` votes with its draws inside every sample (DensePure's K); one with a
-single answer has one draw a sample.
+A defence with ``aggregation: majority-vote`` votes with its draws inside every sample (DensePure's K), one with
+``mean-probability`` averages them there (DiffSmooth's m); one with a single answer has one draw a sample.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from defense.certify import SequentialPlan, ceiling, smallest_k
 from defense.certify.certificate import Guarantee, Rule
 from defense.errors import InvalidInput
 from defense.purifiers import NoPurifierConfig, PurifierConfig
+from defense.purifiers.consistency import ConsistencyConfig
 from defense.purifiers.densepure import DensePureConfig
 from defense.purifiers.gaussian_noise import GaussianNoiseConfig
 from defense.purifiers.one_shot import OneShotConfig
@@ -107,7 +109,8 @@ class CertificateConfig(Spec):
                     "clip: the noise of a certificate is not clipped. Certify `gaussian-noise` without."
                 )
             return "bare", NoPurifierConfig()
-        base = self.base or ("denoised" if isinstance(purifier, OneShotConfig | DensePureConfig) else "purified")
+        made_for = isinstance(purifier, OneShotConfig | DensePureConfig | ConsistencyConfig)
+        base = self.base or ("denoised" if made_for else "purified")
         if base == "bare":
             return base, NoPurifierConfig()
         if base == "purified":

@@ -37,6 +37,10 @@ def every(names: str | tuple[str, ...], cases: Iterable[Any]) -> Callable[[Calla
                     own["tmp_path"].mkdir()
                 try:
                     test(*instance, **own, **case)
+                except pytest.skip.Exception as skipped:
+                    raise AssertionError(
+                        "a case that may be skipped is a test of its own: parametrize it"
+                    ) from skipped
                 except (Exception, pytest.fail.Exception) as error:
                     error.add_note(f"case {number}: " + ", ".join(f"{name} = {case[name]!r}" for name in several))
                     failures.append(error)

@@ -40,6 +40,16 @@ def test_one_that_fails_is_raised_itself() -> None:
     assert caught.value.__notes__ == ["case 1: number = 4"]
 
 
+@every("number", [5])
+def skipped(number: int) -> None:
+    pytest.skip("there is no 5")
+
+
+def test_no_case_can_hide_behind_one_that_is_skipped() -> None:
+    with pytest.raises(AssertionError, match="parametrize it"):
+        skipped()
+
+
 @every("number", [1, 2])
 def test_pytest_gives_fixtures_and_no_cases(tmp_path: Path, number: int) -> None:
     assert tmp_path.name == str(number - 1) and tmp_path.is_dir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from defense.classifiers import robustbench, zoos
 from defense.classifiers.base import CLASSIFIERS, Architecture, ClassifierConfig, FeatureNet, Normalised
 from defense.classifiers.deep_resnet import ResNet18, ResNet50
+from defense.classifiers.diffusion import DiffusionClassifierConfig, NoisedDiffusionClassifierConfig
 from defense.classifiers.digits_cnn import DigitsCNN
 from defense.classifiers.mobile import MobileNetV2, ShuffleNetV2
 from defense.classifiers.resnet_cifar import ResNetCIFAR
@@ -16,9 +17,11 @@ __all__ = [
     "CNNA",
     "Architecture",
     "ClassifierConfig",
+    "DiffusionClassifierConfig",
     "DigitsCNN",
     "FeatureNet",
     "MobileNetV2",
+    "NoisedDiffusionClassifierConfig",
     "Normalised",
     "ResNet4b",
     "ResNet18",

@@ -223,6 +223,11 @@ class ClassifierConfig(Spec):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    @classmethod
+    def class_named(cls, name: str) -> type[ClassifierConfig]:
+        """Return the class of an entry: one of its own for classifiers that are made of a denoiser."""
+        return ENTRIES.get(name, ClassifierConfig)
+
     @property
     def architecture(self) -> Architecture:
         """The architecture of that name."""
@@ -302,6 +307,10 @@ class ClassifierConfig(Spec):
             classes=self.architecture.classes,
         )
         return classifier
+
+
+ENTRIES: dict[str, type[ClassifierConfig]] = {}
+"""Classifiers whose entries have fields of their own, by name (:mod:`defense.classifiers.diffusion`)."""
 
 
 @cache

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Self, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from defense.errors import InvalidInput, nearest
 from defense.registry import Registry
-from defense.schedules import Schedule, get_schedule
+from defense.schedules import Levels, Schedule, get_schedule
 from defense.spec import Reading, Spec
 
 __all__ = ["DENOISERS", "Denoiser", "DenoiserConfig", "LoadDenoiser", "load_denoiser"]
@@ -24,14 +25,16 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         schedule: The noise schedule that the network was trained on.
         image_shape: (C, H, W) of its images; None if it takes any.
+        classes: Number of classes that it can be told; None for a network that knows of none.
     """
 
     schedule: Schedule
     image_shape: tuple[int, int, int] | None
+    classes: int | None = None
 
     @abstractmethod
     def forward(self, z: Tensor, t: int) -> Tensor:
-        """Predicted noise.
+        """Predicted noise, of a class-conditional network without a class.
 
         Arguments:
             z: Noised images in diffusion units, shape (B, C, H, W).
@@ -41,6 +44,45 @@ class Denoiser(nn.Module, ABC):
         Returns:
             Noise prediction, shape (B, C, H, W).
         """
+
+    def at_levels(self, z: Tensor, levels: Levels) -> Tensor:
+        """Return the predicted noise where each image has a level of its own.
+
+        By default the images of each level are asked together, one call a level; networks do it in one call.
+
+        Arguments:
+            z: See :meth:`forward`.
+            levels: The level of each image.
+
+        Returns:
+            Noise prediction, shape (B, C, H, W). Where all images share one level it is ``forward``'s, bit for bit.
+        """
+        shared = levels.shared
+        if shared is not None:
+            return cast(Tensor, self(z, shared))
+        parts: list[Tensor] = []
+        places: list[int] = []
+        for t in sorted(set(levels.steps)):
+            where = [i for i, step in enumerate(levels.steps) if step == t]
+            parts.append(self(z[where], t))
+            places += where
+        return torch.cat(parts)[torch.tensor(places, device=z.device).argsort()]
+
+    def conditional(self, z: Tensor, t: int, labels: Tensor) -> Tensor:
+        """Return the noise that is predicted for images of given classes.
+
+        Arguments:
+            z: See :meth:`forward`.
+            t: See :meth:`forward`.
+            labels: Class of each image, int64 of shape (B,), 0 to ``classes - 1``.
+
+        Raises:
+            InvalidInput: The network knows of no classes.
+        """
+        raise InvalidInput(
+            f"denoiser {type(self).__name__} is not class-conditional: what needs the noise for each class takes a "
+            "network that was trained with labels (a diffusers folder with `num_class_embeds`, `class_cond: true`)."
+        )
 
     def with_variance(self, z: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
         r"""Return the predicted noise, and the network's variance output if it has one.
@@ -110,6 +152,16 @@ class DenoiserConfig(Spec, ABC):
     def learned_variance(self) -> bool:
         """Whether the network has a variance output, which `variance: learned` takes; needs a resolved config."""
         return False
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes that the network can be told, None if it knows of none; needs a resolved config."""
+        return None
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether the network can be asked without a class, as purifiers do; needs a resolved config."""
+        return True
 
     @abstractmethod
     def build(self) -> Denoiser:

@@ -64,6 +64,8 @@ class DiffusersDenoiser(NetworkDenoiser):
         image_shape: (C, H, W) of its images.
         prediction: What it predicts.
         learned_variance: Whether it has a variance output.
+        classes: Number of classes, for a network with ``num_class_embeds``.
+        null_class: The class embedding that stands for none.
     """
 
     def __init__(
@@ -74,12 +76,27 @@ class DiffusersDenoiser(NetworkDenoiser):
         prediction: Prediction = "eps",
         *,
         learned_variance: bool = False,
+        classes: int | None = None,
+        null_class: int | None = None,
     ) -> None:
-        super().__init__(net, schedule, image_shape, prediction=prediction, learned_variance=learned_variance)
+        super().__init__(
+            net,
+            schedule,
+            image_shape,
+            prediction=prediction,
+            learned_variance=learned_variance,
+            classes=classes,
+            null_class=null_class,
+        )
 
     def call(self, images: Tensor, labels: Tensor) -> Tensor:
         """See :class:`~defense.denoisers.network.NetworkDenoiser`."""
         output: Tensor = self.net(images, labels, return_dict=False)[0]
+        return output
+
+    def call_with_classes(self, images: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+        """See :class:`~defense.denoisers.network.NetworkDenoiser`."""
+        output: Tensor = self.net(images, labels, class_labels=classes, return_dict=False)[0]
         return output
 
 
@@ -226,6 +243,18 @@ class DiffusersConfig(DenoiserConfig):
         config = self._config()
         return config is not None and config.learned_variance
 
+    @property
+    def classes(self) -> int | None:
+        """See :class:`DenoiserConfig`."""
+        config = self._config()
+        return None if config is None else config.classes
+
+    @property
+    def unconditional(self) -> bool:
+        """See :class:`DenoiserConfig`."""
+        config = self._config()
+        return config is None or config.classes is None or config.null_class is not None
+
     def build(self) -> DiffusersDenoiser:
         """See :class:`DenoiserConfig`; the hashes are checked again, since files can change after the plan."""
         if self.path is None or self.sha256 is None or self.config_sha256 is None:
@@ -253,6 +282,8 @@ class DiffusersConfig(DenoiserConfig):
             config.image_shape,
             self.prediction or "eps",
             learned_variance=config.learned_variance,
+            classes=config.classes,
+            null_class=config.null_class,
         ).eval()
 
 
@@ -300,7 +331,8 @@ def _tried(config: NetworkConfig) -> nn.Module:
     with reading(config.file, "denoiser config", hint=hint), torch.device("meta"), torch.no_grad():
         net = _unet(config).eval()
         label = torch.zeros(1, dtype=torch.int64)
-        output = net(torch.zeros(1, channels, height, width), label, return_dict=False)[0]
+        told = {} if config.classes is None else {"class_labels": label}
+        output = net(torch.zeros(1, channels, height, width), label, return_dict=False, **told)[0]
     if output.shape != (1, config.out_channels, height, width):
         raise InvalidInput(
             f"denoiser config {str(config.file)!r} describes a network that turns images of "

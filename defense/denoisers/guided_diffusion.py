@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ GUIDED_DIFFUSION_PRESETS: dict[str, dict[str, Any]] = {
     "cifar10_uncond_50M_500K": _CIFAR10,
     "cifar10_uncond_vlb_50M_500K": _CIFAR10,
     "imagenet64_uncond_100M_1500K": {**_CIFAR10, "image_size": 64},
+    "256x256_diffusion": {**_ADM_256, "class_cond": True},
     "256x256_diffusion_uncond": _ADM_256,
     "lsun_bedroom": _ADM_256,
 }
@@ -69,7 +70,7 @@ _Heads = Annotated[int, Field(ge=-1)]
 
 @DENOISERS.register("guided-diffusion")
 class GuidedDiffusionConfig(WeightsFileConfig):
-    """The unconditional U-Net of improved-diffusion and guided-diffusion.
+    """The U-Net of improved-diffusion and guided-diffusion.
 
     Arguments:
         format: ``"guided-diffusion"``.
@@ -91,9 +92,14 @@ class GuidedDiffusionConfig(WeightsFileConfig):
         resblock_updown: See there.
         use_new_attention_order: See there.
         learn_sigma: The network has a variance output.
-        class_cond: Class-conditional networks are not supported: a purifier does not know the class.
+        class_cond: The network is told the class. Such a network cannot be asked without one, so that no purifier
+            takes it: it serves classifiers made of denoisers.
+        num_classes: Number of its classes, 1000 in the programs.
         rescale_timesteps: Noise labels count to 1000 whatever the number of levels.
     """
+
+    # Ids from before there were class-conditional networks are still the same.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"num_classes": (1000,)}
 
     format: Literal["guided-diffusion"] = "guided-diffusion"
     preset: str | None = Field(default=None, exclude=True)
@@ -111,7 +117,8 @@ class GuidedDiffusionConfig(WeightsFileConfig):
     resblock_updown: bool = False
     use_new_attention_order: bool = False
     learn_sigma: bool = False
-    class_cond: Literal[False] = False
+    class_cond: bool = False
+    num_classes: _Size = 1000
     rescale_timesteps: bool = True
 
     @model_validator(mode="before")
@@ -159,6 +166,16 @@ class GuidedDiffusionConfig(WeightsFileConfig):
         """See :class:`~defense.denoisers.base.DenoiserConfig`."""
         return self.learn_sigma
 
+    @property
+    def classes(self) -> int | None:
+        """See :class:`~defense.denoisers.base.DenoiserConfig`."""
+        return self.num_classes if self.class_cond else None
+
+    @property
+    def unconditional(self) -> bool:
+        """See :class:`~defense.denoisers.base.DenoiserConfig`."""
+        return not self.class_cond
+
     def network(self) -> GuidedUNet:
         """See :class:`~defense.denoisers.network.WeightsFileConfig`."""
         return GuidedUNet(
@@ -175,15 +192,17 @@ class GuidedDiffusionConfig(WeightsFileConfig):
             use_new_attention_order=self.use_new_attention_order,
             channels=self.channels,
             learn_sigma=self.learn_sigma,
+            classes=self.num_classes if self.class_cond else 0,
         )
 
     def state(self, path: Path) -> Mapping[str, Tensor]:
         """See :class:`~defense.denoisers.network.WeightsFileConfig`."""
         state = super().state(path)
-        if "label_emb.weight" in state:
+        if "label_emb.weight" in state and not self.class_cond:
             raise InvalidInput(
                 f"weights {str(path)!r} are of a class-conditional network ({len(state['label_emb.weight'])} "
-                "classes), and a purifier does not know the class. Take an unconditional checkpoint."
+                "classes), and a purifier does not know the class. Take an unconditional checkpoint; for a "
+                "classifier made of the denoiser write `class_cond: true`."
             )
         return state
 
@@ -197,4 +216,5 @@ class GuidedDiffusionConfig(WeightsFileConfig):
             prediction=self.prediction,
             scale=scale,
             learned_variance=self.learn_sigma,
+            classes=self.num_classes if self.class_cond else None,
         )

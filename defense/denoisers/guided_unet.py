@@ -137,7 +137,7 @@ def _sinusoids(labels: Tensor, size: int) -> Tensor:
 
 
 class GuidedUNet(nn.Module):
-    """The unconditional U-Net of improved-diffusion and guided-diffusion.
+    """The U-Net of improved-diffusion and guided-diffusion.
 
     Arguments:
         image_size: Height and width of images.
@@ -153,6 +153,8 @@ class GuidedUNet(nn.Module):
         use_new_attention_order: Order of the channels of q, k and v.
         channels: Channels of images.
         learn_sigma: Twice as many output channels, the second half being the variance output.
+        classes: Number of classes that it is told, 0 for none; an embedding of the class (``label_emb``) is added to
+            that of the time.
     """
 
     def __init__(
@@ -171,11 +173,15 @@ class GuidedUNet(nn.Module):
         use_new_attention_order: bool = False,
         channels: int = 3,
         learn_sigma: bool = False,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         temb = 4 * num_channels
         self.num_channels = num_channels
         self.time_embed = nn.Sequential(nn.Linear(num_channels, temb), nn.SiLU(), nn.Linear(temb, temb))
+        self.classes = classes
+        if classes:
+            self.label_emb = nn.Embedding(classes, temb)
         widths = [int(factor * num_channels) for factor in channel_mult]
         factors = {image_size // size for size in attention_resolutions}
 
@@ -217,9 +223,14 @@ class GuidedUNet(nn.Module):
         outputs = 2 * channels if learn_sigma else channels
         self.out = nn.Sequential(_norm(width), nn.SiLU(), nn.Conv2d(widths[0], outputs, 3, padding=1))
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Output for images (B, C, H, W) with labels (B,): (B, C, H, W), or (B, 2C, H, W) with ``learn_sigma``."""
+    def forward(self, x: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Output for images (B, C, H, W) with labels (B,): (B, C, H, W), or (B, 2C, H, W) with ``learn_sigma``.
+
+        Class-conditional networks take the class of each image too, shape (B,).
+        """
         temb: Tensor = self.time_embed(_sinusoids(labels, self.num_channels).to(x.dtype))
+        if self.classes:
+            temb = temb + self.label_emb(classes)
         skips = []
         for layers in self.input_blocks:
             for layer in layers:  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from pydantic import Field
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from defense.checkpoints import SHA256, assert_sha256, load_state_dict
 from defense.denoisers.base import Denoiser, DenoiserConfig
-from defense.denoisers.predictions import Prediction, edm_noise_label, implied_eps, network_input
+from defense.denoisers.predictions import LABELLED, Prediction, implied_eps, network_input, noise_label
 from defense.errors import InvalidInput, inside, nearest
 from defense.files import path_of
 from defense.reading import reading
-from defense.schedules import Schedule, get_schedule
+from defense.schedules import Levels, Schedule, get_schedule
 from defense.weight_matching import load_tensors, match
 
 __all__ = ["NetworkDenoiser", "WeightsFileConfig", "as_tuple", "fit", "with_preset"]
@@ -26,7 +26,8 @@ __all__ = ["NetworkDenoiser", "WeightsFileConfig", "as_tuple", "fit", "with_pres
 class NetworkDenoiser(Denoiser):
     """A network called as ``net(images, labels)``, with what its output and its labels mean.
 
-    The label of level t is ``(t - first) * scale``, or ln(sigma)/4 if ``prediction`` is ``edm``.
+    The label of level t is ``(t - first) * scale``, or what :func:`~defense.denoisers.predictions.noise_label` makes
+    of its noise if ``prediction`` is one of those.
 
     Arguments:
         net: Maps (B, C, H, W) and labels (B,) to (B, C, H, W), or to (B, 2C, H, W) with ``learned_variance``.
@@ -36,6 +37,9 @@ class NetworkDenoiser(Denoiser):
         first: Level whose label is 0.
         scale: Labels per level. With an int, labels are integers.
         learned_variance: The second half of the output's channels is the variance output.
+        classes: Number of classes that it is told; None for a network that takes none.
+        null_class: What :meth:`call_with_classes` gets where there is no class: a number beyond the classes, or -1.
+            None if the network cannot be asked without a class.
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class NetworkDenoiser(Denoiser):
         first: int = 1,
         scale: float = 1,
         learned_variance: bool = False,
+        classes: int | None = None,
+        null_class: int | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -55,19 +61,57 @@ class NetworkDenoiser(Denoiser):
         self.image_shape = image_shape
         self.prediction: Prediction = prediction
         self.learned_variance = learned_variance
+        self.classes = classes
+        self.null_class = null_class
         self._first = first
         self._scale = scale
 
-    def _output(self, z: Tensor, t: int) -> Tensor:
+    def _labels(self, z: Tensor, t: int) -> Tensor:
         abar = float(self.schedule.abar[t])
-        label = edm_noise_label(abar) if self.prediction == "edm" else (t - self._first) * self._scale
+        label = noise_label(self.prediction, abar) if self._labelled else (t - self._first) * self._scale
         kind = torch.int64 if isinstance(label, int) else torch.promote_types(z.dtype, torch.float32)
-        labels = torch.full((len(z),), label, dtype=kind, device=z.device)
-        return self.call(network_input(self.prediction, z, abar), labels)
+        return torch.full((len(z),), cast(float, label), dtype=kind, device=z.device)
+
+    @property
+    def _labelled(self) -> bool:
+        return self.prediction in LABELLED
+
+    def _labels_of(self, z: Tensor, levels: Levels) -> Tensor:
+        """Labels of images with a level each; the same numbers as :meth:`_labels`."""
+        kind = torch.promote_types(z.dtype, torch.float32)
+        if self._labelled:
+            return cast(Tensor, noise_label(self.prediction, levels.abar)).flatten().to(kind)
+        label = (levels.time - self._first) * self._scale
+        whole = isinstance(self._scale, int) and not levels.followed
+        return label.to(torch.int64 if whole else kind)
+
+    def _asked(self, z: Tensor, labels: Tensor, abar: float | Tensor, classes: Tensor | None) -> Tensor:
+        images: Tensor = network_input(self.prediction, z, abar)
+        if self.classes is None:
+            return self.call(images, labels)
+        if classes is None:
+            if self.null_class is None:
+                raise InvalidInput(
+                    f"this denoiser was trained with the labels of {self.classes} classes and cannot be asked "
+                    "without one. Take an unconditional network, or one that was trained with labels left out."
+                )
+            classes = torch.full((len(z),), self.null_class, dtype=torch.int64, device=z.device)
+        return self.call_with_classes(images, labels, classes)
 
     def call(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the network's output; for networks with another calling convention to override."""
         output: Tensor = self.net(images, labels)
+        return output
+
+    def call_with_classes(self, images: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+        """Return the output of a class-conditional network; for other calling conventions to override.
+
+        Arguments:
+            images: As for :meth:`call`.
+            labels: As for :meth:`call`.
+            classes: Class of each image, int64 of shape (B,); ``null_class`` where there is none.
+        """
+        output: Tensor = self.net(images, labels, classes)
         return output
 
     def forward(self, z: Tensor, t: int) -> Tensor:
@@ -76,11 +120,28 @@ class NetworkDenoiser(Denoiser):
 
     def with_variance(self, z: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
         """Return the predicted noise and variance output, see :class:`Denoiser`."""
-        output = self._output(z, t)
+        abar = float(self.schedule.abar[t])
+        return self._implied(self._asked(z, self._labels(z, t), abar, None), z, abar)
+
+    def _implied(self, output: Tensor, z: Tensor, abar: float | Tensor) -> tuple[Tensor, Tensor | None]:
         v = None
         if self.learned_variance:
             output, v = output.chunk(2, dim=1)
-        return implied_eps(self.prediction, output, z, float(self.schedule.abar[t])), v
+        eps: Tensor = implied_eps(self.prediction, output, z, abar)
+        return eps, v
+
+    def at_levels(self, z: Tensor, levels: Levels) -> Tensor:
+        """Return the predicted noise where each image has a level of its own, see :class:`Denoiser`."""
+        if levels.shared is not None:
+            return cast(Tensor, self(z, levels.shared))
+        return self._implied(self._asked(z, self._labels_of(z, levels), levels.abar, None), z, levels.abar)[0]
+
+    def conditional(self, z: Tensor, t: int, labels: Tensor) -> Tensor:
+        """Return the noise that is predicted for images of given classes, see :class:`Denoiser`."""
+        if self.classes is None:
+            return super().conditional(z, t, labels)
+        abar = float(self.schedule.abar[t])
+        return self._implied(self._asked(z, self._labels(z, t), abar, labels), z, abar)[0]
 
 
 def fit(net: nn.Module, state: Mapping[str, Tensor], path: str | Path, what: str) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 from defense.errors import InvalidInput, nearest
 from defense.reading import read_object
 
-__all__ = ["NetworkConfig", "read_network_config"]
+__all__ = ["NULL_CLASS", "NetworkConfig", "read_network_config"]
 
 _LARGEST = 65_536
 
@@ -77,11 +77,14 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "norm_eps": (_real, "a number above 0"),
     "resnet_time_scale_shift": (_word, "a name"),
     "add_attention": (_flag, "true or false"),
-    "class_embed_type": (lambda value: value is None, "null: a purifier does not know the class"),
-    "num_class_embeds": (lambda value: value is None, "null: a purifier does not know the class"),
+    "class_embed_type": (lambda value: value is None, "null: classes are told by number (`num_class_embeds`)"),
+    "num_class_embeds": (_none_or(_count), "a whole number or null"),
     "num_train_timesteps": (_none_or(_count), "a whole number or null"),
 }
 """The arguments of ``UNet2DModel``, each with what it takes here."""
+
+NULL_CLASS = "_null_class"
+"""Which class embedding stands for none; written by ``puregrid train``, ignored by diffusers."""
 
 AVERAGING = frozenset(
     {
@@ -104,10 +107,12 @@ class NetworkConfig:
     Arguments:
         file: The file.
         fields: Arguments of ``UNet2DModel``.
+        null_class: The class embedding that stands for none, the last one; None without such.
     """
 
     file: Path
     fields: Mapping[str, Any]
+    null_class: int | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -126,6 +131,12 @@ class NetworkConfig:
     def learned_variance(self) -> bool:
         """Whether the second half of its output is a variance."""
         return self.out_channels == 2 * self.image_shape[0]
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes that it is told, without the one that stands for none; None if it takes none."""
+        embeds: int | None = self.fields.get("num_class_embeds")
+        return embeds if embeds is None or self.null_class is None else embeds - 1
 
     @property
     def longest(self) -> int | None:
@@ -165,7 +176,14 @@ def read_network_config(file: Path) -> NetworkConfig:
             raise refused(key, f"it takes {takes}{_WHY.get(key, '')}", "Correct the file, or give another network.")
     if "sample_size" not in fields:
         raise refused("sample_size", "the size of its images is needed", "Write it into the file.")
-    config = NetworkConfig(file, fields)
+    null, embeds = content.get(NULL_CLASS), fields.get("num_class_embeds")
+    if null is not None and (embeds is None or null != embeds - 1 or isinstance(null, bool)):
+        raise refused(
+            NULL_CLASS,
+            "the embedding that stands for no class is the last of `num_class_embeds`, counted from 0",
+            "Correct the file, or leave it out.",
+        )
+    config = NetworkConfig(file, fields, null)
     channels = config.image_shape[0]
     if config.out_channels not in (channels, 2 * channels):
         raise refused(

@@ -16,7 +16,7 @@ from defense.denoisers.base import DENOISERS, Denoiser, DenoiserConfig
 from defense.denoisers.network import as_tuple
 from defense.errors import InvalidInput
 from defense.oracles import GaussianMixtureDenoiser
-from defense.schedules import get_schedule
+from defense.schedules import Levels, get_schedule
 
 __all__ = ["OracleConfig", "OracleDenoiser"]
 
@@ -41,6 +41,10 @@ class OracleDenoiser(Denoiser):
     def forward(self, z: Tensor, t: int) -> Tensor:
         """Optimal noise prediction, see :class:`~defense.denoisers.base.Denoiser`."""
         return self.oracle(z, t)
+
+    def at_levels(self, z: Tensor, levels: Levels) -> Tensor:
+        """See :class:`~defense.denoisers.base.Denoiser`."""
+        return self.oracle.at_levels(z, levels)
 
 
 @DENOISERS.register("oracle")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from defense.checkpoints import load_state_dict
 from defense.denoisers.base import DENOISERS
 from defense.denoisers.edm_layout import from_edm, is_edm
 from defense.denoisers.network import NetworkDenoiser, WeightsFileConfig, as_tuple, with_preset
-from defense.denoisers.predictions import Prediction
+from defense.denoisers.predictions import LABELLED, Prediction
 from defense.denoisers.song_unet import SongUNet
 from defense.errors import InvalidInput
 from defense.weight_files import read_content
@@ -27,6 +27,8 @@ from defense.weight_files import read_content
 __all__ = ["SCORE_SDE_PRESETS", "ScoreSDEConfig"]
 
 _NCSNPP = {"fir": True, "progressive_input": "residual"}
+_VE = {**_NCSNPP, "embedding_type": "fourier", "prediction": "ve", "schedule": "ve"}
+_SUB_VP = {"prediction": "sub-vp", "schedule": "sub-vp"}
 _EDM = {"prediction": "edm", "schedule": "edm", "num_res_blocks": 4, "ch_mult": (2, 2, 2)}
 
 SCORE_SDE_PRESETS: dict[str, dict[str, Any]] = {
@@ -36,14 +38,20 @@ SCORE_SDE_PRESETS: dict[str, dict[str, Any]] = {
     "cifar10_ncsnpp_deep_continuous": _NCSNPP,
     "cifar10_ncsnpp_continuous": {**_NCSNPP, "num_res_blocks": 4},
     "cifar10_ncsnpp": {**_NCSNPP, "num_res_blocks": 4, "schedule": "linear-1000"},
+    "cifar10_ncsnpp_continuous_ve": {**_VE, "num_res_blocks": 4},
+    "cifar10_ncsnpp_deep_continuous_ve": _VE,
+    "cifar10_ddpmpp_continuous_subvp": {"num_res_blocks": 4, **_SUB_VP},
+    "cifar10_ddpmpp_deep_continuous_subvp": _SUB_VP,
     "edm_cifar10_uncond_vp": _EDM,
     "edm_cifar10_uncond_ve": {**_EDM, **_NCSNPP, "embedding_type": "fourier"},
+    "edm_cifar10_cond_vp": {**_EDM, "label_dim": 10},
+    "edm_cifar10_cond_ve": {**_EDM, **_NCSNPP, "embedding_type": "fourier", "label_dim": 10},
 }
-"""Settings of public checkpoints: the VP configurations of score-SDE, and the two unconditional CIFAR-10 networks of
-EDM (its ``ddpmpp`` and ``ncsnpp``)."""
+"""Settings of public checkpoints: the VP, VE and sub-VP configurations of score-SDE, and the CIFAR-10 networks of EDM
+(its ``ddpmpp`` and ``ncsnpp``), unconditional and class-conditional."""
 
 # Level t as its label: (level whose label is 0, labels per level).
-_LABELS: dict[str, tuple[int, float]] = {"vp-continuous": (0, 0.999), "linear-1000": (1, 1)}
+_LABELS: dict[str, tuple[int, float]] = {"vp-continuous": (0, 0.999), "linear-1000": (1, 1), "sub-vp": (0, 0.999)}
 
 _Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple), Field(min_length=1)]
 _Places = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple)]
@@ -70,7 +78,12 @@ class ScoreSDEConfig(WeightsFileConfig):
         fir: Resize with the filter [1, 3, 3, 1].
         progressive_input: ``residual`` adds the shrunken input at each level (NCSN++); takes ``fir``.
         embedding_type: What noise labels are turned into.
+        label_dim: Classes of a class-conditional network of EDM, 0 for none. It can be asked without a class too, as
+            the EDM code does: with no element of the one-hot class set.
     """
+
+    # Ids from before there were class-conditional networks are still the same.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"label_dim": (0,)}
 
     format: Literal["score-sde"] = "score-sde"
     preset: str | None = Field(default=None, exclude=True)
@@ -86,6 +99,7 @@ class ScoreSDEConfig(WeightsFileConfig):
     fir: bool = False
     progressive_input: Literal["none", "residual"] = "none"
     embedding_type: Literal["positional", "fourier"] = "positional"
+    label_dim: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -94,10 +108,20 @@ class ScoreSDEConfig(WeightsFileConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> ScoreSDEConfig:
-        if self.prediction != "edm" and self.schedule not in _LABELS:
+        if self.prediction not in LABELLED and self.schedule not in _LABELS:
             raise InvalidInput(
                 f"schedule {self.schedule!r} does not fit a score-sde network that predicts {self.prediction!r}: its "
                 f"noise labels have a meaning on {' and '.join(_LABELS)} only. `prediction: edm` takes any schedule."
+            )
+        if (self.prediction == "sub-vp") != (self.schedule == "sub-vp"):
+            raise InvalidInput(
+                f"schedule {self.schedule!r} does not fit prediction {self.prediction!r}: `prediction: sub-vp` and "
+                "`schedule: sub-vp` belong together."
+            )
+        if self.label_dim and self.prediction == "eps":
+            raise InvalidInput(
+                f"label_dim = {self.label_dim} is of class-conditional networks of EDM: write `prediction: edm`, or "
+                "leave it out for a network of score-SDE."
             )
         if self.progressive_input == "residual" and not self.fir:
             raise InvalidInput("progressive_input residual takes `fir: true`, as in every NCSN++.")
@@ -114,6 +138,11 @@ class ScoreSDEConfig(WeightsFileConfig):
         """See :class:`~defense.denoisers.base.DenoiserConfig`."""
         return self.channels, self.image_size, self.image_size
 
+    @property
+    def classes(self) -> int | None:
+        """See :class:`~defense.denoisers.base.DenoiserConfig`."""
+        return self.label_dim or None
+
     def network(self) -> SongUNet:
         """See :class:`~defense.denoisers.network.WeightsFileConfig`."""
         return SongUNet(
@@ -126,6 +155,7 @@ class ScoreSDEConfig(WeightsFileConfig):
             fir=self.fir,
             residual_input=self.progressive_input == "residual",
             embedding=self.embedding_type,
+            classes=self.label_dim,
         )
 
     def state(self, path: Path) -> Mapping[str, Tensor]:
@@ -135,7 +165,7 @@ class ScoreSDEConfig(WeightsFileConfig):
         state = {key: value for key, value in state.items() if key != "sigmas"}
         if not is_edm(state):
             return state
-        if self.prediction != "edm":
+        if self.prediction not in LABELLED:
             raise InvalidInput(
                 f"prediction {self.prediction!r} does not fit weights {str(path)!r}, whose names are those of EDM: "
                 "such a network is called with its preconditioning. Write `prediction: edm`."
@@ -159,7 +189,14 @@ class ScoreSDEConfig(WeightsFileConfig):
         """See :class:`~defense.denoisers.network.WeightsFileConfig`."""
         first, scale = _LABELS.get(self.schedule, (1, 1))
         return NetworkDenoiser(
-            net, self.schedule, self.image_shape, prediction=self.prediction, first=first, scale=scale
+            net,
+            self.schedule,
+            self.image_shape,
+            prediction=self.prediction,
+            first=first,
+            scale=scale,
+            classes=self.label_dim or None,
+            null_class=-1 if self.label_dim else None,
         )
 
 

@@ -183,6 +183,8 @@ class SongUNet(nn.Module):
         fir: Resize with the filter [1, 3, 3, 1].
         residual_input: Add the shrunken input at every level; takes ``fir``.
         embedding: What labels are turned into: ``positional`` sinusoids, or ``fourier`` with random frequencies.
+        classes: Number of classes that it is told, as EDM's networks are; 0 for none. A linear map (``map_label``) of
+            the one-hot class, scaled by the root of their number, is added to the embedded label.
     """
 
     def __init__(
@@ -197,6 +199,7 @@ class SongUNet(nn.Module):
         fir: bool = False,
         residual_input: bool = False,
         embedding: Literal["positional", "fourier"] = "positional",
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.nf = nf
@@ -211,6 +214,9 @@ class SongUNet(nn.Module):
         self.all_modules.append(nn.Linear(2 * nf if embedding == "fourier" else nf, temb))
         self.all_modules.append(nn.Linear(temb, temb))
         self._embedders = len(self.all_modules)
+        self.classes = classes
+        if classes:
+            self.map_label = nn.Linear(classes, 2 * nf if embedding == "fourier" else nf)
 
         self._add("plain", _conv3(channels, nf))
         self._add("keep")
@@ -253,16 +259,24 @@ class SongUNet(nn.Module):
             self.all_modules.append(module)
         self._steps.append((step, len(self.all_modules) - 1))
 
-    def _temb(self, labels: Tensor, like: Tensor) -> Tensor:
+    def _temb(self, labels: Tensor, like: Tensor, classes: Tensor | None) -> Tensor:
         modules = self.all_modules
         embedded = modules[0](labels) if self.embedding == "fourier" else _sinusoids(labels, self.nf)
+        if self.classes:
+            assert classes is not None
+            # A class outside of the range, -1, stands for none: no element is one.
+            one_hot = (classes[:, None] == torch.arange(self.classes, device=labels.device)).to(like.dtype)
+            embedded = embedded.to(like.dtype) + self.map_label(one_hot * math.sqrt(self.classes))
         first, second = modules[self._embedders - 2], modules[self._embedders - 1]
         temb: Tensor = second(F.silu(first(embedded.to(like.dtype))))
         return temb
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Output for images ``x`` of shape (B, C, H, W) with noise labels of shape (B,); shape of ``x``."""
-        temb = self._temb(labels, x)
+    def forward(self, x: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Output for images ``x`` of shape (B, C, H, W) with noise labels of shape (B,); shape of ``x``.
+
+        Class-conditional networks take the class of each image too, -1 for none, of shape (B,).
+        """
+        temb = self._temb(labels, x, classes)
         image = x
         skips: list[Tensor] = []
         for step, index in self._steps:

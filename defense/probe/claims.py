@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from defense.models import Models
 from defense.probe.record import Check, answer, not_applicable
-from defense.probe.subject import Subject
+from defense.probe.subject import Claims, Subject
 from defense.purifiers.base import Purifier, PurifierConfig
 from defense.randomness import Omega
 
@@ -82,9 +82,18 @@ def evaluations(subject: Subject) -> Check:
     # A network of several modules may count its calls by any of them, or all calls of all of them.
     options = {*counts, sum(counts)}
     nearest = min(options, key=lambda count: abs(count - claimed))
+    if subject.claims.at_most and 0 < nearest <= claimed:
+        text = f"config.evaluations is {claimed}, at most; {nearest} were made for these images"
+        return answer("evaluations", subject.part, 0, text)
     text = f"config.evaluations is {claimed}, "
     text += "as counted" if nearest == claimed else f"but the network was evaluated {nearest} times"
     return answer("evaluations", subject.part, abs(nearest - claimed), text)
+
+
+def claims_of(config: PurifierConfig) -> Claims:
+    """Return what a config says of its purifier."""
+    at_most = config.schedule_of_levels is not None
+    return Claims(config.stochastic, config.differentiable, config.evaluations, at_most=at_most)
 
 
 def counter_of(config: PurifierConfig, models: Models) -> Callable[[Tensor, Omega], int | None]:
@@ -151,7 +160,7 @@ def _count_calls(module: nn.Module, counts: list[int]) -> None:
 
         return outermost
 
-    for name in ("forward", "with_variance"):
+    for name in ("forward", "with_variance", "at_levels"):
         if hasattr(module, name):
             setattr(module, name, counted(getattr(module, name)))
 

@@ -52,7 +52,7 @@ def probe_purifier(
         reference: Images of the test set, to look for among its outputs.
         label: Its name, by default that of the config or the class.
     """
-    said = Claims() if config is None else Claims(config.stochastic, config.differentiable, config.evaluations)
+    said = Claims() if config is None else claims.claims_of(config)
     subject = Subject(
         label or (type(purifier).__name__ if config is None else config.label()),
         "purifier",

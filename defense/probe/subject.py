@@ -35,12 +35,14 @@ class Claims:
         differentiable: Whether its gradient is meant to be that of the function.
         evaluations: Evaluations of its networks for one draw of one image; None if it says nothing.
         classes: Number of logits of a classifier; None if it says nothing.
+        at_most: Whether fewer evaluations may be made: how many decides the image.
     """
 
     stochastic: bool | None = None
     differentiable: bool = True
     evaluations: int | None = None
     classes: int | None = None
+    at_most: bool = False
 
 
 @dataclass

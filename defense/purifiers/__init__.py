@@ -5,14 +5,18 @@ from __future__ import annotations
 from defense.purifiers.aaopt import AAOpt, AAOptConfig
 from defense.purifiers.base import PURIFIERS, IterativePurifier, Purifier, PurifierConfig
 from defense.purifiers.bit_depth import BitDepthConfig
+from defense.purifiers.consistency import ConsistencyConfig
 from defense.purifiers.contrastive_stateless import ContrastiveGuidance, ContrastiveStatelessConfig
 from defense.purifiers.coup import ConfidenceGuidance, CoupConfig
 from defense.purifiers.densepure import DensePureConfig
 from defense.purifiers.diff_ap import DiffAPConfig, FreshNoise, MediatorPull
+from defense.purifiers.diff_smooth import DiffSmooth, DiffSmoothConfig
+from defense.purifiers.diffcap import DiffCAP, DiffCAPConfig
 from defense.purifiers.diffpure import DiffPure, DiffPureConfig, LangevinPurifier
 from defense.purifiers.diffusion import Diffusion
 from defense.purifiers.distribution_transfer import DistributionTransferConfig, TransferGuidance
 from defense.purifiers.ebm import EBMConfig
+from defense.purifiers.flowpure import FlowPureConfig
 from defense.purifiers.freqpure import FreqPureConfig, FrequencyExchange
 from defense.purifiers.gaussian_noise import GaussianNoiseConfig
 from defense.purifiers.gdmp import GDMPConfig, SimilarityGuidance
@@ -29,25 +33,34 @@ from defense.purifiers.osgd import OSGD, OSGDConfig
 from defense.purifiers.robust_reverse import RobustGuidance, RobustReverseConfig
 from defense.purifiers.score_opt import ScoreOptConfig, ScoreOptN, ScoreOptO
 from defense.purifiers.sequence import Sequence, SequenceConfig
+from defense.purifiers.solvers import Solved
+from defense.purifiers.ssni import SSNI, ScoreReference, SSNIConfig
 
 __all__ = [
     "OSGD",
     "PURIFIERS",
+    "SSNI",
     "AAOpt",
     "AAOptConfig",
     "BitDepthConfig",
     "ConfidenceGuidance",
+    "ConsistencyConfig",
     "ContrastiveGuidance",
     "ContrastiveStatelessConfig",
     "CoupConfig",
     "DensePureConfig",
     "DiffAPConfig",
+    "DiffCAP",
+    "DiffCAPConfig",
     "DiffPure",
     "DiffPureConfig",
+    "DiffSmooth",
+    "DiffSmoothConfig",
     "Diffusion",
     "DistanceGuidance",
     "DistributionTransferConfig",
     "EBMConfig",
+    "FlowPureConfig",
     "FreqPureConfig",
     "FrequencyExchange",
     "FreshNoise",
@@ -72,12 +85,15 @@ __all__ = [
     "PurifierConfig",
     "RobustGuidance",
     "RobustReverseConfig",
+    "SSNIConfig",
     "ScoreOptConfig",
     "ScoreOptN",
     "ScoreOptO",
+    "ScoreReference",
     "Sequence",
     "SequenceConfig",
     "SignPull",
     "SimilarityGuidance",
+    "Solved",
     "TransferGuidance",
 ]

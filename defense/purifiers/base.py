@@ -19,7 +19,7 @@ from defense.errors import InvalidInput
 from defense.models import Models
 from defense.randomness import Omega
 from defense.registry import Registry
-from defense.schedules import NoiseLevel
+from defense.schedules import NoiseLevel, Schedule
 from defense.spec import Spec
 
 __all__ = ["PURIFIERS", "FilterConfig", "IterativePurifier", "Purifier", "PurifierConfig"]
@@ -43,6 +43,18 @@ class Purifier(nn.Module, ABC):
             Images, shape (B, C, H, W), differentiable with respect to ``x`` by plain autograd. Where the true
             derivative is zero almost everywhere (JPEG, bit depth) it is straight-through: that of the identity.
         """
+
+    def with_levels(self, x: Tensor, omega: Omega) -> tuple[Tensor, tuple[int, ...] | None]:
+        """Purify a batch, and say which diffusion time each image got where the purifier chooses it by the image.
+
+        Arguments:
+            x: See :meth:`forward`.
+            omega: See :meth:`forward`.
+
+        Returns:
+            What :meth:`forward` returns, and t* of each image; None where all have the config's.
+        """
+        return self(x, omega), None
 
     def surrogate(self, steps: int) -> Purifier:
         """The same purifier in at most ``steps`` reverse steps per round, for surrogate gradients; itself here."""
@@ -169,6 +181,11 @@ class PurifierConfig(Spec, ABC):
     def knows_eps(self) -> bool:
         """Whether the defence knows the attacker's budget, which real defences do not."""
         return False
+
+    @property
+    def schedule_of_levels(self) -> Schedule | None:
+        """The schedule of the levels that the purifier chooses for each image; None where it chooses none."""
+        return None
 
     @property
     def noise_level(self) -> NoiseLevel | None:

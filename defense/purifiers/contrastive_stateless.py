@@ -63,7 +63,7 @@ class ContrastiveGuidance(Guidance):
     def forward(self, moment: Moment) -> Tensor:
         """See :class:`Guidance`."""
         z, k = moment.z, self.negatives
-        noise = moment.omega.normal("negative", moment.key, z, (k, *z.shape[1:]))
+        noise = moment.noise(z, "negative", (k, *z.shape[1:]))
         grey = forward_noise(torch.zeros_like(noise), moment.abar, noise)
         own, positive = self._direction(z), self._direction(moment.diffused_input())
         others = self._direction(grey.flatten(0, 1)).view(len(z), k, -1)

@@ -9,6 +9,7 @@ with R a reverse process from t* to 0, over all t* steps or a respaced subset of
 * ``sde``: Euler-Maruyama on the reverse VP-SDE, the form of the paper's CIFAR-10 results (there with steps of 1e-3:
   t* steps of ``vp-continuous``);
 * ``ode``: Euler on the probability-flow ODE;
+* ``heun``, ``dpm++``: the same ODE by solvers of second order (:mod:`defense.purifiers.solvers`), in far fewer steps;
 * ``ldsde``: no diffusion to t*, but Langevin dynamics that stay near the input, as in the authors' code,
 
   .. math:: dz = -\tfrac{\lambda}{2}\left(-\mathrm{score}(z, t_s) + \frac{z - z_x}{\sigma^2}\right)d\tau
@@ -43,6 +44,7 @@ from defense.models import Models
 from defense.purifiers.base import PURIFIERS, IterativePurifier
 from defense.purifiers.diffusion import Diffusion
 from defense.purifiers.reverse import StandardReverseConfig
+from defense.purifiers.solvers import Solved
 from defense.randomness import Omega
 from defense.samplers import Ancestral, ContinuousVP, EpsModel, Sampler, Variance, time_grid
 from defense.schedules import NoiseLevel, Schedule, get_schedule
@@ -152,8 +154,8 @@ class DiffPureConfig(StandardReverseConfig):
     """DiffPure: noise to t*, reverse without guidance; forms ddpm, ddim, sde, ode, ldsde.
 
     Arguments:
-        form: ``ddpm`` (ancestral), ``ddim``, ``sde`` (Euler-Maruyama), ``ode`` (probability flow) or ``ldsde``
-            (guided Langevin).
+        form: ``ddpm`` (ancestral), ``ddim``, ``sde`` (Euler-Maruyama), ``ode`` (probability flow by Euler), ``heun``
+            or ``dpm++`` (probability flow by second-order solvers), or ``ldsde`` (guided Langevin).
         clip_denoised: Clamp the predicted clean image to [-1, 1] at every step; the authors' code does not.
         forward: ``noise`` to t* first, or ``none``: the reverse process starts at t* from the image itself.
         time: Of ``sde`` and ``ode``: ``continuous``, the authors' VP process, by default on the schedules that
@@ -161,7 +163,7 @@ class DiffPureConfig(StandardReverseConfig):
     """
 
     purifier: Literal["diffpure"] = "diffpure"
-    form: Literal["ddpm", "ddim", "sde", "ode", "ldsde"] = "ddpm"  # type: ignore[assignment]
+    form: Literal["ddpm", "ddim", "sde", "ode", "ldsde", "heun", "dpm++"] = "ddpm"  # type: ignore[assignment]
     steps: int = Field(ge=1)
     clip_denoised: bool = False
     time: Literal["continuous", "schedule"] = "schedule"
@@ -234,6 +236,16 @@ class DiffPureConfig(StandardReverseConfig):
         return None
 
     @property
+    def evaluations(self) -> int:
+        """One per reverse step; of ``heun`` two, but for the last one."""
+        return 2 * self.steps - 1 if self.form == "heun" else self.steps
+
+    @property
+    def diffuses(self) -> bool:
+        """False for ``dpm++``, whose states are more than an image."""
+        return self.form != "dpm++" and super().diffuses
+
+    @property
     def noise_level(self) -> NoiseLevel | None:
         """None where no forward noise is added: of ``ldsde``, and of ``forward: none``."""
         return None if self.form == "ldsde" or self.forward == "none" else super().noise_level
@@ -243,4 +255,6 @@ class DiffPureConfig(StandardReverseConfig):
         denoiser = (models or Models()).load(self.denoiser)
         if self.form == "ldsde":
             return LangevinPurifier(denoiser, self.t_star, self.steps).eval()
+        if self.form == "heun" or self.form == "dpm++":
+            return Solved(denoiser, self.t_star, self.steps, solver=self.form, clip=self.clip_denoised).eval()
         return Diffusion(denoiser, [self.sampler()]).eval()

@@ -28,8 +28,9 @@ from defense.guidance import Guidance, Moment
 from defense.purifiers.base import IterativePurifier
 from defense.randomness import Omega
 from defense.samplers import DDIM, EpsModel, Sampler, Transition, forward_noise, predicted_z0
+from defense.schedules import Levels
 
-__all__ = ["Diffusion"]
+__all__ = ["Diffusion", "guided_transition"]
 
 
 class Diffusion(IterativePurifier):
@@ -117,19 +118,16 @@ class Diffusion(IterativePurifier):
             step = self._corrected(sampler, j, z, x, omega, key, guidance_path)
             z = step.mean
         elif self.guidance is None:
-            step = self._transition(sampler, j, z)
+            step = sampler.transition(j, z, *_predicted(self.denoiser, sampler, j, z, t))
             z = step.mean
         else:
-            step, shift = self._guided(sampler, j, z, x, omega, key, guidance_path)
+            step, shift = guided_transition(
+                self.denoiser, self.guidance, sampler, j, t, z, x, omega, key, guidance_path=guidance_path
+            )
             z = step.mean - step.gain * shift
         if isinstance(step.std, Tensor) or step.std > 0:
             z = z + step.std * omega.normal("reverse", key, z)
         return z
-
-    def _transition(self, sampler: Sampler, j: int, z: Tensor) -> Transition:
-        t = sampler.asked(j)
-        eps, v = self.denoiser.with_variance(z, t) if sampler.learned else (self.denoiser(z, t), None)
-        return sampler.transition(j, z, eps, v)
 
     def _corrected(
         self, sampler: Sampler, j: int, z: Tensor, x: Tensor, omega: Omega, key: int, guidance_path: bool
@@ -151,40 +149,6 @@ class Diffusion(IterativePurifier):
         )
         return sampler.from_denoised(j, self.correction(estimate), eps)
 
-    def _guided(
-        self, sampler: Sampler, j: int, z: Tensor, x: Tensor, omega: Omega, key: int, guidance_path: bool
-    ) -> tuple[Transition, Tensor]:
-        """Return the unguided transition, and ``s_t grad G`` at the state."""
-        assert self.guidance is not None
-        follow = torch.is_grad_enabled() and guidance_path and (z.requires_grad or x.requires_grad)
-        point = z if follow and z.requires_grad else z.detach().requires_grad_()
-        t = sampler.grid[j]
-        eps: list[Tensor] = []
-
-        def predict() -> Tensor:
-            eps.append(self.denoiser(point, sampler.asked(j)))
-            return predicted_z0(point, eps[0], sampler.abar(j), sampler.clip)
-
-        # Fused attention has no second derivative; the plain one has.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            moment = Moment(point, t, x if follow else x.detach(), omega, key, sampler.schedule, predict)
-            potential = self.guidance(moment)
-            if potential.shape != z.shape[:1]:
-                raise ValueError(f"a potential has one value per image, not shape {tuple(potential.shape)}")
-            # With create_graph torch takes other formulas for some layers (group norm, SiLU), which differ in the
-            # last bits. So always with it: the states must not depend on whether somebody differentiates.
-            # Without autocast, which would run in bf16 the derivative of what the forward pass did not.
-            with torch.autocast(z.device.type, enabled=False):
-                (slope,) = torch.autograd.grad(potential.sum(), point, create_graph=True)
-            slope = slope if follow else slope.detach()
-        if eps and not sampler.learned and (point is z or not (torch.is_grad_enabled() and z.requires_grad)):
-            # The prediction that guidance asked for is the one of this step; without gradients its graph is freed.
-            step = sampler.transition(j, z, eps[0] if point is z else eps[0].detach())
-        else:
-            with sdpa_kernel(SDPBackend.MATH):  # the bits of the prediction above
-                step = self._transition(sampler, j, z)
-        return step, self.guidance.scale(t, sampler.schedule) * slope
-
     def origin(self, i: int) -> int:
         """Return the state with which the round of step ``i - 1`` began; see :class:`IterativePurifier`."""
         r, j = self._steps[i - 1]
@@ -202,3 +166,73 @@ class Diffusion(IterativePurifier):
         """Back to [0, 1] pixels."""
         y = (z + 1) / 2
         return y.clamp(0, 1) if self.clamp else y
+
+
+def _predicted(
+    denoiser: Any, sampler: Sampler, j: int, z: Tensor, level: int | Levels
+) -> tuple[Tensor, Tensor | None]:
+    """Return what the network predicts in step ``j``; it is asked at its own level where the batch has one."""
+    if isinstance(level, Levels):
+        return denoiser.at_levels(z, level), None
+    t = sampler.asked(j)
+    return denoiser.with_variance(z, t) if sampler.learned else (denoiser(z, t), None)
+
+
+def guided_transition(
+    denoiser: Any,
+    guidance: Guidance,
+    sampler: Sampler,
+    j: int,
+    level: int | Levels,
+    z: Tensor,
+    x: Tensor,
+    omega: Omega,
+    key: int | Sequence[int],
+    *,
+    guidance_path: bool = True,
+) -> tuple[Transition, Tensor]:
+    """Return the unguided transition of step ``j``, and ``s_t grad G`` at the state.
+
+    Arguments:
+        denoiser: Noise predictor.
+        guidance: The guidance.
+        sampler: The sampler.
+        j: Its step.
+        level: Level that the step leaves, or that of each image.
+        z: State, shape (B, ...).
+        x: The purifier's input.
+        omega: Randomness.
+        key: See :class:`~defense.guidance.Moment`.
+        guidance_path: See :class:`~defense.purifiers.base.IterativePurifier`.
+    """
+    follow = torch.is_grad_enabled() and guidance_path and (z.requires_grad or x.requires_grad)
+    point = z if follow and z.requires_grad else z.detach().requires_grad_()
+    eps: list[Tensor] = []
+
+    def predict() -> Tensor:
+        eps.append(
+            denoiser.at_levels(point, level) if isinstance(level, Levels) else denoiser(point, sampler.asked(j))
+        )
+        return predicted_z0(point, eps[0], sampler.abar(j), sampler.clip)
+
+    # Fused attention has no second derivative; the plain one has.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        moment = Moment(point, level, x if follow else x.detach(), omega, key, sampler.schedule, predict)
+        potential = guidance(moment)
+        if potential.shape != z.shape[:1]:
+            raise ValueError(f"a potential has one value per image, not shape {tuple(potential.shape)}")
+        # With create_graph torch takes other formulas for some layers (group norm, SiLU), which differ in the
+        # last bits. So always with it: the states must not depend on whether somebody differentiates.
+        # Without autocast, which would run in bf16 the derivative of what the forward pass did not.
+        with torch.autocast(z.device.type, enabled=False):
+            (slope,) = torch.autograd.grad(potential.sum(), point, create_graph=True)
+        slope = slope if follow else slope.detach()
+    if eps and not sampler.learned and (point is z or not (torch.is_grad_enabled() and z.requires_grad)):
+        # The prediction that guidance asked for is the one of this step; without gradients its graph is freed.
+        step = sampler.transition(j, z, eps[0] if point is z else eps[0].detach())
+    else:
+        with sdpa_kernel(SDPBackend.MATH):  # the bits of the prediction above
+            step = sampler.transition(j, z, *_predicted(denoiser, sampler, j, z, level))
+    if isinstance(level, Levels):
+        return step, guidance.scales(level, sampler.schedule).to(slope.dtype) * slope
+    return step, guidance.scale(level, sampler.schedule) * slope

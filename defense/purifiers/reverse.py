@@ -50,10 +50,22 @@ class ReverseConfig(PurifierConfig):
         if not isinstance(data, dict) or not isinstance(data.get("denoiser"), DenoiserConfig):
             return data
         data = dict(data)
+        cls._check_denoiser(data["denoiser"])
         schedule = cls._schedule(data)
         data["schedule"] = schedule.name
         cls._fill_t_star(data, schedule)
         return data
+
+    @classmethod
+    def _check_denoiser(cls, denoiser: DenoiserConfig) -> None:
+        """Refuse a denoiser that cannot be asked without a class."""
+        if not denoiser.unconditional:
+            raise InvalidInput(
+                f"denoiser is told one of {denoiser.classes} classes, and a purifier does not know the class. Take "
+                "an unconditional network, or one that was trained with labels left out (`_null_class` in its "
+                "config.json).",
+                keys=("denoiser",),
+            )
 
     @classmethod
     def _schedule(cls, data: dict[str, Any]) -> Schedule:

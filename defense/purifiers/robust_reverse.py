@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from defense.classifiers import ClassifierConfig
@@ -114,7 +114,7 @@ class RobustReverseConfig(StandardReverseConfig):
     """
 
     purifier: Literal["robust-reverse"] = "robust-reverse"
-    auxiliary: ClassifierConfig
+    auxiliary: SerializeAsAny[ClassifierConfig]
     scale: float = Field(default=1.0, ge=0)
     class_weight: float = Field(default=1.0, ge=0)
     latent_weight: float = Field(default=1.0, ge=0)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from defense.gradients import purify
 from defense.models import Models
-from defense.probe import Claims, Subject, claims, differences, purity
-from defense.probe.claims import counter_of
+from defense.probe import Subject, claims, differences, purity
+from defense.probe.claims import claims_of, counter_of
 from defense.probe.run import in_double
 from defense.probe.subject import snapshot
 from defense.purifiers.base import Purifier, PurifierConfig
@@ -74,7 +74,7 @@ class PurifierContract(LabelledSpecContract):
             "purifier",
             self._purifier(),
             self.images(),
-            Claims(config.stochastic, config.differentiable, config.evaluations),
+            claims_of(config),
             spec_id=config.id,
             build=self._purifier,
             count=counter_of(config, self.models()),

@@ -43,7 +43,7 @@ class TransferConfig(DerivedAttackConfig):
     hands_down: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": ("norm", "eps", "unbounded")}
     attack: Literal["transfer"] = "transfer"
     source: SerializeAsAny[AttackConfig]
-    classifier: ClassifierConfig | None = None
+    classifier: SerializeAsAny[ClassifierConfig] | None = None
     purifier: SerializeAsAny[PurifierConfig] | None = None
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ class AttackStage(StageSpec):
     stage: Literal["attack"] = "attack"
     version: Literal[4] = 4
     dataset: SerializeAsAny[DatasetConfig]
-    classifier: ClassifierConfig
+    classifier: SerializeAsAny[ClassifierConfig]
     purifier: SerializeAsAny[PurifierConfig] | None = None
     attack: SerializeAsAny[AttackConfig]
     sources: tuple[AttackStage, ...] = ()

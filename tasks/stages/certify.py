@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -67,18 +67,22 @@ class Smoothed(Spec):
         classifier: The classifier.
         purifier: The purifier in front of it, at the t* of ``sigma`` where the base is ``denoised``.
         base: How both are one base classifier; see :mod:`tasks.certificates`.
-        votes: Draws of the purifier that vote for the answer to one sample.
+        votes: Draws of the purifier that make the answer to one sample.
+        inner: Whether they ``vote``, or their probabilities are averaged (``mean``).
         sigma: Standard deviation of the noise.
         seed: Seed of the noise.
         compute: How units compute; the batch is of samples of one image.
     """
 
     bounds: ClassVar[Mapping[str, Bound] | None] = None
+    # Ids from before there was a choice are still the same.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"inner": ("vote",)}
     dataset: SerializeAsAny[DatasetConfig]
-    classifier: ClassifierConfig
+    classifier: SerializeAsAny[ClassifierConfig]
     purifier: SerializeAsAny[PurifierConfig]
     base: Base
     votes: int = Field(ge=1)
+    inner: Literal["vote", "mean"] = "vote"
     sigma: float = Field(gt=0)
     seed: int
     compute: Compute
@@ -106,7 +110,7 @@ class Smoothed(Spec):
     def label(self) -> str:
         """Data set, classifier, purifier, noise."""
         behind = "" if self.base == "bare" else f" behind {self.purifier.label()}"
-        votes = "" if self.votes == 1 else f", {self.votes} votes"
+        votes = "" if self.votes == 1 else f", {self.votes} {'votes' if self.inner == 'vote' else 'averaged draws'}"
         return f"{self.dataset.label()}, {self.classifier.label()}{behind}{votes}, noise {self.sigma:g}"
 
     def model_key(self) -> str:
@@ -121,10 +125,10 @@ class Smoothed(Spec):
         purifier = context.purifier(self.purifier, self.classifier)
         precision = partial(context.autocast, self.compute)
         if self.base == "purified":
-            return Purified(purifier, classifier, self.votes, precision)
+            return Purified(purifier, classifier, self.votes, precision, mean=self.inner == "mean")
         if not isinstance(purifier, Diffusion):
             raise InvalidInput(f"base denoised takes a diffusion purifier, not {self.purifier.label()!r}.")
-        return Denoised(purifier, classifier, self.votes, precision)
+        return Denoised(purifier, classifier, self.votes, precision, mean=self.inner == "mean")
 
     def counts(
         self, context: Context, role: Role, ids: tuple[int, ...], first: int, count: int

@@ -34,7 +34,7 @@ class EvaluateStage(StageSpec):
     version: Literal[1] = 1
     dataset: SerializeAsAny[DatasetConfig]
     source: AttackStage | CorruptStage | None
-    classifier: ClassifierConfig
+    classifier: SerializeAsAny[ClassifierConfig]
     purifier: SerializeAsAny[PurifierConfig]
     draws: int = Field(ge=1)
     seed: int
@@ -82,6 +82,8 @@ class EvaluateStage(StageSpec):
         images = data.images[ids] if self.source is None else images_from_table(inputs["source"], chunk.ids)
         classifier, purifier = context.classifier(self.classifier), context.purifier(self.purifier, self.classifier)
 
+        levels: dict[int, int] = {}
+
         def judge(start: int, stop: int) -> Tensor:
             """Probabilities of some of all draws: of the first draw of every image, then of the second, ..."""
             # In this order batches that one draw fills are those of one draw at a time, and have their bits.
@@ -90,16 +92,29 @@ class EvaluateStage(StageSpec):
             omega = Omega.of(self.purifier.id, self.seed, "judge", keys, draw.tolist(), self.compute.noise)
             with torch.no_grad():
                 with context.autocast(self.compute):
-                    purified = purifier(context.tensor(images[image]), omega)
+                    if self.purifier.schedule_of_levels is None:
+                        purified = purifier(context.tensor(images[image]), omega)
+                    else:
+                        purified, chosen = purifier.with_levels(context.tensor(images[image]), omega)
+                        levels.update(zip(range(start, stop), chosen or (), strict=True))
                 probability: Tensor = classifier(purified.float()).double().softmax(1)
             return probability.cpu()
 
         key, count = f"{self.stage}-{self.model_key()}", len(ids) * self.draws
         flat = torch.cat(context.in_batches(key, count, self.compute.batch, judge))
         probability = flat.reshape(self.draws, len(ids), -1).transpose(0, 1).contiguous()
-        return Output(self._rows(chunk, data.labels[ids], probability.numpy()))
+        times = (
+            np.array([levels[i] for i in range(count)], dtype=np.int64).reshape(self.draws, -1).T if levels else None
+        )
+        return Output(self._rows(chunk, data.labels[ids], probability.numpy(), times))
 
-    def _rows(self, chunk: Chunk, labels: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> pa.Table:
+    def _rows(
+        self,
+        chunk: Chunk,
+        labels: npt.NDArray[np.int64],
+        probability: npt.NDArray[np.float64],
+        times: npt.NDArray[np.int64] | None,
+    ) -> pa.Table:
         if not np.isfinite(probability).all():
             raise FloatingPointError("the defended classifier gave NaN or infinite probabilities")
         count, draws, _ = probability.shape
@@ -109,6 +124,7 @@ class EvaluateStage(StageSpec):
         def constant(value: float | None, kind: pa.DataType) -> pa.Array:
             return pa.array([value] * count, kind)
 
+        own = self._levels_of_draws(times)
         return ROW_SCHEMAS[self.stage].table(
             {
                 "image_id": pa.array(chunk.ids, pa.int32()),
@@ -121,5 +137,20 @@ class EvaluateStage(StageSpec):
                 "sigma_eq": constant(None if level is None else level.sigma_eq, pa.float64()),
                 "denoiser_evaluations": constant(draws * self.purifier.evaluations, pa.int32()),
                 "classifier_evaluations": constant(draws * (1 + self.purifier.classifier_evaluations), pa.int32()),
+                **own,
             }
         )
+
+    def _levels_of_draws(self, times: npt.NDArray[np.int64] | None) -> dict[str, pa.Array]:
+        """Columns of the levels that the purifier chose for each image and draw; none where it chooses none."""
+        schedule = self.purifier.schedule_of_levels
+        if schedule is None or times is None:
+            return {}
+        levels = [[schedule.level(int(t)) for t in row] for row in times]
+        fields = {"t_star": pa.int32(), "abar": pa.float64(), "sigma_eq": pa.float64()}
+        columns = {}
+        for name, kind in fields.items():
+            values = [[getattr(level, name) for level in row] for row in levels]
+            columns[name] = pa.array([row[0] for row in values], kind)
+            columns[f"draw_{name}"] = pa.array(values, pa.list_(kind))
+        return columns

@@ -43,7 +43,7 @@ class ProbeStage(StageSpec):
     version: Literal[1] = 1
     dataset: SerializeAsAny[DatasetConfig]
     purifier: SerializeAsAny[PurifierConfig] | None = None
-    classifier: ClassifierConfig | None = None
+    classifier: SerializeAsAny[ClassifierConfig] | None = None
     compute: Compute
 
     @model_validator(mode="after")

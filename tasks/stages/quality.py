@@ -59,7 +59,7 @@ class QualityStage(StageSpec):
     version: Literal[1] = 1
     dataset: SerializeAsAny[DatasetConfig]
     source: AttackStage | CorruptStage | None
-    classifier: ClassifierConfig | None
+    classifier: SerializeAsAny[ClassifierConfig] | None
     """Set for a purifier that it guides; None for others, so that classifiers share what does not depend on them."""
     purifier: SerializeAsAny[PurifierConfig]
     quality: QualityConfig

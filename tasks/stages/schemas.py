@@ -52,11 +52,13 @@ class RowSchema:
         stage: The kind.
         version: Raised when columns are added; files say by which they were written.
         columns: In the order of the files.
+        optional: Columns that only the files of some specs have, behind the others: those of one stage id are alike.
     """
 
     stage: str
     version: int
     columns: tuple[RowColumn, ...]
+    optional: tuple[RowColumn, ...] = ()
 
     @cached_property
     def arrow(self) -> pa.Schema:
@@ -67,7 +69,7 @@ class RowSchema:
         return pa.schema([(column.name, column.type) for column in self.columns])
 
     def table(self, columns: Mapping[str, pa.Array]) -> pa.Table:
-        """Return rows of all columns, null where none are given.
+        """Return rows of all columns, null where none are given, and of those optional ones that are.
 
         Arguments:
             columns: The others, by name; at least one.
@@ -75,12 +77,13 @@ class RowSchema:
         Raises:
             ValueError: A column is unknown or has another type, or lacks a value that may not be missing.
         """
-        unknown = columns.keys() - set(self.arrow.names)
+        extra = tuple(column for column in self.optional if column.name in columns)
+        unknown = columns.keys() - set(self.arrow.names) - {column.name for column in extra}
         if unknown:
             raise ValueError(f"rows of {self.stage} have no column {', '.join(sorted(unknown))}")
         count = len(next(iter(columns.values())))
         arrays = []
-        for column in self.columns:
+        for column in (*self.columns, *extra):
             array = columns.get(column.name)
             if array is None:
                 array = pa.nulls(count, column.type)
@@ -89,7 +92,10 @@ class RowSchema:
             if array.null_count and not column.nullable:
                 raise ValueError(f"column {column.name} of {self.stage} lacks values")
             arrays.append(array)
-        return pa.table(arrays, schema=self.arrow)
+        schema = self.arrow
+        for column in extra:
+            schema = schema.append(pa.field(column.name, column.type))
+        return pa.table(arrays, schema=schema)
 
     def complete(self, table: pa.Table) -> pa.Table:
         """Return rows of any version with the columns of this one: null where the file had none.
@@ -218,10 +224,20 @@ _EVALUATE = RowSchema(
         RowColumn("prediction", pa.list_(pa.int16()), "the defence's answer, one a draw"),
         RowColumn("label_probability", pa.list_(pa.float32()), "probability of the true class, one a draw"),
         RowColumn("mean_probability", pa.list_(pa.float32()), "mean over draws of each class's probability"),
-        RowColumn("t_star", pa.int32(), "the purifier's diffusion time, if it has one", nullable=True),
+        RowColumn(
+            "t_star",
+            pa.int32(),
+            "the purifier's diffusion time, if it has one; of one that chooses it by the image, its first draw's",
+            nullable=True,
+        ),
         RowColumn("abar", pa.float64(), "the schedule's value there", nullable=True),
         RowColumn("sigma_eq", pa.float64(), "its noise level in units of [0, 1] pixels", nullable=True),
         *_COSTS_32,
+    ),
+    optional=(
+        RowColumn("draw_t_star", pa.list_(pa.int32()), "purifiers with a t* for each image: that of each draw"),
+        RowColumn("draw_abar", pa.list_(pa.float64()), "the schedule's values there"),
+        RowColumn("draw_sigma_eq", pa.list_(pa.float64()), "their noise levels in units of [0, 1] pixels"),
     ),
 )
 

@@ -349,7 +349,10 @@ REFUSED: dict[str, tuple[Callable[[Folder], Any], dict[str, Any]]] = {
         name: (lambda f, name=name: f.scheduler(name), {})  # type: ignore[misc]
         for name in ("ScoreSdeVeScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler")
     },
-    "class-conditional network": (lambda f: f.change("config.json", num_class_embeds=10), NAMED),
+    "classes told by something else than their number": (
+        lambda f: f.change("config.json", class_embed_type="timestep"),
+        NAMED,
+    ),
     "other network": (lambda f: f.change("config.json", _class_name="UNet2DConditionModel"), NAMED),
     "pipeline on latents": (latents, {}),
     "unknown field": (with_scheduler(beta_strat=0.1), {}),

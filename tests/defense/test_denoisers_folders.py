@@ -421,8 +421,12 @@ class TestRefusedNetworks:
             ({"in_channels": "1"}, "'1' for `in_channels`: it takes a whole number"),
             ({"out_channels": 3}, "3 for `out_channels`: of 1 input channels a denoiser predicts as many"),
             (
-                {"num_class_embeds": 10},
-                "10 for `num_class_embeds`: it takes null: a purifier does not know the class",
+                {"num_class_embeds": "10"},
+                "'10' for `num_class_embeds`: it takes a whole number or null",
+            ),
+            (
+                {"num_class_embeds": 10, "_null_class": 3},
+                "3 for `_null_class`: the embedding that stands for no class is the last",
             ),
             ({"class_embed_type": "timestep"}, "`class_embed_type`"),
             ({"time_embedding_type": "fourier"}, "variance-exploding noise, which are told their sigma"),

@@ -90,14 +90,15 @@ class TestAdam:
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
     def test_one_step_of_it_has_nearly_the_gradient_of_the_identity_and_descent_has_not(self) -> None:
-        x, sure = images(), gradient(lambda x: x, images())
+        """In most pixels: the derivative of a step is large where the gradient is near Adam's 1e-8."""
+        x = 0.4 + 0.2 * images()  # away from the clamp
         one = {how: ScoreOptO(DENOISER, 0.1, 0.2, 1, 0.01, how) for how in ("adam", "sgd")}  # type: ignore[arg-type]
         apart = {
             how: gradient(lambda x, how=how: purify(one[how], x, OMEGA), x)
             - gradient(lambda x, how=how: purify(one[how], x, OMEGA, "bpda"), x)
             for how in one
         }
-        assert apart["adam"].norm() < 1e-3 * sure.norm() < 10 * apart["sgd"].norm()
+        assert 0 < apart["adam"].abs().median() < 0.05 * apart["sgd"].abs().median()
 
     def test_without_the_second_moment_it_is_another_gradient_of_the_same_values(self) -> None:
         x = images()

@@ -322,3 +322,21 @@ def test_wrong_t_stars_roles_and_answers_are_refused() -> None:
     with pytest.raises(InvalidInput, match="noise alone"):
         Denoised(Diffusion(gaussian, [DDIM(LINEAR, [145, 0])], from_noise=True), Linear(4.0))
     assert sample_counts(base, x, 0.5, omega(0), 3, 0, 2, 2).tolist() == [[0, 0]]
+
+
+def test_the_mean_of_inner_draws_is_that_of_their_probabilities() -> None:
+    """Two draws that say 1 hardly and one that says 0 surely: the vote is 1, the mean is 0."""
+
+    class Said(Purifier):
+        def forward(self, x: Tensor, omega: Omega) -> Tensor:
+            vote = int(omega.role.rpartition("-")[2])
+            return x * 0 + (-2.0 if vote == 2 else 0.51)
+
+    noisy, keys = grey(0.5).expand(2, *SHAPE).double(), omega(0, 1)
+    net = Linear(4.0)
+    logits = [net(torch.full((1, *SHAPE), value).double()).double() for value in (0.51, 0.51, -2.0)]
+    votes = [int(each.argmax()) for each in logits]
+    mean = int(torch.stack([each.softmax(1) for each in logits]).mean(0).argmax())
+    assert votes == [1, 1, 0] and mean == 0
+    assert Purified(Said(), net, votes=3, clamp=False)(noisy, 0.5, keys).tolist() == [1, 1]
+    assert Purified(Said(), net, votes=3, clamp=False, mean=True)(noisy, 0.5, keys).tolist() == [0, 0]

@@ -8,7 +8,6 @@ from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 import puregrid
 
@@ -55,6 +54,8 @@ def test_it_builds_its_sweep_in_python_and_shows_what_wrong_input_says() -> None
 @pytest.mark.slow
 def test_it_runs_and_prints_what_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    from nbclient import NotebookClient  # with Jupyter's own client, which no other test needs
+
     book = nbformat.read(NOTEBOOK, 4)
     committed = printed(book)
     NotebookClient(

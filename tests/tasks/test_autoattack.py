@@ -294,10 +294,8 @@ def test_no_image_costs_more_than_it_says(linear: nn.Module, name: str) -> None:
     assert 0.95 * attack.evaluations <= target.evaluations / 2 <= attack.evaluations
 
 
-@pytest.mark.parametrize(
-    ("version", "apgd", "targeted"),
-    [("standard", 5 * 103, 5 * 104), pytest.param("plus", 505, 9 * 102, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "apgd", "targeted"), [("standard", 5 * 103, 5 * 104), ("plus", 505, 9 * 102)])
 def test_in_the_l1_ball_standard_begins_with_larger_budgets_and_has_5_targets(
     linear: nn.Module, version: Any, apgd: int, targeted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import foolbox
 import numpy as np
 import pytest
 import torch
@@ -50,6 +49,8 @@ def test_on_a_linear_classifier_the_minimum_is_the_distance_to_the_plane(kappa: 
 
 
 def test_the_minima_are_those_of_foolbox(network: nn.Module, digits_test: ImageSet) -> None:
+    import foolbox
+
     x, y = torch.from_numpy(digits_test.images[:25]), torch.from_numpy(digits_test.labels[:25])
     attack = CarliniWagnerConfig(
         norm="l2", eps=0.6, binary_search_steps=6, steps=60, initial_c=0.1, lr=0.02, abort_early=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defense import ClassifierConfig, NoPurifierConfig, Omega, Purifier
+from defense import ClassifierConfig, NoPurifierConfig, Omega, Purifier, get_schedule
+from defense.denoisers import digits_denoiser
 from defense.models import Models
-from defense.purifiers import PurifierConfig
+from defense.purifiers import PurifierConfig, SSNIConfig
+from defense.purifiers.ssni import expected_perturbation_score
 from tasks.attacks import PGDConfig, Target
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig, ImageSet
@@ -280,3 +283,35 @@ def test_running_out_of_memory_changes_rows_by_rounding_only(evaluate: EvaluateS
     assert (small.memory_retries, large.memory_retries) == (1, 0)
     for image in IDS:
         np.testing.assert_allclose(columns(found, image), columns(expected, image), rtol=0, atol=1e-6)
+
+
+def test_rows_say_the_time_of_each_draw_where_the_purifier_chooses_it(
+    context: Context, evaluate: EvaluateStage
+) -> None:
+    denoiser = digits_denoiser().resolved(Path())
+    reference = {"minimum": 60.0, "maximum": 600.0, "mean": 180.0, "images": 9, "levels": 2, "data": "none"}
+    purifier = SSNIConfig.model_validate(
+        {
+            "denoiser": denoiser,
+            "schedule": "linear-1000",
+            "t_star": 50,
+            "steps": 2,
+            "reference": {**reference, "denoiser": denoiser.id},
+        }
+    )
+    stage = changed(evaluate, source=None, purifier=purifier, draws=2)
+    rows = stage.run(CHUNK, {}, context).rows
+    times = rows["draw_t_star"].to_pylist()
+    for row, image in enumerate(IDS):
+        for draw in range(2):
+            omega = Omega.of(purifier.id, stage.seed, "judge", (image,), draw)
+            x = torch.from_numpy(context.images(stage.dataset).images[[image]])
+            score = expected_perturbation_score(denoiser.build(), x, omega, 2)
+            assert abs(times[row][draw] - min(round(float((score - 60) / 540 * 50 + 5)), 55)) <= 1
+    assert len({time for row in times for time in row}) > 1
+    levels = [[get_schedule("linear-1000").level(time) for time in row] for row in times]
+    assert rows["draw_abar"].to_pylist() == [[level.abar for level in row] for row in levels]
+    assert rows["draw_sigma_eq"].to_pylist() == [[level.sigma_eq for level in row] for row in levels]
+    assert rows["t_star"].to_pylist() == [row[0] for row in times]
+    other = changed(evaluate, source=None, draws=2).run(CHUNK, {}, context).rows
+    assert "draw_t_star" not in other.column_names

@@ -15,8 +15,9 @@ from defense import ClassifierConfig, InvalidInput, NoPurifierConfig, Omega, Pur
 from defense.purifiers import JPEGConfig, PurifierConfig
 from tasks.attacks import APGDConfig, DiffHammerConfig, LadderConfig, PGDConfig, StrongestConfig, Target
 from tasks.attacks.draws import by_cosine, cosines
-from tasks.attacks.losses import margin, point_loss
+from tasks.attacks.losses import PointLoss, margin, point_loss
 from tasks.attacks.shortlist import Shortlist, rejudged
+from tasks.attacks.target import Evaluation
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig
 from tasks.stages import AttackStage, Chunk, Output, images_from_table
@@ -265,3 +266,21 @@ def test_on_a_bare_classifier_it_is_static(digits: DatasetConfig, cnn: Classifie
     assert stage is not None and stage.purifier is None
     rows = computed(stage, Context(), {}).rows
     assert set(np.unique(np.array(rows["attack_rights"].to_pylist()))) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("kind", [PGDConfig, APGDConfig])
+def test_of_several_restarts_the_first_goes_on_and_the_others_start_anew(kind: type[PGDConfig | APGDConfig]) -> None:
+    attacked, seen = target(2), []
+    plain = attacked.differentiate
+
+    def watched(x: Tensor, loss: PointLoss) -> Evaluation:
+        seen.append(x)
+        return plain(x, loss)
+
+    attacked.differentiate = watched  # type: ignore[method-assign]
+    attack = kind(**KNOWING, steps=1, restarts=3, warm=True)
+    x, start = flat(0.5, 0.4), flat(0.55, 0.45)
+    attack.run_from(attacked, x, Omega.of("a", 0, "attack", range(2)), start)
+    assert torch.equal(seen[0], start)
+    others = [at for at in seen[1:] if (at - x).flatten(1).std(dim=1).min() > 0.01]  # random ones are not flat
+    assert len(others) == 2 and not torch.equal(*others)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -32,6 +33,31 @@ def s3(_s3_session: S3Server) -> Iterator[S3Server]:
     yield _s3_session
     _s3_session.conditional = True
     _s3_session.answer = lambda method, path: None
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables() -> Iterator[None]:
+    """MLflow makes its tables once in this process, by fifty migrations in a second; later databases are copies."""
+    import sqlite3
+
+    from mlflow.store.db import utils
+
+    made, real = sqlite3.connect(":memory:", check_same_thread=False), utils._initialize_tables
+
+    def initialize(engine: Any) -> None:
+        if engine.dialect.name != "sqlite" or not utils._is_empty_database(engine):
+            real(engine)
+            return
+        with contextlib.closing(engine.raw_connection()) as connection:
+            database = connection.driver_connection
+            if not made.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                real(engine)
+                database.backup(made)
+            made.backup(database)
+
+    with contextlib.closing(made), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", initialize)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -365,6 +365,7 @@ def test_a_store_that_knows_nothing_of_the_sweep_is_refused(good: tuple[Sweep, S
         assert found.exit_code == 2 and message in found.stderr
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow
 def test_an_alias_in_mlflow_stays_with_what_was_promoted(
     good: tuple[Sweep, Store, Path], worse: tuple[Sweep, Store, Path], tmp_path: Path

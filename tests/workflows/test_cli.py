@@ -579,6 +579,7 @@ class TestShippedSweeps:
 
 
 class TestProcesses:
+    @pytest.mark.slow
     def test_json_of_a_real_process_is_alone_on_stdout(self, tmp_path: Path) -> None:
         result = _process("plan", SWEEPS / "quickstart.yaml", "--store", tmp_path / "store", "--json")
         assert result.returncode == 0

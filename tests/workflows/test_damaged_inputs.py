@@ -284,6 +284,7 @@ def test_damaged_files_of_a_training(tmp_path: Path, seed: int) -> None:
         assert checkpoint.CHECKPOINT in str(error) and "--force" in str(error)
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow
 def test_a_damaged_artifact_of_an_alias(finished: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient

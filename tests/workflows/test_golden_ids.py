@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loops import every
 
 import workflows
 from defense.errors import InvalidInput
@@ -27,7 +26,7 @@ def _digest(ids: list[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
-@every("name", sorted(GOLDEN))
+@pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_ids_are_those_that_old_stores_have(name: str) -> None:
     golden = GOLDEN[name]
     try:

@@ -254,6 +254,7 @@ class TestRecord:
         assert [duration(s) for s in (3.21, 48.4, 150, 9000)] == ["3.2 s", "48 s", "2.5 min", "2.5 h"]
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # MLflow makes its database in some seconds
 def test_mlflow_has_the_rates_of_the_last_run_that_computed_anything(tmp_path: Path) -> None:
     from mlflow import MlflowClient

@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,10 @@ from workflows.analysis import Analysis
 from workflows.audit import findings
 from workflows.cli import app
 from workflows.grid.cells import Defence
+from workflows.images import amplified, png
 from workflows.report import report
 from workflows.report.figures import t_star_families
-from workflows.report.gallery import amplified, png
+from workflows.report.gallery import Group
 from workflows.report.page import _Content
 from workflows.report.size import Piece, data_uri, fitted
 from workflows.results.reader import Results
@@ -123,7 +124,7 @@ def table(page: Element, name: str) -> list[dict[str, str]]:
     assert grid is not None
     names = [words(cell) for cell in grid.findall("thead/tr/th")]
     lines = [[words(cell).replace("[", " [") for cell in line.findall("td")] for line in grid.findall("tbody/tr")]
-    return [dict(zip(names, line, strict=True)) for line in lines]
+    return [{n: v for n, v in zip(names, line, strict=True) if n != "look"} for line in lines]
 
 
 def download(page: Element, file: str) -> str:
@@ -232,7 +233,7 @@ def test_the_words_name_the_best_defence_by_what_its_strongest_attack_leaves(ful
     top = top[top["eps"] == 0.2]
     worst = top.groupby("defence", sort=False)["avg"].min()
     assert worst.nunique() > 1
-    lead = [words(p) for p in full.page.iter("p") if p.get("class") == "lead"]
+    lead = [words(p) for p in full.page.iter("p") if p.get("class") == "said"]
     line = next(text for text in lead if "linf attacks at eps 0.2" in text)
     assert f"{percent(worst['none'])} % [" in line and f"{percent(worst.max())} % [" in line
     assert f"with {worst.idxmax()} under" in line and "The auditor doubts this figure." in line
@@ -270,12 +271,30 @@ def test_rows_carry_the_findings_on_their_cells_and_lead_to_them(full: Full) -> 
 
 
 def dots(figure: Element) -> list[tuple[str, float, str]]:
-    """Class, value on the y axis and words of each dot."""
-    return [
-        (circle.get("class", ""), (312 - float(circle.get("cy", ""))) / 296, circle.findtext("title") or "")
-        for circle in figure.iter("circle")
-        if circle.find("title") is not None
+    """Class, value on the y axis and words of each mark, by the labels of the axis."""
+    found = []
+    for chart in charts(figure):
+        share = shares(chart)
+        for mark in chart.iter("path"):
+            if mark.find("title") is not None:
+                _, y = map(float, mark.get("transform", "")[len("translate(") : -1].split())
+                found.append((mark.get("class", ""), share(y), mark.findtext("title") or ""))
+    return found
+
+
+def charts(figure: Element) -> list[Element]:
+    return [svg for svg in figure.iter("svg") if svg.get("class") == "chart"]
+
+
+def shares(chart: Element) -> Callable[[float], float]:
+    """The share that is at a place of the y axis, by two of its labels."""
+    labels = [
+        (float(t.get("y", "")) - 4, int(t.text or "") / 100)
+        for t in chart.iter("text")
+        if t.get("text-anchor") == "end"
     ]
+    (bottom, low), (top, high) = labels[0], labels[-1]
+    return lambda y: low + (bottom - y) / (bottom - top) * (high - low)
 
 
 def figure_of(full: Full, caption: str) -> tuple[Element, pd.DataFrame]:
@@ -287,10 +306,9 @@ def figure_of(full: Full, caption: str) -> tuple[Element, pd.DataFrame]:
 def test_figures_of_accuracy_show_their_rows_and_these_are_those_of_json(full: Full) -> None:
     rows = {row["cell"]: row for row in full.json["robustness"]}
     for caption, count in (
-        ("pgd-2 linf, seed 0", 9),  # three defences clean and at two budgets
-        ("fgsm linf, seed 0", 6),
+        ("digits-cnn on digits, linf, seed 0", 15),  # three defences clean, under pgd at two budgets and fgsm at one
         ("diffpure in 2 steps, seed 0; dashed: clean", 8),  # two depths; clean, pgd at two budgets, fgsm
-        ("pgd-2 linf at eps 0.2, seed 0", 6),
+        ("seed 0; hollow: clean", 12),
     ):
         figure, frame = figure_of(full, caption)
         assert len(frame) == count
@@ -305,7 +323,8 @@ def test_figures_of_accuracy_show_their_rows_and_these_are_those_of_json(full: F
 
 
 def test_cost_is_network_evaluations_of_one_answer(full: Full) -> None:
-    _, frame = figure_of(full, "pgd-2 linf at eps 0.2, seed 0")
+    figure, frame = figure_of(full, "seed 0; hollow: clean")
+    assert [len(list(chart.iter("path"))) for chart in charts(figure)] == [6, 6]
     # The classifier alone, and the denoiser's two steps before it, whatever the number of draws.
     assert set(zip(frame["defence"] == "none", frame["evaluations"], strict=True)) == {(True, 1.0), (False, 3.0)}
 
@@ -342,7 +361,8 @@ def test_certified_curves_fall_where_the_rows_say(full: Full) -> None:
             *((line, truths) for line in dashed),
         ):
             corners = [tuple(map(float, pair.split(","))) for pair in line.get("points", "").split()]
-            drawn = [((x - 56) / 568 * span, (312 - y) / 296) for x, y in corners]
+            share = shares(charts(figure)[0])
+            drawn = [((x - 56) / 568 * span, share(y)) for x, y in corners]
             for r in np.linspace(0.003, span - 0.003, 41):
                 near = min(abs(r - x) for x, _ in drawn)
                 if near > 2e-3:  # between corners, which are drawn to a tenth of a pixel
@@ -374,12 +394,11 @@ def test_every_figure_can_be_had_as_a_file_of_its_own(full: Full) -> None:
     for figure in figures:
         file = download(full.page, f"{figure.get('id')}.svg")
         root = ElementTree.fromstring(file)
-        inline = figure.find("svg")
-        assert inline is not None and "var(" not in file
-        count = len(list(inline.iter("circle"))) + len(list(inline.iter("polyline"))) + len(list(inline.iter("rect")))
+        inline = charts(figure)
+        assert inline and "var(" not in file
         tags = [element.tag.rpartition("}")[2] for element in root.iter()]
-        legend = file.count('<circle class="dot') - sum(1 for _ in inline.iter("circle"))
-        assert tags.count("circle") + tags.count("polyline") + tags.count("rect") == count + 1 + legend  # the ground
+        for tag, more in (("polyline", 0), ("polygon", 0), ("title", 1), ("rect", 1)):  # its title and its ground
+            assert tags.count(tag) == sum(len(list(svg.iter(tag))) for svg in inline) + more, tag
 
 
 # Images
@@ -393,8 +412,10 @@ def test_the_gallery_shows_the_stored_images(full: Full) -> None:
     section = by_id(full.page, "images")
     titles = [words(title) for title in section.iter("h3")]
     tables = list(section.iter("table"))
-    assert len(titles) == len(tables) == 8  # two defences; the strongest of both attacks, and severity 5, and so on
-    assert all("eps 0.2" in title for title in titles[:4])
+    assert len(titles) == len(tables) == 8
+    # The strongest attack on each defence first, the bare classifier last.
+    assert all("eps 0.2" in title for title in titles[:3]) and "none" in titles[2] and "none" not in titles[0]
+    kinds: set[str] = set()
     for title, grid in zip(titles, tables, strict=True):
         cell = next(
             cell
@@ -403,27 +424,90 @@ def test_the_gallery_shows_the_stored_images(full: Full) -> None:
             and (labels := full.sweep.labels[cell.id])["defence"] in title
             and (labels.get("corruption") or f"{labels['attack']} eps {format_eps(cell.attack.eps)}") in title  # type: ignore[union-attr]
         )
-        ids = cell.images.chunks[0].ids
+        chunk = cell.images.chunks[0]
         data: ImageSet = cell.images.dataset.load()
         assert cell.measure is not None and cell.source is not None
-        clean = data.images[list(ids)]
+        bare = cell.defence.purifier.purifier == "none"
         given, made = (
-            images_from_table(full.store.read_images(stage.stage, stage.id, cell.images.chunks[0].name), ids)
+            images_from_table(full.store.read_images(stage.stage, stage.id, chunk.name), chunk.ids)
             for stage in (cell.source, cell.measure)
         )
         factors = [np.float32(number) for number in re.findall(r"×([\d.]+)", words(next(grid.iter("thead"))))]
-        rows = full.results.rows(cell)
-        for i, line in enumerate(grid.findall("tbody/tr")):
+        assert len(factors) == 1 + (not bare)
+        rows = full.results.rows(cell).set_index("image_id")
+        for line in grid.findall("tbody/tr"):
+            image_id = int(line.get("id", "").rpartition("-")[2])
+            i, clean = chunk.ids.index(image_id), data.images[image_id]
             shown = [pixels(image.get("src", "")) for image in line.iter("img")]
-            amplified = (
-                np.clip(0.5 + factors[0] * (given[i] - clean[i]), 0, 1),
-                np.clip(0.5 + factors[1] * (made[i] - clean[i]), 0, 1),
-            )
-            for image, expected in zip(shown, (clean[i], given[i], made[i], *amplified), strict=True):
-                np.testing.assert_array_equal(image, np.round(np.clip(expected[0], 0, 1) * 255))
-            right = int((np.asarray(rows["prediction"][i]) == data.labels[ids[i]]).sum())
-            assert f"class {data.labels[ids[i]]}" in words(line) and f"{right} of 2 right" in words(line)
-        assert i == 3
+            expected = [clean, given[i], np.clip(0.5 + factors[0] * (given[i] - clean), 0, 1)]
+            if not bare:
+                expected += [made[i], np.clip(0.5 + factors[1] * (made[i] - clean), 0, 1)]
+            for image, wanted in zip(shown, expected, strict=True):
+                np.testing.assert_array_equal(image, np.round(np.clip(wanted[0], 0, 1) * 255))
+            label, answers = data.labels[image_id], np.asarray(rows["prediction"][image_id])
+            said = words(line)
+            right = int((answers == label).sum())
+            assert f"class {label}" in said and f"{right} of {len(answers)} right" in said
+            assert all(str(answer) in said.partition("answered")[2] for answer in answers)
+            texts = [image.get("alt", "") for image in line.iter("img")]
+            assert all(f"image {image_id}" in text for text in texts) and f"class {label}" in texts[0]
+            kinds |= {kind.text or "" for kind in line.iter("span")}
+            if "failures" in said:
+                assert right < len(answers) / 2
+        firsts = [line.get("id", "") for line in grid.findall("tbody/tr") if "first" in words(line)]
+        assert [int(name.rpartition("-")[2]) for name in firsts if name] == sorted(chunk.ids[:3]) or len(firsts) == 3
+    assert {"failures", "hardest", "first"} <= kinds
+
+
+def test_lines_of_tables_lead_to_their_images(full: Full) -> None:
+    ids = {element.get("id") for element in full.page.iter()}
+    led = 0
+    for line in by_id(full.page, "robustness").findall(".//tbody/tr"):
+        links = [a.get("href", "") for a in line.iter("a") if a.get("href", "").startswith("#images-")]
+        name = line.get("id", "").removeprefix("robustness-")
+        assert links in ([], [f"#images-{name}"]) and all(link[1:] in ids for link in links)
+        led += len(links)
+    assert led > 3
+
+
+def numbers_of(value: object) -> Iterator[str]:
+    """Every way in which the page may write a number of the JSON: as a share in %, and as it is."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from numbers_of(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from numbers_of(inner)
+    elif isinstance(value, str):
+        yield from re.findall(NUMBER, value)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        yield from (f"{value:g}", f"{value:.0f}", f"{value:,.0f}", f"{value:.1f}", f"{value:.2f}", f"{value:.3f}")
+        yield from (f"{value:.4f}", f"{value:.4g}", f"{100 * value:.1f}", f"{100 * value:+.1f}", format_eps(value))
+
+
+NUMBER = r"[+-]?\d[\d,]*\.?\d*"
+
+
+def test_every_number_of_verdict_tables_and_figures_is_one_of_json(full: Full) -> None:
+    known = {text.lstrip("+-").rstrip(".,") for text in numbers_of(full.json)}
+    known |= {str(n) for n in range(101)}  # counts of lines, findings and values, and the labels of axes
+    sections = ["verdict", *(name for name in full.json if name not in ("findings", "tables", "certified_curves"))]
+    looked = 0
+    for name in sections:
+        found = [element for element in full.page.iter() if element.get("id") == name]
+        for section in found:
+            for cell in [*section.iter("td"), *(p for p in section.iter("p") if p.get("class") in ("lead", "said"))]:
+                for number in re.findall(NUMBER, words(cell).replace("[", " [")):
+                    looked += 1
+                    assert number.lstrip("+-").rstrip(".,") in known, (name, words(cell))
+    for figure in full.page.iter("figure"):
+        if figure.get("id", "").startswith("certified"):
+            continue  # its radii are those of the rows; the test of certified curves holds them against these
+        for text in [*(t.text or "" for t in figure.iter("title")), *(words(item) for item in figure.iter("li"))]:
+            for number in re.findall(NUMBER, text):
+                looked += 1
+                assert number.lstrip("+-").rstrip(".,") in known, text
+    assert looked > 800
 
 
 def test_a_difference_is_amplified_as_far_as_nothing_is_cut() -> None:
@@ -449,13 +533,15 @@ def test_the_page_is_one_well_formed_file_that_fetches_nothing(full: Full) -> No
     assert len(full.text) < 1_000_000
     ids = {element.get("id") for element in full.page.iter() if element.get("id")}
     for element in full.page.iter():
-        assert element.tag not in ("script", "link", "iframe", "object")
+        assert element.tag not in ("link", "iframe", "object")
         for name, value in element.attrib.items():
             assert not name.startswith("on")
             if name in ("href", "src"):
                 assert value.startswith("data:") or value.removeprefix("#") in ids
             else:
                 assert "http" not in value
+    (script,) = full.page.iter("script")
+    assert not script.attrib and not re.search(r"fetch|XMLHttp|import|eval|http", script.text or "")
     style = next(full.page.iter("style")).text or ""
     assert "@import" not in style and "url(" not in style
     assert "color-scheme: light dark" in style and "prefers-color-scheme: dark" in style and "@media print" in style
@@ -491,7 +577,7 @@ def test_a_sweep_may_have_one_kind_of_cell(
     results = full.part(HEAD + "".join(parts), tmp_path)
     page = ElementTree.fromstring(report(Analysis(results), command="c"))
     assert table(page, there) and absent not in {element.get("id") for element in page.iter()}
-    assert "not complete" not in words(page) and "quality: true" in words(by_id(page, "images"))
+    assert "not complete" not in words(page) and len(words(by_id(page, "images"))) > 40
 
 
 def test_nothing_committed_makes_a_page_that_says_so(tmp_path: Path) -> None:
@@ -499,19 +585,20 @@ def test_nothing_committed_makes_a_page_that_says_so(tmp_path: Path) -> None:
     page = ElementTree.fromstring(report(Analysis(Results(Store(str(tmp_path / "empty")), sweep)), command="c"))
     count = len(sweep.cells)
     assert f"{count} of {count} cells are not complete" in words(page) and not list(page.iter("figure"))
-    assert "No purified images are committed yet" in words(page)
+    assert "No adversarial or corrupted images are committed yet" in words(page)
+    assert "Nothing is committed yet." in words(by_id(page, "verdict"))
 
 
-def test_many_lines_and_figures_are_folded(full: Full, tmp_path: Path) -> None:
+def test_many_lines_are_in_a_window_and_none_is_folded(full: Full, tmp_path: Path) -> None:
     many = ATTACKS.replace("[0.05, 0.2]", str([round(0.005 * i, 3) for i in range(1, 41)]))
     attacks = many + "".join(f"  - {{attack: pgd, norm: linf, eps: 0.2, steps: {n}}}\n" for n in range(3, 9))
     results = full.part(HEAD + DEFENCES + attacks, tmp_path)
     page = ElementTree.fromstring(report(Analysis(results), command="c"))
     assert len(table(page, "robustness")) == len(results.sweep.cells) > 120
-    assert (
-        by_id(page, "robustness").find("details") is not None
-        and by_id(full.page, "robustness").find("details") is None
-    )
+    for of, long in ((page, True), (full.page, False)):
+        section = by_id(of, "robustness")
+        (window,) = [div for div in section.iter("div") if "scroll" in div.get("class", "").split()]
+        assert section.find(".//details") is None and ("long" in window.get("class", "").split()) == long
 
 
 # Files for papers
@@ -616,6 +703,61 @@ def test_a_browser_shows_it_in_both_schemes_and_on_a_phone_without_complaint(
     assert len(colours) == 2
 
 
+_ACT = """<script>
+const cells = name => [...document.querySelectorAll(`#${name} tbody tr`)].filter(row => !row.hidden);
+const heads = name => [...document.querySelectorAll(`#${name} th`)];
+const column = (name, title) => heads(name).findIndex(th => th.textContent === title);
+const shown = (name, title) => cells(name).map(row => row.cells[column(name, title)].firstChild.textContent);
+const press = (name, title) => heads(name)[column(name, title)].querySelector("button").click();
+const search = document.querySelector("#robustness .controls input");
+const said = {state: [shown("robustness", "Avg"), search.value]};
+press("robustness", "Avg"); said.falling = shown("robustness", "Avg");
+press("robustness", "Avg"); said.rising = shown("robustness", "Avg");
+said.sort = heads("robustness")[column("robustness", "Avg")].getAttribute("aria-sort");
+search.value = "fgsm t*=60"; search.dispatchEvent(new Event("input"));
+said.found = cells("robustness").length; said.hash = location.hash;
+const link = document.querySelector("a[href^='#finding-']"); link.click();
+said.target = document.querySelector(".target").id; said.wanted = link.getAttribute("href").slice(1);
+said.linked = location.hash;
+const keys = [...document.querySelectorAll("a[href], button, input, select, summary, [tabindex]")];
+said.focusable = keys.every(element => element.tabIndex >= -1);
+document.body.innerHTML = `<pre>${JSON.stringify(said)}</pre>`;
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH")
+def test_the_script_sorts_searches_and_puts_it_into_the_address(full: Full, tmp_path: Path) -> None:
+    path = tmp_path / "act.html"
+    path.write_text(full.text.replace("</body>", _ACT), encoding="utf-8")
+
+    def act(hash_: str) -> dict[str, Any]:
+        assert CHROMIUM is not None
+        options = (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+        )
+        command = [CHROMIUM, *options, "--virtual-time-budget=5000", path.as_uri() + hash_]
+        document = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        found = re.search(r"<pre>(.*)</pre>", document, re.DOTALL)
+        assert found is not None
+        content: dict[str, Any] = json.loads(html.unescape(found[1]))
+        return content
+
+    told = act("")
+    shares = [f"{100 * row['avg']:.1f}" for row in full.json["robustness"]]
+    assert told["state"] == [shares, ""]
+    assert told["falling"] == sorted(shares, key=float, reverse=True) and told["rising"] == sorted(shares, key=float)
+    assert told["sort"] == "ascending" and told["found"] == 1
+    assert "robustness.q=fgsm" in told["hash"] and "robustness.sort=" in told["hash"]
+    assert told["target"] == told["wanted"] and f"at={told['wanted']}" in told["linked"]
+    # The address alone shows the same to somebody else.
+    again = act(told["hash"])
+    assert len(again["state"][0]) == 1 and again["state"][1] == "fgsm t*=60"
+
+
 # Size
 
 
@@ -648,13 +790,17 @@ def test_a_page_of_thousands_of_rows_stays_below_5_mb_and_says_what_it_leaves_ou
 
 def test_images_go_first_unless_they_were_asked_for() -> None:
     content = _Content(
-        [{"name": "a", "topic": "t", "file": "svg", "csv": "csv", "svg": "drawing"}],
+        [{"name": "a", "topic": "t", "file": "svg", "csv": "csv", "svg": "drawing", "notes": ["n"], "said": 1}],
         [],
-        [(None, [(None, ["uri"])])],  # type: ignore[list-item]
+        [(Group("c" * 16, "t", (), 1, ()), [(None, [("text", "uri")])])],  # type: ignore[list-item]
         [],
     )
-    assert [piece.kind for piece in content.pieces(None)] == ["image group", "SVG file", "figure CSV file", "figure"]
-    assert [piece.kind for piece in content.pieces(1)] == ["SVG file", "figure CSV file", "figure", "image group"]
+    assert [piece.kind for piece in content.pieces(None)] == [
+        *("image group", "SVG file", "figure CSV file", "value list", "figure")
+    ]
+    assert [piece.kind for piece in content.pieces(1)] == [
+        *("SVG file", "figure CSV file", "value list", "figure", "image group")
+    ]
     left = content.without(frozenset(content.pieces(None)))
     assert not left["figures"] and not left["groups"]
 

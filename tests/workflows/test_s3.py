@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 import psutil
 import pytest
-import s3fs
 from helpers_small import compute
 from lab import workers_of
 from naps import add_machine
@@ -33,6 +32,14 @@ if TYPE_CHECKING:
     from s3_server import S3Server
 
 HERE = Path(__file__).parent
+
+
+def forget_connections() -> None:
+    """Let the next use of S3 ask the environment anew."""
+    import s3fs  # which takes half a second; only these tests need it
+
+    s3fs.S3FileSystem.clear_instance_cache()
+
 
 TURNS = 10
 WRITER = """
@@ -142,7 +149,7 @@ def test_an_outage_is_waited_out_reported_and_recorded(
     from test_store import CHUNK, ID, SPEC, UNIT, output, record
 
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore waits a little too: not here
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_connections()
     store = Store(s3.new_bucket())
     assert store.files.exclusive
     s3.stop()  # connections are refused
@@ -152,7 +159,7 @@ def test_an_outage_is_waited_out_reported_and_recorded(
     back.join()
     assert store.problem(*UNIT) is None and store.committed(*UNIT) == found
     messages = [each.getMessage() for each in caplog.records if each.name == "workflows.store.outage"]
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_connections()
     assert store.uri in messages[0] and "does not answer" in messages[0] and "answers again" in messages[-1]
 
 
@@ -233,10 +240,10 @@ def test_no_credentials_is_an_error_that_says_where_they_come_from(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.aws either
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_connections()
     with pytest.raises(InvalidInput, match=r"--store: store s3://.*redentials.*AWS_\*"):
         FsspecFiles(uri).check()
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_connections()
 
 
 def test_a_stage_of_many_pages_is_listed_by_pages_and_not_by_files(s3: S3Server) -> None:

@@ -259,6 +259,7 @@ def test_every_format_has_the_tables(computed: Results) -> None:
     assert sorted(counted["denoiser_evaluations"]) == [12 * 100, 12 * 150]
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow
 def test_mlflow_has_certificates_corruptions_and_quality(computed: Results, tmp_path: Path) -> None:
     from mlflow import MlflowClient
@@ -368,8 +369,10 @@ certificates:
     (single,) = cells(tmp_path, rest.replace("AGGREGATION", "single")).cells
     assert (voting.certify.smoothed.votes, single.certify.smoothed.votes) == (3, 1)
     assert voting.certify.smoothed.evaluations == 6
-    with pytest.raises(InvalidInput, match="has no certificate"):
-        cells(tmp_path, rest.replace("AGGREGATION", "mean-probability"))
+    (averaging,) = cells(tmp_path, rest.replace("AGGREGATION", "mean-probability")).cells
+    smoothed = averaging.certify.smoothed
+    assert (smoothed.votes, smoothed.inner) == (3, "mean") and "inner" not in voting.certify.smoothed.identity()
+    assert smoothed.id != voting.certify.smoothed.id
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,7 @@ def no_compute(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return begun
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # MLflow is imported and makes databases in some seconds
 class TestAsking:
     def test_a_line_says_that_it_is_there_before_anything_is_computed(
@@ -227,6 +228,7 @@ class TestAsking:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # MLflow is imported and makes databases in some seconds
 class TestAtTheEnd:
     def test_a_complete_sweep_ends_with_0_and_a_warning_where_only_the_tracker_fails(
@@ -297,6 +299,7 @@ class TestAtTheEnd:
         assert {run.info.status for run in runs_of(uri)} == {"FINISHED"}
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # MLflow is imported and makes databases in some seconds
 class TestTrack:
     def test_a_sweep_that_ran_without_it_is_logged_later_as_by_run(
@@ -333,6 +336,7 @@ class TestTrack:
         assert unreachable.exit_code == 1 and "error: the sweep could not be logged to MLflow" in unreachable.stderr
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # MLflow is imported and makes databases in some seconds
 class TestDeletedExperiment:
     def _deleted(self, uri: str) -> None:

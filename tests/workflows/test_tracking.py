@@ -176,6 +176,7 @@ def _tracked(run: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture: MLflow makes its database in some seconds
 class TestStructure:
     def test_there_is_one_experiment_and_one_parent_named_after_the_sweep(self, story: Story) -> None:
@@ -246,6 +247,7 @@ class TestStructure:
         }
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture: MLflow makes its database in some seconds
 class TestMetrics:
     def test_metrics_are_the_robustness_frame_with_its_intervals(self, story: Story) -> None:
@@ -306,6 +308,7 @@ def _metric_rows(story: Story) -> list[dict[str, Any]]:
         return [dict(zip(("run_uuid", "key", "value", "step"), row, strict=True)) for row in cursor]
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture: MLflow makes its database in some seconds
 class TestInputsAndArtifacts:
     def test_every_child_has_the_data_set_with_its_digest_as_input(self, story: Story) -> None:
@@ -342,6 +345,7 @@ class TestInputsAndArtifacts:
         assert run.info.artifact_uri.startswith((Path(story.store.uri) / "mlartifacts" / "tracked").as_uri())
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture: MLflow makes its database in some seconds
 class TestAgain:
     @pytest.mark.parametrize(("first", "second"), [(0, 1), (2, 3)], ids=["partial", "complete"])
@@ -489,6 +493,7 @@ class TestAgain:
         assert sorted(found["images"] for found in tags) == ["2", "4"]
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture
 class TestFindings:
     def test_they_are_on_the_parent_and_named_on_the_children_that_they_concern(
@@ -543,6 +548,7 @@ class TestFindings:
             assert not any(key.startswith("findings/") for key in run.data.metrics)
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # the fixture
 class TestSeveralAttacks:
     def test_children_have_the_metrics_of_all_attacks_of_a_budget_together(

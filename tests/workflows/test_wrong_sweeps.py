@@ -258,6 +258,12 @@ TABLE = {
         6,
         ("classifiers.0", "must be an instance of defense.classifiers.base.Architecture"),
     ),
+    "guided purifier that would be compiled": Wrong(
+        "defences:\n",
+        "compute: {compile: default}\ndefences:\n  - {purifier: gdmp, denoiser: ddpm, sigma_eq: 0.25, steps: 5}\n",
+        13,
+        ("compute.compile: purifier 'gdmp", "the derivative of a derivative", "compile: false"),
+    ),
     "override of nothing": Wrong(
         "chunk: 2",
         "chunk: 2",

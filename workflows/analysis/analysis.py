@@ -67,8 +67,8 @@ class Analysis:
         return self.results.robustness()
 
     @cached_property
-    def series(self) -> dict[str, str]:
-        """The name by which each cell's attack is compared between defences, see :func:`series_of`."""
+    def series(self) -> dict[str, tuple[str, ...]]:
+        """The names by which each cell's attack is compared between defences, see :func:`series_of`."""
         return series_of(self.sweep)
 
     @cached_property

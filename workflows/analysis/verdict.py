@@ -73,16 +73,19 @@ def _worth(row: dict[str, Any], leaderboard: pd.DataFrame) -> str:
     name = "Without a defence" if row["bare"] else f"Behind {best}{row['defence']},"
     text = f"{name} {where}"
     if not missing(row["strongest"]):
-        kind = (
-            "an attacker who knows it" if not row["bare"] and not missing(row["adaptive"]) else "its strongest attack"
-        )
-        if not row["bare"] and missing(row["adaptive"]):
-            kind = "attacks that do not know the defence"
+        known = not row["bare"] and not missing(row["adaptive"])
+        adaptive = known and row["strongest"] == row["adaptive"]
+        if adaptive:
+            kind = "an attacker who knows it"
+        elif known:
+            kind = "its strongest attack, a static one"
+        else:
+            kind = "its strongest attack" if row["bare"] else "attacks that do not know the defence"
         text += f" keeps {_percent(row, 'strongest')} under {kind} ({row['strongest_attack']}, {_budget(row)})"
         text += "" if missing(row["clean"]) else f" of {_percent(row, 'clean')} on clean images"
         if bare is not None and bare is not row and not row["bare"] and not missing(bare["strongest"]):
             text += f"; the bare classifier keeps {_percent(bare, 'strongest')} of {_percent(bare, 'clean')}"
-        if not missing(row["static"]) and not missing(row["adaptive"]) and not row["bare"]:
+        if adaptive and not missing(row["static"]):
             text += f", and static attacks would have shown {_percent(row, 'static')}"
         return text + "."
     if not missing(row["certified"]):

@@ -214,7 +214,7 @@ def rows(
             raise InvalidInput("parquet is no text: give a file with --out.", where="--out")
         if out is not None:
             writable(out, "the rows", where="--out")
-        from workflows.images.rows import Condition, image_rows, markdown_rows
+        from workflows.images.rows import Condition, flat_rows, image_rows, markdown_rows
 
         conditions = [Condition.parse(text) for text in where or ()]
         loaded, opened = open_sweep(sweep, set_, store)
@@ -226,7 +226,8 @@ def rows(
         else:
             from workflows.formats.machine import frame_csv, frame_json
 
-            text = {"csv": frame_csv, "json": frame_json, "markdown": markdown_rows}[format_](frame)
+            writers = {"csv": lambda rows: frame_csv(flat_rows(rows)), "json": frame_json, "markdown": markdown_rows}
+            text = writers[format_](frame)
             if out is None:
                 tell(text, end="")
                 return

@@ -212,6 +212,16 @@ def run(
             raise typer.Exit(130)
 
 
+def _preview(analysis: Analysis, columns: int | None) -> str:
+    """The table of robustness of what is committed so far; empty if no cell has images."""
+    from workflows.formats import render
+
+    if not analysis.robustness["images"].any():
+        return ""
+    table = render(analysis, "text", only="robustness", findings=False, width=columns)
+    return f"Committed so far; accuracy of these images:\n\n{table}"
+
+
 def _tell_result(analysis: Analysis, sweep: str) -> None:
     """The leaderboard, and where the other tables are; all tables of a sweep that has none, such as of probes."""
     from workflows.formats import render
@@ -224,16 +234,6 @@ def _tell_result(analysis: Analysis, sweep: str) -> None:
     if only is not None:
         others = ", ".join(name for name in names if name != only)
         say(f"other tables: {others}; `puregrid tables {sweep}` shows them")
-
-
-def _preview(analysis: Analysis, columns: int | None) -> str:
-    """The table of robustness of what is committed so far; empty if no cell has images."""
-    from workflows.formats import render
-
-    if not analysis.robustness["images"].any():
-        return ""
-    table = render(analysis, "text", only="robustness", findings=False, width=columns)
-    return f"Committed so far; accuracy of these images:\n\n{table}"
 
 
 def _failed(outcome: RunOutcome) -> str:

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 from defense.aggregate import Aggregation
 from defense.classifiers import ClassifierConfig
-from defense.errors import InvalidInput
 from defense.purifiers import NoPurifierConfig, PurifierConfig
 from defense.spec import digest
 from tasks.attacks import AttackConfig, LadderConfig, StrongestConfig, TransferConfig
@@ -91,19 +90,14 @@ class Defence:
         return self.purifier.label()
 
     def smoothed(self, certificate: CertificateConfig) -> Defence:
-        """The base classifier of a certificate: purifier at the t* of its noise, and the draws that vote on a sample.
+        """The base classifier of a certificate: purifier at the t* of its noise, and the draws that answer a sample.
 
         Raises:
-            InvalidInput: The certificate does not fit the purifier, or draws are aggregated in another way.
+            InvalidInput: The certificate does not fit the purifier.
         """
         base, purifier = certificate.base_of(self.purifier)
-        if self.aggregation not in ("single", "majority-vote"):
-            raise InvalidInput(
-                f"aggregation {self.aggregation!r} has no certificate: the base classifier answers with one draw "
-                "(single) or with the vote of several (majority-vote)."
-            )
-        votes = self.draws if self.aggregation == "majority-vote" and base != "bare" else 1
-        return Defence(purifier, votes, "single" if votes == 1 else "majority-vote")
+        votes = self.draws if self.aggregation != "single" and base != "bare" else 1
+        return Defence(purifier, votes, "single" if votes == 1 else self.aggregation)
 
 
 @dataclass(frozen=True)
@@ -228,7 +222,8 @@ class Cell:
             classifier=self.classifier,
             purifier=purifier,
             base=base,
-            votes=self.defence.draws if self.defence.aggregation == "majority-vote" else 1,
+            votes=1 if self.defence.aggregation == "single" else self.defence.draws,
+            inner="mean" if self.defence.aggregation == "mean-probability" else "vote",
             sigma=self.certificate.sigma,
             seed=self.seed,
             compute=self.compute,

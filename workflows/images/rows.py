@@ -6,6 +6,7 @@ A condition is ``NAME=VALUE``, ``!=``, ``<``, ``<=``, ``>`` or ``>=``. Condition
 
 from __future__ import annotations
 
+import json
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from tasks.attacks.budgets import format_eps
 from workflows.grid.load import Cell
 from workflows.results.reader import Results
 
-__all__ = ["STAGES", "Condition", "image_rows"]
+__all__ = ["STAGES", "Condition", "flat_rows", "image_rows", "markdown_rows"]
 
 STAGES = ("judged", "attack", "quality")
 """Which rows of a cell: its judgement or certificate, what its attack says, its image quality."""
@@ -145,6 +146,15 @@ def _rows(results: Results, cell: Cell, stage: str) -> pd.DataFrame:
     rows = rows.copy()
     rows.insert(list(rows).index("label") + 1, "right", right)
     return rows
+
+
+def flat_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return rows whose lists are texts, ``[1, 2]``, for formats that know no lists."""
+    flat = frame.copy()
+    for name in frame:
+        if frame[name].map(lambda value: isinstance(value, np.ndarray)).any():
+            flat[name] = frame[name].map(lambda value: json.dumps(np.asarray(value).tolist(), default=str))
+    return flat
 
 
 def markdown_rows(frame: pd.DataFrame) -> str:

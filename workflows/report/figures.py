@@ -83,7 +83,7 @@ def figures(analysis: Analysis) -> list[Figure]:
     drawn: list[tuple[str, str, str, Drawing | Panels, pd.DataFrame]] = []
     judged = robustness[robustness["images"] > 0] if len(robustness) else robustness
     if len(judged):
-        judged = judged.assign(series=judged["cell"].map(analysis.series))
+        judged = judged.assign(series=judged["cell"].map(analysis.series)).explode("series", ignore_index=True)
         drawn += [("attacks", "Every defence under every attack", *figure) for figure in _by_attack(judged)]
         judged = _with_published(judged, analysis.published)
         drawn += [("eps", "Accuracy against the budget", *figure) for figure in _by_eps(judged)]
@@ -391,37 +391,42 @@ _LINES = 13
 """Lines of the picture of the verdict: the bare classifier, and the best twelve."""
 
 
-def _verdict(leaderboard: pd.DataFrame) -> list[Figure]:
+def _verdict(headline: pd.DataFrame) -> list[Figure]:
     """Return the picture of the verdict for each classifier: clean, static, strongest, certified, a line a defence.
 
     The strongest attack is shown where somebody attacked who knew the defence: elsewhere static is all there is.
+    Lines that met no attack stand with those of every norm.
     """
     found: list[Figure] = []
-    if leaderboard.empty:
+    if headline.empty:
         return found
-    for (dataset, classifier, seed, norm), rows in _groups(leaderboard, ["dataset", "classifier", "seed", "norm"]):
-        by_worth = rows.sort_values(["bare", "strongest"], ascending=[False, False], kind="stable")
-        several = rows["seed"].nunique() > 1
-        shown = by_worth.head(_LINES)
-        lines = []
-        for row in records(shown):
-            marks = []
-            for number, kind in enumerate(_SHOWN_KINDS):
-                if missing(row[kind]) or (kind == "strongest" and missing(row["adaptive"])):
-                    continue
-                value = row[kind], row[f"{kind}_low"], row[f"{kind}_high"]
-                of = "" if missing(row.get(f"{kind}_attack")) or kind == "clean" else f" ({row[f'{kind}_attack']})"
-                of = f" at l_2 radius {row['radius']:g}" if kind == "certified" else of
-                marks.append(Mark(number, *value, f"{row['defence']}, {kind}{of}: {_percent(*value)}"))
-            lines.append((row["defence"], marks))
-        budget = "" if missing(rows["eps"].max()) else f", {norm} eps {format_eps(rows['eps'].max())}"
-        left = len(by_worth) - len(shown)
-        caption = f"{classifier} on {dataset}{budget}" + (f", seed {seed}" if several else "")
-        caption += f"; {left} further defences are in the leaderboard" if left > 0 else ""
-        drawing = ranked_chart(f"accuracy of each defence: {caption}", _SHOWN_KINDS, lines)
-        if any(marks for _, marks in lines):
-            found.append(Figure(f"verdict-{len(found) + 1}", VERDICT, caption, drawing, shown))
+    several = headline["seed"].nunique() > 1
+    for (dataset, classifier, seed), members in _groups(headline, ["dataset", "classifier", "seed"]):
+        for norm in members["norm"].dropna().unique() if members["norm"].notna().any() else [None]:
+            rows = members[members["norm"].isna() | (members["norm"] == norm)]
+            ordered = rows.sort_values(["bare", "strongest"], ascending=[False, False], kind="stable")
+            shown = ordered.head(_LINES)
+            lines = [(str(row["defence"]), marks) for row in records(shown) if (marks := _marks(row))]
+            budget = "" if norm is None else f", {norm} eps {format_eps(rows['eps'].max())}"
+            left = len(ordered) - len(shown)
+            caption = f"{classifier} on {dataset}{budget}" + (f", seed {seed}" if several else "")
+            caption += f"; {left} further defences are in the leaderboard" if left > 0 else ""
+            drawing = ranked_chart(f"accuracy of each defence: {caption}", _SHOWN_KINDS, lines)
+            if drawing.notes:
+                found.append(Figure(f"verdict-{len(found) + 1}", VERDICT, caption, drawing, shown))
     return found
+
+
+def _marks(row: dict[str, Any]) -> list[Mark]:
+    marks = []
+    for number, kind in enumerate(_SHOWN_KINDS):
+        if missing(row[kind]) or (kind == "strongest" and missing(row["adaptive"])):
+            continue
+        value = row[kind], row[f"{kind}_low"], row[f"{kind}_high"]
+        of = "" if kind == "clean" or missing(row.get(f"{kind}_attack")) else f" ({row[f'{kind}_attack']})"
+        of = f" at l_2 radius {row['radius']:g}" if kind == "certified" else of
+        marks.append(Mark(number, *value, f"{row['defence']}, {kind}{of}: {_percent(*value)}"))
+    return marks
 
 
 _SHOWN_KINDS = ("clean", "static", "strongest", "certified")

@@ -11,7 +11,7 @@ from workflows.report.charts.line import Point
 
 __all__ = ["forest_chart"]
 
-_WIDTH, _LEFT, _RIGHT, _ROW, _BOTTOM = 720, 14, 20, 42, 42
+_WIDTH, _LEFT, _RIGHT, _ROW, _BOTTOM = 640, 14, 20, 42, 42
 
 
 def forest_chart(title: str, axis: str, lines: Sequence[tuple[str, Point]]) -> Drawing:

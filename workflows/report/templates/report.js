@@ -70,6 +70,7 @@
       });
       if (!head.classList.contains("t") && words !== "eps") return;
       const values = [...new Set(rows.map(entry => entry.cells[place]))];
+      if (values.some(value => value.length > 90)) return;
       if (values.length < 2 || values.length > 60 || values.length === rows.length && rows.length > 12) return;
       const select = make("select", {}, make("option", {value: ""}, `${words}: all`), ...values.map(value => make("option", {value}, value)));
       select.setAttribute("aria-label", `${words} in ${title}`);

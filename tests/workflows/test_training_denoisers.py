@@ -1,0 +1,218 @@
+"""Objectives of denoisers: published coefficients, what a perfect network loses, and trainings of a few steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from defense import InvalidInput, get_schedule
+from defense.denoisers import DiffusersConfig
+from defense.denoisers.predictions import consistency_scalings
+from defense.schedules import vp_abar
+from workflows.training import load_config, train
+from workflows.training.objectives import (
+    AdversarialBridge,
+    AdversarialDenoising,
+    ConsistencyTuning,
+    Denoising,
+    GaussianFlow,
+    adbm_coefficients,
+)
+from workflows.training.objectives.addt import rank_mapped
+
+X = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.tensor([0, 1, 2, 0])
+
+
+class Guide(nn.Module):
+    """A classifier of three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.randn(64, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x.flatten(1)) @ self.weight
+
+
+def batch(ask: Callable[[Tensor, Tensor], Tensor], schedule: str = "linear-1000", seed: int = 0) -> Denoising:
+    generator = torch.Generator().manual_seed(seed)
+    return Denoising(ask, X, Y, generator, get_schedule(schedule), Guide())
+
+
+class TestADBM:
+    @pytest.mark.parametrize(
+        ("top", "t", "state", "target"),
+        [
+            (0.1, 0.02, 0.051677, 0.669255),
+            (0.1, 0.05, 0.258176, 1.504863),
+            (0.1, 0.1, 0.946722, 2.939650),
+            (0.2, 0.05, 0.057574, 0.335587),
+        ],
+    )
+    def test_the_coefficients_of_the_bridge(self, top: float, t: float, state: float, target: float) -> None:
+        found = adbm_coefficients(float(vp_abar(t)), float(vp_abar(top)))
+        assert found == pytest.approx((state, target), abs=2e-6)
+
+    def test_the_target_leads_from_the_adversarial_to_the_clean_image(self) -> None:
+        """(z - sqrt(1 - a) target) / sqrt(a) is clean, whatever delta; at T the state is that of x + delta."""
+        a, top = float(vp_abar(0.07)), float(vp_abar(0.12))
+        clean, noise, delta = (torch.randn(3, generator=torch.Generator().manual_seed(i)).double() for i in range(3))
+        in_state, in_target = adbm_coefficients(a, top)
+        z = math.sqrt(a) * clean + math.sqrt(1 - a) * noise + in_state * delta
+        torch.testing.assert_close((z - math.sqrt(1 - a) * (noise + in_target * delta)) / math.sqrt(a), clean)
+        assert adbm_coefficients(top, top)[0] == pytest.approx(math.sqrt(top))
+
+    def test_the_perturbation_is_within_its_budget_and_raises_the_loss_of_the_guide(self) -> None:
+        rule, seen = AdversarialBridge(classifier="digits-cnn", eps=0.1), []
+
+        def ask(z: Tensor, labels: Tensor) -> Tensor:
+            seen.append((z, labels))
+            return 0.1 * z
+
+        assert rule.loss(batch(ask)) > 0
+        assert len(seen) == 4 and all(torch.equal(seen[0][1], labels) for _, labels in seen)
+        assert int(seen[0][1].max()) < 200
+        losses = []
+        for z, labels in (seen[0], seen[-1]):
+            a = torch.tensor(get_schedule("linear-1000").abar)[labels + 1].view(-1, 1, 1, 1)
+            clean = (z - (1 - a).sqrt() * 0.1 * z) / a.sqrt()
+            losses.append(nn.functional.cross_entropy(Guide()((clean + 1) / 2), Y))
+        assert losses[1] > losses[0]
+
+
+def test_addt_mixes_noise_that_is_still_normal() -> None:
+    """The perturbation is the numbers of a normal draw in the order of the gradient: its histogram is theirs."""
+    values, normal = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    mapped = rank_mapped(values, normal)
+    assert torch.equal(mapped.flatten(2).sort(2).values, normal.flatten(2).sort(2).values)
+    assert torch.equal(mapped.flatten(2).argsort(2), values.flatten(2).argsort(2))
+    rule = AdversarialDenoising(classifier="digits-cnn")
+    shares = rule.share(torch.tensor([0.999999, 0.9, 0.5]).double())
+    assert shares.tolist() == pytest.approx([0.3, 0.09, 0.03], rel=1e-6)
+    assert rule.loss(batch(lambda z, labels: z)) > 0
+
+
+def test_a_perfect_velocity_loses_nothing() -> None:
+    """It is -s n, which the network is told enough to know here."""
+
+    def ask(at: Tensor, u: Tensor) -> Tensor:
+        return -(at - X) / (1 - u.to(X)).view(-1, 1, 1, 1)
+
+    assert float(GaussianFlow().loss(batch(ask, "flowpure"))) < 1e-12
+
+
+def test_a_network_that_knows_the_image_loses_nothing() -> None:
+    """The F of a consistency model whose f is the clean image at every level."""
+
+    def ask(seen: Tensor, label: Tensor) -> Tensor:
+        skip, out, scale, _ = consistency_scalings((label / 250).exp().view(-1, 1, 1, 1))
+        safe = torch.where(out > 0, out, 1.0)
+        return torch.where(out > 1e-9, (2 * X - 1 - skip * seen / scale) / safe, 0.0)
+
+    first = float(ConsistencyTuning(sigma_max=2.0, grid=5).loss(batch(ask, "edm")))
+    assert first < 2e-5  # at the lowest level f is the noised image itself, whatever the network: sigma_min^2
+    assert float(ConsistencyTuning(sigma_max=2.0, grid=5).loss(batch(lambda z, label: z, "edm"))) > 0.01
+
+
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": [8],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+}
+
+
+def trained(folder: Path, **fields: Any) -> tuple[dict[str, Any], Path]:
+    out = folder / "net"
+    content = {
+        "train": "denoiser",
+        "out": str(out),
+        "dataset": {"dataset": "digits"},
+        "schedule": "linear-1000",
+        "unet": UNET,
+        "batch": 8,
+        "steps": 2,
+        "lr": 0.001,
+        **fields,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    return train(load_config(folder / "config.yaml"), command="test"), out
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "adbm": {"objective": {"objective": "adbm", "classifier": "digits-cnn", "eps": 0.15}},
+    "addt": {"objective": {"objective": "addt", "classifier": "digits-cnn", "inner_steps": 1}},
+    "flowpure": {"objective": "flowpure", "schedule": "flowpure"},
+    "consistency": {"objective": "consistency", "schedule": "edm"},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_training_ends_with_a_card_and_a_network_that_loads(name: str, tmp_path: Path) -> None:
+    card, out = trained(tmp_path, **OBJECTIVES[name])
+    assert card["config"]["objective"]["objective"] == name
+    assert all(math.isfinite(value) for value in card["measured"]["test_eps_mse"].values())
+    predicts = {"flowpure": "flowpure", "consistency": "consistency"}.get(name, "eps")
+    fields = {"path": str(out), "schedule": card["config"]["schedule"], "prediction": predicts}
+    net = DiffusersConfig.model_validate(fields).resolved(tmp_path).build()
+    with torch.no_grad():
+        assert net(torch.zeros(1, 1, 8, 8), 100).isfinite().all()
+
+
+class TestClasses:
+    def test_a_class_conditional_network_says_which_class_is_none(self, tmp_path: Path) -> None:
+        card, out = trained(tmp_path, unet={**UNET, "num_class_embeds": 11}, label_dropout=0.2)
+        assert json.loads((out / "config.json").read_text())["_null_class"] == 10
+        assert card["measured"]["test_eps_mse"] != card["measured"]["test_eps_mse_with_class"]
+        config = DiffusersConfig(path=str(out), schedule="linear-1000").resolved(tmp_path)
+        assert config.classes == 10 and config.unconditional
+        net, z = config.build(), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            told = net.conditional(z, 50, torch.tensor([3, 7]))
+            none = net.net(z, torch.tensor([49, 49]), class_labels=torch.tensor([10, 10]), return_dict=False)[0]
+            assert torch.equal(net(z, 50), none) and not torch.allclose(told, none)
+
+    @pytest.mark.parametrize(
+        ("embeds", "dropout", "message"),
+        [
+            (7, 0.0, "num_class_embeds = 7 does not fit the 10 classes"),
+            (10, 0.1, "labels are left out, in a share above 0, exactly where"),
+            (11, 0.0, "labels are left out, in a share above 0, exactly where"),
+        ],
+    )
+    def test_embeddings_fit_the_classes(self, embeds: int, dropout: float, message: str, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInput, match=message):
+            trained(tmp_path, unet={**UNET, "num_class_embeds": embeds}, label_dropout=dropout)
+
+
+def test_a_start_is_a_network_of_the_same_form_and_its_hash_is_in_the_card(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="is not the one that `unet` describes"):
+        trained(tmp_path, start="digits-ddpm")
+    first = tmp_path / "first"
+    first.mkdir()
+    card, out = trained(first)
+    again = tmp_path / "again"
+    again.mkdir()
+    continued, _ = trained(again, start=str(out), lr=1e-12)
+    assert continued["config"]["start_sha256"] == card["sha256"]["diffusion_pytorch_model.safetensors"]
+    for key, value in card["measured"]["test_eps_mse"].items():
+        assert continued["measured"]["test_eps_mse"][key] == pytest.approx(value, rel=1e-3)
+
+
+def test_objectives_are_on_their_schedules(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="objective 'flowpure' is on 'flowpure'"):
+        trained(tmp_path, objective="flowpure")
