@@ -123,31 +123,31 @@ class TestPlan:
             "missing": 90,
         }
         assert content["evaluations"] == _quickstart_evaluations()
-        assert content["estimated_seconds"] is None
+        assert 10 < content["estimated_seconds"] < 10_000  # guessed, see test_shipped_costs.py
         assert [stage["stage"] for stage in content["stages"]].count("attack") == 3
         assert not (tmp_path / "store").exists()
 
     def test_text_says_the_same_and_needs_no_ray(self, tmp_path: Path, no_ray: None) -> None:
         result = _call("plan", SWEEPS / "quickstart.yaml", "--store", tmp_path / "store", "--no-preflight")
         assert (result.exit_code, result.stderr) == (0, "")
-        first, *stages, last = result.stdout.splitlines()
+        first, *stages, last = result.stdout.partition("\npredicted: ")[0].splitlines()
         assert re.fullmatch(
             r"quickstart \([0-9a-f]{16}\): 12 cells need 126 units, 90 of them distinct; "
             r"0 committed, 90 to compute",
             first,
         )
-        assert stages == [
+        assert [line.partition(" units")[0] + " units" for line in stages] == [
             "  evaluate none digits-cnn  4 stages  599 images  0 of 24 units",
             "  attack pgd digits-cnn     3 stages  599 images  0 of 18 units",
             "  evaluate diffpure 501436  8 stages  599 images  0 of 48 units",
         ]
-        assert last.startswith("estimated: unknown until")
+        assert last.startswith("estimated: about ") and "guessed from shipped costs" in last
         assert last.endswith(f"network evaluations to do: {_quickstart_evaluations():,}")
         verbose = _call(
             "plan", SWEEPS / "quickstart.yaml", "--store", tmp_path / "store", "--no-preflight", "--verbose"
         )
-        lines = verbose.stdout.splitlines()
-        assert [lines[0], lines[-1]] == [first, last] and len(lines) == 2 + 15
+        lines = verbose.stdout.partition("\npredicted: ")[0].splitlines()
+        assert lines[0] == first and len(lines) == 2 + 15
         assert all("599 images      0 of 6 units" in line for line in lines[1:-1])
 
     def test_what_is_committed_is_counted_and_the_rest_estimated_from_it(
@@ -260,7 +260,7 @@ class TestStatusAndTables:
         by_csv = list(csv.DictReader(io.StringIO(texts["csv"])))
         assert [float(row["avg"]) for row in by_csv] == [row["avg"] for row in rows]
         for form in ("text", "md", "latex"):
-            assert f"{100 * right / 25:.1f} [" in texts[form]
+            assert f"{100 * right / 25:.1f} [" in texts[form].replace("{\\footnotesize [", "[")
             assert "26/255" in texts[form]
 
     def test_every_table_can_be_had_as_csv_and_one_alone_in_any_format(
@@ -270,7 +270,7 @@ class TestStatusAndTables:
         _compute(plan, store, _all_units(plan))
         shared = ("tables", file, "--store", store.uri)
         written = _call(*shared, "--format", "csv", "--out", tmp_path / "csv")
-        names = ["robustness.csv", "cost.csv", "README.md"]
+        names = ["leaderboard.csv", "robustness.csv", "cost.csv", "README.md"]
         assert written.exit_code == 0 and written.stdout.split() == [str(tmp_path / "csv" / name) for name in names]
         whole = json.loads(_call(*shared, "--format", "json").stdout)
         for name in ("robustness", "cost"):
@@ -515,7 +515,7 @@ COMMANDS = list(_commands(typer.main.get_command(app)))
 class TestHelp:
     def test_the_contract_has_these_commands(self) -> None:
         contract = {"plan", "run", "status", "tables", "report", "check", "train", "list", "data"}
-        beside = {"compare", "compact", "init", "judge", "probe", "promote", "schema", "track"}
+        beside = {"compare", "compact", "init", "judge", "probe", "promote", "rows", "schema", "show", "track"}
         assert {path[0] for path in COMMANDS} == contract | beside
         assert {path for path in COMMANDS if len(path) == 2} == {("data", "fetch"), ("data", "verify")}
 
