@@ -54,7 +54,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         for norm, ball in (("linf", LINF), ("l2", L2), ("l1", L1))
     },
     "square by scores": {"attack": "square", **LINF, "queries": 10, "knows": "purifier", "eot": 2},
-    "square stopping": {"attack": "square", **LINF, "queries": 30, "stop_on_success": True},
+    "square stopping": {"attack": "square", **LINF, "queries": 260, "stop_on_success": True},
     "spsa linf": {"attack": "spsa", **LINF, "steps": 3, "samples": 4},
     "spsa l2": {"attack": "spsa", **L2, "steps": 3, "samples": 4},
     "spsa by scores": {"attack": "spsa", **LINF, "steps": 2, "samples": 4, "knows": "purifier", "eot": 2},
@@ -152,8 +152,6 @@ def test_built_in_attacks_keep_the_contract(
     fields = dict(CONFIGS[name])
     if name == "low-frequency":
         fields["lpips"] = request.getfixturevalue("lpips")
-    if name == "square stopping":
-        monkeypatch.setattr("tasks.attacks.square._BLOCK", 20)  # queries between two looks, 250 as shipped
     if name == "autoattack":
         # Of the package's five restarts of 100 steps, a tenth: each is asked for twelve times here.
         whole = APGDAttack.perturb
