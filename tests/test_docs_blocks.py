@@ -102,8 +102,6 @@ SCHEMA = {name: value for name, value in sweep_schema().items() if name != "requ
 
 @pytest.mark.parametrize(("page", "text"), of("yaml"))
 def test_yaml_is_a_sweep_file_or_a_part_of_one(page: str, text: str) -> None:
-    if "diffusion-classifier" in text:
-        pytest.xfail("the schema lacks classifiers that are made of a denoiser; the sweep file takes them")
     if page in ("docs/cluster.md", "docs/how-to/README.md"):  # of Kubernetes; with installed parts of the other pages
         return
     text = text.replace("<40 hex digits>", "a" * 40)

@@ -55,7 +55,7 @@ def _model(kind: str, name: str) -> tuple[type[Spec], str] | None:
     if kind == "classifiers":
         from defense.classifiers import ClassifierConfig
 
-        return ClassifierConfig, "classifier"
+        return ClassifierConfig.class_named(name), "classifier"
     if kind == "corruptions":
         from tasks.corruptions.config import CorruptionConfig
 
@@ -97,8 +97,11 @@ def _attacks() -> list[dict[str, Any]]:
 
 def _classifiers() -> list[dict[str, Any]]:
     from defense.classifiers import CLASSIFIERS
+    from defense.classifiers.base import ENTRIES
 
-    return [_classifier(name, CLASSIFIERS.get(name)) for name in CLASSIFIERS.names()]
+    others = ("weights", "sha256", "weights_key", "mean", "std")  # of networks with weights of their own
+    made = [_config(name, model, "classifier", *others) for name, model in ENTRIES.items()]
+    return [*(_classifier(name, CLASSIFIERS.get(name)) for name in CLASSIFIERS.names()), *made]
 
 
 def _corruptions() -> list[dict[str, Any]]:

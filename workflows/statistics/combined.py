@@ -32,7 +32,7 @@ def fixed_aa_mean(attacks: Sequence[npt.NDArray[np.bool_]], estimate: Estimate =
     """Compute Fixed AutoAttack as its authors' code does: the lowest Avg of any attack.
 
     It is a mean over draws, and the minimum is taken once for the data set and not per image. Liu et al., "Towards
-    better understanding of adversarial purification from a stochastic perspective", ICLR 2025, its public code.
+    understanding the robustness of diffusion-based purification: a stochastic perspective", ICLR 2025, its code.
 
     Arguments:
         attacks: For each attack, right answers on its images, shape (n, N); N is 20 there.

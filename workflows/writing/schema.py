@@ -109,6 +109,7 @@ def _plain_sections() -> _Json:
 def _registered(base: type[Spec]) -> dict[str, type[Spec]]:
     """The classes of the entries of one kind, by name."""
     from defense.classifiers import CLASSIFIERS
+    from defense.classifiers.base import ENTRIES
     from defense.denoisers import DENOISERS
     from defense.purifiers import PURIFIERS
     from tasks.attacks import ATTACKS
@@ -117,7 +118,7 @@ def _registered(base: type[Spec]) -> dict[str, type[Spec]]:
 
     names: dict[str, Iterable[str]] = {
         "attack": ATTACKS.names(),
-        "classifier": CLASSIFIERS.names(),
+        "classifier": [*CLASSIFIERS.names(), *ENTRIES],
         "corruption": [*CORRUPTIONS, "benchmark", "extra"],
         "dataset": DATASETS.names(),
         "format": DENOISERS.names(),
