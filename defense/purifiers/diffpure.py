@@ -151,7 +151,7 @@ _SHIFT = {"linear-1000": 1, "vp-continuous": 0}
 
 @PURIFIERS.register("diffpure")
 class DiffPureConfig(StandardReverseConfig):
-    """DiffPure: noise to t*, reverse without guidance; forms ddpm, ddim, sde, ode, ldsde.
+    """DiffPure: noise to t*, reverse without guidance; forms ddpm, ddim, sde, ode, ldsde, heun, dpm++.
 
     Arguments:
         form: ``ddpm`` (ancestral), ``ddim``, ``sde`` (Euler-Maruyama), ``ode`` (probability flow by Euler), ``heun``
