@@ -20,6 +20,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from defense.classifiers import CLASSIFIERS
+from defense.classifiers.base import ENTRIES as MADE_OF_DENOISERS
 from defense.denoisers import DENOISERS
 from defense.energy import ENERGIES
 from defense.purifiers import PURIFIERS
@@ -31,6 +32,7 @@ from tasks.datasets import DATASETS
 from workflows.assets.bundled import bundled_sweeps
 from workflows.assets.catalogue import KINDS
 from workflows.cli import app
+from workflows.documents.authors import authors_settings
 from workflows.engine.worker import UnitWorker
 from workflows.grid.load import Sweep, load_sweep
 from workflows.planning.plan import Plan, Unit, make_plan
@@ -350,11 +352,12 @@ class TestStatusAndTables:
 class TestList:
     NAMES: ClassVar[dict[str, Callable[[], list[str]]]] = {
         "attacks": ATTACKS.names,
-        "classifiers": CLASSIFIERS.names,
+        "classifiers": lambda: [*CLASSIFIERS.names(), *MADE_OF_DENOISERS],
         "corruptions": lambda: list(CORRUPTIONS),
         "datasets": DATASETS.names,
         "denoisers": DENOISERS.names,
         "energies": ENERGIES.names,
+        "published": authors_settings,
         "purifiers": PURIFIERS.names,
         "schedules": lambda: sorted(SCHEDULES),
         "sweeps": lambda: list(bundled_sweeps()),
@@ -400,6 +403,7 @@ class TestList:
                     "restarts=1",
                     "decay='none'",
                     "eot_by='given'",
+                    "band=None",
                 ],
                 "eps_255 (instead of eps)",
             ],
@@ -413,7 +417,11 @@ class TestList:
         assert schedules == {
             "cosine-4000": "4000 steps",
             "edm": "1000 steps",
+            "flowpure": "1000 steps",
             "linear-1000": "1000 steps",
+            "rectified-flow": "999 steps",
+            "sub-vp": "1000 steps",
+            "ve": "1000 steps",
             "vp-continuous": "1000 steps",
         }
         classifiers = {e["name"]: e["summary"] for e in json.loads(_call("list", "classifiers", "--json").stdout)}

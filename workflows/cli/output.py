@@ -18,7 +18,7 @@ from defense.errors import PuregridError
 from defense.redaction import redacted
 from defense.text import visible
 
-__all__ = ["BROKEN_PIPE", "OutputLost", "colours", "paint", "say", "steady_streams", "tell", "width"]
+__all__ = ["BROKEN_PIPE", "OutputLost", "colours", "is_terminal", "paint", "say", "steady_streams", "tell", "width"]
 
 BROKEN_PIPE = 141
 """Exit status where the reader of a pipe has left: that of a program that SIGPIPE ends, as a shell reports it."""
@@ -143,8 +143,13 @@ def colours() -> bool:
     """Return whether stdout is a terminal that shows colours, and its user has not asked for none (``NO_COLOR``)."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "") in ("", "dumb"):
         return False
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        return bool(sys.stdout.isatty())
+    return is_terminal(sys.stdout)
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Return whether a person is at a standard stream, which is None or raises where it was closed."""
+    with contextlib.suppress(OSError, ValueError):
+        return stream is not None and stream.isatty()
     return False
 
 
@@ -165,10 +170,7 @@ def width() -> int | None:
     asked = os.environ.get("COLUMNS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        if sys.stdout.isatty():
-            return shutil.get_terminal_size().columns
-    return None
+    return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
 
 
 def _fitting(text: str, stream: IO[str]) -> str:

@@ -29,7 +29,7 @@ from workflows.cli.base import (
     say,
     tell,
 )
-from workflows.cli.output import OutputLost, colours, width
+from workflows.cli.output import OutputLost, colours, is_terminal, width
 from workflows.cli.tracking import Mlflow, open_tracker
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def run(
             verify=verify.value,
             slow=slow,
         )
-        if sys.stderr.isatty() and not json_:
+        if is_terminal(sys.stderr) and not json_:
             options = replace(options, preview=lambda: _preview(Analysis(Results(opened, loaded)), width()))
         outcome, results, record = run_sweep(loaded, opened, options, say)
         analysis = Analysis(results)

@@ -13,6 +13,7 @@ import typer
 from defense.errors import InvalidInput
 from defense.files import path_of, writable
 from workflows.cli.base import errors, say, tell
+from workflows.cli.output import is_terminal
 
 __all__ = ["init", "schema"]
 
@@ -34,7 +35,7 @@ def init(
         if os.path.lexists(path):
             raise InvalidInput("it is there already, and no file is overwritten: name another.", where=file)
         writable(file, "the sweep file", where=file)
-        asks = sys.stdin.isatty() and sys.stderr.isatty()
+        asks = is_terminal(sys.stdin) and is_terminal(sys.stderr)
         dataset = dataset or _asked(asks, "data set", list(DATASETS))
         classifier = classifier or (
             _asked(asks, "classifier", [DATASETS[dataset][0]]) if dataset in DATASETS else None
