@@ -141,7 +141,7 @@ class TestPlan:
         assert [line.partition(" units")[0] + " units" for line in stages] == [
             "  evaluate none digits-cnn  4 stages  599 images  0 of 24 units",
             "  attack pgd digits-cnn     3 stages  599 images  0 of 18 units",
-            "  evaluate diffpure 501436  8 stages  599 images  0 of 48 units",
+            "  evaluate diffpure         8 stages  599 images  0 of 48 units",
         ]
         assert last.startswith("estimated: about ") and "guessed from shipped costs" in last
         assert last.endswith(f"network evaluations to do: {_quickstart_evaluations():,}")

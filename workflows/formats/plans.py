@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -68,14 +70,19 @@ def failure_lines(failed: Sequence[FailureRecord], *, verbose: bool = False) -> 
             yield f"... and {len(members) - 1} more units with this error; --verbose shows each"
 
 
+_DIGEST = re.compile(r" [0-9a-f]{6}$")
+
+
 def _by_kind(stages: Iterable[StageSummary]) -> Iterator[str]:
     """A line for the stages of one kind."""
     kinds: dict[str, list[StageSummary]] = {}
     for stage in stages:
         kinds.setdefault(stage.kind, []).append(stage)
+    # Which network it is, in six digits, is only of use where it tells two kinds apart.
+    plain = Counter(_DIGEST.sub("", kind) for kind in kinds)
     lines = [
         (
-            kind,
+            _DIGEST.sub("", kind) if plain[_DIGEST.sub("", kind)] == 1 else kind,
             f"{len(members)} stage{'s' * (len(members) > 1)}",
             f"{max(stage.images for stage in members)} images",
             f"{sum(stage.committed for stage in members)} of {sum(stage.units for stage in members)} units",
