@@ -243,16 +243,20 @@ class DiffusersConfig(DenoiserConfig):
         config = self._config()
         return config is not None and config.learned_variance
 
+    def _found(self) -> NetworkConfig | None:
+        """The network's config where its folder is here: specs are read and named without files too."""
+        return self._config() if self.path is not None and (Path(self.path) / "config.json").is_file() else None
+
     @property
     def classes(self) -> int | None:
-        """See :class:`DenoiserConfig`."""
-        config = self._config()
+        """See :class:`DenoiserConfig`; None as well while the folder is not here."""
+        config = self._found()
         return None if config is None else config.classes
 
     @property
     def unconditional(self) -> bool:
-        """See :class:`DenoiserConfig`."""
-        config = self._config()
+        """See :class:`DenoiserConfig`; True as well while the folder is not here."""
+        config = self._found()
         return config is None or config.classes is None or config.null_class is not None
 
     def build(self) -> DiffusersDenoiser:

@@ -96,7 +96,7 @@ class Audited:
         answer = np.where(ids < round(right(spec) * images), labels, (labels + 1) % 10)
         probability = np.full((len(ids), spec.draws, 10), 0.01)
         probability[np.arange(len(ids)), :, answer] = 0.91 + 0.001 * np.arange(spec.draws)  # no two draws are alike
-        return Output(spec._rows(_chunk(ids), labels, probability))
+        return Output(spec._rows(_chunk(ids), labels, probability, None))
 
     def of(self, rule: str) -> list[Finding]:
         return [finding for finding in self.found if finding.rule == rule]

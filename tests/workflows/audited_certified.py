@@ -131,7 +131,7 @@ class Audited:
             p = np.broadcast_to(self.chance(spec, ids), len(ids))
             right = self.rng.random((len(ids), spec.draws)) < p[:, None]
             answer = np.where(right, labels[:, None], (labels[:, None] + 1) % 10)
-            return Output(spec._rows(chunk, labels, np.eye(10)[answer] * 0.9 + 0.01))
+            return Output(spec._rows(chunk, labels, np.eye(10)[answer] * 0.9 + 0.01, None))
         assert isinstance(spec, AttackStage | CorruptStage)
         return _moved(ids) if isinstance(spec, AttackStage) else None
 
