@@ -114,12 +114,14 @@ def test_lines_carry_the_numbers_of_their_findings_and_in_latex_these_are_notes_
     ]
     assert len({tuple(numbers) for numbers in expected}) > 2
     markdown = [
-        line.split(" | ")[-1] for line in rendered(audited, "md", audited.found).splitlines() if "cnn |" in line
+        line.split(" | ")[-1]
+        for line in rendered(audited, "md", audited.found).partition("**Robustness**")[2].splitlines()
+        if "cnn |" in line
     ]
     assert markdown[: len(expected)] == [f"{', '.join(map(str, numbers))} |" for numbers in expected]
     latex = rendered(audited, "latex", audited.found)
     assert "%" not in re.sub(r"\\%|{!}{%", "", latex), "nothing is said in a comment"
-    table = latex.partition(r"\end{table}")[0]
+    (table,) = (part for part in latex.split(r"\end{table}") if r"\caption{Robustness}" in part)
     marks = re.findall(r"^digits-cnn(?:\\tnote{([\d,]+)})? &", table, re.MULTILINE)
     assert marks == [",".join(map(str, numbers)) for numbers in expected]
     notes = table.partition(r"\begin{tablenotes}")[2]
@@ -131,7 +133,7 @@ def test_lines_carry_the_numbers_of_their_findings_and_in_latex_these_are_notes_
 def test_json_has_all_findings_and_an_empty_list_for_none(tmp_path: Path) -> None:
     audited = shown(tmp_path)
     content = json.loads(rendered(audited, "json", audited.found))
-    assert list(content) == ["robustness", "cost", "combined", "ladders", "findings", "tables"]
+    assert list(content) == ["robustness", "cost", "combined", "ladders", "leaderboard", "findings", "tables"]
     assert content["findings"] == [finding.as_dict() for finding in audited.found]
     assert json.loads(rendered(audited, "json", []))["findings"] == []
     assert "findings" not in json.loads(rendered(audited, "json"))
@@ -156,12 +158,13 @@ def test_many_findings_and_cells_are_cut_with_a_count(tmp_path: Path) -> None:
     assert "... and 8 more: `--format json` has them all" in text
 
 
-def test_the_report_shows_findings_near_its_top(tmp_path: Path) -> None:
+def test_the_report_counts_findings_at_its_top_and_shows_them_after_the_tables(tmp_path: Path) -> None:
     audited = shown(tmp_path)
     page = report(Analysis(audited.results), command="c")
-    assert page.index("<h2>Findings</h2>") < page.index("<h2>Robustness</h2>")
+    assert page.index(">Findings: ") < page.index("<h2>Leaderboard</h2>") < page.index("<h2>Findings</h2>")
     for finding in audited.found:
         assert f'<li class="finding {finding.severity}">' in page and f"<code>{finding.rule}</code>" in page
     assert page.count('<li class="finding ') == len(audited.found)
     clean = Audited(tmp_path / "clean", by_threat({"clean": 0.9}))
-    assert "Findings" not in report(Analysis(clean.results), command="c")
+    page = report(Analysis(clean.results), command="c")
+    assert ">Findings: " not in page and '<li class="finding ' not in page and "rules found nothing" in page
