@@ -20,6 +20,11 @@ settings.register_profile("puregrid", deadline=None, derandomize=True)
 settings.load_profile("puregrid")
 
 
+# Readline, which pytest imports, tells the processes that it starts a terminal of 80 columns; there is none.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
+
 @pytest.hookimpl(trylast=True)  # after what was not asked for is gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first, and those that share a Ray cluster in one process, which starts it once.

@@ -1,4 +1,4 @@
-r"""Consistency purification (Lei et al., "Consistency purification", NeurIPS 2024, arXiv 2407.00623).
+r"""Consistency purification (Li et al., "Consistency purification", NeurIPS 2024, arXiv 2407.00623).
 
 One-shot denoising by a consistency model (Song et al., arXiv 2303.01469), which takes a noised image to the end of
 its trajectory, an image of the data, and not to the mean of all images that it may have been:

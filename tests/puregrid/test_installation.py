@@ -39,7 +39,7 @@ def copy_of_ours(site: Path) -> None:
     for name in ("defense", "tasks", "workflows"):
         (site / name).mkdir()
         shutil.copy(ROOT / name / "__init__.py", site / name)
-    for name in ("aggregate", "lazy", "errors"):
+    for name in ("aggregate", "lazy", "errors", "redaction"):
         shutil.copy(ROOT / "defense" / f"{name}.py", site / "defense")
 
 

@@ -26,7 +26,10 @@ denoisers:
 defences: [none]
 """
 LINES = len(HEAD.splitlines())
-PGD = "Valid names: attack, attacked, decay, eot, eot_by, eps, eps_255, gradient, keep, knows, loss, momentum, norm, "
+PGD = (
+    "Valid names: attack, attacked, band, decay, eot, eot_by, eps, eps_255, gradient, keep, knows, loss, momentum, "
+    "norm, "
+)
 
 
 class Warmed(PGDConfig):

@@ -10,7 +10,9 @@ from workflows.analysis.verdict import best_of, headline, verdict
 from workflows.audit import Finding
 
 
-def line(defence: str, clean: float, static: float | None, adaptive: float | None, **other: Any) -> dict[str, Any]:
+def line(
+    defence: str, clean: float | None, static: float | None, adaptive: float | None, **other: Any
+) -> dict[str, Any]:
     values: dict[str, Any] = {"dataset": "digits", "seed": 0, "classifier": "net", "defence": defence}
     values |= {"norm": "linf", "eps": 0.1, "bare": defence == "none", "cells": [f"{defence}-cell"], "radius": None}
     shares = {"clean": clean, "static": static, "adaptive": adaptive, "certified": None, "corruptions": None}
@@ -39,6 +41,15 @@ def test_the_best_is_best_under_its_strongest_attack_not_under_static_ones() -> 
         "5.0 % [0.0, 10.0] of 95.0 % [90.0, 100.0], and static attacks would have shown 60.0 % [55.0, 65.0]."
     )
     assert second == "The auditor has neither errors nor warnings on it."
+
+
+def test_a_bare_classifier_without_clean_images_is_said_by_its_attacked_ones_alone() -> None:
+    """A sweep without clean cells has a verdict all the same."""
+    first, _ = said(line("none", None, 0.05, 0.05), line("a", None, 0.6, 0.4))
+    assert first == (
+        "Behind a, net on digits keeps 40.0 % [35.0, 45.0] under an attacker who knows it (adaptive attack, eps 0.1)"
+        "; the bare classifier keeps 5.0 % [0.0, 10.0], and static attacks would have shown 60.0 % [55.0, 65.0]."
+    )
 
 
 def test_a_static_number_is_best_only_among_such_and_said_to_be_a_bound() -> None:

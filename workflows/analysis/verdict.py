@@ -84,7 +84,8 @@ def _worth(row: dict[str, Any], leaderboard: pd.DataFrame) -> str:
         text += f" keeps {_percent(row, 'strongest')} under {kind} ({row['strongest_attack']}, {_budget(row)})"
         text += "" if missing(row["clean"]) else f" of {_percent(row, 'clean')} on clean images"
         if bare is not None and bare is not row and not row["bare"] and not missing(bare["strongest"]):
-            text += f"; the bare classifier keeps {_percent(bare, 'strongest')} of {_percent(bare, 'clean')}"
+            text += f"; the bare classifier keeps {_percent(bare, 'strongest')}"
+            text += "" if missing(bare["clean"]) else f" of {_percent(bare, 'clean')}"
         if adaptive and not missing(row["static"]):
             text += f", and static attacks would have shown {_percent(row, 'static')}"
         return text + "."

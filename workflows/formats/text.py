@@ -24,7 +24,7 @@ from workflows.tables.table import Table
 __all__ = ["document", "table_text"]
 
 _WIDTH = 110
-"""Of sentences; tables are as wide as they are."""
+"""Of sentences; tables and their titles are as wide as they are."""
 
 _LEAST = 12
 """Text is not wrapped to less than this, or its longest word."""
@@ -65,10 +65,11 @@ def table_text(
         colour: Whether headings, warnings and findings are coloured.
     """
     heading = in_one_line(": ".join(filter(None, (title, table.title))))
+    first = heading if width is None else _filled(heading, width)
     columns = _columns(table, findings)
     fitted, left_out = (columns, []) if width is None else _fitted(columns, width)
     if fitted:
-        lines = [_painted(_filled(heading, width), "bold", colour), *_grid(fitted, table.breaks(), colour)]
+        lines = [_painted(first, "bold", colour), *_grid(fitted, table.breaks(), colour)]
     else:
         lines, left_out = _blocks(table, heading, findings, width), []
     if left_out:

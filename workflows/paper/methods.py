@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from defense.classifiers.base import ENTRIES
 from defense.gradients import GradientMode
 from defense.spec import Spec
 from tasks.attacks import AttackConfig, LadderConfig, TransferConfig
@@ -32,12 +33,18 @@ def methods_used(sweep: Sweep) -> list[str]:
     """Return the names, in a sweep file, of everything that a sweep uses, for :func:`~.bibliography.cited`."""
     names: list[str] = []
     for cell in sweep.cells:
-        names += [cell.images.dataset.dataset, *(part.purifier for part in _purifiers(cell))]
+        names += [cell.images.dataset.dataset, *_kind(cell), *(part.purifier for part in _purifiers(cell))]
         names += _names(cell.attack) if cell.attack is not None else []
         names += ["certificate"] if cell.certificate is not None else []
         names += ["corruption"] if cell.corruption is not None else []
         names += ["quality"] if cell.quality is not None else []
     return list(dict.fromkeys([*names, *(["anytime"] if sweep.precision is not None else [])]))
+
+
+def _kind(cell: Cell) -> list[str]:
+    """A classifier that is a method of its own; others are named after their weights."""
+    name = cell.classifier.classifier
+    return [name] if name in ENTRIES else []
 
 
 def _names(attack: AttackConfig) -> list[str]:
@@ -117,7 +124,7 @@ def _paragraphs(sweep: Sweep) -> Iterator[str]:
         text = f"{images.count} {which} of the split, in the order of the files."
         yield _paragraph(f"Data set {label}", text, images.dataset, cited([images.dataset.dataset]))
     for cell in {cell.classifier.id: cell for cell in cells}.values():
-        yield _paragraph(f"Classifier {labels[cell.id]['classifier']}", "", cell.classifier, ())
+        yield _paragraph(f"Classifier {labels[cell.id]['classifier']}", "", cell.classifier, cited(_kind(cell)))
     for cell in {labels[cell.id]["defence"]: cell for cell in cells}.values():
         purifier, label = cell.defence.purifier, labels[cell.id]["defence"]
         if purifier.purifier == "none":
