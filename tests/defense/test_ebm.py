@@ -91,7 +91,7 @@ class TestQuadraticEnergy:
         assert torch.equal(short(x, keys), self.chain(3)(x, keys))
 
     def test_the_output_leaves_the_range_unless_clamped(self) -> None:
-        x, keys = images(3) - 0.5, omega(0, 1, 2)
+        x, keys = images(30) - 0.5, omega(*range(30))
         free, clamped = self.chain(20)(4 * x, keys), self.chain(20, clamp=True)(4 * x, keys)
         assert free.min() < 0 and free.max() > 1 and torch.equal(clamped, free.clamp(0, 1))
         assert self.chain(20, clamp=True).surrogate(2).clamp

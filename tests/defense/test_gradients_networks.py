@@ -30,6 +30,7 @@ from defense import (
 from defense.gradients import purify_and_deviate
 from defense.guidance import distance
 from defense.purifiers import Diffusion, DistanceGuidance, SimilarityGuidance, TransferGuidance
+from defense.purifiers.diffusion import guided_transition
 from defense.samplers import Ancestral, time_grid
 
 OMEGA = omega(4, 9, 2)
@@ -96,9 +97,11 @@ class TestAutocast:
         purifier = guided(guidance, ancestral(100, 1))
         purifier.denoiser = copy.deepcopy(DENOISER).float()
         z, x = images().float(), images().float()
-        _, shift = purifier._guided(purifier.rounds[0], 0, z, x, OMEGA, 5, True)
+        sampler = purifier.rounds[0]
+        step = (purifier.denoiser, guidance, sampler, 0, sampler.grid[0], z, x, OMEGA, 5)
+        _, shift = guided_transition(*step)
         with torch.autocast("cpu", torch.bfloat16):
-            _, same = purifier._guided(purifier.rounds[0], 0, z, x, OMEGA, 5, True)
+            _, same = guided_transition(*step)
         assert torch.equal(same, shift)
 
 

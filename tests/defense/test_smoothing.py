@@ -92,13 +92,13 @@ def recorded(noisy: list[Tensor]) -> Bare:
 
 def test_the_noise_is_gaussian_unclipped_and_in_pixel_units() -> None:
     seen: list[Tensor] = []
-    sample_counts(recorded(seen), grey(0.02, 0.98), 0.25, omega(3, 4), 0, 4000, 500, 2)
+    sample_counts(recorded(seen), grey(0.02, 0.98), 0.25, omega(3, 4), 0, 16_000, 2000, 2)
     for image, level in ((torch.cat(seen[:8]), 0.02), (torch.cat(seen[8:]), 0.98)):
         noise = ((image - level) / 0.25).double().numpy()
-        assert noise.shape == (4000, *SHAPE) and noise.min() < -3.8 and noise.max() > 3.8
+        assert noise.shape == (16_000, *SHAPE) and noise.min() < -3.8 and noise.max() > 3.8
         assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
-        correlation = np.corrcoef(noise.reshape(4000, -1).T) - np.eye(16)
-        assert abs(correlation).max() < 5 / math.sqrt(4000)
+        correlation = np.corrcoef(noise.reshape(16_000, -1).T) - np.eye(16)
+        assert abs(correlation).max() < 5 / math.sqrt(16_000)
     assert not torch.equal(seen[0] - 0.02, seen[8] - 0.98)
 
 
@@ -107,14 +107,14 @@ def test_a_linear_classifier_has_the_counts_of_the_closed_form_and_its_certifica
     x, sigma, base = grey(0.52, 0.55, 0.48), 0.25, Bare(Linear(4.0))
     distance = np.array([0.08, 0.20, -0.08])
     chosen = smoothing_counts(base, x, sigma, omega(0, 1, 2, role=SELECT), 0, 100, 100, 2)
-    counts = smoothing_counts(base, x, sigma, omega(0, 1, 2), 0, 5000, 500, 2)
+    counts = smoothing_counts(base, x, sigma, omega(0, 1, 2), 0, 20_000, 2000, 2)
     for d, few, many in zip(distance, chosen, counts, strict=True):
         p = stats.norm.cdf(d / sigma)
-        assert abs(many.per_class[1] - 5000 * p) < 4 * math.sqrt(5000 * p * (1 - p))
-        found = certify(few, many, 0.001, sigma, n=5000)
+        assert abs(many.per_class[1] - 20_000 * p) < 4 * math.sqrt(20_000 * p * (1 - p))
+        found = certify(few, many, 0.001, sigma, n=20_000)
         assert found.prediction == int(d > 0) and 0 < found.radius <= abs(d)
         assert found.radius > abs(d) - sigma * 0.08
-        early = SequentialPlan(n=5000).certify(few, many, sigma)
+        early = SequentialPlan(n=20_000).certify(few, many, sigma)
         assert early.prediction == found.prediction and 0 < early.radius < found.radius
 
 

@@ -59,9 +59,8 @@ def release(tmp_path: Path) -> Release:
 
 @every("where", ["CIFAR-10-C", "CIFAR-10-C.tar", "."])
 @every("severity", SEVERITIES)
-def test_rows_of_a_severity_are_the_test_images_in_order(
-    tmp_path: Path, release: Release, where: str, severity: int
-) -> None:
+def test_rows_of_a_severity_are_the_test_images_in_order(tmp_path: Path, where: str, severity: int) -> None:
+    release = write(tmp_path / "CIFAR-10-C", arrays())  # not the fixture's, which all cases share
     if where == "CIFAR-10-C.tar":
         shutil.rmtree(tmp_path / "CIFAR-10-C")
     data = CifarC(tmp_path / where, release)
