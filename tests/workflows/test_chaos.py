@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,16 +38,23 @@ def draws(lab: Lab) -> int:
     return len(lab.log.read_text().splitlines())
 
 
+def both_workers(below: int, driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The two workers of a driver that goes on: the first may have committed units before the second has begun."""
+    wait_for(lambda: len(workers_of(below)) == 2 or driver.poll() is not None)
+    assert driver.poll() is None, driver.communicate()[1]
+    return workers_of(below)
+
+
 def test_a_sweep_outlives_its_drivers_and_workers(undisturbed: Lab, two_slots: SharedRay, tmp_path: Path) -> None:
     """Its first driver is killed, the second interrupted, the third ended, and of the fourth a worker is killed."""
     lab = Lab(tmp_path, "store")
     driver = lab.start(2)
     lab.wait_for_commits(10, driver)
-    orphans = workers_of(driver.pid)
+    orphans = both_workers(driver.pid, driver)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     _, alive = psutil.wait_procs(orphans, timeout=60)
-    assert len(orphans) == 2 and not alive, "workers outlive their driver"
+    assert not alive, "workers outlive their driver"
     kept = lab.attempts()
     assert 0 < len(kept) < UNITS
     known = len(kept)
@@ -76,7 +84,7 @@ def test_a_sweep_outlives_its_drivers_and_workers(undisturbed: Lab, two_slots: S
     log = tmp_path / "events.jsonl"
     driver = lab.start(2, "--log", str(log))
     lab.wait_for_commits(known + 10, driver)
-    victim, other = workers_of(os.getpid())
+    victim, other = both_workers(os.getpid(), driver)
     victim.send_signal(signal.SIGKILL)
     other.suspend()  # else it could end the sweep before the new worker has started
     wait_for(lambda: log.read_text().count("worker_started") == 3)
