@@ -368,7 +368,7 @@ def _autocast_state(device: str) -> Any:
 def _assert_same(rebuilt: Tensor, stored: Tensor, where: str) -> None:
     if torch.equal(rebuilt, stored) or torch.allclose(rebuilt, stored, rtol=0, atol=0, equal_nan=True):
         return  # a NaN state shows in its gradient, which is NaN
-    difference = float((rebuilt.detach() - stored).abs().max())
+    difference = float((rebuilt - stored).detach().abs().max())
     raise IrreproducibleState(
         f"the state {where} was rebuilt with a difference of up to {difference:.3g}: the gradient would be that of "
         "another computation. A step must depend on its arguments alone (no global random numbers, no time, no "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -172,7 +173,7 @@ def gradient_recording(subject: Subject) -> Check:
     return answer("gradient-recording", subject.part, apart[way], text)
 
 
-def state(subject: Subject, first: Tensor, slope: Tensor, before: dict[str, Tensor]) -> Check:
+def state(subject: Subject, first: Tensor, slope: Tensor | None, before: dict[str, Tensor]) -> Check:
     """Compare the very first answer and gradient with those after all other calls, and the state with that of then.
 
     Arguments:
@@ -186,11 +187,15 @@ def state(subject: Subject, first: Tensor, slope: Tensor, before: dict[str, Tens
     if found:
         text = f"after {calls} calls the first image and randomness give another output"
         return answer("state", subject.part, found, text)
-    slopes = first_slope(subject), first_slope(subject)
-    drift, floor = largest_difference(slopes[0], slope), largest_difference(slopes[0], slopes[1])
-    if drift > floor:  # gradients that are never the same have a check of their own
-        text = f"after {calls} calls the first image and randomness have another gradient"
-        return answer("state", subject.part, drift, text)
+    now, again = first_slope(subject), first_slope(subject)
+    if (now is None) != (slope is None):
+        had = "raises, as it did not before" if now is None else "exists, and raised before"
+        return answer("state", subject.part, math.inf, f"after {calls} calls the gradient {had}")
+    if now is not None and again is not None and slope is not None:
+        drift, floor = largest_difference(now, slope), largest_difference(now, again)
+        if drift > floor:  # gradients that are never the same have a check of their own
+            text = f"after {calls} calls the first image and randomness have another gradient"
+            return answer("state", subject.part, drift, text)
     after = subject.module.state_dict()
     changed = [name for name, value in before.items() if name not in after or not torch.equal(after[name], value)]
     if changed:
@@ -260,10 +265,15 @@ def role(subject: Subject) -> Check:
     return answer("role", subject.part, len(different), text)
 
 
-def first_slope(subject: Subject) -> Tensor:
-    """Return the gradient on the first two images."""
+def first_slope(subject: Subject) -> Tensor | None:
+    """Return the gradient on the first two images; None where its computation raises, which has checks of its own."""
     x, omega = subject.images[:2], subject.omega(2)
-    return subject.gradient(x, omega, subject.weight(subject.value(x, omega)))[1]
+    try:
+        return subject.gradient(x, omega, subject.weight(subject.value(x, omega)))[1]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return None
 
 
 def _template(call: Callable[[], Any]) -> Any:

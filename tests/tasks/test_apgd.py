@@ -128,14 +128,13 @@ def reference_run(
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
-def test_the_iterates_are_those_of_the_reference(
-    float64: None, smooth: nn.Module, batch: tuple[Tensor, Tensor], norm: Norm, loss: Any
-) -> None:
-    x, y = batch[0].double(), batch[1]
+def test_the_iterates_are_those_of_the_reference(float64: None, smooth: nn.Module, norm: Norm, loss: Any) -> None:
     network = copy.deepcopy(smooth).double()
+    x = torch.rand(48, 3, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float32).double()
+    y = network(x).argmax(1)
     ours, theirs = Recorder(network), Recorder(network)
     attack = APGDConfig(norm=norm, eps=EPS[norm], loss=loss)
-    found = attack.run(Target(ours, y, omega(24)), x, omega(24))
+    found = attack.run(Target(ours, y, omega(48)), x, omega(48))
     reference = APGDAttack(theirs, norm=REFERENCE_NORM[norm], eps=EPS[norm], loss=loss, device="cpu")
     images, value = reference_run(reference, x, y, norm, region=Unrounded)
 
@@ -250,10 +249,10 @@ class Wavy(nn.Module):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_very_first_step_has_risen_if_its_loss_is_positive_as_in_the_reference(float64: None, norm: Norm) -> None:
-    x = torch.rand(40, 3, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    y = torch.arange(40) % 3
+    x = torch.rand(120, 3, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    y = torch.arange(120) % 3
     ours, theirs = Recorder(Wavy()), Recorder(Wavy())
-    APGDConfig(norm=norm, eps=EPS[norm], steps=5).run(Target(ours, y, omega(40)), x, omega(40))
+    APGDConfig(norm=norm, eps=EPS[norm], steps=5).run(Target(ours, y, omega(120)), x, omega(120))
     reference = APGDAttack(theirs, norm=REFERENCE_NORM[norm], n_iter=5, eps=EPS[norm], device="cpu")
     reference_run(reference, x, y, norm, region=Unrounded)
     np.testing.assert_allclose(torch.stack(ours.seen), torch.stack(theirs.seen), rtol=0, atol=1e-9)

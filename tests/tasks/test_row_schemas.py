@@ -19,6 +19,7 @@ from torch import Tensor
 
 import tasks.attacks
 from defense import ClassifierConfig, NoPurifierConfig, Omega
+from defense.denoisers.oracle import OracleConfig
 from defense.errors import InvalidInput
 from tasks.attacks import ATTACKS, AttackConfig, AttackResult, DerivedAttackConfig, Given, Target
 from tasks.attacks.base import Norm
@@ -56,9 +57,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "fgsm": LINF,
     "ladder": {**LINF, "rungs": ["blind"], "steps": 1, "select": 1},
     "strongest": {**LINF, "rungs": ["blind"], "steps": 1, "select": 1},
+    "one-step-preview": {
+        **LINF,
+        "denoiser": OracleConfig(schedule="linear-1000", stds=(0.4,)),
+        "steps": 1,
+        "previews": 1,
+        "renoised": 1,
+    },
     "pgd": {**LINF, "steps": 1},
     "pgd-eot": {**LINF, "steps": 1},
     "random-noise": LINF,
+    "rays": {**LINF, "queries": 4},
     "spsa": {**LINF, "steps": 1, "samples": 2},
     "square": {**LINF, "queries": 2},
     "stadv": {"norm": "flow", "eps": 1.0, "steps": 1},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from defense.classifiers import CLASSIFIERS, Normalised
 from defense.errors import InvalidInput
-from defense.randomness import Omega
+from defense.randomness import NoiseVersion, Omega
 from tasks.attacks import PGDConfig, Target
 from tasks.datasets import ImageSet
 from workflows.training.config import Training
@@ -112,8 +112,9 @@ class ClassifierObjective(Objective):
         if method.sigma is not None:
             measured["under_noise"] = {
                 "noise": "Gaussian, one draw an image, not clipped",
+                "noise_version": 2,
                 "sigma": method.sigma,
-                "accuracy": noisy_accuracy(net, test, method.sigma, images),
+                "accuracy": noisy_accuracy(net, test, method.sigma, images, noise=2),
                 "images": images,
             }
         return measured
@@ -158,11 +159,21 @@ def pgd_accuracy(net: nn.Module, test: ImageSet, attack: PGDConfig, images: int 
     return _share(net, test, images, change)
 
 
-def noisy_accuracy(net: nn.Module, test: ImageSet, sigma: float, images: int | None = None) -> float:
-    """Return the share of right answers on the first test images with Gaussian noise, one draw each."""
+def noisy_accuracy(
+    net: nn.Module, test: ImageSet, sigma: float, images: int | None = None, *, noise: NoiseVersion = 2
+) -> float:
+    """Return the share of right answers on the first test images with Gaussian noise, one draw each.
+
+    Arguments:
+        net: The classifier.
+        test: Test images.
+        sigma: Of the noise, pixel units of [0, 1] images.
+        images: How many, all by default.
+        noise: Version of the normal numbers, which a card says (``noise_version``).
+    """
 
     def change(x: Tensor, y: Tensor, start: int) -> Tensor:
-        omega = Omega.of(_CARD, 0, "judge", range(start, start + len(x)))
+        omega = Omega.of(_CARD, 0, "judge", range(start, start + len(x)), noise=noise)
         return x + sigma * omega.normal("noise", 0, x)
 
     return _share(net, test, images, change)
