@@ -17,6 +17,7 @@ from helpers_small import SMALL, compute, small_sweep
 from safetensors.numpy import load, save
 from typer.testing import CliRunner
 
+from defense.classifiers.base import ENTRIES
 from defense.errors import InvalidInput
 from defense.purifiers import PURIFIERS
 from tasks.attacks import ATTACKS
@@ -55,7 +56,8 @@ def analysis_of(folder: Path) -> Analysis:
 
 
 def test_every_part_that_comes_with_puregrid_cites_its_source() -> None:
-    names = {*PURIFIERS.names(), *ATTACKS.names(), *DATASETS.names()}
+    names = {*PURIFIERS.names(), *ATTACKS.names(), *DATASETS.names(), *ENTRIES}
+    assert "diffusion-classifier" in names
     assert names - set(SOURCES) - WITHOUT == set()
     assert WITHOUT.isdisjoint(SOURCES)
 
