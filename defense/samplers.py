@@ -96,6 +96,10 @@ class EpsModel(Protocol):
         """Return the predicted noise, shape of ``z``."""
         ...
 
+    def at_levels(self, z: Tensor, levels: Levels) -> Tensor:
+        """Return it where each image has a level of its own."""
+        ...
+
 
 def time_grid(t_star: int, steps: int | None = None) -> list[int]:
     """Return the levels visited by the reverse process: t_star, ..., 0, as evenly spaced as integers allow.

@@ -49,20 +49,14 @@ def drawn_levels(schedule: Schedule, low: float, high: float, omega: Omega, step
 
 
 def noise_at(denoiser: EpsModel, z: Tensor, t: Sequence[int]) -> Tensor:
-    """Predict the noise in states of different levels; images of one level are asked about together.
+    """Predict the noise in states of different levels, by :meth:`~defense.denoisers.base.Denoiser.at_levels`.
 
     Arguments:
         denoiser: The denoiser.
         z: States, shape (B, ...), diffusion units.
         t: Level of each.
     """
-    groups = sorted(set(t))
-    if len(groups) == 1:
-        return denoiser(z, groups[0])
-    places = [[i for i, level in enumerate(t) if level == wanted] for wanted in groups]
-    parts = [denoiser(z[own], wanted) for own, wanted in zip(places, groups, strict=True)]
-    order = torch.tensor([i for own in places for i in own], device=z.device).argsort()
-    return torch.cat(parts)[order]
+    return denoiser.at_levels(z, denoiser.schedule.levels(torch.tensor(t, device=z.device)))
 
 
 def denoised_at(denoiser: EpsModel, noised: Tensor, t: Sequence[int], *, clip: bool = False) -> Tensor:

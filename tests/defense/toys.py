@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from defense import Omega, Purifier, get_schedule
 from defense.corrections import Correction
+from defense.denoisers.base import Denoiser
 from defense.guidance import Guidance, distance
 from defense.purifiers import (
     OSGD,
@@ -36,10 +37,11 @@ from defense.samplers import DDIM, Ancestral, ProbabilityFlow, ReverseSDE, Sampl
 LINEAR = get_schedule("linear-1000")
 
 
-class SmoothDenoiser(nn.Module):
+class SmoothDenoiser(Denoiser):
     """Noise and variance output of two convolutions; counts its calls."""
 
     schedule = LINEAR
+    image_shape = None
 
     def __init__(self) -> None:
         super().__init__()
