@@ -12,7 +12,10 @@ that needs more programs than :data:`PROGRAMS` raises: the compiler would otherw
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+import warnings
 from typing import Any
 
 import torch
@@ -91,8 +94,32 @@ def compile_network(model: nn.Module, backend: str = "inductor") -> bool:
     missing = missing_compiler() if (device, backend) == ("cpu", "inductor") else None
     if missing:
         raise InvalidInput(missing)
+    if backend == "inductor":
+        _import_setuptools()
     model.net = Compiled(model.net, backend)
     return True
+
+
+def _import_setuptools() -> None:
+    """Import setuptools, which the compiler does while it compiles, when several threads may.
+
+    After ``import pip`` (a notebook, a test), setuptools refuses to be imported on Python 3.11, unless it is told to
+    leave the standard library's ``distutils`` alone.
+    """
+    if "pip" not in sys.modules or "setuptools" in sys.modules:
+        import setuptools
+
+        return
+    before = os.environ.get("SETUPTOOLS_USE_DISTUTILS")
+    os.environ["SETUPTOOLS_USE_DISTUTILS"] = "stdlib"
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            import setuptools  # noqa: F401
+    finally:
+        if before is None:
+            del os.environ["SETUPTOOLS_USE_DISTUTILS"]
+        else:
+            os.environ["SETUPTOOLS_USE_DISTUTILS"] = before
 
 
 def missing_compiler() -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,18 @@ def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -
     assert "needs a C++ compiler" in str(missing_compiler())
     with pytest.raises(InvalidInput, match=r"compute\.compile: false"):
         compile_network(denoiser(Net()))
+
+
+@pytest.mark.slow
+def test_pip_imported_before_does_not_stop_the_compiler() -> None:
+    code = (
+        "import pip, torch; from torch import nn; from defense.classifiers.base import Normalised\n"
+        "from defense.compiled import compile_network\n"
+        "assert compile_network(Normalised(nn.Flatten(), (0.0,), (1.0,)))\n"
+        "import torch.utils.cpp_extension"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-import pip
 import pytest
 from loops import every
 from packaging.requirements import Requirement
@@ -213,7 +212,11 @@ class Environment:
         venv.create(folder / "venv", symlinks=True)
         self.python = folder / "venv/bin/python"
         (self.site,) = (folder / "venv/lib").glob("python*/site-packages")
-        shutil.copytree(Path(pip.__file__).parent, self.site / "pip", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            Path(str(distribution("pip").locate_file("pip"))),
+            self.site / "pip",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
         (folder / "requirements").mkdir()
         shutil.copy(FOLDER / "install.sh", folder / "requirements")
         tool, cpu, pypi, library = (
