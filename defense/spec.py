@@ -20,7 +20,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from inspect import isabstract
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -419,6 +419,11 @@ class Spec(BaseModel):
                 if isinstance(item, Spec):
                     yield name, item
                     yield from item.parts()
+
+    @cached_property
+    def foreign(self) -> bool:
+        """Whether its code, or that of a spec inside it, is not puregrid's."""
+        return self.code() is not None or any(part.code() is not None for _, part in self.parts())
 
     @property
     def id(self) -> str:

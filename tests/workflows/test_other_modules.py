@@ -98,7 +98,7 @@ class TestThirdParty:
         assert [(cell.defence.label(), eps) for cell, eps in zip(sweep.cells, budgets(sweep), strict=True)] == list(
             itertools.product(("none", "shift 0", "shift 1"), (0.0, 0.2, 1.0))
         )
-        assert kinds(make_plan(sweep)) == {"attack": 2, "evaluate": 9}
+        assert kinds(make_plan(sweep)) == {"attack": 2, "evaluate": 9, "probe": 2}
 
     def test_their_units_compute_what_they_say(self, tmp_path: Path, module: str) -> None:
         plan = make_plan(self.sweep(tmp_path, module))

@@ -86,7 +86,7 @@ def probes(plan: Plan) -> list[str]:
 
 
 def test_one_probe_of_each_purifier_and_classifier_and_all_else_as_before(tmp_path: Path) -> None:
-    without, every, foreign = (sweep(tmp_path, text) for text in ("", "probe: true\n", "probe: foreign\n"))
+    without, every, unsaid = (sweep(tmp_path, text) for text in ("probe: false\n", "probe: true\n", ""))
     plain, probed = make_plan(without), make_plan(every)
     assert probes(plain) == []
     assert probes(probed) == [
@@ -95,7 +95,8 @@ def test_one_probe_of_each_purifier_and_classifier_and_all_else_as_before(tmp_pa
         "probe of purifier rounds",
         "probe of classifier digits-at",
     ]
-    assert probes(make_plan(foreign)) == ["probe of purifier rounds"]
+    assert probes(make_plan(unsaid)) == ["probe of purifier rounds"]
+    assert probes(make_plan(sweep(tmp_path, "probe: foreign\n"))) == ["probe of purifier rounds"]
     assert [stage.id for stage in probed.stages[: len(plain.stages)]] == [stage.id for stage in plain.stages]
     assert [cell.id for cell in every.cells] == [cell.id for cell in without.cells]
     assert every.id == without.id

@@ -52,7 +52,7 @@ from workflows.grid.silence import RULE_NAMES, Silence
 
 __all__ = ["BASES", "GRID_AXES", "SECTIONS", "Builder", "DefenceFields", "Grid"]
 
-PROBE: ProbeWhich = False
+PROBE: ProbeWhich = "foreign"
 """What is probed where a sweep does not say."""
 
 MOST_CELLS = 1_000_000

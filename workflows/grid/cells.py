@@ -194,7 +194,7 @@ class Cell:
 
         Cells with one purifier, or one classifier, have one probe of it.
         """
-        if self.probe is False:  # most sweeps, of which some have a million cells
+        if self.probe is False:
             return ()
         ids = tuple(i for chunk in self.images.chunks for i in chunk.ids)
         # Nothing else of how units compute has an influence on a probe.
@@ -209,7 +209,7 @@ class Cell:
         return tuple((part, ProbeStage.chunk(ids)) for part in parts)
 
     def _probed(self, part: PurifierConfig | ClassifierConfig) -> bool:
-        return self.probe is True or (self.probe == "foreign" and part.code() is not None)
+        return self.probe is True or (self.probe == "foreign" and part.foreign)
 
     @cached_property
     def certify(self) -> CertifyStage:

@@ -63,7 +63,7 @@ class Sweep:
         resubmissions: M of worst-of-M accuracy; by default as many as there are draws.
         silence: Findings of the auditor that are no concern here, with ``rule``, ``reason`` and maybe ``cells``.
         probe: Whether purifiers and classifiers are probed: all (True), none, or ``"foreign"``, those whose code is
-            not puregrid's.
+            not puregrid's (the default).
         precision: How precise answers must be, so that no cell is computed further than its answer needs; by default
             every cell is computed in full.
 
