@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import warnings
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ def _import_setuptools() -> None:
     os.environ["SETUPTOOLS_USE_DISTUTILS"] = "stdlib"
     try:
         with warnings.catch_warnings(action="ignore"):
-            import setuptools  # noqa: F401
+            import_module("setuptools")
     finally:
         if before is None:
             del os.environ["SETUPTOOLS_USE_DISTUTILS"]
