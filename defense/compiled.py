@@ -108,8 +108,7 @@ def _import_setuptools() -> None:
     leave the standard library's ``distutils`` alone.
     """
     if "pip" not in sys.modules or "setuptools" in sys.modules:
-        import setuptools
-
+        import_module("setuptools")
         return
     before = os.environ.get("SETUPTOOLS_USE_DISTUTILS")
     os.environ["SETUPTOOLS_USE_DISTUTILS"] = "stdlib"
