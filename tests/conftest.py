@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -11,9 +12,17 @@ import pytest
 import torch
 import typer.testing
 from hypothesis import settings
+from seconds import (
+    pytest_addoption,
+    pytest_runtest_setup,
+    pytest_runtest_teardown,
+    pytest_terminal_summary,
+)
 from shares import in_shares
 
 from tasks.datasets import Cifar10Config, DigitsConfig, ImageSet
+
+__all__ = ["pytest_addoption", "pytest_runtest_setup", "pytest_runtest_teardown", "pytest_terminal_summary"]
 
 # The same examples in every run of a commit: a verdict on it must not depend on luck.
 settings.register_profile("puregrid", deadline=None, derandomize=True)
@@ -23,6 +32,22 @@ settings.load_profile("puregrid")
 # Readline, which pytest imports, tells the processes that it starts a terminal of 80 columns; there is none.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
+
+# Modules and tests are a million objects that live to the end; each full collection would look at all of them, for
+# 0.4 processor seconds.
+gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What is nightly is slow as well."""
+    if item.get_closest_marker("nightly"):
+        item.add_marker("slow")
 
 
 @pytest.hookimpl(trylast=True)  # after what was not asked for is gone

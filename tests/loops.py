@@ -1,10 +1,10 @@
-"""Many small cases in one test, which pays for collection, fixtures and reports once."""
+"""Many small cases in one test, which pays for fixtures and reports once; and cases of which some are slow."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import pytest
@@ -54,3 +54,15 @@ def every(names: str | tuple[str, ...], cases: Iterable[Any]) -> Callable[[Calla
         return run
 
     return decorate
+
+
+def tiers(cases: Iterable[Any], *, fast: Container[Any] = (), daily: Container[Any] = ()) -> list[Any]:
+    """Cases for ``pytest.mark.parametrize``: some fast, some slow, the others nightly.
+
+    Arguments:
+        cases: Values of one argument.
+        fast: Those that are left as they are.
+        daily: Those that are marked slow.
+    """
+    marks = {True: pytest.mark.slow, False: pytest.mark.nightly}
+    return [case if case in fast else pytest.param(case, marks=marks[case in daily]) for case in cases]

@@ -32,6 +32,7 @@ def test_all_parts_run_on_a_processor_and_noise_has_its_kept_bits(tmp_path: Path
     assert len(faster) == 3 and faster["batch 2, as it was"] == 1
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so() -> None:
     done = subprocess.run(
         [sys.executable, "benchmarks/gpu.py"],

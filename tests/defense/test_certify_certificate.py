@@ -45,6 +45,7 @@ def sharded(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, int]]]:
     return answers, draw(st.permutations(list(itertools.pairwise(cuts))))
 
 
+@pytest.mark.slow
 @given(sharded())
 def test_parts_add_up_to_the_whole_in_any_order(case: tuple[list[int], list[tuple[int, int]]]) -> None:
     answers, parts = case
@@ -204,6 +205,7 @@ def test_a_wrong_selected_class_is_certified_with_at_most_alpha() -> None:
     assert (p_a > p_b).mean() <= alpha
 
 
+@pytest.mark.slow
 def test_a_linear_classifier_is_certified_up_to_its_true_distance_and_hardly_ever_beyond() -> None:
     # f(y) = 1[w y > 0] at distance d from the boundary: P(f(x + sigma n) = 1) = Phi(d / sigma), radius d exactly.
     rng, sigma, alpha, runs = np.random.default_rng(7), 0.25, 0.01, 20_000
@@ -233,6 +235,7 @@ def test_predict_by_the_published_numbers(counts: tuple[int, ...], answer: int) 
     assert predict(estimate(*counts), ALPHA) == answer
 
 
+@pytest.mark.slow
 def test_predict_is_wrong_with_at_most_alpha() -> None:
     law, n, alpha = (0.36, 0.34, 0.30), 200, 0.1
     counts = np.random.default_rng(8).multinomial(n, law, size=4000)
@@ -242,6 +245,7 @@ def test_predict_is_wrong_with_at_most_alpha() -> None:
     assert (answers == 0).mean() > 0.05
 
 
+@pytest.mark.slow
 def test_the_package_needs_no_torch() -> None:
     # With torch blocked, and a parent that has `defense.errors` and nothing else.
     folder = Path(defense.__file__).parent

@@ -51,6 +51,7 @@ def test_the_bound_by_a_mixture_written_out() -> None:
         assert wealth(0.99 * m) > 100 > wealth(m + 0.01 * (1 - m))
 
 
+@pytest.mark.slow
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(1e-4, 0.2))
 def test_a_bound_for_all_times_is_below_that_for_one_and_grows_with_k(kn: tuple[int, int], alpha: float) -> None:
     k, n = kn
@@ -104,6 +105,7 @@ def test_the_wealth_of_a_true_null_has_mean_1_and_below_it_less() -> None:
         assert mean_wealth(m - 0.05, m) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [0.4, 0.502, 0.53, 0.8, 0.99])
 def test_a_plan_is_wrong_with_at_most_alpha_at_its_own_stop_and_at_the_worst_one(p: float) -> None:
     plan, runs = SequentialPlan(n=3000, alpha=0.05), 500
@@ -179,6 +181,7 @@ def test_a_third_of_the_samples_give_the_class_and_the_radius() -> None:
         assert each["within"] >= 0.88
 
 
+@pytest.mark.slow
 def test_at_a_tenth_of_the_samples_it_still_saves_and_agrees() -> None:
     found = compare(SequentialPlan(n=10_000), published_probabilities(0.5), 100, 4)
     assert found["samples"] <= 0.7 and found["same"] >= 0.98 and found["mean ratio"] >= 0.95

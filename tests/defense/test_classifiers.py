@@ -89,6 +89,7 @@ class TestArchitectures:
         last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
         assert (last.in_features, last.out_features) == (features, architecture.classes)
 
+    @pytest.mark.slow
     def test_with_100_classes_the_last_layer_alone_is_larger(self) -> None:
         names = [name for name in LATENT if name.endswith("-cifar100")]
         assert len(names) == 14
@@ -150,6 +151,7 @@ class TestArchitectures:
         with pytest.raises(ValueError, match=r"6n \+ 4 layers, not 30"):
             WideResNet(30, 10)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["mobilenetv2", "shufflenetv2"])
     def test_torchvision_s_networks_keep_its_names_and_end_at_4x4(self, name: str) -> None:
         allow_torchvision_import()
@@ -195,6 +197,7 @@ class TestResNet50:
 
 
 class TestOptionB:
+    @pytest.mark.slow
     def test_a_checkpoint_in_the_names_of_the_hub_loads(self, tmp_path: Path) -> None:
         net = varied(ResNetCIFAR(3, projected=True))
         state = {key.replace("linear.", "fc."): value for key, value in net.state_dict().items()}
@@ -226,6 +229,7 @@ class TestOptionB:
 class TestZoos:
     """Names of other packages; their networks are real, their weights random."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "features", "side", "mean"),
         [
@@ -269,6 +273,7 @@ class TestZoos:
         net = CLASSIFIERS.get("timm:deit_tiny_distilled_patch16_224?classes=3").build().eval()
         assert not isinstance(net, FeatureNet) and net(torch.zeros(1, 3, 224, 224)).shape == (1, 3)
 
+    @pytest.mark.slow
     def test_weights_of_another_network_are_refused(self, tmp_path: Path) -> None:
         torch.save(original("timm:resnet18", classes=5).state_dict(), tmp_path / "five.pth")
         config = ClassifierConfig(classifier="timm:resnet18?classes=30", weights="five.pth").resolved(tmp_path)

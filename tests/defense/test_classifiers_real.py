@@ -23,7 +23,7 @@ def correct(classifier: nn.Module, data: ImageSet, first: int | None = None) -> 
     return int((answers == labels).sum())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "file", "right", "attacked"),
     [
@@ -52,13 +52,14 @@ def public(weights_root: Path, depth: int) -> nn.Module:
     return ClassifierConfig(classifier=f"resnet{depth}", weights=str(file), sha256=sha256).resolved(Path()).build()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_public_checkpoint_has_its_accuracy_on_all_test_images(weights_root: Path, cifar10_test: ImageSet) -> None:
     assert correct(public(weights_root, 20), cifar10_test) == pytest.approx(9173, abs=1.5)
 
 
 # ResNet-56, which has 93.39 % on all 10,000 (a minute), is right on 926 of these.
-@pytest.mark.parametrize(("depth", "right"), [(20, 915), pytest.param(56, 926, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "right"), [(20, 915), pytest.param(56, 926, marks=pytest.mark.nightly)])
 def test_a_public_checkpoint_has_its_accuracy_on_the_first_images(
     weights_root: Path, cifar10_test: ImageSet, depth: int, right: int
 ) -> None:

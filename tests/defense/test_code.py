@@ -190,6 +190,7 @@ def test_an_installed_distribution_is_named(tmp_path: Path, monkeypatch: pytest.
     assert again == {**code, "distribution": "tv 2.6"}
 
 
+@pytest.mark.slow
 def test_the_distributions_of_every_installed_module_are_those_that_python_finds() -> None:
     expected = {top: {f"{name} {version(name)}" for name in names} for top, names in packages_distributions().items()}
     for top in ("torch", "numpy", "yaml", "_pytest", "py", "six", "PIL", "google", "ray", "nothing"):

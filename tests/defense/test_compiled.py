@@ -47,6 +47,7 @@ def gradient(network: NetworkDenoiser) -> tuple[Tensor, Tensor]:
     return made.detach(), torch.autograd.grad(made.square().sum(), x)[0]
 
 
+@pytest.mark.slow
 def test_the_exact_gradient_passes_its_bit_check_where_bits_depend_on_gradients() -> None:
     with pytest.raises(defense.gradients.IrreproducibleState):
         gradient(denoiser(Net()))
@@ -70,6 +71,7 @@ def test_nothing_is_kept_where_nobody_differentiates() -> None:
         net.missing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_networks_of_denoisers_and_classifiers_are_compiled_and_nothing_else() -> None:
     classifier, network = Normalised(Net(), (0.3,), (0.4,)), denoiser(Net())
     assert compile_network(classifier) and isinstance(classifier.net, Compiled)
@@ -104,7 +106,7 @@ def test_pip_imported_before_does_not_stop_the_compiler() -> None:
     assert made.returncode == 0, made.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(missing_compiler() is not None, reason="there is no C++ compiler")
 def test_the_compiled_digits_network_has_the_exact_gradient_of_the_eager_one() -> None:
     config = DiffusersConfig(schedule="linear-1000", path=PATH).resolved(Path())

@@ -127,6 +127,7 @@ FILES: list[tuple[str, Callable[[Path, str], nn.Module], tuple[int, ...]]] = [
 ]
 
 
+@pytest.mark.slow
 @every("seed", SEEDS)
 @every(("name", "load", "shape"), FILES)
 def test_a_damaged_checkpoint(
@@ -158,6 +159,7 @@ def test_one_flipped_bit_in_a_torch_file_is_found(good: Path, tmp_path: Path, se
         classifier(tmp_path, "classifier.pth")
 
 
+@pytest.mark.slow
 @every("seed", SEEDS)
 def test_a_damaged_denoiser_checkpoint(good: Path, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
@@ -181,6 +183,7 @@ def test_the_good_files_load(good: Path, unet_folder: Path) -> None:
     assert DiffusersConfig(path=str(unet_folder)).resolved(Path()).build().schedule.name == "linear-1000"
 
 
+@pytest.mark.slow
 @every("seed", range(90))
 def test_a_damaged_denoiser_folder(unet_folder: Path, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)

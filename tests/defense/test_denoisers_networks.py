@@ -185,6 +185,7 @@ class TestScoreSDE:
         torch.save(content, tmp_path / "checkpoint_8.pth")
         return tmp_path / "checkpoint_8.pth"
 
+    @pytest.mark.slow
     def test_the_average_is_taken_and_level_t_is_passed_as_999_t(self, checkpoint: Path) -> None:
         resolved = song(Path("checkpoint_8.pth")).resolved(checkpoint.parent)
         assert resolved.sha256 == sha256_file(checkpoint) and resolved.image_shape == (3, 16, 16)
@@ -196,6 +197,7 @@ class TestScoreSDE:
         assert_golden(eps[0], [0.215564])
         torch.testing.assert_close(eps, fill(SongUNet(**SONG))(images(16), torch.full((2,), 70 / 1000 * 999)))
 
+    @pytest.mark.slow
     def test_the_raw_weights_are_taken_when_asked(self, checkpoint: Path) -> None:
         raw = song(checkpoint, ema=False).resolved(Path())
         average = song(checkpoint).resolved(Path())
@@ -203,11 +205,13 @@ class TestScoreSDE:
         assert all(torch.equal(tensor, theirs[key] / 2) for key, tensor in ours.items()) and len(ours) == 288
         assert raw.id != average.id
 
+    @pytest.mark.slow
     def test_a_discrete_network_gets_its_index(self, checkpoint: Path) -> None:
         denoiser = song(checkpoint, schedule="linear-1000").resolved(Path()).build()
         expected = fill(SongUNet(**SONG))(images(16), torch.full((2,), 69))
         torch.testing.assert_close(denoiser(images(16), 70), expected)
 
+    @pytest.mark.slow
     def test_random_frequencies_are_not_in_the_average(self, tmp_path: Path) -> None:
         net = fill(SongUNet(**SONG, embedding="fourier"))
         state = net.state_dict()
@@ -216,6 +220,7 @@ class TestScoreSDE:
         denoiser = song(tmp_path / "c.pth", embedding_type="fourier").resolved(Path()).build()
         assert all(torch.equal(tensor, state[key]) for key, tensor in denoiser.net.state_dict().items())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("change", ["missing", "short", "shape"])
     def test_an_average_of_something_else_is_refused(self, checkpoint: Path, change: str) -> None:
         content = torch.load(checkpoint, weights_only=True)
@@ -228,6 +233,7 @@ class TestScoreSDE:
         with pytest.raises(InvalidInput, match=r"no average of the model's 288 parameters .* Write `ema: false`"):
             song(checkpoint).resolved(Path()).build()
 
+    @pytest.mark.slow
     def test_a_plain_state_dict_loads_in_both_kinds_of_file(self, tmp_path: Path) -> None:
         state = fill(SongUNet(**SONG)).state_dict()
         torch.save(state, tmp_path / "plain.pt")
@@ -236,6 +242,7 @@ class TestScoreSDE:
             denoiser = song(tmp_path / name).resolved(Path()).build()
             assert all(torch.equal(tensor, state[key]) for key, tensor in denoiser.net.state_dict().items())
 
+    @pytest.mark.slow
     def test_another_architecture_is_refused_with_what_differs(self, checkpoint: Path) -> None:
         with pytest.raises(InvalidInput) as caught:
             song(checkpoint, num_res_blocks=1).resolved(Path()).build()

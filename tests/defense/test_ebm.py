@@ -130,6 +130,7 @@ class TestChain:
         whole = purify(x, omega(7, 3, 11, 0))
         torch.testing.assert_close(purify(x[[2, 0]], omega(11, 7)), whole[[2, 0]], rtol=0, atol=1e-12)
 
+    @pytest.mark.slow
     def test_the_gradient_is_that_of_finite_differences(self, smooth_energy: DigitsEnergy) -> None:
         purify, x = EBM(smooth_energy, 4, 0.3), images(1, 1, 8, 8).requires_grad_()
         assert torch.autograd.gradcheck(lambda x: purify(x, omega(1)), x, eps=1e-6, atol=1e-7, rtol=1e-6)

@@ -50,6 +50,7 @@ FAMILIES = (
 
 class TestExact:
     # None is 1 for chains as short. The contract suite asks the same of every built-in purifier.
+    @pytest.mark.slow
     @every(("name", "segment"), [(name, segment) for name in FAMILIES for segment in (None, 3, 1000)])
     def test_it_is_plain_autograd(self, name: str, segment: int | None) -> None:
         purifier, x = EVERY[name], images()
@@ -58,6 +59,7 @@ class TestExact:
         assert expected.norm() > 1e-3
         assert relative(found, expected) < 1e-10
 
+    @pytest.mark.slow
     @every("name", EVERY)
     def test_the_value_is_the_same_to_the_bit_in_every_mode_that_runs_the_purifier(self, name: str) -> None:
         purifier, x = EVERY[name], images()
@@ -69,12 +71,14 @@ class TestExact:
             for leaf in (x, x.clone().requires_grad_()):
                 assert torch.equal(purify(purifier, leaf, OMEGA, mode), value)
 
+    @pytest.mark.slow
     @every("name", EVERY)
     def test_nothing_is_followed_where_nobody_differentiates(self, name: str) -> None:
         purifier = EVERY[name]
         assert not purifier(images(), OMEGA).requires_grad
         assert not purify(purifier, images(), OMEGA).requires_grad
 
+    @pytest.mark.slow
     @every("name", [name for name in EVERY if "clipped" not in name and "clamped" not in name])
     def test_it_is_the_slope_of_the_loss(self, name: str) -> None:
         # The first steps of Adam turn over where a gradient changes its sign.
@@ -85,6 +89,7 @@ class TestExact:
             up, down = (loss(purifier(x + sign * h * direction, OMEGA)) for sign in (1, -1))
         assert float(up - down) / (2 * h) == pytest.approx(slope, rel=2e-5, abs=1e-8)
 
+    @pytest.mark.slow
     def test_a_gradient_is_asked_for_per_image(self) -> None:
         """Images of a batch do not mix: the gradient of one image's loss is zero at the others."""
         for name in ("gdmp ssim", "transfer soft-label denoised", "robust prediction diffused noisy", "chain"):
@@ -105,6 +110,7 @@ class TestExact:
 
 
 class TestOtherModes:
+    @pytest.mark.slow
     def test_bpda_has_the_identity_as_its_jacobian_and_blind_leaves_the_purifier_out(self) -> None:
         for name, purifier in EVERY.items():
             x = images().requires_grad_()
@@ -114,6 +120,7 @@ class TestOtherModes:
             assert torch.equal(found, cotangent), name
             assert purify(purifier, x, OMEGA, "blind") is x, name
 
+    @pytest.mark.slow
     @every(("name", "steps"), [*((name, 3) for name in EVERY), *((name, 1) for name in FAMILIES)])
     def test_surrogate_is_the_shorter_chain_forward_and_backward(self, name: str, steps: int) -> None:
         purifier, x = EVERY[name], images()
@@ -127,6 +134,7 @@ class TestOtherModes:
             assert [len(sampler) for sampler in short.rounds] == [min(steps, len(s)) for s in purifier.rounds]
             assert [sampler.grid[0] for sampler in short.rounds] == [s.grid[0] for s in purifier.rounds]
 
+    @pytest.mark.slow
     def test_a_surrogate_of_all_the_steps_is_the_purifier(self) -> None:
         x = images()
         for name, purifier in EVERY.items():
@@ -138,6 +146,7 @@ class TestOtherModes:
         assert isinstance(short, IterativePurifier) and short.length == 5
         assert (short(images(), OMEGA) - images()).abs().max() < 1
 
+    @pytest.mark.slow
     @every("name", [name for name in EVERY if name != "chain"])
     def test_without_the_guidance_path_it_is_plain_autograd_of_steps_that_hold_guidance_fixed(
         self, name: str
@@ -180,6 +189,7 @@ class TestOtherModes:
         # d/dx of -gain s 2 (z - target), with z = a(2x-1) + ... and target = a(2x-1) + ...: they cancel for MSE.
         torch.testing.assert_close(slope(step, "exact"), slope(bare, "exact"), rtol=0, atol=1e-12)
 
+    @pytest.mark.slow
     def test_a_chain_drops_the_guidance_path_of_its_stages(self) -> None:
         chain, x = EVERY["chain"], images()
         first, second = UNGUIDED["ddpm small"], GUIDED["gdmp mse"]

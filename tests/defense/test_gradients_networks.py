@@ -157,12 +157,13 @@ class TestRealNetworks:
             found = slope(out, leaf)
             assert found.isfinite().all() and (name != "from noise" or found.abs().max() == 0)
 
+    @pytest.mark.slow
     def test_digits(self) -> None:
         classifier = ClassifierConfig(classifier="digits-cnn").resolved(Path()).build()
         denoiser = DiffusersConfig(schedule="linear-1000", path=str(ASSETS / "digits-ddpm")).resolved(Path()).build()
         self.check(classifier, denoiser, (1, 8, 8))
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_cifar10(self, weights_root: Path) -> None:
         config = ClassifierConfig(classifier="resnet20", weights="resnet20-12fca82f.th")
         denoiser = DiffusersConfig(schedule="linear-1000", path="ddpm-cifar10-small").resolved(weights_root).build()

@@ -41,6 +41,7 @@ def test_import_defense_loads_nothing_not_even_torch() -> None:
     assert not {"torch", "numpy", "pydantic", *HEAVY} & modules
 
 
+@pytest.mark.slow
 def test_a_notebook_has_every_module_and_name_and_neither_the_cluster_nor_the_heavy_libraries() -> None:
     names, modules = run(
         "import sys, defense; print(defense.samplers.__name__, defense.purifiers.gdmp.__name__, defense.aggregate)\n"

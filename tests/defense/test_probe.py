@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import tiers
 from planted import TEST_SET, Faulty, Net, PlantedConfig
 
 from defense import Models, Omega
@@ -90,16 +91,13 @@ PURIFIERS = {
 """Each fault of a purifier, and the check that is about it."""
 
 
-def some_fast(table: dict[str, str]) -> list[Any]:
-    """The faults of a table; all but the first two of each check are slow: together they take half a minute."""
-    kinds = list(table.values())
-    return [
-        fault if kinds[:place].count(check) < 2 else pytest.param(fault, marks=pytest.mark.slow)
-        for place, (fault, check) in enumerate(table.items())
-    ]
+def tiered(table: dict[str, str]) -> list[Any]:
+    """The faults of a table: of each check the first is daily, the others are nightly, and one of all is fast."""
+    first = {check: fault for fault, check in reversed(table.items())}
+    return tiers(table, fast=list(table)[:1], daily=first.values())
 
 
-@pytest.mark.parametrize("fault", some_fast(PURIFIERS))
+@pytest.mark.parametrize("fault", tiered(PURIFIERS))
 def test_a_planted_fault_is_flagged_by_its_check(fault: str) -> None:
     found = probed(fault)
     failed = {check.name for check in found.failures}
@@ -107,6 +105,7 @@ def test_a_planted_fault_is_flagged_by_its_check(fault: str) -> None:
     assert all(check.text for check in found.failures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("says", "check"), [({"says_stochastic": False}, "stochastic"), ({"says_evaluations": 5}, "evaluations")]
 )
@@ -135,12 +134,14 @@ def test_a_planted_fault_of_a_classifier_is_flagged_by_its_check(fault: str) -> 
     assert CLASSIFIERS[fault] in {check.name for check in found.failures}, str(found)
 
 
+@pytest.mark.slow
 def test_sound_parts_fail_no_check() -> None:
     assert probed().failures == ()
     assert probe_classifier(Net(), IMAGES).failures == ()
     assert {check.name for check in probed().checks} == set(DEMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -159,6 +160,7 @@ def test_filters_that_ship_fail_no_check(config: JPEGConfig) -> None:
     assert found.failures == (), str(found)
 
 
+@pytest.mark.slow
 def test_a_kink_is_no_lie_and_a_small_lie_is_found() -> None:
     class Kinked(Faulty):
         def forward(self, x: torch.Tensor, omega: Omega) -> torch.Tensor:
@@ -176,6 +178,7 @@ def test_a_kink_is_no_lie_and_a_small_lie_is_found() -> None:
     assert exact.error == pytest.approx(0.03, abs=0.005) and exact.share > 0.9
 
 
+@pytest.mark.slow
 def test_modes_that_leave_something_out_are_measured_and_not_blamed() -> None:
     found = probed()
     by_mode = {row.mode: row for row in found.gradients}
@@ -185,6 +188,7 @@ def test_modes_that_leave_something_out_are_measured_and_not_blamed() -> None:
     assert by_mode["bpda"].cosine is not None and 0.3 < by_mode["bpda"].cosine < 1
 
 
+@pytest.mark.slow
 def test_the_mechanism_in_numbers() -> None:
     noise = GaussianNoiseConfig(sigma=0.25)
     numbers = {n.name: n.value for n in probe_purifier(noise.build(), IMAGES, config=noise).mechanism}
@@ -202,6 +206,7 @@ def test_the_mechanism_in_numbers() -> None:
     assert mixed["gradient-cosine"] == pytest.approx(0, abs=0.15)
 
 
+@pytest.mark.slow
 def test_numbers_travel_as_json_and_text() -> None:
     found = probed("rounding")
     read = json.loads(json.dumps(found.to_json()))

@@ -76,10 +76,10 @@ class TestMixture:
         [
             (100, "small", 0.0047),
             (100, "large", 0.0009),
-            pytest.param(470, "small", 0.0033, marks=pytest.mark.slow),
-            pytest.param(470, "large", 0.0013, marks=pytest.mark.slow),
+            pytest.param(470, "small", 0.0033, marks=pytest.mark.nightly),
+            pytest.param(470, "large", 0.0013, marks=pytest.mark.nightly),
             pytest.param(1000, "small", 0.0028, marks=pytest.mark.slow),
-            pytest.param(1000, "large", 0.0012, marks=pytest.mark.slow),
+            pytest.param(1000, "large", 0.0012, marks=pytest.mark.nightly),
         ],
     )
     def test_noising_and_reversing_returns_the_law_of_the_data(
@@ -101,6 +101,7 @@ class TestMixture:
         out = ddim(mixture, law(mixture, 2000, t), time_grid(t, steps), no_noise)
         assert wasserstein_distance(out, law(mixture, 2000, 0)) == pytest.approx(bias, rel=0.1)
 
+    @pytest.mark.slow
     def test_reversing_samples_the_posterior_of_the_clean_image(self, mixture: GaussianMixtureDenoiser) -> None:
         noise, abar = fresh(4), mixture.schedule.level(100).abar
         x = torch.zeros(SAMPLES)
@@ -114,6 +115,7 @@ class TestMixture:
         assert positive == pytest.approx(0.658, abs=0.005)
         assert positive == pytest.approx(exact, abs=0.006)
 
+    @pytest.mark.slow
     def test_reversing_one_state_splits_by_its_responsibilities(self, mixture: GaussianMixtureDenoiser) -> None:
         out = ancestral(mixture, torch.zeros(SAMPLES), time_grid(100), fresh(5), variance="large")
         exact = mixture.responsibilities(torch.zeros(1, dtype=torch.float64), 100)[0, 1].item()
@@ -165,6 +167,7 @@ class TestGaussian:
         assert gaussian_slope(abar, s2) == pytest.approx(k, abs=5.1e-7)
         assert gaussian_variance(abar, s2) == pytest.approx(var, abs=5.1e-7)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("variance", ["small", "large"])
     @pytest.mark.parametrize(("t", "s2", "k", "var"), TOY)
     def test_small_steps_converge_to_the_listed_slope_and_variance(
@@ -205,6 +208,7 @@ class TestGaussian:
         torch.testing.assert_close(slope, torch.full_like(slope, product), rtol=0, atol=1e-12)
         assert product == pytest.approx(gaussian_slope(schedule.level(100).abar, s2), abs=1e-9)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("variance", ["small", "large"])
     def test_many_draws_of_diffpure_have_the_mean_and_variance(self, variance: Variance) -> None:
         schedule = get_schedule("vp-continuous")

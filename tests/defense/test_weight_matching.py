@@ -270,7 +270,9 @@ class TestOtherObjects:
             read_sets(tmp_path / "o.pth")
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(("wrapped", "legacy"), [(False, True), (True, False)])
+    @pytest.mark.parametrize(
+        ("wrapped", "legacy"), [(False, True), pytest.param(True, False, marks=pytest.mark.nightly)]
+    )
     def test_a_pickled_network_is_refused_with_the_command_that_saves_its_weights(
         self, tmp_path: Path, wrapped: bool, legacy: bool
     ) -> None:
@@ -287,7 +289,7 @@ class TestOtherObjects:
         )
         assert_same(loaded(tmp_path / "whole-weights.pth"), net.state_dict())
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_a_torchscript_program_is_refused_with_its_command(self, tmp_path: Path) -> None:
         net = varied(DigitsCNN())
         torch.jit.trace(net, torch.zeros(1, 1, 8, 8)).save(str(tmp_path / "net.pt"))  # type: ignore[no-untyped-call]

@@ -70,6 +70,7 @@ def sources() -> set[str]:
 
 
 class TestUpload:
+    @pytest.mark.slow
     def test_the_repository_is_complete_and_small_beside_its_built_in_models(self, tmp_path: Path) -> None:
         sizes = uploaded(ROOT, tmp_path / "upload.zip")
         assert sources() <= sizes.keys()
@@ -78,6 +79,7 @@ class TestUpload:
         assert sum(sizes.values()) - built_in < 5_000_000
         assert sum(sizes.values()) < 10_000_000
 
+    @pytest.mark.slow
     def test_a_job_that_names_the_models_that_it_needs_is_smaller_by_the_others(self, tmp_path: Path) -> None:
         archive = packed(tmp_path / "job.zip")
         with zipfile.ZipFile(archive) as file:
@@ -168,7 +170,7 @@ def cluster() -> Iterator[tuple[str, dict[str, str]]]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_submitted_sweep_commits_the_rows_of_a_local_one(
     cluster: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def needed(extras: set[str]) -> set[str]:
     return {name for name, _ in seen} - {"puregrid"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", lock.EXTRAS)
 def test_a_lock_is_what_pyproject_asks_for_and_what_that_needs(name: str) -> None:
     for probe in ("torch", "ray", "mlflow"):
@@ -260,7 +261,7 @@ class Environment:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_installed_is_what_was_locked_and_the_right_torch(tmp_path: Path) -> None:
     made = Environment(tmp_path)
     own, cpu = {"tool-1"}, {"torch-2.13.0+cpu", "torchvision-0.28.0+cpu"}

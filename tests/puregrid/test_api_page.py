@@ -30,7 +30,7 @@ def test_what_it_calls_public_is() -> None:
     assert set(re.findall(r"\bpuregrid\.([A-Za-z_]+)", "".join(BLOCKS))) <= set(puregrid.__all__)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_its_code_runs_and_prints_what_it_says(tmp_path: Path) -> None:
     script = tmp_path / "page.py"
     script.write_text("\n".join(BLOCKS))

@@ -37,6 +37,7 @@ class TestLoad:
         assert puregrid.load_sweep("quickstart").id == puregrid.load_sweep(SWEEPS / "quickstart.yaml").id
         assert "quickstart" in puregrid.bundled_sweeps()
 
+    @pytest.mark.slow
     def test_a_mapping_overrides_as_the_command_line_does(self) -> None:
         sweep = puregrid.load_sweep("quickstart", TRIMMED)
         assert [cell.images.count for cell in sweep.cells] == [4] * 4
@@ -69,6 +70,7 @@ class TestLoad:
 
 
 class TestPlan:
+    @pytest.mark.slow
     def test_it_counts_as_the_command_line_does(self, elsewhere: Path) -> None:
         planned = puregrid.plan("quickstart", elsewhere / "store")
         assert (planned.cells, planned.distinct, planned.missing) == (12, 90, 90)

@@ -68,6 +68,7 @@ WITH_TORCH = {"triton"}
 TESTING = {"pytest"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
@@ -127,6 +128,7 @@ def without(module: str, folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "extra", "words"),
     [
@@ -135,7 +137,7 @@ def without(module: str, folder: Path) -> dict[str, str]:
         pytest.param(
             "ray", "run", ["run", "quickstart", "--store", "here", "--mlflow", "off"], marks=pytest.mark.slow
         ),
-        pytest.param("jinja2", "report", ["report", "quickstart"], marks=pytest.mark.slow),
+        pytest.param("jinja2", "report", ["report", "quickstart"], marks=pytest.mark.nightly),
     ],
 )
 def test_the_command_line_says_how_to_install_what_is_missing(
@@ -197,6 +199,7 @@ MISSING = {
 }
 
 
+@pytest.mark.slow
 def test_a_call_deep_inside_says_what_it_needs_and_how_to_install_it(tmp_path: Path) -> None:
     """All in one process: none of these packages is imported before it is needed."""
     code = f"""
@@ -227,6 +230,7 @@ for missing, call in {CALLS!r}.items():
     assert done.stdout.splitlines() == list(MISSING.values()), done.stderr
 
 
+@pytest.mark.nightly
 def test_a_sweep_file_says_where_it_needs_a_package(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "puregrid", "plan", "quickstart"],
@@ -242,7 +246,7 @@ def test_a_sweep_file_says_where_it_needs_a_package(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_python_says_so_too(tmp_path: Path) -> None:
     code = """
 import puregrid

@@ -51,7 +51,7 @@ def test_it_builds_its_sweep_in_python_and_shows_what_wrong_input_says() -> None
     assert NOTEBOOK.stat().st_size < 60_000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_runs_and_prints_what_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     from nbclient import NotebookClient  # with Jupyter's own client, which no other test needs

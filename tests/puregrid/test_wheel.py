@@ -80,6 +80,7 @@ def test_it_holds_every_file_of_the_packages(wheel: Path) -> None:
     assert set(listed) - inside == set()
 
 
+@pytest.mark.nightly
 def test_it_is_imported_from_the_environment_and_knows_its_version(python: Path, tmp_path: Path) -> None:
     code = "import puregrid, workflows; print(puregrid.__file__, workflows.__file__, puregrid.__version__, sep='\\n')"
     *files, version = call([python, "-c", code], tmp_path).stdout.split()

@@ -137,6 +137,7 @@ def test_standard_on_the_shipped_network_is_the_package_image_by_image(
     assert left == sorted(left, key=int, reverse=True) and 0 < int(left[-1]) < int(left[0])
 
 
+@pytest.mark.slow
 def test_custom_is_the_package_image_by_image(network: nn.Module, digits_test: ImageSet, short: None) -> None:
     x, y = torch.from_numpy(digits_test.images[:16]), torch.from_numpy(digits_test.labels[:16])
     same_as_directly(network, x, y, custom("apgd-ce", norm="l2", eps=0.5))
@@ -225,6 +226,7 @@ class Rounding(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_masked_gradients_are_notes(linear: nn.Module, easy: tuple[Tensor, Tensor]) -> None:
     x, y = easy
     attack = custom("apgd-dlr", "square", eps=0.5)
@@ -242,6 +244,7 @@ def test_too_few_classes_are_refused(easy: tuple[Tensor, Tensor], linear: nn.Mod
     assert logging.getLogger("auto-attack").propagate
 
 
+@pytest.mark.slow
 def test_each_call_has_fresh_draws_keyed_by_position(
     linear: nn.Module, easy: tuple[Tensor, Tensor], short: None
 ) -> None:
@@ -283,6 +286,7 @@ def test_a_call_answers_with_the_mean_over_its_draws(linear: nn.Module, easy: tu
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("apgd-t", "fab-t", "square")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apgd-ce", "fab", *SLOW])
 def test_no_image_costs_more_than_it_says(linear: nn.Module, name: str) -> None:
     # Nothing breaks a budget of 1e-6.

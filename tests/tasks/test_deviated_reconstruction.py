@@ -57,6 +57,7 @@ def y() -> Tensor:
     return torch.arange(COUNT) % 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attacked", ["mean-loss", "mean-logits"])
 @pytest.mark.parametrize("mode", ["exact", "surrogate(2)"])
 def test_the_loss_is_the_classifier_s_plus_lambda_times_the_mean_deviation(
@@ -89,6 +90,7 @@ def test_the_loss_is_the_classifier_s_plus_lambda_times_the_mean_deviation(
     assert evaluated.gradient is None and target.evaluations == plain.evaluations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "fixed"), [("linf", False), ("l2", True)])
 def test_with_lambda_0_it_is_apgd_to_the_bit(net: nn.Module, x: Tensor, y: Tensor, norm: str, fixed: bool) -> None:
     def run(config: AttackConfig) -> tuple[Tensor, Tensor]:
@@ -112,6 +114,7 @@ def test_on_the_bare_classifier_it_is_apgd(net: nn.Module, x: Tensor, y: Tensor)
     assert torch.equal(found.images, plain.images) and config.static
 
 
+@pytest.mark.slow
 def test_a_large_lambda_leads_the_reverse_process_further_astray(net: nn.Module, x: Tensor, y: Tensor) -> None:
     purifier = rounds(100)
 

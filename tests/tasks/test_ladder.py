@@ -96,6 +96,7 @@ def test_the_rungs_are_the_stages_of_the_same_attacks_alone(digits: DatasetConfi
     ]
 
 
+@pytest.mark.slow
 def test_skipping_changes_nothing_where_nothing_is_random(digits: DatasetConfig, cnn: ClassifierConfig) -> None:
     """On the bare classifier success is a fact: the same images are broken, with fewer evaluations."""
     rungs = ({"attack": "fgsm"}, {"attack": "pgd", "steps": 3}, {"attack": "pgd", "steps": 30})

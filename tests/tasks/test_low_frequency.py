@@ -159,6 +159,7 @@ def test_the_bound_binds_and_filters_alone_already_gain(lpips: LpipsConfig, clas
     assert 0 < gain[3] < gain[2]
 
 
+@pytest.mark.slow
 def test_where_nothing_is_inside_the_clean_image_stays(lpips: LpipsConfig, classifier: nn.Module) -> None:
     x = smooth_images(4)
     found = run(LowFrequencyConfig(eps=1e-12, lpips=lpips, steps=2), classifier, x)

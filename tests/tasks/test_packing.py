@@ -84,6 +84,7 @@ def test_evaluate_asks_ceil_of_images_x_draws_by_batch_times(
     assert sorted(seen) == [(image, draw) for image in chunk.ids for draw in range(draws)]
 
 
+@pytest.mark.slow
 def test_packing_changes_no_answer_and_probabilities_by_rounding_alone(context: Counting) -> None:
     chunk = Chunk(tuple(range(17)))
     one_by_one, *others = (evaluate(batch, 6).run(chunk, {}, context).rows for batch in (1, 5, 17, 102))
@@ -186,6 +187,7 @@ def test_selection_samples_of_several_images_fill_a_batch(
     assert sum(map(len, context.calls)) == images * samples
 
 
+@pytest.mark.slow
 def test_an_attack_of_many_draws_that_does_not_fit_divides_the_draws_too(
     context: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

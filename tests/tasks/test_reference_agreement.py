@@ -32,15 +32,20 @@ def first(data: ImageSet, count: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("name", "eps", "attack", "count", "percent"),
     [
-        ("resnet20", 0.25, "pgd", 24, 83.3),
-        ("resnet20", 0.5, "pgd", 24, 62.5),
-        ("resnet20", 8, "pgd", 24, 0),
         ("cnn-a", 2, "pgd", 100, 63),
-        ("cnn-a", 8, "pgd", 100, 20.5),
-        ("cnn-a", 2, "apgd", 64, 62.5),
         ("cnn-a", 8, "apgd", 64, 13.3),
-        ("resnet4b", 2, "pgd", 100, 66),
-        ("resnet4b", 8, "pgd", 100, 17),
+        *(
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in (
+                ("resnet20", 0.25, "pgd", 24, 83.3),
+                ("resnet20", 0.5, "pgd", 24, 62.5),
+                ("resnet20", 8, "pgd", 24, 0),
+                ("cnn-a", 8, "pgd", 100, 20.5),
+                ("cnn-a", 2, "apgd", 64, 62.5),
+                ("resnet4b", 2, "pgd", 100, 66),
+                ("resnet4b", 8, "pgd", 100, 17),
+            )
+        ),
     ],
 )
 def test_robust_accuracy_is_that_of_the_reference_image_by_image(
@@ -67,7 +72,10 @@ def test_robust_accuracy_is_that_of_the_reference_image_by_image(
 
 # Images that apgd-ce breaks, and images that apgd-t has to break: the rest of the chain takes minutes on images that
 # stay right, and is in the benchmark.
-@pytest.mark.parametrize(("name", "ids"), [("resnet20", [0, 1, 2, 3]), ("cnn-a", [0, 15, 38, 43, 88])])
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [pytest.param("resnet20", [0, 1, 2, 3], marks=pytest.mark.nightly), ("cnn-a", [0, 15, 38, 43, 88])],
+)
 def test_autoattack_called_directly_gives_the_same_images_bit_for_bit(
     weights_root: Path, cifar10_test: ImageSet, name: str, ids: list[int]
 ) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -268,6 +267,8 @@ def folder(attacked: Callable[[AttackConfig], Output], tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_several_attacks_reads_whole_in_pyarrow_pandas_and_duckdb(folder: Path) -> None:
+    import duckdb
+
     by_pyarrow = ds.dataset(folder).to_table()
     by_pandas = pd.read_parquet(folder)
     by_duckdb = duckdb.read_parquet(f"{folder}/**/*.parquet").to_arrow_table()
@@ -285,6 +286,8 @@ def test_a_folder_of_several_attacks_reads_whole_in_pyarrow_pandas_and_duckdb(fo
 
 def test_old_and_new_files_together_read_whole_with_the_schema(folder: Path) -> None:
     """As of a version whose files had no columns of other attacks; the first file decides what a reader looks for."""
+    import duckdb
+
     first = folder / "0" / "0000003-abc.parquet"
     old = pq.read_table(first).drop_columns(["attack_gradients", "attack_rung", "attack_rights", "attack_extra"])
     pq.write_table(old, first)

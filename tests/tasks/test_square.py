@@ -193,6 +193,7 @@ def test_it_leaves_as_many_right_as_the_reference(
     assert abs(float((a - b).mean())) <= 3 * float((a - b).std()) / math.sqrt(150)
 
 
+@pytest.mark.slow
 def test_more_queries_go_on_where_fewer_end(network: nn.Module, digits_test: ImageSet) -> None:
     x, y = torch.from_numpy(digits_test.images[:20]), torch.from_numpy(digits_test.labels[:20])
     losses = []

@@ -28,6 +28,7 @@ def images(count: int = 3, channels: int = 2, height: int = 6, width: int = 8, s
     return torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 33), st.integers(1, 33), st.integers(0, 1000))
 def test_no_flow_is_the_identity_bit_for_bit(count: int, channels: int, height: int, width: int, seed: int) -> None:
     x = images(count, channels, height, width, seed)
@@ -114,6 +115,7 @@ def test_on_a_ramp_the_flow_goes_to_the_bound_and_no_farther(eps: float) -> None
     assert torch.equal(found.images[..., elsewhere], x[..., elsewhere])
 
 
+@pytest.mark.slow
 def test_smoothness_takes_the_neighbours_along() -> None:
     x = (torch.arange(8.0) / 10).expand(2, 1, 8, 8).contiguous()
     moved = []

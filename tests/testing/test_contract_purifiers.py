@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from holding import demands, failed, hold, hold_alone
+from loops import tiers
 from torch import Tensor, nn
 
 import defense
@@ -213,8 +214,13 @@ class BuiltIn(PurifierContract):
         return Models(load(classifier("digits-cnn")), load)
 
 
+FIRST = {fields["purifier"]: name for name, fields in reversed(configs().items())}
+"""By purifier the first of its configs; the others are of its variants, which have tests of their own."""
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ON_THE_SHIPPED_NETWORK else name for name in NAMES]
+    "name",
+    tiers(NAMES, fast=("none", "gaussian-noise", "bit-depth", "one-shot"), daily=FIRST.values()),
 )
 def test_built_in_purifiers_keep_the_contract(name: str) -> None:
     suite = BuiltIn(configs()[name])
@@ -307,6 +313,7 @@ class Broken(PurifierContract):
         return NoisyConfig(how=self.how)
 
 
+@pytest.mark.slow
 def test_a_purifier_that_does_nothing_wrong_passes() -> None:
     assert failed(Broken("not at all")) == {}
 
@@ -356,11 +363,13 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "demand", "message"), BROKEN)
 def test_a_breach_fails_its_demand_alone(how: str, demand: str, message: str) -> None:
     hold_alone(Broken(how), demand, message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "demand", "message"),
     [
@@ -385,6 +394,7 @@ def test_every_demand_can_fail() -> None:
     assert {f"test_{demand}" for _, demand, _ in BROKEN} == set(DEMANDS)
 
 
+@pytest.mark.slow
 def test_a_count_of_evaluations_that_is_wrong_is_found() -> None:
     class Wrong(BuiltIn):
         def config(self) -> PurifierConfig:

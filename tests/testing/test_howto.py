@@ -86,6 +86,7 @@ def test_a_page_is_complete(page: str) -> None:
     assert f"]({page}.md)" in (PAGES / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_part_on_the_pages_keeps_its_contract(folder: Path) -> None:
     suites = []
     for path in sorted(folder.glob("test_*.py")):
@@ -121,6 +122,7 @@ def computed(folder: Path, name: str, store: Path) -> dict[tuple[str, str], floa
     return {(f"{row['classifier']} {row['defence']}", row["attack"]): row["avg"] for row in rows}
 
 
+@pytest.mark.slow
 def test_the_purifier_s_sweep(folder: Path, tmp_path: Path) -> None:
     found = computed(folder, "fade.yaml", tmp_path)
     static, exact = "pgd-5 linf", "pgd-5 linf exact eot 2"
@@ -137,6 +139,7 @@ def test_the_purifier_s_sweep(folder: Path, tmp_path: Path) -> None:
     assert found["digits-cnn fade 0.2 s=0.05", exact] <= found["digits-cnn fade 0.2 s=0.05", "clean"]
 
 
+@pytest.mark.slow
 def test_the_attack_s_sweep(folder: Path, tmp_path: Path) -> None:
     found = computed(folder, "corners.yaml", tmp_path)
     clean, few, many = (found["digits-cnn none", attack] for attack in ("clean", "corners-5 linf", "corners-20 linf"))
@@ -144,6 +147,7 @@ def test_the_attack_s_sweep(folder: Path, tmp_path: Path) -> None:
     assert ("digits-cnn gaussian-noise s=0.1", "corners-20 linf by scores eot 4") in found
 
 
+@pytest.mark.slow
 def test_the_classifier_s_sweep(folder: Path, tmp_path: Path) -> None:
     found = computed(folder, "linear_digits.yaml", tmp_path)
     assert found["linear none", "clean"] >= 0.9
@@ -204,7 +208,7 @@ def test_the_metric_appears_in_mlflow(folder: Path, tmp_path: Path, monkeypatch:
     assert "precision/fgsm linf eps 0.1" in metrics
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_of_them_in_one_real_run_by_entry_point(folder: Path, tmp_path: Path) -> None:
     def puregrid(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "workflows.cli", *words, "everything.yaml", "--store", str(tmp_path)]

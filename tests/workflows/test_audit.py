@@ -82,6 +82,7 @@ def rendered(audited: Audited, how: Format, found: list[Finding] | None = None, 
     return render_tables(Analysis(audited.results).tables, how, title=title, findings=found)
 
 
+@pytest.mark.slow
 def test_tables_show_each_finding_with_its_cells_numbers_and_remedy(tmp_path: Path) -> None:
     audited = shown(tmp_path)
     text = rendered(audited, "text", audited.found, "t")
@@ -148,6 +149,7 @@ def test_the_line_of_a_run_counts_them() -> None:
     assert auditor_line([]) == "auditor: no findings"
 
 
+@pytest.mark.slow
 def test_many_findings_and_cells_are_cut_with_a_count(tmp_path: Path) -> None:
     attacks = "none, {attack: pgd, norm: linf, eps: [0.1, 0.2, 0.3, 0.4, 0.5], steps: 20}"
     audited = Audited(tmp_path / "many", by_threat({"clean": 0.9}, 0.5), attacks=attacks)
@@ -158,6 +160,7 @@ def test_many_findings_and_cells_are_cut_with_a_count(tmp_path: Path) -> None:
     assert "... and 8 more: `--format json` has them all" in text
 
 
+@pytest.mark.slow
 def test_the_report_counts_findings_at_its_top_and_shows_them_after_the_tables(tmp_path: Path) -> None:
     audited = shown(tmp_path)
     page = report(Analysis(audited.results), command="c")

@@ -13,6 +13,7 @@ from lab import SMALL, Lab, calm, wait_for, workers_of
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.nightly
 def test_nodes_start_for_a_sweep_and_end_after_it(tmp_path: Path) -> None:
     lab = Lab(tmp_path, "store", sweep=SMALL)
     with patch.dict(os.environ, lab.environment), head(grows_to=2) as cluster:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from helpers_small import compute
+from loops import tiers
 from naps import SharedRay
 from typer.testing import CliRunner
 
@@ -139,7 +140,7 @@ def accuracies(folder: Path) -> list[float]:
         return [float(value) for value in frame["accuracy"]]
 
 
-@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("kind", tiers(PARTS, daily=("purifier",)))
 def test_an_edited_part_is_computed_anew_and_found_again_when_it_is_edited_back(kind: str, tmp_path: Path) -> None:
     module, line, units, factor = PARTS[kind]
     first, second = module.replace("FACTOR", "1"), module.replace("FACTOR", factor)
@@ -171,6 +172,7 @@ def test_an_edited_part_is_computed_anew_and_found_again_when_it_is_edited_back(
     assert accuracies(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_units_of_a_version_that_recorded_no_code_are_told_apart(tmp_path: Path) -> None:
     module, line, _, _ = PARTS["purifier"]
     (tmp_path / "edited.yaml").write_text(text(line))
@@ -230,7 +232,7 @@ open("tv.py", "w").write(module.replace("x * 1", "x * 0"))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_stops_at_other_code_and_says_what_has_changed(two_slots: SharedRay, tmp_path: Path) -> None:
     module, line, *_ = PARTS["purifier"]
     (tmp_path / "edited.yaml").write_text(text(line))

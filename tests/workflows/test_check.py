@@ -111,6 +111,7 @@ def pairs(runs: int, *, images: int, draws: int, cells: int, drop: float) -> Ite
         yield tuple(run_of({f"c{i}": shares[i] for i in range(cells)}, draws) for shares in (before, now))  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "draws", "cells", "margin"), [(300, 1, 6, 0.01), (1000, 3, 3, 0.01), (300, 3, 4, 0)]
 )
@@ -121,6 +122,7 @@ def test_runs_without_a_change_raise_hardly_an_alarm(images: int, draws: int, ce
     assert {len(verdicts) for verdicts in found} == {cells}
 
 
+@pytest.mark.slow
 def test_a_drop_of_five_points_on_1000_images_is_caught() -> None:
     found = [check(*pair, Gate()) for pair in pairs(60, images=1000, draws=3, cells=4, drop=0.05)]
     assert sum(verdicts[0].verdict == "regressed" for verdicts in found) >= 57
@@ -281,6 +283,7 @@ def test_values_are_those_of_the_rows(good: tuple[Sweep, Store, Path]) -> None:
         assert cell.seconds is not None and cell.seconds > 0
 
 
+@pytest.mark.slow
 def test_exit_codes_and_the_file_that_is_promoted(
     good: tuple[Sweep, Store, Path], worse: tuple[Sweep, Store, Path], tmp_path: Path
 ) -> None:
@@ -342,6 +345,7 @@ def test_files_that_are_no_baseline_say_what_they_are(good: tuple[Sweep, Store, 
     assert refused.exit_code == 2 and "puregrid promote" in refused.stderr
 
 
+@pytest.mark.slow
 def test_other_images_and_holes_exit_with_2(good: tuple[Sweep, Store, Path], tmp_path: Path) -> None:
     other, store, path = filled(tmp_path, images=200)
     command = ["check", path, "--store", store.uri, "--baseline", good[1].uri]

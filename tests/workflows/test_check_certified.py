@@ -88,6 +88,7 @@ def test_values_are_those_of_the_table_of_certificates(good: Run) -> None:
     assert found["ACR / 4 sigma"].values.mean() * 4 * 0.25 == pytest.approx(row["acr"], abs=1e-5) and row["acr"] > 0.2
 
 
+@pytest.mark.slow
 def test_the_average_radius_in_sigmas_is_certified_accuracy_averaged_over_radii() -> None:
     rows = pd.DataFrame({"label": [1, 1, 2, 3], "prediction": [1, 1, 0, -1], "radius": [0.5, 9.0, 0.7, 0.0]})
     found = certificate_shares(rows, 0.5)["ACR / 4 sigma"].values

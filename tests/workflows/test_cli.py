@@ -111,6 +111,7 @@ def _quickstart_evaluations() -> int:
 
 
 class TestPlan:
+    @pytest.mark.slow
     def test_quickstart_has_12_cells_and_90_distinct_units(self, tmp_path: Path, no_ray: None) -> None:
         result = _call("plan", SWEEPS / "quickstart.yaml", "--store", tmp_path / "store", "--json", "--no-preflight")
         assert (result.exit_code, result.stderr) == (0, "")
@@ -129,6 +130,7 @@ class TestPlan:
         assert [stage["stage"] for stage in content["stages"]].count("attack") == 3
         assert not (tmp_path / "store").exists()
 
+    @pytest.mark.slow
     def test_text_says_the_same_and_needs_no_ray(self, tmp_path: Path, no_ray: None) -> None:
         result = _call("plan", SWEEPS / "quickstart.yaml", "--store", tmp_path / "store", "--no-preflight")
         assert (result.exit_code, result.stderr) == (0, "")
@@ -172,20 +174,23 @@ class TestPlan:
         of_attack, of_judging = (commit.seconds / 10 for commit in seconds if commit is not None)
         assert content["estimated_seconds"] == round(15 * of_attack + 40 * of_judging, 1)
 
+    @pytest.mark.slow
     def test_inputs_name_the_stage_that_is_read(self, file: Path, store: Store) -> None:
         stages = json.loads(_call("plan", file, "--store", store.uri, "--json").stdout)["stages"]
         (attack,) = [stage for stage in stages if stage["stage"] == "attack"]
         assert [stage["inputs"] for stage in stages] == [[], [], [attack["id"]]]
         assert attack["what"] == "digits, digits-cnn, pgd-2 linf eps 26/255"
 
+    @pytest.mark.slow
     def test_the_sweep_id_depends_on_values_and_not_on_where_it_runs(self, file: Path, tmp_path: Path) -> None:
         def sweep_id(*options: str | Path) -> Any:
-            return json.loads(_call("plan", file, "--json", *options).stdout)["sweep_id"]
+            return json.loads(_call("plan", file, "--json", "--no-preflight", *options).stdout)["sweep_id"]
 
         assert sweep_id("--store", tmp_path / "a") == sweep_id("--store", tmp_path / "b")
         assert sweep_id("--set", "chunk=10") == sweep_id()
         assert sweep_id("--set", "chunk=5") != sweep_id()
 
+    @pytest.mark.slow
     def test_overrides_apply_in_order(self, file: Path) -> None:
         options = ("--set", "datasets.0.images.first=100", "--set", "seeds=[0,1,2]", "--set", "seeds=[0,1]")
         content = json.loads(_call("plan", file, "--json", *options).stdout)
@@ -236,6 +241,7 @@ class TestStatusAndTables:
         assert [(row["images"], row["planned"], row.get("avg")) for row in rows] == [(0, 25, None)] * 2
         assert "0 of 25" in _call("tables", file, "--store", store.uri).stdout
 
+    @pytest.mark.slow
     def test_every_format_has_the_same_accuracy(self, file: Path, sweep: Sweep, store: Store) -> None:
         plan = make_plan(sweep)
         _compute(plan, store, _all_units(plan))
@@ -265,6 +271,7 @@ class TestStatusAndTables:
             assert f"{100 * right / 25:.1f} [" in texts[form].replace("{\\footnotesize [", "[")
             assert "26/255" in texts[form]
 
+    @pytest.mark.slow
     def test_every_table_can_be_had_as_csv_and_one_alone_in_any_format(
         self, file: Path, sweep: Sweep, store: Store, tmp_path: Path
     ) -> None:
@@ -309,6 +316,7 @@ class TestStatusAndTables:
             "error: --format: unknown format 'txt'; did you mean 'text'? Valid names: csv, json, latex, md, text.\n"
         )
 
+    @pytest.mark.slow
     def test_run_of_a_complete_sweep_computes_nothing_and_prints_its_leaderboard(
         self, file: Path, sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:

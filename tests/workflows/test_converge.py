@@ -174,6 +174,7 @@ def test_a_wrong_converge_is_refused_at_its_place(tmp_path: Path, old: str, new:
         swept(tmp_path, SWEEP.replace(old, new))
 
 
+@pytest.mark.slow
 def test_a_sweep_grows_until_it_has_converged(tmp_path: Path) -> None:
     text = SWEEP.replace("restarts: 2", "restarts: 1")
     sweep, store, sizes = swept(tmp_path, text), Store(str(tmp_path / "store")), []
@@ -283,6 +284,7 @@ def test_on_a_bare_classifier_doubled_attacks_start_anew(tmp_path: Path) -> None
     assert [type(step.cell.attack).__name__ for step in chain.steps] == ["PGDConfig"] * 3
 
 
+@pytest.mark.slow
 def test_warm_attacks_converge_in_a_sweep_and_none_leaves_more(tmp_path: Path) -> None:
     sweep = warm_sweep(tmp_path)
     current = grown(sweep, Store(str(tmp_path / "store")))
@@ -293,6 +295,7 @@ def test_warm_attacks_converge_in_a_sweep_and_none_leaves_more(tmp_path: Path) -
     assert (frame["change"].dropna() < 0.03).all() and "guarantee" not in frame
 
 
+@pytest.mark.slow
 def test_with_precision_cells_of_converge_stop_early_and_are_compared_by_sequences(tmp_path: Path) -> None:
     asked = "precision: {half_width: 35}"
     sweep, store = warm_sweep(tmp_path, asked), Store(str(tmp_path / "store"))
@@ -325,7 +328,7 @@ def test_intervals_of_a_sweep_that_stops_early_call_less_a_change() -> None:
     assert Intervals(precision).changed(cell, of(0.9), of(0.3)[:300])  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_goes_on_until_it_has_converged(two_slots: SharedRay, tmp_path: Path) -> None:
     text = (
         SWEEP.replace("first: 60", "first: 20")

@@ -50,6 +50,7 @@ def puregrid(*words: str | Path) -> tuple[int, str]:
     return result.exit_code, result.stderr
 
 
+@pytest.mark.nightly
 @every("seed", range(60))
 def test_a_damaged_sweep_file(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "s.yaml"
@@ -61,6 +62,7 @@ def test_a_damaged_sweep_file(tmp_path: Path, seed: int) -> None:
     assert status == 0 or (status == 2 and said.startswith("error: ") and str(path) in said), said
 
 
+@pytest.mark.slow
 @every("seed", range(40))
 def test_a_damaged_training_config(tmp_path: Path, seed: int) -> None:
     names = sorted(CONFIGS.glob("digits-*.yaml"))
@@ -90,6 +92,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @every("seed", range(40))
 def test_a_damaged_baseline(finished: Path, tmp_path: Path, seed: int) -> None:
     good, path = (finished / "baseline.json").read_text(), tmp_path / "b.json"
@@ -139,7 +142,12 @@ OLD = {
 
 # Three of six seeds each, so that every kind of damage is done to three kinds of record or four.
 @pytest.mark.parametrize(
-    ("kind", "seed"), [(kind, (number + i) % 6) for number, kind in enumerate(KINDS) for i in range(3)]
+    ("kind", "seed"),
+    [
+        pytest.param(kind, (number + i) % 6, marks=pytest.mark.nightly if i else pytest.mark.slow)
+        for number, kind in enumerate(KINDS)
+        for i in range(3)
+    ],
 )
 def test_a_damaged_record_of_puregrid_itself(finished: Path, tmp_path: Path, kind: str, seed: int) -> None:
     """What a run writes anew never stops one; what is believed is refused by name."""

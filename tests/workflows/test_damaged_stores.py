@@ -203,18 +203,25 @@ def heals(finished: Finished, store: Store, *, computed: int | None = None) -> l
     return notes
 
 
+@pytest.mark.slow
 def test_a_whole_store_is_looked_at_without_a_word(finished: Finished) -> None:
     store = finished.copy()
     assert look(finished, store) == [] and heals(finished, store, computed=0) == []
 
 
-@pytest.mark.slow
-def test_any_value_in_any_field_of_a_commit(finished: Finished) -> None:
+EACH = pytest.mark.parametrize(
+    "each", [pytest.param(7, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.nightly)]
+)
+"""Of all ways of damage every seventh by day, and every one each night."""
+
+
+@EACH
+def test_any_value_in_any_field_of_a_commit(finished: Finished, each: int) -> None:
     """All commits are damaged at once, each in another way, until every way was there."""
     paths = [path.relative_to(finished.store) for path in sorted((finished.store / "commits").rglob("*.json"))]
     ways = [mutations(json.loads((finished.store / path).read_bytes())) for path in paths]
     wrong, kept = 0, 0
-    for turn in range(0, max(map(len, ways)), UNITS):
+    for turn in range(0, max(map(len, ways)), each * UNITS):
         store = finished.copy()
         damaged = []
         for place, path in enumerate(paths):
@@ -239,11 +246,11 @@ def test_any_value_in_any_field_of_a_commit(finished: Finished) -> None:
         wrong += again
     assert run_here(finished.sweep, store) == (0, [])
     # Kept is what a later version may put among plain values, and what an older one did not write.
-    assert wrong > 100 and 10 < kept < wrong, (wrong, kept)
+    assert wrong > 100 / each and 10 / each < kept < wrong, (wrong, kept)
 
 
-@pytest.mark.slow
-def test_any_value_in_any_field_of_other_records(finished: Finished) -> None:
+@EACH
+def test_any_value_in_any_field_of_other_records(finished: Finished, each: int) -> None:
     """They stop nothing that does not need them; what does says which file it is, and a run writes it anew."""
     ways = {kind: mutations(json.loads(p.read_bytes())) for kind, p in finished.records(finished.store).items()}
     ways["failure"] += [b"{" * 5000]
@@ -252,11 +259,11 @@ def test_any_value_in_any_field_of_other_records(finished: Finished) -> None:
     shutil.rmtree(min((Path(store.uri) / "commits" / "evaluate").iterdir()))  # else there is nothing to predict
     told = 0
     plan = make_plan(finished.sweep)
-    for turn in range(max(map(len, ways.values()))):
+    for turn in range(0, max(map(len, ways.values())), each):
         for kind, path in paths.items():
             path.write_bytes(ways[kind][turn % len(ways[kind])])
         # What needs all rows of a sweep is asked now and then: it takes longest.
-        if turn % 25 == 0:
+        if turn // each % 25 == 0:
             look(finished, store)
         summary = summarise(finished.sweep, plan, store)
         json.dumps([summary.to_json(), *(failure.to_json() for failure in failures(finished.sweep, store))])
@@ -273,11 +280,12 @@ def test_any_value_in_any_field_of_other_records(finished: Finished) -> None:
         except InvalidInput as error:
             assert paths["latest"].name in str(error) or paths["spec"].name in str(error), error
             told += 1
-    assert told > 20
+    assert told > 20 / each
     record_sweep(finished.sweep, plan, store)
     assert of_store(store, "small", "store").cells
 
 
+@pytest.mark.slow
 def test_any_value_in_any_field_of_a_baseline(finished: Finished) -> None:
     content = json.loads(finished.baseline)
     baseline = from_text(finished.baseline, "b.json")
@@ -327,14 +335,14 @@ def everything(store: Path) -> list[Path]:
     return sorted(path for path in store.rglob("*") if path.is_file() and path.name[0] != ".")
 
 
-@pytest.mark.slow
-def test_torn_and_changed_files_of_every_kind(finished: Finished) -> None:
+@EACH
+def test_torn_and_changed_files_of_every_kind(finished: Finished, each: int) -> None:
     """All files of the store at once, each damaged in another way; the ways move on until all were everywhere."""
     whole = everything(finished.store)
     kinds = {path.relative_to(finished.store).parts[0] for path in whole}
     assert kinds == {"rows", "adversarial", "commits", "specs", "sweeps"}
     ways = len(tenths(b"x"))
-    for shift in range(ways):
+    for shift in range(0, ways, each):
         store = finished.copy()
         for place, path in enumerate(whole):
             (Path(store.uri) / path.relative_to(finished.store)).write_bytes(
@@ -346,6 +354,7 @@ def test_torn_and_changed_files_of_every_kind(finished: Finished) -> None:
         assert of_store(store, "small", "store").cells
 
 
+@pytest.mark.slow
 def test_of_some_damaged_files_only_their_units_are_computed_again(finished: Finished) -> None:
     """A damaged input does not condemn what was computed from it: equal bytes come back."""
     for kind in ("rows/attack", "adversarial", "commits/attack", "rows/evaluate", "commits/evaluate"):
@@ -355,6 +364,7 @@ def test_of_some_damaged_files_only_their_units_are_computed_again(finished: Fin
         assert len(heals(finished, store, computed=1)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", OTHER)
 def test_what_is_no_file(finished: Finished, what: str) -> None:
     """In place of every file: it is moved out of the way, whole."""
@@ -371,6 +381,7 @@ def test_what_is_no_file(finished: Finished, what: str) -> None:
     assert len(kept) == 0 if what == "nothing" else len(kept) > 2 * UNITS
 
 
+@pytest.mark.slow
 def test_a_file_where_a_folder_belongs(finished: Finished) -> None:
     for name in ("rows", "commits/attack", "sweeps", "adversarial", "specs", "preflight"):
         store = finished.copy()
@@ -418,6 +429,7 @@ def test_leftovers_of_writers_that_were_killed_are_nothing(finished: Finished) -
     assert to_text(of_results(results)) == finished.baseline
 
 
+@pytest.mark.slow
 def test_an_attack_whose_commit_is_torn_while_others_are_checked(finished: Finished) -> None:
     """Units that read it ask for its commit in the same moment in which it is set aside."""
     store = finished.copy()
@@ -433,6 +445,7 @@ class TestOtherVersions:
     def _commits(self, store: Store) -> list[Path]:
         return everything(Path(store.uri) / "commits")
 
+    @pytest.mark.slow
     def test_unknown_fields_are_kept(self, finished: Finished) -> None:
         store = finished.copy()
         for path in self._commits(store):
@@ -444,6 +457,7 @@ class TestOtherVersions:
         assert heals(finished, store, computed=0) == [] and look(finished, store) == []
         assert {path: path.read_bytes() for path in self._commits(store)} == before
 
+    @pytest.mark.slow
     def test_older_commits_are_read(self, finished: Finished) -> None:
         store = finished.copy()
         for path in self._commits(store):
@@ -468,6 +482,7 @@ class TestOtherVersions:
         (note,) = heals(finished, store, computed=1)
         assert "has 2 rows, its commit says 7" in note
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("readable", [True, False])
     def test_a_later_schema_is_read_where_possible_and_never_touched(
         self, finished: Finished, readable: bool
@@ -550,6 +565,7 @@ def nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["memory", pytest.param("s3", marks=pytest.mark.slow)])
 def test_a_bucket_heals_too(finished: Finished, where: str, request: pytest.FixtureRequest) -> None:
     uri = "memory://damaged" if where == "memory" else str(request.getfixturevalue("s3").new_bucket())

@@ -24,6 +24,7 @@ def test_sound_sweeps_of_twenty_cells(tmp_path: Path) -> None:
     assert [finding for report in reports for finding in report if finding.severity == "error"] == []
 
 
+@pytest.mark.slow
 def test_the_same_rows_with_a_fault_are_flagged(tmp_path: Path) -> None:
     """The simulation would see an error: the exact attack is handed the clean images."""
 

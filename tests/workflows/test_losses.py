@@ -80,6 +80,7 @@ def test_a_sweep_without_nodes_waits_for_one_and_goes_on(
     assert {line.split()[0] for line in log.read_text().splitlines()} == {nodes[0].node_id, nodes[2].node_id}
 
 
+@pytest.mark.nightly
 def test_a_sweep_that_no_node_comes_to_ends_and_continues_another_time(
     no_slots: Cluster, log: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ if skew := float(os.environ.get("WRONG_CLOCK", 0)):
 DAY = 86400.0
 
 
+@pytest.mark.nightly
 def test_clocks_that_are_days_apart_change_nothing(
     no_slots: Cluster, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -427,18 +427,26 @@ class Process:
         assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_the_next_run_heals_it(tmp_path: Path) -> None:
-    """While tables are made, once they are in place, while runs are written, between old and new database."""
+@pytest.mark.parametrize(
+    "moments", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.nightly)]
+)
+def test_killed_at_any_moment_the_next_run_heals_it(moments: int, tmp_path: Path) -> None:
+    """While tables are made, once they are in place, while runs are written, between old and new database.
+
+    By day at the first and the last of these.
+    """
     store = complete(tmp_path, "killed")
     path = store / "mlflow.db"
     track = Process(("track", tmp_path / "killed.yaml", "--store", store))
     track.killed_when(lambda: any(p.stat().st_size > 50_000 for p in store.glob(".mlflow.db.new-*/mlflow.db")))
     assert not path.exists()
-    track.killed_when(path.exists)
-    track.killed_when(lambda: any((store / "mlartifacts").rglob("tables.json")))
-    with path.open("r+b") as file:
-        file.write(b"damage")
+    if moments == 4:
+        track.killed_when(path.exists)
+        track.killed_when(lambda: any((store / "mlartifacts").rglob("tables.json")))
+        with path.open("r+b") as file:
+            file.write(b"damage")
+    else:
+        path.write_bytes(b"damage")
     track.killed_when(lambda: any(store.glob("mlflow.db.broken-*")))
     result = call(*track.arguments)
     assert result.exit_code == 0, result.stderr
@@ -448,7 +456,7 @@ def test_killed_at_any_moment_the_next_run_heals_it(tmp_path: Path) -> None:
     assert len({name.removesuffix("-journal") for name in aside}) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_drivers_that_begin_at_once_in_a_fresh_store_all_end_well_and_log_everything_once(tmp_path: Path) -> None:
     """Two of one sweep, and one of another."""
     store = complete(tmp_path, "one", "other")

@@ -279,7 +279,7 @@ def test_mlflow_has_the_rates_of_the_last_run_that_computed_anything(tmp_path: P
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_is_measured_predicted_run_watched_and_compared(two_slots: SharedRay, tmp_path: Path) -> None:
     lab, log = Lab(tmp_path, "store", shared=two_slots), tmp_path / "events.jsonl"
 

@@ -62,6 +62,7 @@ def test_it_holds_every_kind_of_stage_and_its_attacks_have_unlike_columns(store:
     assert all(names < set(ROW_SCHEMAS["attack"].arrow.names) for names in attacks)
 
 
+@pytest.mark.slow
 def test_plan_says_that_nothing_is_to_compute(store: Store) -> None:
     result = CliRunner().invoke(app, ["plan", str(FILE), "--store", store.uri])
     assert result.exit_code == 0, result.stderr
@@ -70,6 +71,7 @@ def test_plan_says_that_nothing_is_to_compute(store: Store) -> None:
     assert (found["committed"], found["missing"]) == (38, 0)
 
 
+@pytest.mark.slow
 def test_every_row_is_believed_and_run_computes_nothing(store: Store, sweep: Sweep) -> None:
     said: list[str] = []
     assert len(verified(make_plan(sweep), store, said.append)) == 38 and not said
@@ -78,6 +80,7 @@ def test_every_row_is_believed_and_run_computes_nothing(store: Store, sweep: Swe
     assert "38 committed, 0 to compute" in result.stderr and "clean" in result.stdout
 
 
+@pytest.mark.slow
 def test_what_is_made_of_the_rows_reads_them(store: Store, sweep: Sweep) -> None:
     results = Results(store, sweep)
     analysis = Analysis(results)
@@ -114,6 +117,7 @@ def test_what_an_attack_reports_is_found_by_name_and_not_where_rows_lack_it(stor
         assert view.reported(name) is None
 
 
+@pytest.mark.slow
 def test_a_copy_of_an_older_version_is_made_again_with_all_columns(store: Store, sweep: Sweep) -> None:
     first = compact(store, sweep)
     assert first.written == first.files > 7 and compact(store, sweep).written == 0

@@ -132,6 +132,7 @@ SVG = (
 )
 
 
+@pytest.mark.slow
 def test_a_figure_is_a_page_with_embedded_fonts_and_the_same_bytes_each_time() -> None:
     svg = SVG.rsplit("{}", 1)[0] + '<text x="5" y="20" class="a">clean 99.3</text></svg>'
     pdf = svg_to_pdf(svg)
@@ -197,6 +198,7 @@ def test_arcs_are_on_the_right_side_of_their_ends(path: str, highest: float, rig
 # ------------------------------------------------------------------------------------------------------- archive
 
 
+@pytest.mark.slow
 def test_the_archive_is_judged_as_it_was_reported(folder: Path) -> None:
     found = judge(open_archive(folder / "archive"), sweep_of(folder)).frame.set_index("defence")
     rows = analysis_of(folder).robustness
@@ -207,6 +209,7 @@ def test_the_archive_is_judged_as_it_was_reported(folder: Path) -> None:
     assert (found["images"] == 20).all() and 0 < found["largest"].max() <= 0.1 + 1e-6
 
 
+@pytest.mark.slow
 def test_other_draws_are_other_answers_of_the_random_defence_alone(folder: Path) -> None:
     found = judge(open_archive(folder / "archive"), sweep_of(folder), seed=7).frame.set_index("defence")
     assert found.loc["none", "differ"] == 0
@@ -238,6 +241,7 @@ def test_a_file_that_was_changed_is_refused(folder: Path, tmp_path: Path) -> Non
         judge(archive, sweep_of(folder))
 
 
+@pytest.mark.slow
 def test_a_manifest_that_was_changed_too_is_not_the_one_of_the_paper(folder: Path, tmp_path: Path) -> None:
     sha256 = open_archive(folder / "archive").sha256
     assert open_archive(folder / "archive", sha256).sha256 == sha256
@@ -320,6 +324,7 @@ def test_the_appendix_has_its_parts_and_the_exact_command(appendix: Path, folder
     assert "Wilson" in content and "cpu" in content and "tablenotes" in content
 
 
+@pytest.mark.slow
 def test_the_command_judges_the_archive_of_the_appendix(appendix: Path, folder: Path) -> None:
     archive = str(appendix / "adversarial")
     done = CliRunner().invoke(app, ["judge", archive, "--json"])

@@ -169,6 +169,7 @@ def test_with_what_it_requires_a_paper_s_sweep_is_a_valid_grid(path: Path, made_
     assert all(images == classifier for images, classifier in shapes)
 
 
+@pytest.mark.slow
 def test_the_settings_that_the_paper_states_are_those_of_its_sweeps(made_up: Path) -> None:
     paper = load_paper("distribution-transfer")
     sweeps = {path.stem.removeprefix("distribution-transfer-"): load(path) for path in SWEEPS}

@@ -186,6 +186,7 @@ def test_an_attack_on_no_defence_is_beside_each_of_its_adaptive_forms(tmp_path: 
 # --------------------------------------------------------------------------------------------------- where it stops
 
 
+@pytest.mark.slow
 def test_a_cell_stops_after_the_first_chunk_at_which_its_interval_is_narrow_enough(full: tuple[Sweep, Store]) -> None:
     sweep, store = full
     found = stops(sweep, store)
@@ -199,6 +200,7 @@ def test_a_cell_stops_after_the_first_chunk_at_which_its_interval_is_narrow_enou
         assert next(k for k, half in enumerate(halves, start=1) if half <= 0.09) == stop
 
 
+@pytest.mark.slow
 def test_tables_show_the_images_used_and_the_guarantee(full: tuple[Sweep, Store]) -> None:
     sweep, store = full
     results = Results(store, sweep)
@@ -223,6 +225,7 @@ def test_tables_show_the_images_used_and_the_guarantee(full: tuple[Sweep, Store]
     }
 
 
+@pytest.mark.slow
 def test_the_auditor_compares_by_sequences_and_does_not_ask_for_more_images(full: tuple[Sweep, Store]) -> None:
     sweep, store = full
     results = Results(store, sweep)
@@ -248,6 +251,7 @@ def test_without_precision_nothing_is_told_of_it(full: tuple[Sweep, Store], tmp_
     assert "spared_units" not in json.dumps(Analysis(results).table("robustness").declared())
 
 
+@pytest.mark.slow
 def test_of_the_sweeps_own_images_fewer_are_needed(full: tuple[Sweep, Store]) -> None:
     sweep, store = full
     own = with_precision(sweep, half_width=9, of="images")
@@ -263,6 +267,7 @@ def test_of_the_sweeps_own_images_fewer_are_needed(full: tuple[Sweep, Store]) ->
     assert ((frame["avg_low"] <= exact["avg"]) & (exact["avg"] <= frame["avg_high"])).all()
 
 
+@pytest.mark.slow
 def test_a_stricter_precision_only_adds(full: tuple[Sweep, Store]) -> None:
     sweep, store = full
     widths = [20, 12, 9, 7]
@@ -280,6 +285,7 @@ def test_a_stricter_precision_only_adds(full: tuple[Sweep, Store]) -> None:
     assert spared == sorted(spared, reverse=True) and spared[0] > spared[-1]
 
 
+@pytest.mark.slow
 def test_rows_beyond_a_gap_count_for_nothing(full: tuple[Sweep, Store], tmp_path: Path) -> None:
     sweep, store = full
     plan, own = make_plan(sweep), Store(str(tmp_path / "store"))
@@ -294,6 +300,7 @@ def test_rows_beyond_a_gap_count_for_nothing(full: tuple[Sweep, Store], tmp_path
     assert Results(own, sweep).robustness()["images"][2] == 32 * (stops(sweep, store)[2] or 0)
 
 
+@pytest.mark.slow
 def test_a_question_between_two_defences_is_decided_on_paired_differences(full: tuple[Sweep, Store]) -> None:
     sweep, store = full
     asked = with_precision(sweep, decide={"between": ["none", "jpeg"]})
@@ -318,6 +325,7 @@ def test_a_question_between_two_defences_is_decided_on_paired_differences(full: 
     assert "Decisions" in Analysis(results, audit=False).table("decisions").title
 
 
+@pytest.mark.slow
 def test_a_question_about_a_threshold_is_decided(full: tuple[Sweep, Store]) -> None:
     sweep, store = full
     asked = with_precision(sweep, decide={"threshold": 80})
@@ -330,6 +338,7 @@ def test_a_question_about_a_threshold_is_decided(full: tuple[Sweep, Store]) -> N
     assert frame["images"].min() < 100
 
 
+@pytest.mark.slow
 def test_several_attacks_are_combined_on_the_images_that_all_have(tmp_path: Path) -> None:
     text = SWEEP.replace("eps: [0.05, 0.12]}", "eps: 0.12}\n  - {attack: random-noise, norm: linf, eps: 0.12}")
     sweep = swept(
@@ -376,6 +385,7 @@ def drive(
             assert scheduler.remaining == 0
 
 
+@pytest.mark.slow
 def test_the_answer_does_not_depend_on_who_was_faster_or_killed(full: tuple[Sweep, Store], tmp_path: Path) -> None:
     sweep, store = full
     known = Results(store, sweep).robustness()
@@ -403,6 +413,7 @@ def test_the_answer_does_not_depend_on_who_was_faster_or_killed(full: tuple[Swee
     assert (Results(Store(str(tmp_path / "0")), sweep).robustness()).equals(known)
 
 
+@pytest.mark.slow
 def test_several_drivers_stop_at_the_same_images(full: tuple[Sweep, Store], tmp_path: Path) -> None:
     sweep, store = full
     own, luck = Store(str(tmp_path / "store")), random.Random(0)

@@ -318,6 +318,7 @@ def test_weights_of_another_architecture_are_refused_at_the_classifier(tmp_path:
     assert status == 2 and "wrong.yaml:5: classifiers.0" in said and "other.safetensors" in said, said
 
 
+@pytest.mark.slow
 def test_damaged_weights_of_a_denoiser_are_refused_at_the_defence(tmp_path: Path) -> None:
     folder = tmp_path / "ddpm"
     shutil.copytree(ASSETS / "digits-ddpm", folder)
@@ -340,6 +341,7 @@ def test_a_conditional_network_is_refused_with_its_line(tmp_path: Path) -> None:
     assert status == 2 and "wrong.yaml:6: defences.0" in said and "does not know the class" in said, said
 
 
+@pytest.mark.slow
 def test_a_second_time_nothing_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor a damaged record believed; a new defence is asked alone, and other versions ask all again."""
     sweep, store = small_sweep(tmp_path), Store(str(tmp_path / "store"))
@@ -423,6 +425,7 @@ attacks: [none, {{attack: pgd, norm: linf, eps: 0.1, gradient: [bpda, exact], eo
 """
 
 
+@pytest.mark.slow
 def test_twelve_defences_take_seconds(tmp_path: Path) -> None:
     sweep, store = small_sweep(tmp_path, TWELVE), Store(str(tmp_path / "store"))
     said: list[str] = []

@@ -76,6 +76,7 @@ def test_average_is_the_share_of_right_draws(correct: Matrix) -> None:
     assert average(correct).tolist() == pytest.approx(expected, abs=1e-15)
 
 
+@pytest.mark.slow
 @given(correct=matrices(), data=st.data())
 def test_worst_of_m_is_the_exact_ratio_of_binomial_coefficients(correct: Matrix, data: st.DataObject) -> None:
     draws = correct.shape[1]
@@ -93,6 +94,7 @@ def test_worst_of_m_holds_for_thousands_of_draws(c: int, draws: int, m: int) -> 
     assert worst_of(correct, m)[0] == pytest.approx(exact, rel=1e-8)
 
 
+@pytest.mark.slow
 @given(correct=matrices())
 def test_worst_of_one_is_the_average_and_worst_of_all_asks_every_draw(correct: Matrix) -> None:
     np.testing.assert_allclose(worst_of(correct, 1), average(correct), rtol=1e-12)
@@ -172,6 +174,7 @@ def covered(times: int, interval: Callable[[np.random.Generator], Proportion], t
     return float(np.mean([each.low <= truth <= each.high for each in found]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [128, 512])
 def test_the_interval_of_avg_covers_95_in_100_where_draws_agree(images: int) -> None:
     """The hardest case: draws that say nothing new, so that all that varies are the images."""
@@ -185,7 +188,11 @@ def test_the_interval_of_avg_covers_95_in_100_where_draws_agree(images: int) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "a", "b", "draws", "m"),
-    [(512, 0.3, 0.2, 20, 10), (128, 2, 1, 10, 5), (360, 8, 0.5, 10, 3)],
+    [
+        pytest.param(512, 0.3, 0.2, 20, 10, marks=pytest.mark.nightly),
+        (128, 2, 1, 10, 5),
+        pytest.param(360, 8, 0.5, 10, 3, marks=pytest.mark.nightly),
+    ],
 )
 def test_the_interval_of_worst_of_m_covers_95_in_100(images: int, a: float, b: float, draws: int, m: int) -> None:
     """p_i from a Beta law, of which E p^M is known; from images that draws decide to ones that they hardly touch."""
@@ -198,6 +205,7 @@ def test_the_interval_of_worst_of_m_covers_95_in_100(images: int, a: float, b: f
     assert covered(1000, interval, truth) == pytest.approx(0.95, abs=0.025)
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_vote_covers_95_in_100() -> None:
     """Two classes and seven draws, p_i uniform: the vote is right for half of the images."""
 
@@ -208,6 +216,7 @@ def test_the_interval_of_the_vote_covers_95_in_100() -> None:
     assert covered(3000, interval, 0.5) == pytest.approx(0.95, abs=0.01)
 
 
+@pytest.mark.slow
 @given(values=hnp.arrays(np.float64, st.integers(1, 60), elements=st.sampled_from([0.0, 0.1, 0.5, 1.0])))
 def test_a_bootstrap_interval_holds_its_estimate_in_the_range_and_has_a_length(
     values: npt.NDArray[np.float64],

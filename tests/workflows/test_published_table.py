@@ -67,6 +67,7 @@ chunk: 20
 """
 
 
+@pytest.mark.slow
 def test_the_papers_sweeps_say_by_their_names_what_they_repeat() -> None:
     found = {}
     for path in sorted(PAPERS.glob("**/*.yaml")):

@@ -91,7 +91,7 @@ def test_each_end_of_an_actor_is_distinguished_from_the_others(no_slots: Cluster
     no_slots.remove_node(stays)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_machine_without_memory_is_distinguished_from_an_exit_and_named_by_a_run(
     no_slots: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

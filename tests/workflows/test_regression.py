@@ -81,7 +81,7 @@ def test_the_committed_baseline_is_one_of_the_committed_sweep() -> None:
     assert COMMITTED.stat().st_size < 100_000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_steps_run_as_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "weekly.yaml").write_text(SWEEP)
     (tmp_path / ".venv/bin").mkdir(parents=True)

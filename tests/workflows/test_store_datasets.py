@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import fsspec
 import pandas as pd
 import pyarrow.dataset as ds
@@ -24,6 +23,7 @@ from workflows.results.reader import Results
 from workflows.store import Store
 
 if TYPE_CHECKING:
+    import duckdb
     from s3_server import S3Server
 
 
@@ -57,6 +57,8 @@ def sweep(computed: tuple[Path, Sweep]) -> Sweep:
 
 
 def database(store: Store) -> duckdb.DuckDBPyConnection:
+    import duckdb  # here: what is imported before the tests run is frozen in conftest.py, which it takes for a leak
+
     connection = duckdb.connect()
     if store.uri.startswith("s3://"):
         connection.register_filesystem(fsspec.filesystem("s3"))

@@ -86,6 +86,7 @@ def named(results: Results, mce: str | None = None) -> dict[str, Table]:
     return {table.name: table for table in Analysis(results, mce=mce).tables}
 
 
+@pytest.mark.slow
 def test_grid_is_the_product_with_every_threat(computed: Results) -> None:
     sweep = computed.sweep
     assert (len(sweep.adversarial), len(sweep.corrupted), len(sweep.certified)) == (2, 8, 6)
@@ -97,6 +98,7 @@ def test_grid_is_the_product_with_every_threat(computed: Results) -> None:
     assert kinds.count("sample") == 2 * 2 * 3 and kinds.count("sample-sequence") == 2 * 3
 
 
+@pytest.mark.slow
 def test_a_certificate_sets_the_t_star_of_the_defence_that_it_denoises_with(computed: Results) -> None:
     depths = {
         cell.certificate.sigma: cell.defence.label()
@@ -108,6 +110,7 @@ def test_a_certificate_sets_the_t_star_of_the_defence_that_it_denoises_with(comp
     assert clean.defence.label() == "one-shot t*=59" and clean.defence.draws == 2
 
 
+@pytest.mark.slow
 def test_certified_table_is_what_the_rows_say(computed: Results) -> None:
     frame = named(computed)["certified"].frame.set_index("cell")
     curves = named(computed)["certified_curves"].frame
@@ -131,6 +134,7 @@ def test_certified_table_is_what_the_rows_say(computed: Results) -> None:
     assert strong["ceiling"] == pytest.approx(0.12 * 1.6950, abs=1e-4) and strong["acr"] <= strong["ceiling"] + 1e-12
 
 
+@pytest.mark.slow
 def test_envelope_is_the_best_sigma_at_each_radius_and_never_mixes_guarantees(computed: Results) -> None:
     tables = named(computed)
     best, curves = tables["envelope"].frame, tables["certified_curves"].frame
@@ -142,6 +146,7 @@ def test_envelope_is_the_best_sigma_at_each_radius_and_never_mixes_guarantees(co
         assert row["sigma"] == same[same["accuracy"] == row["accuracy"]]["sigma"].min()
 
 
+@pytest.mark.slow
 def test_corruption_tables_are_what_the_rows_say(computed: Results) -> None:
     tables = named(computed)
     table, gains = tables["corruptions"].frame, tables["corruption_gains"].frame
@@ -165,6 +170,7 @@ def test_corruption_tables_are_what_the_rows_say(computed: Results) -> None:
     assert not overall["complete"].any(), "two corruptions of fifteen"
 
 
+@pytest.mark.slow
 def test_mean_corruption_errors_need_a_named_baseline_and_the_whole_benchmark(computed: Results) -> None:
     assert "mce" not in named(computed)
     with pytest.raises(InvalidInput, match="there are digits-cnn"):
@@ -180,6 +186,7 @@ def shares(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
+@pytest.mark.slow
 def test_mean_corruption_error_is_the_mean_ratio_of_errors(
     computed: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +218,7 @@ def test_mean_corruption_error_is_the_mean_ratio_of_errors(
     ]
 
 
+@pytest.mark.slow
 def test_lines_of_several_seeds_can_be_distinguished(computed: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pd.DataFrame(
         [
@@ -231,6 +239,7 @@ def test_lines_of_several_seeds_can_be_distinguished(computed: Results, monkeypa
     assert [line[head.index("fog")] for line in lines] == ["0.0", "100.0"] * 2
 
 
+@pytest.mark.slow
 def test_quality_table_is_what_the_rows_say(computed: Results) -> None:
     frame = named(computed)["quality"].frame
     for cell in computed.sweep.corrupted:
@@ -243,6 +252,7 @@ def test_quality_table_is_what_the_rows_say(computed: Results) -> None:
     assert "puregrid data fetch lpips" in " ".join(named(computed)["quality"].remarks)
 
 
+@pytest.mark.slow
 def test_every_format_has_the_tables(computed: Results) -> None:
     analysis = Analysis(computed)
     assert len(analysis.robustness) == 2
@@ -298,6 +308,7 @@ def test_mlflow_has_certificates_corruptions_and_quality(computed: Results, tmp_
     assert "denoiser.format" in children["digits-cnn · one-shot · certificates"].data.params
 
 
+@pytest.mark.slow
 def test_a_sweep_of_certificates_alone_has_no_robustness_table(tmp_path: Path) -> None:
     text = HEAD + "defences: [none]\ncertificates:\n  - sigma: 0.12\n    n: 50\n    n0: 20\n"
     sweep = small_sweep(tmp_path, text)
@@ -400,7 +411,7 @@ LONG = HEAD.replace("first: 12", "first: 2").replace("chunk: 8", "chunk: 1") + (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_certificate_that_is_killed_in_the_middle_of_an_image_resumes_to_the_same_counts(
     two_slots: SharedRay, tmp_path: Path
 ) -> None:

@@ -376,6 +376,7 @@ class TestDeletedExperiment:
 
 
 class TestBoundedClient:
+    @pytest.mark.slow
     def test_a_call_that_hangs_ends_and_no_later_one_waits(self, silent: str) -> None:
         client = BoundedClient(silent, 1.0)
         for seconds in (2.0, 0.2):
@@ -395,6 +396,7 @@ class TestBoundedClient:
                 BoundedClient(uri, 2.0).get_experiment_by_name("asked")
             assert time.monotonic() - started < 4
 
+    @pytest.mark.slow
     def test_the_variables_are_those_of_our_requests_alone(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -412,6 +414,7 @@ class TestBoundedClient:
         assert seen == {**_VARIABLES, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
         assert all(os.environ.get(name) is None for name in _VARIABLES if "RETRIES" not in name)
 
+    @pytest.mark.slow
     def test_errors_of_mlflow_arrive_as_they_are(self, tmp_path: Path) -> None:
         from mlflow.exceptions import MlflowException
 

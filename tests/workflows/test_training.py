@@ -116,6 +116,7 @@ def _config(**fields: Any) -> ClassifierTraining:
     ids=["classifier", "denoiser"],
 )
 class TestReproducible:
+    @pytest.mark.slow
     def test_the_same_config_gives_the_same_bytes_and_another_seed_others(
         self, tmp_path: Path, config: dict[str, Any], weights: str
     ) -> None:
@@ -129,6 +130,7 @@ class TestReproducible:
         assert cards[0]["measured"] == cards[1]["measured"]
         assert cards[0]["sha256"][weights] != cards[2]["sha256"][weights]
 
+    @pytest.mark.slow
     def test_another_setting_gives_other_weights(self, tmp_path: Path, config: dict[str, Any], weights: str) -> None:
         short = {**config, "steps": 3}
         changes: list[dict[str, Any]] = [{}, {"steps": 2}, {"batch": 4}, {"lr": 0.01}, {"ema": 0.0}, {"flip": True}]
@@ -150,6 +152,7 @@ class TestCard:
         # Three convolutions and their batch norms, 32, 32 and 64 channels, and two linear layers.
         assert card["parameters"] == 9 * (32 + 32 * 32 + 32 * 64) + 2 * (32 + 32 + 64) + 1024 * 64 + 64 + 640 + 10
 
+    @pytest.mark.slow
     def test_a_denoiser_s_card_names_both_files(self, tmp_path: Path) -> None:
         card, out = _trained(tmp_path, DENOISER)
         assert card["data"] == DIGESTS
@@ -169,6 +172,7 @@ class TestCard:
 
 
 class TestLoadsBack:
+    @pytest.mark.slow
     def test_a_trained_classifier_has_the_accuracy_of_its_card(self, tmp_path: Path, digits_test: ImageSet) -> None:
         card, _ = _trained(tmp_path, STANDARD, steps=40)
         config = ClassifierConfig(
@@ -181,6 +185,7 @@ class TestLoadsBack:
         assert card["measured"] == {"test_accuracy": round(accuracy, 6), "test_images": 599}
         assert accuracy > 0.3  # ten classes: it has learnt
 
+    @pytest.mark.slow
     def test_a_trained_denoiser_has_the_error_of_its_card(self, tmp_path: Path, digits_test: ImageSet) -> None:
         card, _ = _trained(tmp_path, DENOISER)
         config = DiffusersConfig(schedule="linear-1000", path="out").resolved(tmp_path)
@@ -196,6 +201,7 @@ class TestLoadsBack:
             error = float(((denoiser(noised, 100) - torch.from_numpy(eps)) ** 2).mean())
         assert card["measured"]["test_eps_mse"]["t=100"] == pytest.approx(error, abs=2e-5)
 
+    @pytest.mark.slow
     def test_the_figures_of_a_robust_network_are_those_of_its_budget_and_noise(
         self, tmp_path: Path, digits_test: ImageSet
     ) -> None:
@@ -242,12 +248,14 @@ class TestLoss:
         monkeypatch.setattr(loop, "training_progress", recorder)
         return reported
 
+    @pytest.mark.slow
     def test_a_classifier_s_loss_starts_at_a_guess_and_falls(self, tmp_path: Path, losses: list[float]) -> None:
         train(_config(out=str(tmp_path), steps=60, batch=32), command="test")
         assert len(losses) == 60
         assert losses[0] == pytest.approx(np.log(10), abs=0.4)
         assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
 
+    @pytest.mark.slow
     def test_a_denoiser_s_loss_starts_at_the_noise_s_variance_and_falls(
         self, tmp_path: Path, losses: list[float]
     ) -> None:
@@ -512,6 +520,7 @@ class TestShipped:
                 plain[attack] = pgd_accuracy(undefended, digits_test, attack)
             assert found["accuracy"] > plain[attack] + 0.3, name
 
+    @pytest.mark.slow
     def test_the_shipped_denoiser_has_the_error_of_its_card(self, digits_test: ImageSet) -> None:
         card = yaml.safe_load((ASSETS / "digits-ddpm" / "card.yaml").read_text())
         denoiser = (

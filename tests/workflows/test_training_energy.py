@@ -211,6 +211,7 @@ def _trained(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_the_same_config_gives_the_same_bytes_and_each_setting_others(self, tmp_path: Path) -> None:
         def weights(name: str, **changes: Any) -> str:
             torch.manual_seed(len(name))  # whatever the global generator was before
@@ -294,6 +295,7 @@ class TestShipped:
         for name in ("digits-energy", "cifar10-energy"):
             assert isinstance(load_config(CONFIGS / f"{name}.yaml"), EnergyTraining)
 
+    @pytest.mark.slow
     def test_the_default_purifier_keeps_clean_digits_and_undoes_a_static_attack(self) -> None:
         """On 100 images; the card has all 599."""
         test = DigitsConfig().read()

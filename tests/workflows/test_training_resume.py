@@ -104,6 +104,7 @@ def _die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(loop, "augmented", dying)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [*({**BASE, **v} for v in VARIANTS.values()), DENOISER], ids=[*VARIANTS, "denoiser"]
 )
@@ -127,6 +128,7 @@ def test_a_death_at_any_step_and_a_resume_give_the_same_bits(
     assert not list((tmp_path / "broken" / "out").glob("checkpoint*"))
 
 
+@pytest.mark.slow
 def test_a_death_after_the_last_step_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = train(load_config(_config(tmp_path / "straight", BASE)), command="test")
     path = _config(tmp_path / "broken", BASE)
@@ -175,7 +177,7 @@ class TestRealKills:
         assert yaml.safe_load(result.stdout)["sha256"] == straight["sha256"]
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
     def test_an_interrupt_stores_the_step_at_hand(self, tmp_path: Path, number: signal.Signals) -> None:
         fields = {**BASE, "steps": 10**6, "checkpoint_every": 10}
         path = _config(tmp_path, fields)
@@ -243,6 +245,7 @@ class TestFolders:
         assert "config.method.method is 'standard' there, 'gaussian' here" in other.stderr
         assert "--force" in other.stderr
 
+    @pytest.mark.slow
     def test_the_checkpoint_of_another_training_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -259,6 +262,7 @@ class TestFolders:
                 train(load_config(_config(tmp_path, BASE)), command="test")
         assert train(load_config(_config(tmp_path, BASE, seed=1)), command="test", force=True)["config"]["seed"] == 1
 
+    @pytest.mark.slow
     def test_a_torn_checkpoint_is_refused_and_a_torn_write_leaves_the_old_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -353,6 +357,7 @@ class TestMlflow:
         assert len(client.search_runs([experiment.experiment_id])) == 2
 
 
+@pytest.mark.slow
 def test_the_average_and_the_network_are_both_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _config(tmp_path, BASE)
     with monkeypatch.context() as patch, pytest.raises(Killed):

@@ -49,7 +49,7 @@ __all__ = [
     "ask",
 ]
 
-_LONG, _SHORT = 8, 2
+_LONG, _SHORT = 4, 2
 """A chain of more network evaluations than the one goes in as many steps as the other."""
 
 _QUESTIONS, _DRAWS, _FOREIGN_SECONDS = 3, 2, 2.0

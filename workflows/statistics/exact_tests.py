@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, stats
 
 from defense.errors import InvalidInput
 
@@ -41,6 +40,8 @@ class McNemar(NamedTuple):
 
 def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> McNemar:
     """Test whether two sets of right answers to the same images, shape (images,) each, differ."""
+    from scipy import stats  # here: it takes most of a second, and a plan needs none of it
+
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     differ = only_first + only_second
     return McNemar(only_first, only_second, float(stats.binomtest(only_first, differ).pvalue) if differ else 1.0)
@@ -73,6 +74,8 @@ def sign_flip(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> fl
 
 def _upper_tail(total: int, sizes: npt.NDArray[np.int64]) -> float:
     """P(sum of sizes with random signs >= total)."""
+    from scipy import fft, stats  # here: see above
+
     size, count = np.unique(sizes, return_counts=True)
     if len(size) == 1:
         flips, positive = int(count[0]), (total // int(size[0]) + int(count[0])) // 2

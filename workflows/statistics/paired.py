@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from defense.errors import InvalidInput
 
@@ -121,6 +120,8 @@ def safe_t_test(d: Values, margin: float, largest: float = 1.0) -> Values:
         mean, error = _safe_mean(sums, images, middle, largest + margin)
         above = mean > middle * error
         low, high = np.where(above, middle, low), np.where(above, high, middle)
+    from scipy import stats  # here: it takes most of a second, and a plan needs none of it
+
     return np.asarray(stats.t.sf((low + high) / 2, images - 1), dtype=np.float64)
 
 
@@ -128,6 +129,8 @@ def _lower_bound(d: Values, largest: float) -> float:
     """Lower bound of the mean of d at 2.5 %."""
     if len(d) == 1:
         return -1.0
+    from scipy import stats  # here: see above
+
     t = float(stats.t.ppf(0.975, len(d) - 1))
     mean, error = _safe_mean(_power_sums(d[None]), len(d), np.array([t]), largest)
     return max(-1.0, float(mean[0] - t * error[0]))

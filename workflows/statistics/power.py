@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import math
 
-from scipy import optimize, stats
-
 __all__ = ["detectable"]
 
 
@@ -29,6 +27,8 @@ def detectable(images: int, spread: float, alpha: float, margin: float, power: f
         margin: m, the drop that is tolerated.
         power: Share of the runs in which it must be found.
     """
+    from scipy import optimize, stats  # here: they take most of a second, and a plan needs neither
+
     t, z = float(stats.t.isf(alpha, max(images - 1, 1))), float(stats.norm.ppf(power))
     w = t * t / 2
 
