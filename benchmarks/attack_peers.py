@@ -237,7 +237,7 @@ def config(name: str) -> AttackConfig:
         )
     if name == "stadv":
         return StAdvConfig(eps=eps, steps=steps)
-    low_frequency._network = lambda config: Rms()  # type: ignore[assignment]
+    low_frequency.network = lambda config: Rms()  # type: ignore[assignment]
     lpips: Any = {"net": "vgg", "sha256": "0" * 64}
     return LowFrequencyConfig.from_entry({"attack": name, "eps": eps, "steps": steps, "lpips": lpips})
 

@@ -9,7 +9,9 @@ from tasks.attacks.cw import CarliniWagnerConfig
 from tasks.attacks.derived import DerivedAttackConfig, Given
 from tasks.attacks.deviated_reconstruction import DeviatedReconstructionConfig
 from tasks.attacks.diffhammer import DiffHammerConfig
+from tasks.attacks.hop_skip_jump import HopSkipJumpConfig
 from tasks.attacks.ladder import LadderConfig
+from tasks.attacks.lagrangian_perceptual import LagrangianPerceptualConfig
 from tasks.attacks.low_frequency import LowFrequencyConfig
 from tasks.attacks.one_step_preview import OneStepPreviewConfig
 from tasks.attacks.pgd import FGSMConfig, PGDConfig
@@ -36,7 +38,9 @@ __all__ = [
     "DiffHammerConfig",
     "FGSMConfig",
     "Given",
+    "HopSkipJumpConfig",
     "LadderConfig",
+    "LagrangianPerceptualConfig",
     "LowFrequencyConfig",
     "Norm",
     "OneStepPreviewConfig",

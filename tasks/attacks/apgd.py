@@ -19,7 +19,8 @@ Where paper and reference implementation differ, this is the latter: the checkpo
 ``floor(0.22 n)`` steps first and then ``floor(0.03 n)`` fewer each time, at least ``floor(0.06 n)``; and the loss of
 the very first step counts as risen if it is positive, not if it exceeds that of the start.
 
-In the l_1 ball steps are sparse and follow other rules: :mod:`tasks.attacks.apgd_l1`.
+In the l_1 ball steps are sparse and follow other rules: :mod:`tasks.attacks.apgd_l1`. ``band`` keeps the perturbation
+in a disc of spatial frequencies (:mod:`tasks.attacks.band`): dir is then that of the gradient's part in the disc.
 
 Two things are not as there. With several draws L is their mean, in the step, in the checkpoints and in the record of
 the best iterate; the reference has the mean in the step alone, and takes the loss of its last draw for the rest. And
@@ -29,7 +30,7 @@ iterates of all runs the one of highest loss is returned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -39,6 +40,7 @@ from torch import Tensor
 from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks.apgd_l1 import BestIterate, budgets, sparse_ascend
+from tasks.attacks.band import BandSpace
 from tasks.attacks.base import ATTACKS, AttackResult, Norm, Region
 from tasks.attacks.best import Best
 from tasks.attacks.losses import PointLoss, check_classes, point_loss
@@ -68,14 +70,17 @@ class APGDConfig(AscentConfig):
             default 9; None with other losses.
         stop_on_success: Do not attack images in further runs that an earlier one has broken. For defences without
             randomness, where it changes no verdict; refused elsewhere.
+        band: Largest spatial frequency of the perturbation, in periods an image; None for any.
 
     Raises:
-        InvalidInput: ``targets`` with another loss; ``larger_eps`` with another norm, or with fewer than 5 steps; at
-            run time, more targets than wrong classes.
+        InvalidInput: ``band`` in the l_1 ball, whose steps are sparse; ``targets`` with another loss; ``larger_eps``
+            with another norm, or with fewer than 5 steps; at run time, more targets than wrong classes.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     keeps_best: ClassVar[bool] = True
+    # Ids are as before there was a choice.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {**AscentConfig.unsaid, "band": (None,)}
     attack: Literal["apgd"] = "apgd"
     steps: int = Field(default=100, ge=1)
     loss: Literal["ce", "margin", "dlr", "dlr-targeted"] = "ce"
@@ -84,6 +89,7 @@ class APGDConfig(AscentConfig):
     targets: int | None = Field(default=None, ge=1)
     larger_eps: bool | None = None
     stop_on_success: bool = False
+    band: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -103,6 +109,16 @@ class APGDConfig(AscentConfig):
         elif data.get("targets") is not None:
             raise InvalidInput("`targets` is for `loss: dlr-targeted`; the other losses have no target class.")
         return data
+
+    @model_validator(mode="after")
+    def _band_fits(self) -> Self:
+        if self.band is not None and self.norm == "l1":
+            raise InvalidInput(
+                "`band` is for `norm: linf` and `l2`: steps in the l_1 ball are sparse, and no sparse "
+                "perturbation is in a band.",
+                keys=("band",),
+            )
+        return self
 
     @model_validator(mode="after")
     def _every_ball_has_steps(self) -> Self:
@@ -130,6 +146,8 @@ class APGDConfig(AscentConfig):
             parts.append(f"{self.targets} targets")
         if self.restarts > 1:
             parts.append(f"x{self.restarts}")
+        if self.band is not None:
+            parts.append(f"band {self.band:g}")
         return " ".join(parts)
 
     @property
@@ -176,12 +194,15 @@ class APGDConfig(AscentConfig):
     ) -> None:
         if self.norm == "l1":
             self._run_l1(target, x, omega, number, loss, best, start)
-        elif start is None:
-            region = Region(x, self.norm, self.eps)
-            ascend(target, region, sphere_start(region, omega, number), loss, self.steps, self.rho, best)
+            return
+        region = Region(x, self.norm, self.eps)
+        begin = sphere_start(region, omega, number) if start is None else start
+        first = None if start is None else self.eps / 2
+        if self.band is None:
+            ascend(target, region, begin, loss, self.steps, self.rho, best, first=first)
         else:
-            region = Region(x, self.norm, self.eps)
-            ascend(target, region, start, loss, self.steps, self.rho, best, first=self.eps / 2)
+            space = BandSpace(region, self.band)
+            ascend(target, space, space.begin(begin), loss, self.steps, self.rho, best, first=first)
 
     def _run_l1(
         self, target: Target, x: Tensor, omega: Omega, number: int, loss: PointLoss, best: Best, start: Tensor | None
@@ -233,7 +254,7 @@ def sphere_start(region: Region, omega: Omega, number: int) -> Tensor:
 
 def ascend(
     target: Oracle,
-    region: Region,
+    region: Region | BandSpace,
     start: Tensor,
     loss: PointLoss,
     steps: int,
@@ -248,7 +269,7 @@ def ascend(
     Arguments:
         target: The attacked function, or what an attack has made of it.
         region: Budget.
-        start: First iterate, shape (B, C, H, W).
+        start: First iterate, shape (B, C, H, W), a point of ``region``.
         loss: What is maximised.
         steps: Gradient steps n, each followed by an evaluation.
         rho: Share of rising steps up to which the step size is halved.
@@ -256,9 +277,10 @@ def ascend(
         first: Size of the first step; 2 eps by default.
         at_stops: Numbers of steps after which the step size is reconsidered; by default :func:`checkpoints`.
     """
-    at = target.differentiate(start, loss)
+    image = region.shown(start)
+    at = target.differentiate(image, loss)
     assert at.gradient is not None
-    best.see(start, at.loss)
+    best.see(image, at.loss)
     best_iterate = BestIterate(start, at.gradient, at.loss)  # of this run alone: it is where the run goes back to
     length = 2 * region.eps if first is None else first
     size = torch.full((len(start), 1, 1, 1), length, dtype=start.dtype, device=start.device)
@@ -271,13 +293,14 @@ def ascend(
         inertia = 0.0 if step == 1 else 1 - _AIMED
         moved = region.project(current + (1 - inertia) * (aimed - current) + inertia * (current - before))
         before, current = current, moved
+        image = region.shown(current)
         if step == steps:
-            best.see(current, target.evaluate(current, loss).loss)  # nobody will follow its gradient
+            best.see(image, target.evaluate(image, loss).loss)  # nobody will follow its gradient
             return
-        at = target.differentiate(current, loss)
+        at = target.differentiate(image, loss)
         assert at.gradient is not None
         gradient = at.gradient
-        best.see(current, at.loss)
+        best.see(image, at.loss)
         best_iterate.see(current, gradient, at.loss)
         rises = rises + (at.loss > last_loss)
         last_loss = at.loss

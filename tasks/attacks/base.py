@@ -329,6 +329,10 @@ class Region:
         moved = self._inwards(delta * (self.eps * (1 - 1e-9) / size))
         return torch.where(size > self.eps, moved, x).clamp(0, 1)
 
+    def shown(self, x: Tensor) -> Tensor:
+        """Return the image that a point of an attack stands for: itself."""
+        return x
+
     def _inwards(self, delta: Tensor) -> Tensor:
         """Return the image of a float64 perturbation, every pixel rounded to float32 towards the centre.
 

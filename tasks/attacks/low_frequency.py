@@ -32,10 +32,8 @@ and l_2 norms that came of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -43,12 +41,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from defense.errors import InvalidInput
-from defense.lpips import LpipsConfig
 from defense.randomness import Omega
-from defense.spec import Spelling
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
+from tasks.attacks.base import ATTACKS, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.losses import LossName, check_classes, point_loss
+from tasks.attacks.perceptual import PerceptualConfig, network
 from tasks.attacks.target import Target
 
 __all__ = ["GuidedFilter", "LowFrequencyConfig"]
@@ -58,7 +55,7 @@ _SIGMA_SPACE, _LEAST = 0.2, 1e-5
 
 
 @ATTACKS.register("low-frequency")
-class LowFrequencyConfig(AttackConfig):
+class LowFrequencyConfig(PerceptualConfig):
     """Low-frequency attack: learned guided filters under a bound of LPIPS.
 
     Arguments:
@@ -77,13 +74,8 @@ class LowFrequencyConfig(AttackConfig):
         InvalidInput: No ``lpips``, kernels that are not odd; at run time, images too small for LPIPS or a kernel.
     """
 
-    spellings: ClassVar[Mapping[str, Spelling]] = {}
-    norms: ClassVar[tuple[Norm, ...]] = ("lpips",)
-    bounded: ClassVar[bool] = False
     attack: Literal["low-frequency"] = "low-frequency"
-    norm: Norm = "lpips"
     eps: float = Field(default=0.05, gt=0)
-    lpips: LpipsConfig
     steps: int = Field(default=100, ge=1)
     kernels: tuple[int, ...] = (5, 7, 5, 3)
     sigma: float = Field(default=0.1, gt=0)
@@ -92,29 +84,11 @@ class LowFrequencyConfig(AttackConfig):
     penalty: float = Field(default=1e8, gt=0)
     loss: LossName = "margin"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _needs(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        lpips = data.get("lpips")
-        if not isinstance(lpips, LpipsConfig) or (lpips.weights or lpips.sha256) is None:
-            raise InvalidInput(
-                "low-frequency needs `lpips: {net: vgg, weights: PATH}`: PATH is torchvision's ImageNet checkpoint "
-                "of that backbone (vgg16-397923af.pth, or with `net: alex` alexnet-owt-7be5be79.pth), which is never "
-                "fetched silently."
-            )
-        return data
-
     @model_validator(mode="after")
     def _odd(self) -> Self:
         if any(side < 1 or side % 2 == 0 for side in self.kernels):
             raise InvalidInput(f"kernels have odd sides, so that they have a middle, not {list(self.kernels)}.")
         return self
-
-    def resolved(self, base: Path) -> Self:
-        """With the weights of LPIPS found, hashed and checked."""
-        return self.model_copy(update={"lpips": self.lpips.resolved(base)})
 
     def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
         """See :class:`AttackConfig`."""
@@ -141,7 +115,7 @@ class LowFrequencyConfig(AttackConfig):
 
     def run(self, target: Target, x: Tensor, omega: Omega) -> AttackResult:
         """See :class:`AttackConfig`. Nothing is drawn; the column ``lpips`` has the distance of each image."""
-        distance = _network(self.lpips).to(x.device)
+        distance = network(self.lpips).to(x.device)
         farthest = torch.zeros(len(x), device=x.device)
         with torch.no_grad():
             distance(x, x)  # refuses images that it cannot take, before the defence has cost anything
@@ -224,24 +198,6 @@ class GuidedFilter(nn.Module):
         radius = self.side // 2
         padded = F.pad(z, (radius,) * 4, mode="reflect")
         return F.unfold(padded, self.side).view(*z.shape[:2], self.side**2, *z.shape[2:])
-
-
-@lru_cache(maxsize=1)
-def _network(config: LpipsConfig) -> nn.Module:
-    """LPIPS of images in [0, 1]; loaded once by a worker, not once a batch."""
-    if config.weights is None or config.sha256 is None:
-        raise InvalidInput("low-frequency: the weights of LPIPS have not been looked up; call `resolved(folder)`.")
-    return _Unit(config.build())
-
-
-class _Unit(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        distance: Tensor = self.net(2 * a - 1, 2 * b - 1)
-        return distance
 
 
 def _at_most_one(gradient: Tensor) -> Tensor:

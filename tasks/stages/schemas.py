@@ -203,7 +203,12 @@ _ATTACK = RowSchema(
         RowColumn("attack_broken", pa.bool_(), "autoattack: the package's own verdict", nullable=True),
         RowColumn("attack_minimum_l2", pa.float64(), "cw: least l2 norm that broke it, NaN if none", nullable=True),
         RowColumn("attack_flow", pa.float64(), "stadv: largest flow, in pixels", nullable=True),
-        RowColumn("attack_lpips", pa.float64(), "low-frequency: LPIPS distance of the image", nullable=True),
+        RowColumn(
+            "attack_lpips",
+            pa.float64(),
+            "attacks of norm lpips: LPIPS distance of the image",
+            nullable=True,
+        ),
         RowColumn(
             EXTRA, _EXTRA_TYPE, "attacks that are not puregrid's: their `AttackResult.columns` by name", nullable=True
         ),

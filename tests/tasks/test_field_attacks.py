@@ -13,6 +13,7 @@ from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks import ATTACKS, AttackConfig, Target
 from tasks.attacks.band import in_band
+from tasks.attacks.hop_skip_jump import HopSkipJumpConfig, _Search
 from tasks.attacks.one_step_preview import OneStepPreviewConfig
 
 
@@ -69,6 +70,86 @@ class TestBand:
         assert "band" not in plain.identity()
         banded = attack(attack="pgd", norm="linf", eps=0.1, band=10)
         assert banded.id != plain.id and banded.label() == "pgd-20 linf band 10"
+
+    @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.3)])
+    def test_apgd_stays_in_the_band_and_ends_at_its_best_point(self, norm: str, eps: float) -> None:
+        x, net = images(), Linear()
+        config = attack(attack="apgd", norm=norm, eps=eps, steps=20, band=2.0)
+        result = config.run(target(net, x), x, OMEGA)
+        w = (result.images - x).double()
+        torch.testing.assert_close(in_band(w, 2.0), w, rtol=0, atol=1e-6)
+        size = w.flatten(1).abs().amax(1) if norm == "linf" else w.flatten(1).norm(dim=1)
+        assert ((size <= eps + 1e-7) & (size > 0.99 * eps)).all()
+        if norm == "l2":
+            side = torch.where(net(x).argmax(1) == 1, -1.0, 1.0).view(-1, 1, 1, 1)
+            best = in_band(side * net.w.view(1, 1, 8, 8), 2.0)
+            best = (eps * best / best.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).double()
+            torch.testing.assert_close(w, best, rtol=0, atol=1e-3)
+        clean = nn.functional.cross_entropy(net(x), net(x).argmax(1), reduction="none")
+        assert (result.loss > clean).all()
+
+    def test_apgd_without_a_band_is_as_before(self) -> None:
+        plain = attack(attack="apgd", norm="linf", eps=0.1)
+        assert "band" not in plain.identity()
+        banded = attack(attack="apgd", norm="linf", eps=0.1, band=10)
+        assert banded.id != plain.id and banded.label() == "apgd-100 linf band 10"
+        with pytest.raises(InvalidInput, match="no sparse perturbation is in a band"):
+            attack(attack="apgd", norm="l1", eps=1.0, band=2)
+
+
+class TestHopSkipJump:
+    @pytest.mark.parametrize("norm", ["l2", "linf"])
+    def test_it_finds_the_distance_of_a_linear_classifier(self, norm: str) -> None:
+        x, net = images(), Linear(0.5)
+        config = attack(attack="hop-skip-jump", norm=norm, eps=0.5, queries=3000)
+        result = config.run(target(net, x), x, OMEGA)
+        away = (result.images - x).flatten(1)
+        found = away.norm(dim=1) if norm == "l2" else away.abs().amax(1)
+        side = ((x.flatten(1) - 0.5) @ net.w + 0.5).abs()
+        margin = side / (net.w.norm() if norm == "l2" else net.w.abs().sum())
+        assert ((found >= margin - 1e-6) & (found <= (1.05 if norm == "l2" else 1.2) * margin + 2e-3)).all(), (
+            found / margin
+        )
+        assert (net(result.images).argmax(1) != net(x).argmax(1)).all()
+
+    def test_an_image_costs_its_queries_and_no_more_whatever_the_others_of_its_batch(self) -> None:
+        x, net = images(), Linear()
+        config = attack(attack="hop-skip-jump", norm="l2", eps=0.5, queries=333)
+        aim = target(net, x)
+        together = config.run(aim, x, OMEGA).images
+        assert all(0 < asked <= config.evaluations for asked in aim.tally.evaluations.values())
+        for k in range(3):
+            part, omega = x[k : k + 1], OMEGA.select([k])
+            alone = config.run(Target(net, net(part).argmax(1), omega.within("defence")), part, omega).images
+            torch.testing.assert_close(alone, together[k : k + 1], rtol=0, atol=1e-6)
+
+    def test_what_is_further_away_than_eps_stays_in_the_ball_and_what_is_wrong_stays(self) -> None:
+        x, net = images(), Linear(0.5)
+        result = attack(attack="hop-skip-jump", norm="linf", eps=0.001, queries=200).run(target(net, x), x, OMEGA)
+        assert (result.images - x).abs().max() <= 0.001 + 1e-8
+        wrong = Target(net, 1 - net(x).argmax(1), OMEGA.within("defence"))
+        result = attack(attack="hop-skip-jump", norm="l2", eps=1.0, queries=200).run(wrong, x, OMEGA)
+        assert torch.equal(result.images, x) and max(wrong.tally.evaluations.values()) == 3
+
+    def test_the_majority_of_the_draws_decides(self) -> None:
+        """Of three draws with offsets -0.4, 0.1 and 0.2 the boundary is that of the middle one."""
+        x, net = images(), Linear()
+
+        class Offset(Target):
+            def logits(self, at: Tensor) -> Tensor:
+                self._count(3)
+                side = (at.flatten(1) - 0.5) @ net.w
+                return torch.stack([torch.stack([-side - o, side + o], 1) for o in (-0.4, 0.1, 0.2)], 1)
+
+        labels = ((x.flatten(1) - 0.5) @ net.w + 0.1 > 0).long()
+        config = attack(attack="hop-skip-jump", norm="l2", eps=1e-9, queries=2000, unbounded=["eps"])
+        assert isinstance(config, HopSkipJumpConfig)
+        search = _Search(Offset(net, labels, OMEGA, draws=3), x, OMEGA, config)
+        search.start()
+        for t in (1, 2, 3):
+            search.iterate(t)
+        reached = (search.best.flatten(1) - 0.5) @ net.w + 0.1
+        assert reached.abs().max() < 1e-2
 
 
 class TestRayS:

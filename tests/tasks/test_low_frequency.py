@@ -1,4 +1,4 @@
-"""The low-frequency attack: its filters in closed form, the threshold of LPIPS, and what it refuses.
+"""Attacks under a bound of LPIPS: filters and steps in closed form, the threshold, and what they refuse.
 
 LPIPS has its own backbone with seeded random weights here: the distance is another one, the mechanism the same.
 """
@@ -16,9 +16,18 @@ from defense.errors import InvalidInput
 from defense.lpips import LpipsConfig
 from defense.randomness import Omega
 from defense.torchvision_cpu import allow_torchvision_import
-from tasks.attacks import ATTACKS, AttackResult, LowFrequencyConfig, Target, perturbation_norms
+from tasks.attacks import (
+    ATTACKS,
+    AttackConfig,
+    AttackResult,
+    LagrangianPerceptualConfig,
+    LowFrequencyConfig,
+    Target,
+    perturbation_norms,
+)
 from tasks.attacks.losses import margin
 from tasks.attacks.low_frequency import GuidedFilter, _at_most_one
+from tasks.attacks.perceptual import network
 
 Y = torch.tensor([0, 3, 1, 2])
 
@@ -62,7 +71,7 @@ def classifier() -> nn.Module:
     return net.requires_grad_(False).eval()
 
 
-def run(attack: LowFrequencyConfig, classifier: nn.Module, x: Tensor, y: Tensor = Y) -> AttackResult:
+def run(attack: AttackConfig, classifier: nn.Module, x: Tensor, y: Tensor = Y) -> AttackResult:
     return attack.run(Target(classifier, y, omega(len(x))), x, omega(len(x)))
 
 
@@ -208,3 +217,47 @@ def test_names_and_the_weights_in_the_id(lpips: LpipsConfig, tmp_path: Path) -> 
         LowFrequencyConfig(lpips=lpips, kernels=(5, 4))
     with pytest.raises(InvalidInput, match="write `norm: lpips`"):
         LowFrequencyConfig(lpips=lpips, norm="l2")
+
+
+class TestLagrangian:
+    def test_one_step_is_that_of_the_formula(self, lpips: LpipsConfig, classifier: nn.Module) -> None:
+        x, d, eps = smooth_images(4), network(lpips), 1e-4
+        attack = LagrangianPerceptualConfig(lpips=lpips, steps=1, eps=eps, penalty=2.0)
+        found = run(attack, classifier, x)
+        start = (x + 0.01 * omega(4).normal("start", 0, x)).clamp(0, 1)
+        at = start.clone().requires_grad_()
+        lagrangian = margin(classifier(at), Y) - 2.0 * (d(at, x) - eps).clamp_min(0)
+        (g,) = torch.autograd.grad(lagrangian.sum(), at)
+        u = g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        with torch.no_grad():
+            length = 0.1 * eps / (d(start, start + 0.1 * u) / 0.1).clamp_min(1e-4)
+            moved = (start + length.view(-1, 1, 1, 1) * u).clamp(0, 1)
+            # The bisection: some point between the clean image and that one, as far as the bound allows.
+            away = (found.images - x).flatten(1)
+            share = (away * (moved - x).flatten(1)).sum(1) / (moved - x).flatten(1).square().sum(1)
+            far, found_far = d(moved, x), d(found.images, x)
+        ours = found.loss > margin(classifier(x), Y)
+        assert ours.any()
+        torch.testing.assert_close(away[ours], (share.view(-1, 1) * (moved - x).flatten(1))[ours], rtol=0, atol=1e-5)
+        at_the_bound = ours & (far > eps)
+        assert at_the_bound.any() and (found_far <= eps * (1 + 1e-3)).all()
+        assert (found_far[at_the_bound] > 0.98 * eps).all()
+
+    def test_it_breaks_images_inside_its_bound(self, lpips: LpipsConfig, classifier: nn.Module) -> None:
+        x = smooth_images(4)
+        y = classifier(x).argmax(1)
+        result = run(LagrangianPerceptualConfig(lpips=lpips, steps=8, eps=0.01), classifier, x, y)
+        with torch.no_grad():
+            far = network(lpips)(result.images, x)
+        assert (far <= 0.01 * (1 + 1e-4)).all() and (classifier(result.images).argmax(1) != y).any()
+        torch.testing.assert_close(result.columns["lpips"], far, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(result.loss, margin(classifier(result.images), y))
+        assert (result.loss >= margin(classifier(x), y)).all()
+
+    def test_missing_weights_and_its_name(self, lpips: LpipsConfig) -> None:
+        with pytest.raises(InvalidInput, match=r"lagrangian-perceptual needs `lpips: {net: vgg, weights: PATH}`"):
+            LagrangianPerceptualConfig.model_validate({})
+        attack = LagrangianPerceptualConfig(lpips=lpips)
+        assert (attack.label(), attack.evaluations) == ("lagrangian-perceptual-40 lpips-alex", 42)
+        with pytest.raises(InvalidInput, match="write `norm: lpips`"):
+            LagrangianPerceptualConfig(lpips=lpips, norm="linf")

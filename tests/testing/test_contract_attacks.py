@@ -88,6 +88,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{"attack": "one-step-preview", **LINF, "steps": 3, "previews": 2},
         "denoiser": {"format": "oracle", "schedule": "linear-1000"},
     },
+    **{
+        f"hop-skip-jump {norm}": {"attack": "hop-skip-jump", **ball, "queries": 60, "first": 10}
+        for norm, ball in (("linf", LINF), ("l2", L2))
+    },
+    "hop-skip-jump of the defence": {
+        **{"attack": "hop-skip-jump", **L2, "queries": 30, "first": 5},
+        **{"knows": "purifier", "eot": 2},
+    },
+    "apgd band": {"attack": "apgd", **LINF, "steps": 4, "band": 2.0},
+    "lagrangian-perceptual": {"attack": "lagrangian-perceptual", "steps": 3},
     "rays": {"attack": "rays", **LINF, "queries": 60},
     "rays of the defence": {"attack": "rays", **LINF, "queries": 20, "knows": "purifier", "eot": 2},
     "diffhammer reselect": {"attack": "diffhammer", **LINF, "steps": 2, "eot": 3, "reselect": 3},
@@ -96,6 +106,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{"keep": "highest-loss", "weighing": "fitted", "checkpoints": "package"},
     },
 }
+
+PERCEPTUAL = ("low-frequency", "lagrangian-perceptual")
 
 
 @pytest.fixture(scope="session")
@@ -119,13 +131,13 @@ class BuiltIn(AttackContract):
         self.by_position = name == "autoattack"  # type: ignore[misc]
         some_stop = name in ("autoattack", "cw-l2", "diffhammer") and fields.get("keep") != "highest-loss"
         self.stops_early = some_stop or "eot_by" in fields  # type: ignore[misc]
-        self.ascends = name not in ("random-noise", "one-step-preview", "rays")  # type: ignore[misc]
+        self.ascends = name not in ("random-noise", "one-step-preview", "rays", "hop-skip-jump")  # type: ignore[misc]
 
     def config(self) -> AttackConfig:
         return ATTACKS.get(self.fields["attack"]).model_validate(self.fields).resolved(Path())
 
     def images(self) -> Tensor:
-        if self.fields["attack"] != "low-frequency":
+        if self.fields["attack"] not in PERCEPTUAL:
             return super().images()
         # LPIPS takes three channels and no images so small.
         small = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
@@ -150,7 +162,7 @@ def test_built_in_attacks_keep_the_contract(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = dict(CONFIGS[name])
-    if name == "low-frequency":
+    if name in PERCEPTUAL:
         fields["lpips"] = request.getfixturevalue("lpips")
     if name == "autoattack":
         # Of the package's five restarts of 100 steps, a tenth: each is asked for twelve times here.

@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from defense.denoisers import digits_denoiser
 from defense.errors import InvalidInput
 from tasks.attacks import TransferConfig
 from workflows.assets.bundled import find_sweep
@@ -19,11 +20,16 @@ from workflows.grid.sweep import Sweep
 from workflows.published.papers import load_paper
 from workflows.writing.schema import sweep_schema
 
-HEAD = """\
-datasets: [{dataset: digits, images: {first: 4}}]
+HEAD = f"""\
+datasets: [{{dataset: digits, images: {{first: 4}}}}]
 classifiers: [digits-cnn]
-denoisers: {small: {format: oracle, schedule: linear-1000, shape: [1, 8, 8]}}
+denoisers:
+  small: {{format: oracle, schedule: linear-1000, shape: [1, 8, 8]}}
+  flow: {{format: oracle, schedule: flowpure, shape: [1, 8, 8]}}
+  shipped: {{format: diffusers, path: {digits_denoiser().path}, schedule: linear-1000}}
 """
+DENOISERS = {"flowpure": "flow", "ssni": "shipped"}
+"""What a setting is about where it is not any noise prediction."""
 
 
 def sweep(folder: Path, defence: str, attack: str = "none") -> Sweep:
@@ -33,24 +39,26 @@ def sweep(folder: Path, defence: str, attack: str = "none") -> Sweep:
 
 @pytest.mark.parametrize("name", authors_settings())
 def test_every_setting_is_a_cell(tmp_path: Path, name: str) -> None:
-    radii = ", amplitude_radius: 2, phase_radius: 2" if name == "freqpure" else ""
     setting = authors_setting(name)
     denoiser = ", denoiser: small" if setting.attack and "purifier" in setting.attack else ""
-    (cell,) = sweep(
-        tmp_path,
-        f"{{published: {name}, denoiser: small{radii}}}",
-        f"{{as-published: {name}, norm: linf, eps_255: 8{denoiser}}}",
-    ).cells
+    radii = ", amplitude_radius: 2, phase_radius: 2" if name == "freqpure" else ""
+    entry = f"{{published: {name}, denoiser: {DENOISERS.get(name, 'small')}{radii}}}"
+    attack = f"{{as-published: {name}, norm: linf, eps_255: 8{denoiser}}}"
+    if setting.attack is None:
+        with pytest.raises(InvalidInput, match=f"no attack of the authors of '{name}' is known"):
+            sweep(tmp_path, entry, attack)
+    (cell,) = sweep(tmp_path, entry, "none" if setting.attack is None else attack).cells
     assert cell.defence.purifier.purifier == setting.defence["purifier"]
     assert cell.defence.draws == setting.defence.get("draws", 1)
     for field, value in setting.defence.items():
         have = cell.defence.purifier.parameter(field)
         if have is not None and field not in ("amplitude_radius", "phase_radius", "sigma_eq"):
             assert have == value, field
-    assert setting.attack is not None and cell.attack is not None
-    assert cell.attack.attack == setting.attack["attack"]
-    assert cell.attack.eps == pytest.approx(8 / 255)
     assert setting.traps and setting.source
+    if setting.attack is None:
+        return
+    assert cell.attack is not None and cell.attack.attack == setting.attack["attack"]
+    assert cell.attack.eps == pytest.approx(8 / 255)
 
 
 def test_what_the_entry_states_goes_before(tmp_path: Path) -> None:
@@ -84,7 +92,7 @@ def test_an_attack_on_another_purifier_has_its_fields_in_its_source(tmp_path: Pa
         (
             "{published: freqpur, denoiser: small}",
             "none",
-            r"yaml:4: .*no published setting 'freqpur'; did you mean",
+            r"yaml:7: .*no published setting 'freqpur'; did you mean",
         ),
         ("{published: [diffpure], denoiser: small}", "none", "published is one name, not"),
         ("{published: diffpure, purifier: jpeg}", "none", "`published` names the purifier: leave `purifier` out"),
