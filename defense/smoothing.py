@@ -22,14 +22,14 @@ label, the attacker's budget or other samples of the batch. Base classifiers her
 Keys: sample j of an image draws its noise from role ``certify-select`` or ``certify-estimate``, draw j, purpose
 ``smoothing``; what f draws has the role with ``/vote-0``, ``/vote-1``, ... appended. Sample j is always computed at
 place ``j % batch`` of batch ``j // batch`` of its image, among the same neighbours, so that counts of parts add up to
-those of the whole to the last bit, however the samples are divided. (All selection samples belong to one unit; where
-they are fewer than a batch, several images share it.)
+those of the whole to the last bit, however the samples are divided between batches. Only the last samples, where they
+are fewer than a batch, share one with those of other images; so do all selection samples, which belong to one unit.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -229,9 +229,10 @@ def sample_counts(
 ) -> npt.NDArray[np.int64]:
     """Count how often each class is the answer among samples ``first`` to ``first + count - 1`` of each image.
 
-    Whole batches of one image are computed, and samples outside the range dropped: ranges that begin and end at
-    multiples of ``batch`` waste nothing. Selection samples that are fewer than a batch, which are never divided, fill
-    it with those of several images.
+    Whole batches are of one image. What is left over at the end of a range that begins with a batch fills batches
+    with that of the other images, so that the base classifier is called ``ceil(len(x) * count / batch)`` times. Of a
+    range that begins inside a batch, the samples around it are computed and dropped. Selection samples that are fewer
+    than a batch fill it with those of other images as long as these are whole.
 
     Arguments:
         base: Base classifier.
@@ -263,31 +264,42 @@ def sample_counts(
     counts = np.zeros((len(x), classes), dtype=np.int64)
     if not count:
         return counts
-    starts, size, together = range(first // batch * batch, first + count, batch), batch, 1
-    if omega.role == SELECT and first == 0 and count < batch:  # never divided: nothing has to add up
-        starts, size, together = range(1), count, batch // count
     # Guided purifiers enable gradients for themselves, which inference mode would forbid.
     with torch.no_grad():
-        for row in range(0, len(x), together):
-            images = x[row : row + together]
-            ids = [image for image in omega.image_ids[row : row + together] for _ in range(size)]
-            for start in starts:
-                draws = tuple(range(start, start + size)) * len(images)
-                keys = replace(omega, image_ids=tuple(ids), draws=draws)
-                # Of one image a view: a copy of it for each sample would take as much memory as the noise.
-                repeated = (
-                    images.expand(size, *x.shape[1:]) if len(images) == 1 else images.repeat_interleave(size, 0)
+        for rows, samples in _batches(len(x), first, count, batch, omega.role):
+            keys = replace(
+                omega, image_ids=tuple(omega.image_ids[row] for row in rows), draws=tuple(map(int, samples))
+            )
+            # Of one image a view: a copy of it for each sample would take as much memory as the noise.
+            one = rows[0] == rows[-1]
+            repeated = x[rows[0]].expand(len(rows), *x.shape[1:]) if one else x[torch.from_numpy(rows).to(x.device)]
+            answers = base(repeated + sigma * keys.normal("smoothing", 0, repeated), sigma, keys)
+            if len(answers) != len(keys) or answers.min() < 0 or answers.max() >= classes:
+                raise InvalidInput(
+                    f"the base classifier gave {len(answers)} answers to {len(keys)} samples, from "
+                    f"{answers.min()} to {answers.max()}; with {classes} classes they go from 0 to {classes - 1}."
                 )
-                answers = base(repeated + sigma * keys.normal("smoothing", 0, repeated), sigma, keys)
-                if len(answers) != len(keys) or answers.min() < 0 or answers.max() >= classes:
-                    raise InvalidInput(
-                        f"the base classifier gave {len(answers)} answers to {len(keys)} samples, from "
-                        f"{answers.min()} to {answers.max()}; with {classes} classes they go from 0 to {classes - 1}."
-                    )
-                inside = answers.reshape(len(images), size)[:, max(first - start, 0) : first + count - start]
-                for place, given in enumerate(inside):
-                    counts[row + place] += np.bincount(given, minlength=classes)
+            inside = (samples >= first) & (samples < first + count)
+            np.add.at(counts, (rows[inside], answers[inside]), 1)
     return counts
+
+
+def _batches(
+    images: int, first: int, count: int, batch: int, role: str
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Yield the batches of :func:`sample_counts`: the place of each sample's image, and the sample's number."""
+    if role == SELECT and first == 0 and count < batch:  # never divided, and as it was before estimation did more
+        for row in range(0, images, batch // count):
+            rows = np.arange(row, min(row + batch // count, images))
+            yield rows.repeat(count), np.tile(np.arange(count), len(rows))
+        return
+    tail = count % batch if first % batch == 0 else 0
+    for row in range(images):
+        for start in range(first // batch * batch, first + count - tail, batch):
+            yield np.full(batch, row), np.arange(start, start + batch)
+    for start in range(0, images * tail, batch):
+        row, sample = np.divmod(np.arange(start, min(start + batch, images * tail)), tail)
+        yield row, first + count - tail + sample
 
 
 def smoothing_counts(

@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from loops import every
 from torch import Tensor, nn
 
+from defense.certify.certificate import Role
 from defense.classifiers import ClassifierConfig
 from defense.purifiers import PURIFIERS, Purifier
 from defense.randomness import Omega
@@ -159,6 +161,20 @@ def test_the_selection_of_a_ladder_fills_the_batch_too(context: Counting) -> Non
     assert [len(call) for call in context.calls] == [400] * 2
 
 
+def sampled(role: Role, images: int, first: int, count: int, batch: int) -> tuple[SampleStage, Chunk]:
+    smoothed = Smoothed(
+        dataset=DigitsConfig(),
+        classifier=CLASSIFIER,
+        purifier=NOISE,
+        base="purified",
+        votes=1,
+        sigma=0.25,
+        seed=SEED,
+        compute=Compute(batch=batch),
+    )
+    return SampleStage(smoothed=smoothed, role=role, first=first, count=count), Chunk(tuple(range(images)))
+
+
 @pytest.mark.parametrize(
     ("images", "samples", "batch", "calls"), [(20, 20, 400, 1), (20, 20, 100, 4), (9, 30, 100, 3), (4, 50, 25, 8)]
 )
@@ -166,25 +182,35 @@ def test_selection_samples_of_several_images_fill_a_batch(
     context: Counting, images: int, samples: int, batch: int, calls: int
 ) -> None:
     def counts(size: int) -> np.ndarray:
-        smoothed = Smoothed(
-            dataset=DigitsConfig(),
-            classifier=CLASSIFIER,
-            purifier=NOISE,
-            base="purified",
-            votes=1,
-            sigma=0.25,
-            seed=SEED,
-            compute=Compute(batch=size),
-        )
-        stage = SampleStage(smoothed=smoothed, role="certify-select", first=0, count=samples)
-        rows = stage.run(Chunk(tuple(range(images))), {}, context).rows
-        return np.array(rows["counts"].to_pylist())
+        stage, chunk = sampled("certify-select", images, 0, samples, size)
+        return np.array(stage.run(chunk, {}, context).rows["counts"].to_pylist())
 
     expected = counts(samples)
     context.calls.clear()
     assert (counts(batch) == expected).all() and expected.sum() == images * samples
     assert len(context.calls) == calls
     assert sum(map(len, context.calls)) == images * samples
+
+
+@every(
+    ("images", "first", "samples", "batch"),
+    [(20, 0, 20, 400), (9, 0, 130, 100), (9, 200, 30, 100), (7, 0, 45, 20), (4, 0, 50, 25), (1, 0, 30, 100)],
+)
+def test_estimation_asks_ceil_of_images_x_samples_by_batch_times(
+    images: int, first: int, samples: int, batch: int, context: Counting
+) -> None:
+    """What is left of each image after whole batches fills batches with that of the others."""
+    stage, chunk = sampled("certify-estimate", images, first, samples, batch)
+    context.calls.clear()
+    packed = np.array(stage.run(chunk, {}, context).rows["counts"].to_pylist())
+    calls = list(context.calls)
+    assert len(calls) == ceil(images * samples / batch)
+    seen = [element for call in calls for element in call]
+    assert sorted(seen) == [(image, j) for image in chunk.ids for j in range(first, first + samples)]
+    whole = calls[: images * (samples // batch)]
+    assert all(len(call) == batch and len({image for image, _ in call}) == 1 for call in whole)
+    alone = [stage.run(Chunk((image,)), {}, context).rows["counts"][0].as_py() for image in chunk.ids]
+    assert packed.tolist() == alone
 
 
 @pytest.mark.slow
