@@ -43,6 +43,7 @@ FAULTS = {
 """Each fault, and the check that is about it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_flagged_by_its_check(fault: str) -> None:
     found = probed(BackwardConfig(fault=fault))
