@@ -24,7 +24,7 @@ test-fast: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --hypothesis-profile nightly
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ FOREIGN = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_parts_run_on_a_processor_and_noise_has_its_kept_bits(tmp_path: Path) -> None:
     script = f"{FOREIGN}; import runpy; runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
     command = [sys.executable, "-c", script, "--tiny", "--json", str(tmp_path / "gpu.json")]

@@ -18,7 +18,6 @@ def first_most_common(votes: list[int]) -> int:
     return next(vote for vote in votes if counts[vote] == max(counts.values()))
 
 
-@pytest.mark.slow
 @given(ballots)
 def test_the_majority_wins_and_a_tie_goes_to_the_class_voted_for_first(votes: np.ndarray) -> None:
     assert majority_vote(votes).tolist() == [first_most_common(row) for row in votes.tolist()]
@@ -32,7 +31,6 @@ def test_ties_favour_no_class_number(votes: list[int], winner: int) -> None:
     assert majority_vote([votes]).tolist() == [winner]
 
 
-@pytest.mark.slow
 @given(ballots)
 def test_single_is_the_first_draw_and_one_draw_makes_the_vote_single(votes: np.ndarray) -> None:
     anything = np.zeros((len(votes), 5))

@@ -90,7 +90,6 @@ def test_a_tie_and_no_answer_at_all_have_p_1() -> None:
 counts = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
-@pytest.mark.slow
 @given(counts, st.floats(1e-4, 0.2))
 def test_the_lower_bound_is_where_the_binomial_tail_is_alpha(kn: tuple[int, int], alpha: float) -> None:
     k, n = kn
@@ -101,7 +100,6 @@ def test_the_lower_bound_is_where_the_binomial_tail_is_alpha(kn: tuple[int, int]
     assert p <= k / n <= q
 
 
-@pytest.mark.slow
 @given(counts.filter(lambda kn: kn[0] < kn[1]), st.floats(1e-4, 0.2), st.floats(0.05, 2.0))
 def test_radii_grow_with_k_with_n_at_equal_share_and_with_alpha(
     kn: tuple[int, int], alpha: float, sigma: float

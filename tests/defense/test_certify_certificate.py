@@ -45,7 +45,6 @@ def sharded(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, int]]]:
     return answers, draw(st.permutations(list(itertools.pairwise(cuts))))
 
 
-@pytest.mark.slow
 @given(sharded())
 def test_parts_add_up_to_the_whole_in_any_order(case: tuple[list[int], list[tuple[int, int]]]) -> None:
     answers, parts = case

@@ -169,7 +169,7 @@ def compare(plan: SequentialPlan, p: npt.NDArray[np.float64], batch: int, seed: 
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_third_of_the_samples_give_the_class_and_the_radius() -> None:
     # 1500 images' probabilities, sigma .25, .5 and 1 alike: "same class and radius, a third of the samples".
     found = [compare(SequentialPlan(), published_probabilities(s), 1000, 3) for s in (0.25, 0.5, 1.0)]

@@ -73,7 +73,6 @@ def test_abstentions_are_wrong_at_every_radius_and_wrong_classes_have_radius_0_i
     assert found.acr == pytest.approx(0.7 / 4) and found.abstained == 0.25
 
 
-@pytest.mark.slow
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 3)), min_size=1, max_size=40))
 def test_certified_accuracy_falls_and_the_acr_is_its_area(images: list[tuple[bool, float]]) -> None:
     right, radii = np.array([r for r, _ in images]), np.array([v for _, v in images])

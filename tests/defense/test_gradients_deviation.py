@@ -44,6 +44,7 @@ class TestDeviation:
     def total(self, images: Tensor, deviation: Tensor) -> Tensor:
         return loss(images) + (self.WEIGHTS.to(deviation) * deviation).sum()
 
+    @pytest.mark.slow
     @loops.every(
         ("name", "every", "segment"),
         [

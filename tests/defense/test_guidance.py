@@ -323,6 +323,7 @@ class TestSteps:
 
 
 class TestPerSample:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", [*GUIDED, *SEQUENCES])
     def test_an_image_and_its_gradient_do_not_depend_on_what_else_is_in_the_batch(self, name: str) -> None:
         purifier, x = {**GUIDED, **SEQUENCES}[name], images(4)

@@ -59,6 +59,7 @@ def reference() -> Any:
     return net
 
 
+@pytest.mark.slow
 def test_it_is_the_package_s_distance_with_these_weights(network: LpipsDistance) -> None:
     a, b = pair()
     with torch.no_grad():
@@ -120,6 +121,7 @@ def test_no_weights_a_missing_file_and_another_hash_are_reported(weights: Path, 
         LpipsConfig(weights=str(weights)).build()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["missing", "shape", "other"])
 def test_a_file_of_another_network_is_refused(weights: Path, tmp_path: Path, how: str) -> None:
     state = dict(load_state_dict(weights))

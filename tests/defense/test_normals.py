@@ -91,6 +91,7 @@ def test_damaged_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         quantiles.__wrapped__()
 
 
+@pytest.mark.slow
 def test_numbers_are_standard_normal_out_to_their_tails() -> None:
     z = normals(some_words(1 << 21)).astype(np.float64)
     n = len(z)

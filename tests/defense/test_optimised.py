@@ -100,6 +100,7 @@ class TestAdam:
         }
         assert 0 < apart["adam"].abs().median() < 0.05 * apart["sgd"].abs().median()
 
+    @pytest.mark.slow
     def test_without_the_second_moment_it_is_another_gradient_of_the_same_values(self) -> None:
         x = images()
         for name in ("score-opt O adam", "score-opt N adam", "aaopt"):

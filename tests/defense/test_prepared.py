@@ -116,6 +116,7 @@ def test_a_first_call_in_inference_mode_leaves_layers_that_have_gradients(plain:
     assert torch.isfinite(asked(plain, x)[1]).all()
 
 
+@pytest.mark.slow
 def test_the_exact_gradient_with_its_bit_check_is_that_of_autocast() -> None:
     """The quickstart's denoiser; states are rebuilt and compared bit for bit on the way back."""
     path = Path(defense.__file__).parent / "assets" / "digits-ddpm"

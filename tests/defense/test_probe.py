@@ -97,6 +97,7 @@ def tiered(table: dict[str, str]) -> list[Any]:
     return tiers(table, fast=list(table)[:1], daily=first.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", tiered(PURIFIERS))
 def test_a_planted_fault_is_flagged_by_its_check(fault: str) -> None:
     found = probed(fault)

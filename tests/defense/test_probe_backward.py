@@ -43,12 +43,14 @@ FAULTS = {
 """Each fault, and the check that is about it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_flagged_by_its_check(fault: str) -> None:
     found = probed(BackwardConfig(fault=fault))
     assert FAULTS[fault] in {check.name for check in found.failures}, str(found)
 
 
+@pytest.mark.slow
 def test_where_most_pixels_are_at_the_ends_of_the_range_a_wrong_gradient_is_not_seen() -> None:
     """Kinks of sound purifiers lie there too: the page of the probe says so."""
     assert probed(BackwardConfig(fault="detached at the range")).failures == ()

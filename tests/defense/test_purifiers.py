@@ -107,6 +107,7 @@ COSTS: list[tuple[str, dict[str, Any], int, int]] = [
 
 
 class TestCosts:
+    @pytest.mark.slow
     @every(("purifier", "fields", "evaluations", "classifier_evaluations"), COSTS)
     def test_the_evaluations_are_those_that_the_networks_count(
         self, purifier: str, fields: dict[str, Any], evaluations: int, classifier_evaluations: int

@@ -84,6 +84,7 @@ def test_a_text_without_one_stays_as_it_is(text: str) -> None:
     assert redacted(text) == text and not has_credentials(text)
 
 
+@pytest.mark.slow
 @given(
     st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Z")), min_size=8, max_size=24).filter(
         lambda text: not set(text) & set("'\"<>`|.") and not text.isdigit()

@@ -71,6 +71,7 @@ class TestMixture:
         (score,) = torch.autograd.grad(density.log().sum(), z)
         torch.testing.assert_close(mixture(z, 100), -math.sqrt(1 - abar) * score, rtol=1e-10, atol=1e-10)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("t", "variance", "listed"),
         [

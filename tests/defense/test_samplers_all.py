@@ -59,6 +59,7 @@ class TestEverySampler:
 
     # With all steps no bias is seen above the sampling floor but that of the small variance; with 10 the solvers show
     # theirs: regressions. One shot is the posterior mean, whose law is narrower than that of the data.
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "steps", "bias", "slack"),
         [
@@ -89,6 +90,7 @@ class TestEverySampler:
             exact += share[:, k] * (mean + math.sqrt(abar) * std**2 / var * (z - math.sqrt(abar) * mean))
         torch.testing.assert_close(out, exact, rtol=0, atol=1e-13)
 
+    @pytest.mark.slow
     @every("s2", [0.25, 1.0])
     @every(("t_star", "steps"), [(100, 100), (100, 7), (470, 40), (470, 1)])
     @every("name", MAKE)
@@ -103,6 +105,7 @@ class TestEverySampler:
             slope, var = slope * c, var * c**2 + noise
         assert measured == pytest.approx((slope, var), abs=1e-12, rel=0)
 
+    @pytest.mark.slow
     @every("name", [name for name in MAKE if name not in {"small", "large"}])
     @every(("t", "s2", "k", "var"), TOY)
     def test_with_small_steps_slope_and_variance_become_the_listed_ones(

@@ -43,6 +43,7 @@ class TestStages:
         assert torch.equal(Sequence([first, second])(x, OMEGA), by_hand)
         assert not torch.equal(Sequence([second, first])(x, OMEGA), by_hand)
 
+    @pytest.mark.slow
     def test_sequences_nest_and_their_gradients_are_exact(self) -> None:
         inner = Sequence([GUIDED["transfer soft-label denoised"], UNGUIDED["ode"]])
         whole, x = Sequence([UNGUIDED["ddim half"], inner, GaussianNoise(0.1)]), images()
@@ -113,6 +114,7 @@ class TestConfig:
         with pytest.raises(InvalidInput):
             SequenceConfig.model_validate({"stages": stages})
 
+    @pytest.mark.slow
     def test_it_builds_its_stages_around_one_denoiser(self) -> None:
         denoiser = DiffusersConfig(schedule="linear-1000", path="digits-ddpm")
         stages = [{**DIFFPURE, "denoiser": denoiser, "steps": 2}, "none", {**DIFFPURE, "denoiser": denoiser}]

@@ -102,6 +102,7 @@ def test_the_noise_is_gaussian_unclipped_and_in_pixel_units() -> None:
     assert not torch.equal(seen[0] - 0.02, seen[8] - 0.98)
 
 
+@pytest.mark.slow
 def test_a_linear_classifier_has_the_counts_of_the_closed_form_and_its_certificate_the_distance() -> None:
     # |w| = .5 * 4 = 2, score of a grey image at level v: 8 v - offset, so the distance is (8 v - offset) / 2.
     x, sigma, base = grey(0.52, 0.55, 0.48), 0.25, Bare(Linear(4.0))
@@ -118,6 +119,7 @@ def test_a_linear_classifier_has_the_counts_of_the_closed_form_and_its_certifica
         assert early.prediction == found.prediction and 0 < early.radius < found.radius
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     st.integers(1, 90).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(1, n), max_size=5))),
@@ -201,6 +203,7 @@ def test_a_denoised_linear_classifier_has_the_certificate_of_the_closed_form() -
     assert found.prediction == 1 and 0.2 - sigma * 0.06 < found.radius <= 0.2
 
 
+@pytest.mark.slow
 def test_densepure_votes_over_reverse_seeds_with_a_law_that_is_known() -> None:
     # Reverse steps to Gaussian data leave the output N(mean, v) given y; a vote of K is a binomial tail in P(right).
     sigma, k = 0.5, 5
@@ -272,6 +275,7 @@ def test_no_purifier_is_the_bare_classifier() -> None:
     assert np.array_equal(bare, sample_counts(behind, x, 0.25, keys, 0, 300, 100, 2))
 
 
+@pytest.mark.slow
 def test_digits_trained_on_noise_are_certified_bare_and_denoised(digits_test: ImageSet) -> None:
     from defense import DiffusersConfig
 

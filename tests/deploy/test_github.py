@@ -121,6 +121,10 @@ def test_pull_requests_run_lint_types_and_the_fast_tests_and_nights_run_all() ->
     assert commands(PULL_REQUEST, "test") == fast and fast[0].endswith(' -m "not slow"')
     (full,) = (line for line in commands(NIGHTLY, "test") if "pytest" in line)
     assert full.startswith(f"python -m pytest {side_by_side[1]} ") and " -m " not in full.removeprefix("python -m")
+    (whole,) = re.findall(r"\$\(BIN\)/(.*)", makefile.split("\ntest-all:")[1].split("\n\n")[0])
+    assert (
+        full.startswith(whole.replace("$(SIDE_BY_SIDE)", side_by_side[1])) and "--hypothesis-profile nightly" in full
+    )
     publish = steps(NIGHTLY, "test")[-1]
     assert publish["if"] == "${{ !cancelled() }}" and f"{publish['with']['path']}/junit.xml" in full
     # Two jobs of a matrix cannot upload under one name.

@@ -124,6 +124,7 @@ def test_pre_commit_runs_the_tools_of_make_lint_from_the_environment() -> None:
     assert all((ROOT / f"{module.replace('.', '/')}.py").is_file() for module in modules)
 
 
+@pytest.mark.slow
 def test_the_yaml_of_the_repository_can_be_read() -> None:
     folders = [ROOT / name for name in ("workflows", "deploy", ".github")]
     paths = [path for folder in folders for pattern in ("*.yaml", "*.yml") for path in folder.rglob(pattern)]

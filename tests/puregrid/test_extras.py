@@ -230,6 +230,7 @@ for missing, call in {CALLS!r}.items():
     assert done.stdout.splitlines() == list(MISSING.values()), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_a_sweep_file_says_where_it_needs_a_package(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -61,6 +61,7 @@ def test_a_distribution_earlier_on_the_path_is_named(tmp_path: Path) -> None:
     assert "it was run" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_module_of_ones_own_earlier_on_the_path_is_named(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text("")
     done = python("-c", "import puregrid", path=tmp_path, cwd=tmp_path)
@@ -76,6 +77,7 @@ def test_a_folder_without_init_hides_nothing_on_the_path(tmp_path: Path) -> None
     assert python("-c", "import puregrid", path=both, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_folder_without_init_that_goes_before_an_editable_installation_is_named(tmp_path: Path) -> None:
     copy_of_ours(tmp_path / "ours")
     (tmp_path / "here" / "tasks").mkdir(parents=True)
@@ -96,6 +98,7 @@ import puregrid
     assert f"package `tasks` is hidden by {tmp_path / 'here' / 'tasks'}" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_module_that_is_imported_already_is_seen(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "defense.py").write_text("")
@@ -106,6 +109,7 @@ def test_a_module_that_is_imported_already_is_seen(tmp_path: Path) -> None:
     assert f"package `defense` is hidden by {tmp_path / 'elsewhere' / 'defense.py'}" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["defense", "tasks", "workflows"])
 def test_files_that_another_distribution_wrote_over_ours_are_seen(tmp_path: Path, name: str) -> None:
     copy_of_ours(tmp_path)

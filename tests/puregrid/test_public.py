@@ -30,12 +30,14 @@ def test_importing_the_front_door_loads_nothing_heavy() -> None:
     assert not HEAVY & loaded("import puregrid; puregrid.__version__; dir(puregrid)")
 
 
+@pytest.mark.slow
 def test_a_sweep_is_loaded_without_the_cluster() -> None:
     modules = loaded("import puregrid; puregrid.load_sweep('quickstart')")
     assert "torch" in modules
     assert not {"ray", "mlflow"} & modules
 
 
+@pytest.mark.slow
 def test_a_defended_classifier_needs_no_pandas() -> None:
     modules = loaded("import puregrid; puregrid.Defended, puregrid.DiffPureConfig, puregrid.PGDConfig")
     assert "torch" in modules

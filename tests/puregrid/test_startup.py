@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,12 +51,21 @@ def test_bundled_sweeps_are_listed_without_torch() -> None:
     assert not HEAVY & names
 
 
+def test_a_plan_waits_for_no_statistics() -> None:
+    """``scipy.stats`` takes most of a second, and what a sweep file may ask for is in the same modules."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "workflows" / "statistics").glob("*.py")]
+    assert len(texts) > 5
+    assert not [text for text in texts if re.search(r"^from scipy import .*\b(stats|optimize)\b", text, re.MULTILINE)]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["purifiers", "corruptions"])
 def test_a_full_list_needs_neither_the_cluster_nor_frames(kind: str) -> None:
     _, names, _ = modules("list", kind)
     assert not {"ray", "pandas", "mlflow", "pyarrow"} & names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_take_half_a_second_of_a_processor_at_most(option: str) -> None:
     def seconds() -> float:

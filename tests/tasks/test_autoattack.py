@@ -127,7 +127,7 @@ def same_as_directly(network: nn.Module, x: Tensor, y: Tensor, attack: AutoAttac
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l1", 1.5)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), pytest.param("l1", 1.5, marks=pytest.mark.nightly)])
 def test_standard_on_the_shipped_network_is_the_package_image_by_image(
     network: nn.Module, digits_test: ImageSet, norm: Norm, eps: float, short: None
 ) -> None:
@@ -283,7 +283,7 @@ def test_a_call_answers_with_the_mean_over_its_draws(linear: nn.Module, easy: tu
     np.testing.assert_allclose(answers["mean-probability"].softmax(1), logits.softmax(2).mean(1), rtol=1e-5)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("apgd-t", "fab-t", "square")]
+SLOW = [pytest.param(name, marks=pytest.mark.nightly) for name in ("apgd-t", "fab-t", "square")]
 
 
 @pytest.mark.slow
@@ -299,7 +299,10 @@ def test_no_image_costs_more_than_it_says(linear: nn.Module, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("version", "apgd", "targeted"), [("standard", 5 * 103, 5 * 104), ("plus", 505, 9 * 102)])
+@pytest.mark.parametrize(
+    ("version", "apgd", "targeted"),
+    [("standard", 5 * 103, 5 * 104), pytest.param("plus", 505, 9 * 102, marks=pytest.mark.nightly)],
+)
 def test_in_the_l1_ball_standard_begins_with_larger_budgets_and_has_5_targets(
     linear: nn.Module, version: Any, apgd: int, targeted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

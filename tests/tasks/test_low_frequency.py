@@ -139,7 +139,7 @@ def test_gradients_are_scaled_down_to_norm_1_never_up_and_image_by_image() -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("eps", [0.0005, 0.005])
+@pytest.mark.parametrize("eps", [0.0005, pytest.param(0.005, marks=pytest.mark.nightly)])
 def test_it_gains_loss_and_keeps_to_the_threshold(lpips: LpipsConfig, classifier: nn.Module, eps: float) -> None:
     x = smooth_images(4)
     attack = LowFrequencyConfig(eps=eps, lpips=lpips, steps=25)

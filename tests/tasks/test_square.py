@@ -177,7 +177,10 @@ def test_a_proposal_is_the_reference_s(norm: Norm) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.6), ("l1", 1.5)])
+@pytest.mark.parametrize(
+    ("norm", "eps"),
+    [("linf", 0.12), *(pytest.param(*case, marks=pytest.mark.nightly) for case in (("l2", 0.6), ("l1", 1.5)))],
+)
 def test_it_leaves_as_many_right_as_the_reference(
     network: nn.Module, digits_test: ImageSet, norm: Norm, eps: float
 ) -> None:

@@ -28,7 +28,6 @@ def images(count: int = 3, channels: int = 2, height: int = 6, width: int = 8, s
     return torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.slow
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 33), st.integers(1, 33), st.integers(0, 1000))
 def test_no_flow_is_the_identity_bit_for_bit(count: int, channels: int, height: int, width: int, seed: int) -> None:
     x = images(count, channels, height, width, seed)

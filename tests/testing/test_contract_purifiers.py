@@ -218,6 +218,7 @@ FIRST = {fields["purifier"]: name for name, fields in reversed(configs().items()
 """By purifier the first of its configs; the others are of its variants, which have tests of their own."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     tiers(NAMES, fast=("none", "gaussian-noise", "bit-depth", "one-shot"), daily=FIRST.values()),

@@ -139,6 +139,7 @@ def test_the_command_line_takes_it_by_module_and_attribute(added: ModuleType, fo
     )
 
 
+@pytest.mark.slow
 def test_the_page_s_python_runs(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", block("python", 1)], cwd=folder, capture_output=True, text=True, check=False

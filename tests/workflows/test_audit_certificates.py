@@ -154,7 +154,7 @@ def test_several_cells_of_a_defence_are_named_together_and_a_sweep_may_have_cert
     assert json.loads(render(analysis, "json"))["findings"][0]["cells"] == [*finding.cells]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_real_certificates_of_digits_are_not_beaten_by_a_real_attack(tmp_path: Path) -> None:
     text = HEAD.format(
         images=20,

@@ -70,7 +70,7 @@ def avg(results: Results) -> dict[tuple[str, str, float], float]:
 # -------------------------------------------------------------------------------------------------- sound
 
 
-@pytest.mark.parametrize("classifier", ["digits-cnn", "digits-at"])
+@pytest.mark.parametrize("classifier", ["digits-cnn", pytest.param("digits-at", marks=pytest.mark.nightly)])
 def test_a_sound_classifier_has_no_error_and_no_warning(tmp_path: Path, classifier: str) -> None:
     attacks = """none,
       {attack: pgd, norm: linf, eps: [0.05, 0.15, 1.0], steps: 10, loss: [margin, ce]},

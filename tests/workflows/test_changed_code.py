@@ -140,6 +140,7 @@ def accuracies(folder: Path) -> list[float]:
         return [float(value) for value in frame["accuracy"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", tiers(PARTS, daily=("purifier",)))
 def test_an_edited_part_is_computed_anew_and_found_again_when_it_is_edited_back(kind: str, tmp_path: Path) -> None:
     module, line, units, factor = PARTS[kind]

@@ -50,6 +50,7 @@ def puregrid(*words: str | Path) -> tuple[int, str]:
     return result.exit_code, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 @every("seed", range(60))
 def test_a_damaged_sweep_file(tmp_path: Path, seed: int) -> None:
@@ -141,6 +142,7 @@ OLD = {
 
 
 # Three of six seeds each, so that every kind of damage is done to three kinds of record or four.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "seed"),
     [

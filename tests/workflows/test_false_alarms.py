@@ -15,11 +15,13 @@ from workflows.audit import findings
 from workflows.store import Store
 
 
-@pytest.mark.slow
-def test_sound_sweeps_of_twenty_cells(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "count", [pytest.param(3, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.nightly)]
+)
+def test_sound_sweeps_of_twenty_cells(count: int, tmp_path: Path) -> None:
     sweep = sound_sweep(tmp_path, 150)
     assert len(sweep.cells) >= 20
-    reports = false_alarms(sweep, tmp_path, 16, seed=7)
+    reports = false_alarms(sweep, tmp_path, count, seed=7)
     # With one chance in four of an error, 16 reports would have none in one case of a hundred.
     assert [finding for report in reports for finding in report if finding.severity == "error"] == []
 

@@ -64,6 +64,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_command_on_a_full_disk_and_into_a_pipe_that_nobody_reads(place: Forks) -> None:
     ends: list[dict[str, str]] = [{"1": "/dev/full"}, {"1": "pipe"}]
     found = iter(place.run([{"command": command, "ends": end} for command in COMMANDS for end in ends]))
@@ -77,6 +78,7 @@ def test_every_command_on_a_full_disk_and_into_a_pipe_that_nobody_reads(place: F
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["tables", *S], ["run", *S, "--mlflow", "off"], ["status", *S]])
 def test_streams_that_are_closed(command: list[str], place: Forks) -> None:
     ends: list[dict[str, str]] = [
@@ -94,6 +96,7 @@ def test_streams_that_are_closed(command: list[str], place: Forks) -> None:
         assert other[:2] == plain[:2]
 
 
+@pytest.mark.slow
 def test_terminals_that_are_narrow_or_know_less(place: Forks) -> None:
     tables = ["tables", *S]
     narrow, wide, dumb, ascii_, latin, forced = place.run(

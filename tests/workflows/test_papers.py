@@ -211,7 +211,7 @@ def test_a_trial_on_cifar10_finds_its_weights(path: Path, data_root: Path, weigh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["table3", "figure6"])
+@pytest.mark.parametrize("part", ["table3", pytest.param("figure6", marks=pytest.mark.nightly)])
 def test_a_trial_can_be_run_and_read(part: str, tmp_path: Path) -> None:
     sweep = load_sweep(PAPERS / "smoke" / f"distribution-transfer-{part}-digits.yaml", ["datasets.0.images.first=4"])
     compute(sweep, str(tmp_path))

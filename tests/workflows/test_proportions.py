@@ -76,7 +76,6 @@ def test_average_is_the_share_of_right_draws(correct: Matrix) -> None:
     assert average(correct).tolist() == pytest.approx(expected, abs=1e-15)
 
 
-@pytest.mark.slow
 @given(correct=matrices(), data=st.data())
 def test_worst_of_m_is_the_exact_ratio_of_binomial_coefficients(correct: Matrix, data: st.DataObject) -> None:
     draws = correct.shape[1]
@@ -94,7 +93,6 @@ def test_worst_of_m_holds_for_thousands_of_draws(c: int, draws: int, m: int) -> 
     assert worst_of(correct, m)[0] == pytest.approx(exact, rel=1e-8)
 
 
-@pytest.mark.slow
 @given(correct=matrices())
 def test_worst_of_one_is_the_average_and_worst_of_all_asks_every_draw(correct: Matrix) -> None:
     np.testing.assert_allclose(worst_of(correct, 1), average(correct), rtol=1e-12)
@@ -216,7 +214,6 @@ def test_the_interval_of_the_vote_covers_95_in_100() -> None:
     assert covered(3000, interval, 0.5) == pytest.approx(0.95, abs=0.01)
 
 
-@pytest.mark.slow
 @given(values=hnp.arrays(np.float64, st.integers(1, 60), elements=st.sampled_from([0.0, 0.1, 0.5, 1.0])))
 def test_a_bootstrap_interval_holds_its_estimate_in_the_range_and_has_a_length(
     values: npt.NDArray[np.float64],

@@ -506,10 +506,14 @@ class TestShipped:
         assert ("under_attack" in measured) == (name in ROBUST)
         assert card["parameters"] == sum(p.numel() for p in net.parameters())
 
-    @pytest.mark.slow
-    def test_the_shipped_robust_classifiers_have_the_figures_of_their_cards(self, digits_test: ImageSet) -> None:
+    @pytest.mark.parametrize(
+        "names", [pytest.param(ROBUST[:1], marks=pytest.mark.slow), pytest.param(ROBUST, marks=pytest.mark.nightly)]
+    )
+    def test_the_shipped_robust_classifiers_have_the_figures_of_their_cards(
+        self, digits_test: ImageSet, names: list[str]
+    ) -> None:
         plain: dict[PGDConfig, float] = {}
-        for name in ROBUST:
+        for name in names:
             found = yaml.safe_load((ASSETS / name / "card.yaml").read_text())["measured"]["under_attack"]
             attack = PGDConfig(norm=found["norm"], eps=found["eps"])
             net, undefended = (

@@ -228,7 +228,7 @@ class TestTraining:
         others = [weights(f"c{k}", **change) for k, change in enumerate(changes)]
         assert len({first, *others}) == 1 + len(changes)
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_the_card_s_accuracies_are_those_of_the_purifier(self, tmp_path: Path) -> None:
         card = _trained(tmp_path, classifier="digits-cnn", purify_steps=[2, 5], eps=0.1)
         energy = EnergyConfig(energy="digits-energy", weights="out/model.safetensors").resolved(tmp_path)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from loops import every
+from loops import every, tiers
 from typer.testing import CliRunner
 
 from workflows.cli import app
@@ -332,6 +332,7 @@ def test_the_good_file_gets_as_far_as_ray_in_this_process(tmp_path: Path, withou
     assert "workflows.engine.run" in str(result.exception)
 
 
+@pytest.mark.slow
 def test_the_good_file_gets_as_far_as_ray_in_a_new_process(tmp_path: Path, no_ray_on_path: dict[str, str]) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
     result = _run(tmp_path / "good.yaml", tmp_path / "store", no_ray_on_path)
@@ -350,7 +351,7 @@ def test_a_wrong_file_ends_with_status_2_before_ray(tmp_path: Path, without_ray:
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("name", THROUGH_A_PROCESS)
+@pytest.mark.parametrize("name", tiers(THROUGH_A_PROCESS, daily=THROUGH_A_PROCESS[1:]))
 def test_a_wrong_file_ends_a_real_process_at_once(tmp_path: Path, no_ray_on_path: dict[str, str], name: str) -> None:
     wrong = TABLE[name]
     path = _write(tmp_path, wrong)
