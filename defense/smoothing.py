@@ -298,8 +298,8 @@ def _batches(
         for start in range(first // batch * batch, first + count - tail, batch):
             yield np.full(batch, row), np.arange(start, start + batch)
     for start in range(0, images * tail, batch):
-        row, sample = np.divmod(np.arange(start, min(start + batch, images * tail)), tail)
-        yield row, first + count - tail + sample
+        rows, places = np.divmod(np.arange(start, min(start + batch, images * tail)), tail)
+        yield rows, first + count - tail + places
 
 
 def smoothing_counts(

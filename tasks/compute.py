@@ -20,6 +20,7 @@ from defense.purifiers import Purifier, PurifierConfig
 from defense.randomness import NoiseVersion
 from defense.spec import Spec
 from tasks.datasets import DatasetConfig, ImageSet
+from tasks.memory import ended
 
 __all__ = ["Compute", "Context"]
 
@@ -207,7 +208,8 @@ class Context:
         """Call ``work(start, stop)`` for slices of at most ``batch`` elements.
 
         When the device runs out of memory the slices of this key are halved, from then on, before giving up at
-        one element. Random numbers are keyed by image, so a smaller slice changes results by rounding only.
+        one element; what was computed before is kept. Random numbers are keyed by image, so a smaller slice changes
+        results by rounding only.
         """
         done: list[T] = []
         start = 0
@@ -217,13 +219,15 @@ class Context:
             stop = min(start + size, count, (start // batch + 1) * batch)
             try:
                 done.append(work(start, stop))
-            except torch.OutOfMemoryError:
-                if stop - start <= 1:
+            except (RuntimeError, MemoryError) as error:
+                if stop - start <= 1 or not ended(error):
                     raise
-                self._microbatch[key] = (stop - start) // 2
-                self.memory_retries += 1
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+            else:
+                start = stop
                 continue
-            start = stop
+            # Out here the error is gone, and with it the frames that held what did not fit.
+            self._microbatch[key] = (stop - start) // 2
+            self.memory_retries += 1
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         return done

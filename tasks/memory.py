@@ -1,4 +1,4 @@
-"""The most memory that a unit took: of the GPU, or of the worker's process where there is none."""
+"""The most memory that a unit took: of the GPU, or of the worker's process without one; and whether it ran out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["peak_memory"]
+__all__ = ["IDLE", "PEAK", "ended", "peak_memory", "resident"]
+
+PEAK, IDLE = "peak_mib", "idle_mib"
+"""Notes of a unit: the MiB that it took at most, and those of the worker's process before it had loaded anything."""
+
+_REFUSED = ("can't allocate memory", "not enough memory")
+"""What PyTorch's allocator for processors says, whose errors are no ``OutOfMemoryError``."""
 
 _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -27,7 +33,19 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], float | None]]:
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device) / 2**20
     else:
-        yield _resident if _reset() else lambda: None
+        yield _most if _reset() else lambda: None
+
+
+def ended(error: BaseException) -> bool:
+    """Return whether an error says that there was no memory: of a GPU, or of the machine."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSED)
+
+
+def resident() -> float | None:
+    """Return the MiB that this process holds now; None where Linux does not say."""
+    return _status("VmRSS:")
 
 
 def _reset() -> bool:
@@ -36,14 +54,18 @@ def _reset() -> bool:
         _REFERENCES.write_text("5")
     except OSError:  # another system, or one that does not allow it
         return False
-    return _resident() is not None
+    return _most() is not None
 
 
-def _resident() -> float | None:
+def _most() -> float | None:
     """The largest resident set since it was last forgotten, MiB."""
+    return _status("VmHWM:")
+
+
+def _status(name: str) -> float | None:
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
         return None
-    sizes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    sizes = [line.split()[1] for line in lines if line.startswith(name)]
     return int(sizes[0]) / 2**10 if sizes else None

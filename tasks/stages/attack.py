@@ -90,6 +90,11 @@ class AttackStage(StageSpec):
         times = 1.0 if self.attack.black_box else 3.0
         return times * self.attack.evaluations * self.attack.eot * max(self.purifier.evaluations, 1)
 
+    @property
+    def together(self) -> int:
+        """The draws of one evaluation."""
+        return self.attack.eot
+
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
         """Rows: label, clean and adversarial prediction of the bare classifier, loss, norms, evaluations.
 

@@ -129,6 +129,11 @@ class StageSpec(Spec):
         """Network evaluations that one image costs, for estimates."""
         return 1.0
 
+    @property
+    def together(self) -> int:
+        """How many elements of one image may go through networks together: draws, or samples."""
+        return 1
+
     @abstractmethod
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
         """Compute one unit.

@@ -192,6 +192,11 @@ class SampleStage(StageSpec):
         """Return the evaluations of the purifier's network, or of the classifier where it has none."""
         return float(self.count * max(self.smoothed.evaluations, 1))
 
+    @property
+    def together(self) -> int:
+        """The samples."""
+        return self.count
+
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
         """Rows: label, and answers per class."""
         counts = self.smoothed.counts(context, self.role, chunk.ids, self.first, self.count)
@@ -257,6 +262,11 @@ class SequenceStage(StageSpec):
     def work_per_image(self) -> float:
         """Return an upper bound: images that have stopped cost nothing."""
         return float((self.stop - self.first) * max(self.smoothed.evaluations, 1))
+
+    @property
+    def together(self) -> int:
+        """The samples."""
+        return self.stop - self.first
 
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
         """Rows: label, answers per class since sample 0, and whether the image has stopped."""

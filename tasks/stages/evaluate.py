@@ -75,6 +75,11 @@ class EvaluateStage(StageSpec):
         """Return the evaluations of the purifier's network, or of the classifier where it has none."""
         return float(self.draws * max(self.purifier.evaluations, 1))
 
+    @property
+    def together(self) -> int:
+        """The draws."""
+        return self.draws
+
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
         """Rows: label, and per draw the prediction and the label's probability; mean probabilities; costs."""
         data = context.images(self.dataset)

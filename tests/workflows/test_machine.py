@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from naps import Nap, plan_of
 
 from defense.errors import InvalidInput
 from tasks.compute import Compute
 from workflows.engine.execution import Options
+from workflows.formats.plans import _memory
 from workflows.planning import machine
-from workflows.planning.machine import machine_notices, refuse_slow
+from workflows.planning.costs import Cost
+from workflows.planning.machine import Footprint, footprint, machine_notices, refuse_slow
 from workflows.planning.plan import Committed
 
 
@@ -66,3 +70,41 @@ def test_tf32_on_a_processor_is_said_to_be_fp32() -> None:
 
 def test_this_machine_says_what_it_has() -> None:
     assert isinstance(machine._multiplies_bf16(), bool)
+
+
+def test_the_memory_of_a_batch_is_what_a_worker_holds_and_as_much_for_each_element(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    units = Committed(plan_of([Precise(number=0, compute=Compute(batch=2)), Precise(number=1, compute=Compute())], 3))
+    kind = units.plan.stages[0].spec.kind
+    cost = {kind: Cost(3, 1.0, idle=400.0, each=0.5)}
+    monkeypatch.setattr(machine, "_room", lambda workers, gpus: 4096.0 / workers)
+    size = len(units.plan.stages[1].chunks[0].ids)  # one element an image, which is less than the batch of 100
+    assert footprint(units, cost, 2) == Footprint(
+        kind.name, size, round(400 + 0.5 * size), 2048, 2900, 2
+    )  # (0.9 x 2048 - 400) / 0.5 = 2886
+    assert footprint(units, {}, 2) is None and footprint(units, {kind: Cost(3, 1.0)}, 2) is None
+    for unit in list(units.missing_units()):
+        units.add(unit)
+    assert footprint(units, cost, 2) is None
+
+
+def test_a_plan_says_what_a_batch_takes_and_what_would_fit() -> None:
+    found = Footprint("evaluate behind diffpure 1a2b3c", 400, 1229, 4096, 1000, 2)
+    assert list(_memory(found)) == [
+        "memory: batches of 400 (evaluate behind diffpure) take up to 1.2 GiB of the 4.0 GiB that each of 2 workers "
+        "has here; 1,000 would fit"
+    ]
+    assert "900 MiB that there is here; they will be halved" in next(
+        _memory(Footprint("attack", 400, 1229, 900, 290, 1))
+    )
+    assert list(_memory(None)) == []
+
+
+def test_a_worker_has_its_share_of_the_machine_or_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "_CONTAINER", tmp_path / "none")
+    whole = machine._room(1, 0.0)
+    assert whole is not None and machine._room(4, 0.0) == whole / 4
+    (tmp_path / "max").write_text(f"{512 * 2**20}\n")
+    monkeypatch.setattr(machine, "_CONTAINER", tmp_path / "max")
+    assert machine._room(2, 0.0) == 256.0

@@ -181,10 +181,12 @@ def test_cost_counts_the_evaluations_that_the_stages_make(folder: Path, sweep: S
     assert cost["denoiser_evaluations"].tolist() == [0, 0, 0, 20 * 2 * 2, 20 * 2 * 2]
     assert cost["classifier_evaluations"].tolist() == [20, 20 * 3, 20, 20 * 2, 20 * 2]
     for line, stage in zip(cost.to_dict("records"), make_plan(sweep).stages, strict=True):
-        commits = (folder / "commits" / stage.spec.stage / stage.id).glob("*.json")
+        commits = list((folder / "commits" / stage.spec.stage / stage.id).glob("*.json"))
         seconds = sum(json.loads(commit.read_text())["seconds"] for commit in commits)
         assert seconds > 0 and line["seconds"] == pytest.approx(seconds, abs=0.0051)
         assert line["images_per_second"] == pytest.approx(20 / seconds, abs=0.0051)
+        notes = [json.loads(commit.read_text())["notes"] for commit in commits]
+        assert line["peak_mib"] == max(note["peak_mib"] for note in notes) >= min(note["idle_mib"] for note in notes)
 
 
 def test_partial_results_are_of_the_committed_images_alone(folder: Path, sweep: Sweep, partial: Results) -> None:

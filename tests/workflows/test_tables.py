@@ -296,6 +296,15 @@ def test_cells_without_a_number_are_shown_as_missing(how: Format) -> None:
             assert math.isnan(pd.read_csv(io.StringIO(text)).get("avg", pd.Series([math.nan])).iloc[-1])
 
 
+def test_memory_is_a_column_of_costs_where_a_unit_has_said_it() -> None:
+    def found(*peaks: float | None) -> list[dict[str, str]]:
+        frame = pd.DataFrame([spent(peak_mib=peak) for peak in peaks])
+        return markdown_tables(render(pd.DataFrame([line()]), frame, "md"))[1]
+
+    assert [row["peak MiB"] for row in found(812, None)] == ["812", "-"]
+    assert "peak MiB" not in found(None)[0]
+
+
 def test_the_note_on_static_attacks_is_there_only_where_a_purifier_met_one() -> None:
     behind = {"defence": "diffpure t*=100", "purifier": "diffpure", "t_star": 100, "abar": 0.897, "sigma_eq": 0.169}
     for how in ("text", "md", "latex"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from tasks.memory import PEAK
 from workflows.engine.failures import describe
 from workflows.planning.plan import Committed, Plan, Unit
 from workflows.store import Commit, Manifest, Store
@@ -130,7 +131,7 @@ class _Check:
                 self._store.revoke(stage.spec.stage, stage.id, name)
                 self.committed.discard(unit)
                 continue
-            manifest.note(name, commit.seconds, commit.sha256, commit.inputs)
+            manifest.note(name, commit.seconds, commit.sha256, commit.inputs, commit.note(PEAK))
             if unit.stage in self._sources:
                 rows, images = self._data_of(unit.stage)
                 for path, sha256 in commit.sha256.items():

@@ -21,7 +21,7 @@ from defense.redaction import redacted
 from defense.spec import CODE
 from tasks.allocator import keep_freed_memory
 from tasks.compute import Context
-from tasks.memory import peak_memory
+from tasks.memory import IDLE, PEAK, peak_memory, resident
 from tasks.stages import Chunk, StageSpec
 from workflows.monitoring.ledger import Place
 from workflows.monitoring.versions import worker_versions
@@ -92,6 +92,7 @@ class UnitWorker:
             keep_freed_memory()
         self.store = Store(store_uri)
         self.context = Context(device)
+        self._idle = resident() if device == "cpu" else 0.0
         self._versions = worker_versions()
         self._checked: set[str] = set()
         if self.context.device.type == "cuda":
@@ -201,7 +202,8 @@ class UnitWorker:
         if loading:
             output.notes["loading_seconds"] = round(loading, 4)
         if peak_mib is not None:
-            output.notes["peak_mib"] = round(peak_mib)
+            output.notes[PEAK] = round(peak_mib)
+            output.notes[IDLE] = round(self._idle or 0.0)
         if retries:
             output.notes["memory_retries"] = retries
         won = self.store.commit(spec, stage_id, chunk, output, attempt).attempt == attempt.id

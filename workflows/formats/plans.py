@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from workflows.engine.failures import FailureRecord
 from workflows.monitoring.run_record import duration
 from workflows.planning.forecast import Forecast
+from workflows.planning.machine import Footprint
 from workflows.planning.summary import PlanSummary, StageSummary
 
 __all__ = ["estimate", "failure_lines", "forecast_lines", "plan_lines", "status_lines"]
@@ -38,6 +39,23 @@ def plan_lines(summary: PlanSummary, *, verbose: bool = False) -> Iterator[str]:
         yield from _by_kind(summary.stages)
     yield f"estimated: {estimate(summary)}; network evaluations to do: {summary.evaluations:,}"
     yield from forecast_lines(summary.forecast, verbose=verbose)
+    yield from _memory(summary.footprint)
+
+
+def _memory(found: Footprint | None) -> Iterator[str]:
+    """What the largest batch takes of a worker's memory, and how large one might be."""
+    if found is None:
+        return
+    share = f"each of {found.workers} workers has here" if found.workers > 1 else "there is here"
+    fits = f"{found.fits:,} would fit" if found.fits >= found.batch else "they will be halved until they fit"
+    yield (
+        f"memory: batches of {found.batch:,} ({_DIGEST.sub('', found.kind)}) take up to {_gib(found.mib)} of the "
+        f"{_gib(found.room)} that {share}; {fits}"
+    )
+
+
+def _gib(mib: float) -> str:
+    return f"{mib:.0f} MiB" if mib < 1000 else f"{mib / 1024:.1f} GiB"
 
 
 def status_lines(summary: PlanSummary, *, verbose: bool = False) -> Iterator[str]:

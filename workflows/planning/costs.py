@@ -17,15 +17,16 @@ import math
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
+from tasks.memory import IDLE, PEAK
 from tasks.stages.kind import Kind
 from workflows.planning.plan import Committed, Plan, PlannedStage, Unit
 from workflows.store import Commit, DamagedCommit, NewerCommit, Store
-from workflows.store.record import Count, Seconds
+from workflows.store.record import Count, Seconds, Share
 
-__all__ = ["Cost", "Pace", "costs_of", "interval", "kinds_of", "missing_work", "unit_work"]
+__all__ = ["Cost", "Pace", "costs_of", "in_a_batch", "interval", "kinds_of", "missing_work", "unit_work"]
 
 _SAMPLE = 8
 """Commits read per stage to measure its rate."""
@@ -49,6 +50,8 @@ class Cost:
         spread: Standard deviation of the rates of those units; None for one unit.
         loading: Seconds that the first unit of a process takes longer: loading the models, and warming up.
         first: Whether nothing but first units of processes was measured, so that the rate holds their warming up.
+        idle: MiB that a worker holds without any network.
+        each: MiB that each element of a batch takes beyond that, loaded networks included; None if no unit said so.
     """
 
     units: Count
@@ -56,6 +59,8 @@ class Cost:
     spread: Seconds | None = None
     loading: Seconds = 0.0
     first: bool = False
+    idle: Share = 0.0
+    each: Share | None = None
 
 
 def costs_of(
@@ -84,6 +89,7 @@ def costs_of(
             return None
 
     samples_of: dict[Kind, list[tuple[float, float, float]]] = {}
+    memory_of: dict[Kind, list[tuple[float, float]]] = {}
     with ThreadPoolExecutor(8) as threads:
         for unit, commit in zip(units, threads.map(read, units), strict=True):
             if commit is not None and gpu in (None, "device" in commit.versions):
@@ -92,7 +98,21 @@ def costs_of(
                 work = len(stage.chunks[unit.chunk].ids) * _per_image(stage)
                 loading = commit.note("loading_seconds")
                 samples_of.setdefault(kinds[unit.stage], []).append((commit.seconds, work, loading))
-    return {kind: _cost(samples) for kind, samples in samples_of.items()}
+                if commit.note(PEAK) and not commit.note("memory_retries"):
+                    idle = commit.note(IDLE)
+                    each = (commit.note(PEAK) - idle) / in_a_batch(stage, unit.chunk)
+                    memory_of.setdefault(kinds[unit.stage], []).append((max(each, 0.0), idle))
+    costs = {kind: _cost(samples) for kind, samples in samples_of.items()}
+    for kind, memory in memory_of.items():
+        # The least: the others ran in processes that still held what larger units had needed.
+        each, idle = min(memory)
+        costs[kind] = replace(costs[kind], each=round(each, 4), idle=idle)
+    return costs
+
+
+def in_a_batch(stage: PlannedStage, chunk: int) -> int:
+    """Return how many elements of a unit go through the networks together."""
+    return min(stage.spec.settings().batch, len(stage.chunks[chunk].ids) * stage.spec.together)
 
 
 def _sample(done: list[int]) -> list[int]:

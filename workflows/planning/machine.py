@@ -3,21 +3,35 @@
 bfloat16 is fast where a processor multiplies it: on GPUs from Ampere on, and on processors with AVX-512. With AVX2
 alone each product is emulated; :data:`SLOWER` is what was measured there, on a small U-Net and on the digits network.
 Whether oneDNN, which computes PyTorch's convolutions, has kernels for bfloat16 here is what it says itself.
+
+How much memory a batch takes is what committed units took, :attr:`~workflows.planning.costs.Cost.idle` and as many
+times :attr:`~workflows.planning.costs.Cost.each` as the batch has elements. Weights are counted with the elements, so
+that of a larger batch this is more than it will take.
 """
 
 from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from defense.compiled import missing_compiler
 from defense.errors import InvalidInput
 from tasks.compute import Compute
+from tasks.stages.kind import Kind
+from workflows.planning.costs import Cost, in_a_batch, kinds_of
 from workflows.planning.plan import Committed, Plan
+from workflows.store import Record
 
-__all__ = ["SLOWER", "machine_notices", "refuse_slow", "refuse_uncompiled"]
+__all__ = ["SLOWER", "Footprint", "footprint", "machine_notices", "refuse_slow", "refuse_uncompiled"]
 
 SLOWER = "7 to 17 times"
 """How much slower bfloat16 is than fp32 on a processor with AVX2 alone."""
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
 def _multiplies_bf16() -> bool:
@@ -84,3 +98,63 @@ def refuse_slow(committed: Committed) -> None:
     slow = [notice for notice in machine_notices(committed.plan, committed) if "no bfloat16" in notice]
     if slow:
         raise InvalidInput(f"{slow[0]}; --slow computes it all the same.", where="compute.precision")
+
+
+@dataclass(frozen=True)
+class Footprint(Record):
+    """The memory of the batches that take most.
+
+    Arguments:
+        kind: Kind of their units.
+        batch: Their elements.
+        mib: MiB that a worker takes with one, at most.
+        room: MiB that each worker has.
+        fits: Elements that would fit, of two digits, with a tenth of the room to spare.
+        workers: Workers that share this machine.
+    """
+
+    kind: str
+    batch: int
+    mib: float
+    room: float
+    fits: int
+    workers: int
+
+
+def footprint(
+    committed: Committed, costs: Mapping[Kind, Cost], workers: int, gpus_per_worker: float = 0.0
+) -> Footprint | None:
+    """Return what the largest batch of the missing units takes; None where no unit of such a kind has said so.
+
+    Arguments:
+        committed: The units that need no work.
+        costs: What units of each kind were measured to take.
+        workers: Workers that share this machine.
+        gpus_per_worker: GPUs of each, whose memory is then meant.
+    """
+    room = _room(workers, gpus_per_worker)
+    found = None
+    for position, kind in enumerate(kinds_of(committed.plan)):
+        cost = costs.get(kind)
+        if room is None or cost is None or not cost.each or not committed.missing_of(position):
+            continue
+        stage = committed.plan.stages[position]
+        batch = max(in_a_batch(stage, chunk) for chunk in range(len(stage.chunks)))
+        mib = cost.idle + cost.each * batch
+        if found is None or mib > found.mib:
+            fits = max(int((0.9 * room - cost.idle) / cost.each), 0)
+            found = Footprint(kind.name, batch, round(mib), round(room), int(float(f"{fits:.2g}")), workers)
+    return found
+
+
+def _room(workers: int, gpus_per_worker: float) -> float | None:
+    """Return the MiB that each worker has: a share of this machine's memory, or of a GPU's."""
+    if gpus_per_worker:
+        if not torch.cuda.is_available():
+            return None
+        total: int = torch.cuda.get_device_properties(0).total_memory
+        return total * gpus_per_worker / 2**20
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        total = min(total, int(_CONTAINER.read_text()))
+    return total / 2**20 / workers

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from workflows.grid.load import Sweep
 from workflows.planning.changed_code import changed_code
 from workflows.planning.forecast import Forecast, default_workers, predict
-from workflows.planning.machine import machine_notices
+from workflows.planning.machine import Footprint, footprint, machine_notices
 from workflows.planning.plan import Committed, Plan, PlannedStage
 from workflows.planning.stopping import needed
 from workflows.store import Record, Store
@@ -73,6 +73,7 @@ class PlanSummary(Record):
         notices: What a reader should know before it runs: files that are left out of data sets, units that other code
             has computed.
         spared: How many of the distinct units are not needed, because the answers of their cells are precise enough.
+        footprint: Memory of the batches that take most; None where no unit like them has said what it took.
     """
 
     sweep: str
@@ -88,6 +89,7 @@ class PlanSummary(Record):
     stages: tuple[StageSummary, ...]
     notices: tuple[str, ...] = ()
     spared: int = 0
+    footprint: Footprint | None = None
 
     def to_json(self) -> dict[str, object]:
         """See :class:`Record`; the prediction as in :meth:`Forecast.shown`."""
@@ -118,12 +120,13 @@ def summarise(
     committed = plan.committed(store)
     needed(sweep, plan, committed, store)
     threads = max(stage.spec.settings().threads for stage in plan.stages)
+    workers = workers or default_workers(threads, gpus_per_worker)
     damaged: list[str] = []
     forecast, costs = predict(
         committed,
         store,
         sweep.id,
-        workers=workers or default_workers(threads, gpus_per_worker),
+        workers=workers,
         gpus_per_worker=gpus_per_worker,
         gpu=gpu,
         damaged=damaged,
@@ -164,6 +167,7 @@ def summarise(
             *_may_stop(sweep, committed),
         ),
         spared=committed.spared,
+        footprint=None if forecast is None else footprint(committed, dict(forecast.costs), workers, gpus_per_worker),
     )
 
 

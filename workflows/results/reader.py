@@ -499,7 +499,7 @@ class Results:
         return ""
 
     def cost(self) -> pd.DataFrame:
-        """Return one row per distinct stage: images, network evaluations (from rows), seconds (from commits).
+        """Return one row per distinct stage: images, network evaluations (from rows), seconds and MiB (from commits).
 
         Samples of certificates are many stages of one kind, and one row; so are all corruptions of one defence.
         """
@@ -528,6 +528,7 @@ class _Spent:
     denoiser: int = 0
     classifier: int = 0
     seconds: float = 0.0
+    peak: float = 0.0
 
     def add(self, other: _Spent) -> None:
         """Add the units of a further stage on the same images."""
@@ -535,6 +536,7 @@ class _Spent:
         self.denoiser += other.denoiser
         self.classifier += other.classifier
         self.seconds += other.seconds
+        self.peak = max(self.peak, other.peak)
 
     def columns(self) -> dict[str, object]:
         """Return the columns of the cost table."""
@@ -544,6 +546,7 @@ class _Spent:
             "classifier_evaluations": self.classifier,
             "seconds": round(self.seconds, 2),
             "images_per_second": round(self.images / self.seconds, 2) if self.seconds else None,
+            "peak_mib": round(self.peak) or None,
         }
 
 
@@ -551,6 +554,7 @@ def _spent(images: int, units: Iterable[Facts]) -> _Spent:
     spent = _Spent(images)
     for facts in units:
         spent.seconds += facts.seconds
+        spent.peak = max(spent.peak, facts.peak)
         spent.denoiser += facts.denoiser
         spent.classifier += facts.classifier
     return spent

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.memory import PEAK
 from tasks.stages import ROW_SCHEMAS
 from workflows.store.manifest import Manifest
 from workflows.store.outage import StoreUnavailable
@@ -48,12 +49,14 @@ class Facts(NamedTuple):
         denoiser: Sum of its denoiser evaluations.
         classifier: Sum of its classifier evaluations.
         seconds: Compute time, from its commit.
+        peak: MiB that it took at most, from its commit; 0 if that does not say.
     """
 
     rows: int
     denoiser: int
     classifier: int
     seconds: float
+    peak: float = 0.0
 
 
 class _Block(NamedTuple):
@@ -133,6 +136,7 @@ class StageRows:
                         units["denoiser"][place],
                         units["classifier"][place],
                         manifest.seconds[entry],
+                        manifest.peak[entry],
                     )
             if used:
                 self._blocks.append(_Block(rows, np.cumsum(units["counts"])))
@@ -161,7 +165,11 @@ class StageRows:
         for place, (chunk, commit) in enumerate(zip(chunks, commits, strict=True)):
             self._in[chunk] = len(self._blocks), place
             self.facts[chunk] = Facts(
-                counts[place], sums["denoiser"][place], sums["classifier"][place], commit.seconds
+                counts[place],
+                sums["denoiser"][place],
+                sums["classifier"][place],
+                commit.seconds,
+                commit.note(PEAK),
             )
         self._blocks.append(_Block(rows, np.cumsum(counts)))
         hashes = [_hash(commit) for commit in commits]
@@ -172,7 +180,7 @@ class StageRows:
             units = {"chunks": list(chunks), "rows": hashes, "counts": counts, **sums}
             self._write(rows, units)
         for chunk, commit in zip(chunks, commits, strict=True):
-            manifest.note(chunk, commit.seconds, commit.sha256, commit.inputs)
+            manifest.note(chunk, commit.seconds, commit.sha256, commit.inputs, commit.note(PEAK))
         manifest.write()
 
     def _write(self, rows: pa.Table, units: dict[str, Any]) -> None:

@@ -27,11 +27,12 @@ from workflows.store.outage import StoreUnavailable
 
 __all__ = ["Manifest"]
 
-_VERSION = 1
+_VERSION = 2
+"""1 had no peaks."""
 _TICK = 2 * 10**9
 """Nanoseconds: no clock of a disk is coarser."""
 
-_COLUMNS = ("commit", "seconds", "rows", "rows_name", "rows_stamp", "images", "images_name", "images_stamp")
+_COLUMNS = ("commit", "seconds", "peak", "rows", "rows_name", "rows_stamp", "images", "images_name", "images_stamp")
 
 
 class Manifest:
@@ -48,6 +49,7 @@ class Manifest:
     Attributes:
         commits: Stamp of each committed chunk's commit, by chunk.
         seconds: Compute time of each unit that was verified.
+        peak: MiB that it took at most; 0 if that is not known.
         rows: Hash of its rows.
         images: Hash of its images; "" without any.
         inputs: For each folder of data that units read, the hash of what each has read there; "" for nothing.
@@ -65,6 +67,7 @@ class Manifest:
         self._lying: dict[str, dict[str, Stamp | None]] = {"rows": {}, "adversarial": {}}
         self._place: dict[str, int] = {}
         self.seconds: list[float] = []
+        self.peak: list[float] = []
         self.rows: list[str] = []
         self.images: list[str] = []
         self._commit: list[str] = []
@@ -129,7 +132,9 @@ class Manifest:
         text, moment = found
         return text == noted and (not moment or moment < self._before)
 
-    def note(self, chunk: str, seconds: float, data: dict[str, str], inputs: dict[str, str]) -> None:
+    def note(
+        self, chunk: str, seconds: float, data: dict[str, str], inputs: dict[str, str], peak: float = 0.0
+    ) -> None:
         """Note that a unit was verified after this manifest was opened.
 
         Arguments:
@@ -137,6 +142,7 @@ class Manifest:
             seconds: Compute time, from the commit.
             data: Hash of each data file that was read and is whole, by its path.
             inputs: Hash of each data file that the unit read, by its path.
+            peak: MiB that it took at most, from the commit; 0 if it does not say.
         """
         rows = [path for path in data if path.startswith("rows/")]
         images = [path for path in data if path.startswith("adversarial/")]
@@ -148,7 +154,7 @@ class Manifest:
         if place == len(self.rows):
             for column in (*self._columns.values(), *self.inputs.values()):
                 column.append("")
-        self.seconds[place], self._commit[place] = seconds, commit.text
+        self.seconds[place], self.peak[place], self._commit[place] = seconds, peak, commit.text
         for names, hashes, stamps, path in (
             (self._rows_name, self.rows, self._rows_stamp, rows[0]),
             (self._images_name, self.images, self._images_stamp, images[0] if images else ""),

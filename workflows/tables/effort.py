@@ -104,6 +104,15 @@ def _rate(row: Row) -> str:
     return f"{rate:.1f}" if rate and rate == rate else "-"
 
 
+def _peak(row: Row) -> str:
+    return "-" if missing(row["peak_mib"]) else f"{row['peak_mib']:.0f}"
+
+
+def _measured(frame: pd.DataFrame, name: str) -> bool:
+    """Show it where a unit has said what it took."""
+    return name in frame and bool(frame[name].notna().any())
+
+
 _COST = (
     Column("stage", "stage", "text", "Kind of the stage."),
     CLASSIFIER,
@@ -117,6 +126,16 @@ _COST = (
     Column("classifier_evaluations", "classifier evals", "count", "Evaluations of classifiers, from rows.", drop=3),
     Column("seconds", "seconds", "seconds", "Compute time of one worker, from commits."),
     Column("images_per_second", "images/s", "number", "Images of these in a second.", unit="1/s", show=_rate, drop=1),
+    Column(
+        "peak_mib",
+        "peak MiB",
+        "number",
+        "Memory that the largest of these units took: of the GPU, or of the worker's whole process.",
+        unit="MiB",
+        when=_measured,
+        show=_peak,
+        drop=5,
+    ),
 )
 
 
@@ -124,5 +143,5 @@ def cost_table(frame: pd.DataFrame) -> Table | None:
     """Return the table of ``Results.cost``; None without stages."""
     if frame.empty:
         return None
-    note = "Network evaluations from rows; seconds of one worker's compute from commits."
+    note = "Network evaluations from rows; seconds of one worker's compute, and its memory, from commits."
     return Table("cost", "Cost", _COST, frame, note, groups=())
