@@ -2,6 +2,7 @@
 
     python benchmarks/sequences.py coverage [--runs 1000] [--images 2000]
     python benchmarks/sequences.py savings [--runs 4]
+    python benchmarks/sequences.py replay --sweep SWEEP --store STORE
     python benchmarks/sequences.py decisions [--runs 1000]
 
 **coverage**: how often the interval is wrong at any chunk of 100 images, beside Wilson's interval looked at as often
@@ -11,6 +12,9 @@ each other: image i is right on a draw with probability :math:`q_i`, drawn from 
 **savings**: images that cells need at half-widths of 2 and 5 points, beside all images of the sweep, for two sweeps
 whose rows are simulated: a ladder (two defences; accuracies as in docs/attacks.md, 10 draws) on 599 and on 10,000
 images, and the accuracies that a paper's table 1 prints, on 10,000. Chunks have 100 images.
+
+**replay**: the same from the rows of a sweep that was computed in full: its clean cells and its attacked ones, with
+the images of each in the order in which `precision` takes them.
 
 **decisions**: which of two defences is better, by paired differences of shares of 10 draws, on at most 10,000 images.
 An error is the wrong answer, or any answer where there is no difference. Beside it: a paired test at 5 % after every
@@ -27,6 +31,10 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+import puregrid
+from tasks.attacks import AttackConfig
+from workflows.assets.bundled import find_sweep
+from workflows.grid.precision import random_order
 from workflows.published.papers import load_paper
 from workflows.statistics.proportions import wilson
 from workflows.statistics.sequences import evidence, sequence_ends
@@ -74,6 +82,12 @@ def first(images: int, answered: Callable[[int], bool]) -> int | None:
     return ends[low]
 
 
+def narrow(x: Values, half: float, of: str, images: int) -> bool:
+    """Return whether the first images are enough for a half-width, of the population or of all images."""
+    low, high = sequence_ends(x[:images], len(x) if of == "images" else None)
+    return (high - low) / 2 <= half
+
+
 def savings(runs: int) -> None:
     """Print the images that sweeps need."""
     table = [v.accuracy for v in load_paper("distribution-transfer").values if v.table == "1"]
@@ -90,16 +104,41 @@ def savings(runs: int) -> None:
                     for cell, accuracy in enumerate(accuracies):
                         x = shares(np.random.default_rng([run, cell, images]), accuracy / 100, images, 10)
 
-                        def narrow(n: int, x: Values = x, half: float = half, of: str = of) -> bool:
-                            low, high = sequence_ends(x[:n], len(x) if of == "images" else None)
-                            return (high - low) / 2 <= half
-
-                        stop = first(images, narrow)
+                        stop = first(images, partial(narrow, x, half, of))
                         used, total, settled = used + (stop or images), total + images, settled + (stop is not None)
                 cells = runs * len(accuracies)
                 print(
                     f"{name:>28} {of:>10} {100 * half:10.0f} {used / total:11.0%}  {1 - used / total:6.0%} "
                     f"{settled / cells:14.0%}",
+                    flush=True,
+                )
+
+
+def replay(sweep: str, store: str) -> None:
+    """Print the images that a computed sweep would have needed."""
+    results = puregrid.open_results(store, puregrid.load_sweep(find_sweep(sweep)))
+    cells: dict[str, list[Values]] = {"clean": [], "attacked": []}
+    for cell in results.sweep.cells:
+        rows = results.rows(cell)
+        if rows.empty or not isinstance(cell.threat, AttackConfig | None):
+            continue
+        answers = rows.set_index("image_id")
+        right = {i: np.mean(np.array(row.prediction) == row.label) for i, row in answers.iterrows()}
+        cells["clean" if cell.threat is None else "attacked"].append(
+            np.array([right[i] for i in random_order(right)])
+        )
+    print(f"{'cells':>14} {'of':>10} {'half-width':>10} {'images used':>18} {'saved':>6} {'precise enough':>15}")
+    for kind, found in cells.items():
+        for of in ("population", "images"):
+            for half in (0.02, 0.05):
+                stops = [first(len(x), partial(narrow, x, half, of)) for x in found]
+                used, total = (
+                    sum(stop or len(x) for stop, x in zip(stops, values, strict=True)),
+                    sum(map(len, values)),
+                )
+                print(
+                    f"{len(found):5} {kind:>8} {of:>10} {100 * half:10.0f} {f'{used} of {total}':>18} "
+                    f"{1 - used / max(total, 1):6.0%} {sum(map(bool, stops)) / max(len(stops), 1):14.0%}",
                     flush=True,
                 )
 
@@ -143,17 +182,21 @@ def decisions(runs: int) -> None:
 
 
 def main() -> None:
-    """Run one of the three."""
+    """Run one of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("coverage", "savings", "decisions"))
+    parser.add_argument("what", choices=("coverage", "savings", "replay", "decisions"))
     parser.add_argument("--runs", type=int)
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--sweep")
+    parser.add_argument("--store")
     options = parser.parse_args()
     started = time.process_time()
     if options.what == "coverage":
         coverage(options.runs or 1000, options.images)
     elif options.what == "savings":
         savings(options.runs or 4)
+    elif options.what == "replay":
+        replay(options.sweep, options.store)
     else:
         decisions(options.runs or 1000)
     print(f"{time.process_time() - started:.0f} s of processor time")
