@@ -120,21 +120,20 @@ def replay(sweep: str, store: str) -> None:
     cells: dict[str, list[Values]] = {"clean": [], "attacked": []}
     for cell in results.sweep.cells:
         rows = results.rows(cell)
-        if rows.empty or not isinstance(cell.threat, AttackConfig | None):
+        if len(rows) < cell.images.count or not isinstance(cell.threat, AttackConfig | None):
             continue
-        answers = rows.set_index("image_id")
-        right = {i: np.mean(np.array(row.prediction) == row.label) for i, row in answers.iterrows()}
-        cells["clean" if cell.threat is None else "attacked"].append(
-            np.array([right[i] for i in random_order(right)])
-        )
+        right = np.stack(rows["prediction"].to_list()) == rows["label"].to_numpy()[:, None]
+        share = dict(zip(rows["image_id"].tolist(), right.mean(1).tolist(), strict=True))
+        values = np.array([share[i] for i in random_order(share)])
+        cells["clean" if cell.threat is None else "attacked"].append(values)
     print(f"{'cells':>14} {'of':>10} {'half-width':>10} {'images used':>18} {'saved':>6} {'precise enough':>15}")
     for kind, found in cells.items():
         for of in ("population", "images"):
             for half in (0.02, 0.05):
                 stops = [first(len(x), partial(narrow, x, half, of)) for x in found]
                 used, total = (
-                    sum(stop or len(x) for stop, x in zip(stops, values, strict=True)),
-                    sum(map(len, values)),
+                    sum(stop or len(x) for stop, x in zip(stops, found, strict=True)),
+                    sum(map(len, found)),
                 )
                 print(
                     f"{len(found):5} {kind:>8} {of:>10} {100 * half:10.0f} {f'{used} of {total}':>18} "
