@@ -78,6 +78,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error(package: object) -> None
     assert not hasattr(package, "__wrapped__")
 
 
+@pytest.mark.slow
 def test_the_contract_suites_are_a_name_of_the_front_door() -> None:
     assert {"torch"} & loaded("import puregrid; puregrid.testing.PurifierContract")
     assert not HEAVY & loaded("import puregrid; puregrid.testing")

@@ -33,6 +33,7 @@ def modules(*words: str) -> tuple[str, set[str], int]:
     return done.stdout, names, len(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["--help"], ["--version"], ["run", "--help"], ["data", "--help"], ["list"]], ids=" ".join
 )
@@ -45,6 +46,7 @@ def test_answers_that_need_no_torch_load_none(words: list[str]) -> None:
     assert {name for name in names if name in ("defense", "workflows", "tasks")} == {"defense", "workflows"}
 
 
+@pytest.mark.slow
 def test_bundled_sweeps_are_listed_without_torch() -> None:
     text, names, _ = modules("list", "sweeps")
     assert "quickstart" in text

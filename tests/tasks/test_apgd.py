@@ -126,6 +126,7 @@ def reference_run(
     return images, value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_the_iterates_are_those_of_the_reference(float64: None, smooth: nn.Module, norm: Norm, loss: Any) -> None:
@@ -173,6 +174,7 @@ def float64_l1(float64: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autopgd_base, "L0_norm", lambda z: (z.abs() >= 1e-8).flatten(1).sum(1).to(z))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("larger_eps", [True, False])
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_the_l1_iterates_are_those_of_the_reference(
@@ -224,6 +226,7 @@ def test_a_larger_ball_s_images_are_not_results(smooth: nn.Module, batch: tuple[
     assert [len(seen) for seen in ours.seen] == [24] * 23
 
 
+@pytest.mark.slow
 def test_on_the_shipped_network_larger_balls_first_are_better_and_random_l1_noise_is_nothing(
     network: nn.Module, digits_test: ImageSet
 ) -> None:
@@ -261,6 +264,7 @@ def test_the_very_first_step_has_risen_if_its_loss_is_positive_as_in_the_referen
     assert int((losses[1] < losses[0]).sum()) >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_in_float32_the_best_loss_is_that_of_the_reference(
@@ -276,6 +280,7 @@ def test_in_float32_the_best_loss_is_that_of_the_reference(
     assert abs(float((found.loss - value).mean())) < 2e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_targeted_run_ends_where_the_reference_s_does(
     float64: None, smooth: nn.Module, batch: tuple[Tensor, Tensor], norm: Norm
@@ -373,6 +378,7 @@ def test_no_image_is_dropped_and_restarts_only_help(smooth: nn.Module, batch: tu
     assert target.evaluations == 24 * twice.evaluations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5)])
 def test_on_the_shipped_network_it_is_not_weaker_than_pgd(
     network: nn.Module, digits_test: ImageSet, norm: Norm, eps: float

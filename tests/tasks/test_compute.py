@@ -206,6 +206,7 @@ class TestPrecision:
                 assert torch.backends.cuda.matmul.allow_tf32 is allowed
                 assert torch.backends.cudnn.allow_tf32 is allowed
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("precision", ["bf16", "bf16-all"])
     def test_a_purifiers_network_is_prepared_and_its_bits_are_autocasts(
         self, diffpure: DiffPureConfig, precision: str

@@ -127,6 +127,7 @@ def test_defocus_blur_is_a_softened_disk(severity: int, radius: float, soft: flo
     assert (disk > 0.01).sum() == [5, 9, 9, 5, 9][severity - 1]
 
 
+@pytest.mark.slow
 @every("name", ["gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"])
 @every("severity", SEVERITIES)
 def test_blurs_keep_flat_images_and_nearly_the_mean_and_lose_contrast(
@@ -204,6 +205,7 @@ def test_fog_mixes_a_fractal_of_full_range_into_the_image() -> None:
     assert rough(2) < rough(3) < rough(4) < rough(5)
 
 
+@pytest.mark.slow
 def test_snow_whitens_and_leaves_flakes_that_are_symmetric_under_a_half_turn() -> None:
     for severity, c in zip(SEVERITIES, CORRUPTIONS["snow"].constants, strict=True):
         found = values(flat(51, count=10), "snow", severity)
@@ -322,6 +324,7 @@ def test_elastic_displacements_have_the_deviation_of_smoothed_uniform_noise(
     assert abs(np.corrcoef(right.ravel(), down.ravel())[0, 1]) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("severity", "step"), zip(SEVERITIES, (0.08, 0.07, 0.06, 0.05, 0.03), strict=True))
 def test_elastic_images_are_moved_by_the_mean_of_two_of_three_random_steps_in_the_middle(
     severity: int, step: float

@@ -29,6 +29,7 @@ MONOTONE = [
 ]
 
 
+@pytest.mark.slow
 @every("name", MONOTONE)
 def test_severity_is_monotone_in_distance(scenes: Images, name: str) -> None:
     many = np.tile(scenes, (8, 1, 1, 1))

@@ -34,6 +34,7 @@ class Linear:
         return torch.stack([torch.zeros_like(score), score], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kappa", [0.0, 0.3])
 def test_on_a_linear_classifier_the_minimum_is_the_distance_to_the_plane(kappa: float) -> None:
     weight = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -48,6 +49,7 @@ def test_on_a_linear_classifier_the_minimum_is_the_distance_to_the_plane(kappa: 
     np.testing.assert_allclose(found.columns["minimum_l2"], distance, rtol=0.03)
 
 
+@pytest.mark.slow
 def test_the_minima_are_those_of_foolbox(network: nn.Module, digits_test: ImageSet) -> None:
     import foolbox
 
@@ -78,6 +80,7 @@ def test_the_minima_are_those_of_foolbox(network: nn.Module, digits_test: ImageS
     assert 4 < int((found.loss > 0).sum()) < 21
 
 
+@pytest.mark.slow
 def test_where_nothing_is_met_the_minimum_is_nan_and_the_largest_margin_in_the_ball_is_submitted() -> None:
     weight = torch.ones(1, 2, 2)
     network = Linear(weight, -100.0)
@@ -92,6 +95,7 @@ def test_where_nothing_is_met_the_minimum_is_nan_and_the_largest_margin_in_the_b
     assert (gain > 0.55).all() and (gain <= 0.3 * 2 + 1e-4).all()
 
 
+@pytest.mark.slow
 def test_images_that_are_wrong_already_have_no_distance_and_are_attacked_all_the_same() -> None:
     network = Linear(torch.ones(1, 2, 2), -1.0)
     x = torch.full((2, 1, 2, 2), 0.5)
@@ -129,6 +133,7 @@ def small() -> nn.Module:
     return net.requires_grad_(False)
 
 
+@pytest.mark.slow
 def test_an_image_s_result_and_draws_do_not_depend_on_its_batch(small: nn.Module) -> None:
     x = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     y = small(x).argmax(1)
@@ -156,6 +161,7 @@ def test_an_image_s_result_and_draws_do_not_depend_on_its_batch(small: nn.Module
     assert all(len(set(draws)) == len(draws) for draws in their.draws.values())
 
 
+@pytest.mark.slow
 def test_with_draws_the_margin_is_the_mean_over_them(small: nn.Module) -> None:
     x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     y = small(x).argmax(1)
@@ -172,6 +178,7 @@ def test_with_draws_the_margin_is_the_mean_over_them(small: nn.Module) -> None:
     assert float(perturbation_norms(found.images, x)["l2"].max()) <= 0.4
 
 
+@pytest.mark.slow
 def test_giving_up_early_loses_little(network: nn.Module, digits_test: ImageSet) -> None:
     x, y = torch.from_numpy(digits_test.images[:6]), torch.from_numpy(digits_test.labels[:6])
     minima, costs = [], []

@@ -32,6 +32,7 @@ def test_digits_splits_have_599_and_1198_images_and_share_none() -> None:
     assert not contents[0] & contents[1]
 
 
+@pytest.mark.slow
 def test_digits_split_is_every_third_image_of_scikit_learn() -> None:
     from sklearn.datasets import load_digits
 
@@ -140,6 +141,7 @@ def test_the_place_of_cifar10_is_not_in_its_id() -> None:
     assert here.id == there.id != Cifar10Config(root="/a", digest="e").id
 
 
+@pytest.mark.slow
 def test_cifar10_takes_its_root_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, data_root: Path, tmp_path: Path
 ) -> None:
@@ -149,6 +151,7 @@ def test_cifar10_takes_its_root_from_the_environment(
     assert config.digest == CIFAR10_TEST
 
 
+@pytest.mark.slow
 def test_cifar10_test_split_is_the_official_one(cifar10_test: ImageSet, data_root: Path) -> None:
     images, labels = cifar10_test.images, cifar10_test.labels
     assert images.shape == (10000, 3, 32, 32) and images.dtype == np.float32

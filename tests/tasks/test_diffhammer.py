@@ -355,6 +355,7 @@ class TestSpecialCases:
         torch.testing.assert_close(grafted.loss, full.loss, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["exact", "bpda", "surrogate(2)"])
 @pytest.mark.parametrize("graft", [False, True])
 @pytest.mark.parametrize("fixed", [False, True])

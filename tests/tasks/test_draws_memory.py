@@ -67,6 +67,7 @@ def noisy() -> Purifier:
     return PURIFIERS.get("gaussian-noise")(sigma=0.2).build()  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @every("loss", [*map(point_loss, ("ce", "margin", "dlr")), towards(torch.tensor([0, 2, 5, 7]))])
 @every(("draws", "batch"), [(1, 4), (5, 4), (5, 3), (6, 24), (2, 100)])
 def test_the_gradient_has_the_bits_of_one_backward_pass(
@@ -82,6 +83,7 @@ def test_the_gradient_has_the_bits_of_one_backward_pass(
     assert parts.tally.gradients == dict.fromkeys(range(4), 2)
 
 
+@pytest.mark.slow
 def test_the_exact_gradient_through_a_diffusion_too(network: nn.Module, diffpure: DiffPureConfig) -> None:
     purifier = diffpure.build()
     found, expected = (

@@ -153,6 +153,7 @@ class TestHopSkipJump:
 
 
 class TestRayS:
+    @pytest.mark.slow
     def test_it_finds_the_smallest_radius_of_a_linear_classifier(self) -> None:
         x, net = images(), Linear(0.5)
         config = attack(attack="rays", norm="linf", eps=0.5, queries=3000)

@@ -155,6 +155,7 @@ def by_hand(
     return value.detach(), gradient
 
 
+@pytest.mark.slow
 @every("attacked", ATTACKED)
 @every("name", LOSSES)
 @every("batch", [None, 1, 5])

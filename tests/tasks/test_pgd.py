@@ -198,6 +198,7 @@ def attacked(network: nn.Module, data: ImageSet, attack: PGDConfig, count: int =
     return float(right.double().mean()), float(found.loss.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eps", "low", "high"), [(0.10, 0.33, 0.44), (0.15, 0.03, 0.10), (0.20, 0.0, 0.015)])
 def test_pgd_20_on_the_shipped_network_leaves_what_was_measured(
     network: nn.Module, digits_test: ImageSet, eps: float, low: float, high: float
@@ -208,6 +209,7 @@ def test_pgd_20_on_the_shipped_network_leaves_what_was_measured(
     assert low <= accuracy <= high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.15), ("l2", 0.5)])
 def test_more_steps_are_never_much_worse(network: nn.Module, digits_test: ImageSet, norm: Norm, eps: float) -> None:
     found = [attacked(network, digits_test, PGDConfig(norm=norm, eps=eps, steps=steps)) for steps in (1, 3, 10, 30)]
@@ -217,6 +219,7 @@ def test_more_steps_are_never_much_worse(network: nn.Module, digits_test: ImageS
     assert found[-1][0] < found[0][0] - 0.2  # and the first step alone is far weaker
 
 
+@pytest.mark.slow
 def test_more_budget_is_never_better_for_the_defender_and_all_of_it_leaves_nothing(
     network: nn.Module, digits_test: ImageSet
 ) -> None:

@@ -89,6 +89,7 @@ def test_l2_projection_of_flat_images_of_real_size_never_leaves_the_ball(side: i
         assert eps - math.sqrt(x.numel()) * 2**-24 * 2 <= norm <= eps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @given(case=cases(), share=st.floats(0, 0.999))
 def test_points_inside_stay_where_they_are(norm: Norm, case: tuple[Tensor, Tensor, float], share: float) -> None:

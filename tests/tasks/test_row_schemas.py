@@ -164,6 +164,7 @@ def test_every_column_that_an_attack_gives_is_declared() -> None:
     assert {f"attack_{name}" for name in given} <= set(ATTACK.names)
 
 
+@pytest.mark.slow
 def test_every_other_stage_has_its_declared_schema(
     attack: AttackStage, evaluate: EvaluateStage, context: Context, cnn: ClassifierConfig
 ) -> None:
@@ -267,6 +268,7 @@ def folder(attacked: Callable[[AttackConfig], Output], tmp_path: Path) -> Path:
     return tmp_path / "attack"
 
 
+@pytest.mark.slow
 def test_a_folder_of_several_attacks_reads_whole_in_pyarrow_pandas_and_duckdb(folder: Path) -> None:
     import duckdb
 
@@ -285,6 +287,7 @@ def test_a_folder_of_several_attacks_reads_whole_in_pyarrow_pandas_and_duckdb(fo
     assert broken["n"].tolist() == [2]
 
 
+@pytest.mark.slow
 def test_old_and_new_files_together_read_whole_with_the_schema(folder: Path) -> None:
     """As of a version whose files had no columns of other attacks; the first file decides what a reader looks for."""
     import duckdb

@@ -169,6 +169,7 @@ def test_who_knows_the_draws_has_them_in_every_query() -> None:
     assert {draw for _, draw in purifier.keys} == {0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.6)])
 def test_it_is_between_random_noise_and_pgd(
     network: nn.Module, digits_test: ImageSet, norm: Norm, eps: float

@@ -74,6 +74,7 @@ def test_attack_images_are_those_of_the_attack_run_by_hand(
     assert np.array_equal(images_from_table(images, IDS), torch.cat(found).numpy())
 
 
+@pytest.mark.slow
 def test_a_units_rows_are_the_same_bit_for_bit_when_it_is_run_again(
     attack: AttackStage, evaluate: EvaluateStage, context: Context
 ) -> None:
@@ -105,6 +106,7 @@ def by_hand(
     return found
 
 
+@pytest.mark.slow
 def test_judged_rows_are_what_draw_by_draw_purification_gives(
     evaluate: EvaluateStage, context: Context, network: nn.Module, digits_test: ImageSet
 ) -> None:
@@ -154,6 +156,7 @@ def columns(rows: pa.Table, image: int) -> npt.NDArray[np.float64]:
     return np.array(rows["label_probability"][row].as_py() + rows["mean_probability"][row].as_py())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_an_images_rows_do_not_depend_on_its_chunk_or_batch(
     evaluate: EvaluateStage, context: Context, batch: int
@@ -218,6 +221,7 @@ def test_all_budgets_of_a_defence_are_judged_on_the_same_draws_and_no_attacker_h
     assert isinstance(spy, Spy) and {omega.seed for omega in spy.seen} == {1}
 
 
+@pytest.mark.slow
 def test_paired_cells_differ_by_their_images_alone(evaluate: EvaluateStage, context: Context) -> None:
     """Given the same images as those of two attacks, the rows of two cells are equal bit for bit."""
     table = images_to_table(IDS, torch.rand(len(IDS), 1, 8, 8, generator=torch.Generator().manual_seed(0)))
@@ -285,6 +289,7 @@ def test_running_out_of_memory_changes_rows_by_rounding_only(evaluate: EvaluateS
         np.testing.assert_allclose(columns(found, image), columns(expected, image), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_say_the_time_of_each_draw_where_the_purifier_chooses_it(
     context: Context, evaluate: EvaluateStage
 ) -> None:

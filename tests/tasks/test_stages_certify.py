@@ -143,6 +143,7 @@ def test_counts_and_certificates_do_not_depend_on_how_samples_are_divided(
     assert len(set(rows["radius"])) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [100, 400, 2000])
 def test_sequential_certificates_stop_where_the_plan_says_however_they_are_divided(
     shard: int, digits: DatasetConfig, cnn: ClassifierConfig, context: Context
@@ -164,6 +165,7 @@ def test_sequential_certificates_stop_where_the_plan_says_however_they_are_divid
     assert set(rows["guarantee"]) == {"sequential"} and min(rows["samples"]) < 2000
 
 
+@pytest.mark.slow
 def test_images_that_have_stopped_cost_nothing(
     digits: DatasetConfig, cnn: ClassifierConfig, context: Context
 ) -> None:
@@ -178,6 +180,7 @@ def test_images_that_have_stopped_cost_nothing(
     assert spent == 3 * 100 + sum(sum(counts) for counts in final["counts"].to_pylist()) < 3 * 2100
 
 
+@pytest.mark.slow
 def test_one_shot_noise_of_the_certificate_is_its_forward_noise(
     digits: DatasetConfig, cnn: ClassifierConfig, denoiser: DiffusersConfig, context: Context
 ) -> None:

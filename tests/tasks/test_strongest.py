@@ -223,6 +223,7 @@ def computed(stage: AttackStage, context: Context, done: dict[str, Output]) -> O
     return done[stage.id]
 
 
+@pytest.mark.slow
 def test_a_warm_rung_starts_from_the_worst_image_of_all_before(digits: DatasetConfig, cnn: ClassifierConfig) -> None:
     still = {"attack": "pgd", "gradient": "exact", "eot": 2, "steps": 1, "step_size": 1e-6, "warm": True}
     attack = StrongestConfig.model_validate(

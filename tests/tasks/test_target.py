@@ -82,6 +82,7 @@ def blobs(x: Tensor) -> Tensor:
     return 6 * x.mean((1, 3))[:, :3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [
