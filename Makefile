@@ -10,11 +10,16 @@ READY := $(VENV)/.ready
 # Tests start many processes. Where this is set, each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-fast test-all lint format bench clean
+.PHONY: quickstart leaderboard docs test test-fast test-all lint format bench clean
 
 quickstart: $(READY)
 	$(BIN)/puregrid run quickstart --store results
 	$(BIN)/puregrid report quickstart --store results --out results/report.html
+
+# Every line of the bundled sweep; what is committed in results is not computed again.
+leaderboard: $(READY)
+	$(BIN)/puregrid run leaderboard --store results
+	$(BIN)/puregrid leaderboard leaderboard --store results --out site/leaderboard
 
 test: $(READY)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not nightly"

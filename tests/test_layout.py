@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
+    ("leaderboard",),
     ("regression",),
     ("paper",),
     ("report", "tracking"),

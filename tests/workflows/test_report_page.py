@@ -8,8 +8,6 @@ import io
 import json
 import math
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+from browser import CHROMIUM, browse  # type: ignore[import-not-found]
 from helpers_small import ASSETS, compute, small_sweep  # type: ignore[import-not-found]
 from PIL import Image
 from typer.testing import CliRunner
@@ -645,7 +644,6 @@ def test_the_command_writes_the_page_and_refuses_before_it_computes(full: Full, 
 
 # A browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _MEASURE = """<script>
 const frame = document.querySelector("iframe");
 frame.onload = () => {
@@ -656,21 +654,6 @@ frame.onload = () => {
 };
 frame.srcdoc = SOURCE;
 </script>"""
-
-
-def browse(page: Path, folder: Path, *options: str) -> tuple[str, str]:
-    """The page's document after loading, and what the console said."""
-    assert CHROMIUM is not None
-    options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", *options)
-    logs = ("--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--dump-dom")
-    done = subprocess.run(
-        [CHROMIUM, *options, *logs, page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
 @pytest.fixture
@@ -731,16 +714,7 @@ def test_the_script_sorts_searches_and_puts_it_into_the_address(full: Full, tmp_
     path.write_text(full.text.replace("</body>", _ACT), encoding="utf-8")
 
     def act(hash_: str) -> dict[str, Any]:
-        assert CHROMIUM is not None
-        options = (
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-        )
-        command = [CHROMIUM, *options, "--virtual-time-budget=5000", path.as_uri() + hash_]
-        document = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        document, _ = browse(path, tmp_path, hash_=hash_)
         found = re.search(r"<pre>(.*)</pre>", document, re.DOTALL)
         assert found is not None
         content: dict[str, Any] = json.loads(html.unescape(found[1]))

@@ -14,7 +14,7 @@ import typer
 
 from defense.redaction import RedactingStream, has_credentials, remember, remember_environment
 from workflows.cli.assets import data, list_, train
-from workflows.cli.comparing import check, compare, judge, promote
+from workflows.cli.comparing import check, compare, judge, leaderboard, promote
 from workflows.cli.output import OutputLost, say, steady_streams, tell
 from workflows.cli.probing import probe
 from workflows.cli.results import compact, report, rows, show, tables
@@ -58,6 +58,7 @@ for command in (
     check,
     promote,
     judge,
+    leaderboard,
     compact,
     report,
     show,

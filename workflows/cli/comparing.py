@@ -1,4 +1,4 @@
-"""``puregrid compare``, ``check`` and ``promote``: one result beside another."""
+"""``puregrid compare``, ``check``, ``promote``, ``judge`` and ``leaderboard``: one result beside another."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from workflows.cli.base import (
     Overrides,
     StoreUri,
     SweepFile,
+    complete_sweep,
     errors,
     open_sweep,
     say,
@@ -27,7 +28,7 @@ from workflows.cli.base import (
 if TYPE_CHECKING:
     from workflows.grid.load import Sweep
 
-__all__ = ["check", "compare", "judge", "promote"]
+__all__ = ["check", "compare", "judge", "leaderboard", "promote"]
 
 
 def compare(
@@ -228,3 +229,25 @@ def judge(
         say(f"{agreed} of {len(table.frame)} cells agree; sha256 of the manifest: {opened.sha256}")
         if agreed < len(table.frame):
             raise typer.Exit(1)
+
+
+def leaderboard(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            help="SWEEP (in --store), SWEEP@STORE, or a STORE with all sweeps on record [all of --store].",
+            autocompletion=complete_sweep,
+        ),
+    ] = None,
+    store: StoreUri = "results",
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where the site is written.")] = "leaderboard",
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Write a site: one board of many sweeps, claims beside measured numbers, a page a defence and a page a claim."""
+    with errors(plugins=not no_plugins):
+        from workflows.leaderboard.site import check_folder, write_site
+        from workflows.leaderboard.sources import sources_of
+
+        check_folder(out)
+        tell(write_site(sources_of(runs or (), store, say), out))

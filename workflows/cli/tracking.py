@@ -87,8 +87,7 @@ def track(
 
 def _track_all(store: str, mlflow: str | None) -> None:
     """Log every sweep that a store has on record; one that cannot be made again is said and left out."""
-    from workflows.grid.load import recorded_sweep
-    from workflows.results.records import recorded_sweeps
+    from workflows.results.records import recorded_sweeps, remade
     from workflows.store import Store
 
     opened = Store(store)
@@ -99,12 +98,7 @@ def _track_all(store: str, mlflow: str | None) -> None:
     failed = 0
     for sweep_id, text, folder in recorded:
         try:
-            loaded = recorded_sweep(text, folder)
-            if loaded.id != sweep_id:
-                raise PuregridError(
-                    "it is another sweep today: code, data or weights that it names have changed. Its rows are kept, "
-                    "and have no cells to be shown in"
-                )
+            loaded = remade(sweep_id, text, folder)
             say(f"sweep {loaded.name!r} ({sweep_id}):")
             if not _track(loaded, opened, mlflow):
                 say("nothing of it is committed.")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,11 @@ from defense.errors import InvalidInput, nearest
 from defense.spec import Spec
 from workflows.documents.document import read_document
 
-__all__ = ["AuthorsSetting", "authors_setting", "authors_settings", "expanded"]
+if TYPE_CHECKING:
+    from defense.purifiers import PurifierConfig
+    from tasks.attacks import AttackConfig
+
+__all__ = ["AuthorsSetting", "authors_setting", "authors_settings", "expanded", "recognised"]
 
 _FOLDER = Path(__file__).parent.parent / "published" / "authors"
 _OWN = ("norm", "eps", "eps_255", "unbounded")
@@ -74,6 +78,27 @@ def authors_setting(name: str) -> AuthorsSetting:
     if name not in authors_settings():
         raise InvalidInput(f"no published setting {name!r}; {nearest(name, authors_settings())}")
     return AuthorsSetting.from_fields({"name": name, **read_document(_FOLDER / f"{name}.yaml").data})
+
+
+def recognised(purifier: PurifierConfig, attack: AttackConfig) -> AuthorsSetting | None:
+    """Return the setting whose defence and attack these are, whatever their budgets; None if they are of none.
+
+    Method, form, gradient and the attacked purifier decide: a shorter chain or fewer steps are the same attack.
+    """
+    for name in authors_settings():
+        setting = authors_setting(name)
+        wanted, published = setting.defence, setting.attack
+        if published is None or wanted["purifier"] != purifier.purifier:
+            continue
+        if wanted.get("form") != purifier.parameter("form") and "form" in wanted:
+            continue
+        if (published["attack"], published.get("gradient")) != (attack.attack, attack.gradient):
+            continue
+        other = attack.parameter("purifier")
+        if "purifier" in published and (other is None or other.purifier != published["purifier"]["purifier"]):
+            continue
+        return setting
+    return None
 
 
 def expanded(entry: dict[str, Any], kind: str) -> dict[str, Any]:

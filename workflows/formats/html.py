@@ -6,7 +6,7 @@ Without a script a table is complete and in the order of the sweep; a script of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +26,17 @@ class Line:
         values: The cells.
         marks: Numbers of the findings, from 1, by the place of the value that they concern.
         cells: Ids of the cells that it is of.
+        links: Where values lead, by their place.
+        struck: Places of the values that are struck through.
+        why: Why they are, for the first value that leads somewhere, which names the line.
     """
 
     values: Sequence[str]
     marks: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     cells: tuple[str, ...] = ()
+    links: Mapping[int, str] = field(default_factory=dict)
+    struck: Collection[int] = ()
+    why: str = ""
 
 
 def lines_of(table: Table, findings: Sequence[Finding]) -> list[Line]:
@@ -87,11 +93,18 @@ def _row(
     named: bool,
 ) -> str:
     cells = []
+    first = min(line.links, default=0)
     for place, (text, aligned) in enumerate(zip(line.values, left, strict=True)):
         value, _, interval = text.partition(" [")
         marks = "".join(_mark(number, findings[number - 1]) for number in line.marks.get(place, ()))
         ends = f'<span class="interval">[{escape(interval)}</span>' if interval else ""
-        cells.append(f"<td{_class(aligned)}>{escape(value)}{marks}{ends}</td>")
+        shown = str(escape(value))
+        if place in line.links:
+            shown = f'<a href="{escape(line.links[place])}">{shown}</a>'
+        if place in line.struck:
+            shown, ends = f"<s>{shown}</s>", ends and f"<s>{ends}</s>"
+        why = f'<span class="why">{escape(line.why)}</span>' if line.why and place == first else ""
+        cells.append(f"<td{_class(aligned)}>{shown}{marks}{ends}{why}</td>")
     if led:
         link = next((images[cell] for cell in line.cells if cell in images), None)
         cells.append("<td></td>" if link is None else f'<td><a href="{escape(link)}">images</a></td>')

@@ -82,7 +82,9 @@ def _number(text: str) -> float | None:
         return None
 
 
-def image_rows(results: Results, conditions: Sequence[Condition], stage: str = "judged") -> pd.DataFrame:
+def image_rows(
+    results: Results, conditions: Sequence[Condition], stage: str = "judged", cells: Sequence[Cell] | None = None
+) -> pd.DataFrame:
     """Return one row per image and cell; empty if none is committed or meets the conditions.
 
     Columns: ``cell`` and what the cell is, then those of the stage's rows (:data:`tasks.stages.ROW_SCHEMAS`), and
@@ -92,6 +94,7 @@ def image_rows(results: Results, conditions: Sequence[Condition], stage: str = "
         results: The results.
         conditions: All of them must hold.
         stage: One of :data:`STAGES`.
+        cells: Cells of the sweep; by default all.
 
     Raises:
         InvalidInput: A condition is on a column that no row has.
@@ -99,7 +102,7 @@ def image_rows(results: Results, conditions: Sequence[Condition], stage: str = "
     parts, known = [], set(_CELL)
     of_cell = [condition for condition in conditions if condition.name in _CELL]
     of_rows = [condition for condition in conditions if condition.name not in _CELL]
-    for cell in results.sweep.cells:
+    for cell in results.sweep.cells if cells is None else cells:
         identity = _identity(results, cell)
         head = pd.DataFrame([identity])
         if not all(bool(condition.holds(head[condition.name]).all()) for condition in of_cell):

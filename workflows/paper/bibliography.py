@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-__all__ = ["ALWAYS", "SOURCES", "WITHOUT", "bibtex", "cited", "entries"]
+__all__ = ["ALWAYS", "SOURCES", "WITHOUT", "bibtex", "cited", "entries", "fields"]
 
 ALWAYS = ("puregrid", "wilson1927")
 """What every appendix cites."""
@@ -64,3 +65,35 @@ def bibtex(keys: Iterable[str], version: str) -> str:
         version: That of puregrid.
     """
     return "\n\n".join(entries()[key].replace("VERSION", version) for key in dict.fromkeys(keys)) + "\n"
+
+
+_ACCENTS = dict(zip("`'^\"~cv", "\u0300\u0301\u0302\u0308\u0303\u0327\u030c", strict=True))
+
+
+def fields(key: str) -> dict[str, str]:
+    """Return the fields of an entry as plain text: ``authors`` one behind another, ``title``, ``venue``, ``link``.
+
+    Arguments:
+        key: Of :func:`entries`.
+    """
+    raw = dict(re.findall(r"^  (\w+) = \{(.*)\},$", entries()[key], re.MULTILINE))
+    plain = {name: _plain(value) for name, value in raw.items()}
+    people = [" ".join(reversed(name.split(", "))) for name in plain.get("author", "").split(" and ")]
+    number = re.search(r"arXiv:(\S+)", plain.get("note", ""))
+    venue = plain.get("booktitle") or plain.get("journal") or ("arXiv" if number else "")
+    return {
+        "authors": ", ".join(people),
+        "title": plain.get("title", ""),
+        "venue": f"{venue} {plain.get('year', '')}".strip(),
+        "link": plain.get("url") or (f"https://arxiv.org/abs/{number[1]}" if number else ""),
+    }
+
+
+def _plain(text: str) -> str:
+    """Write LaTeX accents as letters, and leave the braces out."""
+
+    def letter(found: re.Match[str]) -> str:
+        return unicodedata.normalize("NFC", found[2] + _ACCENTS[found[1]])
+
+    text = re.sub(r"""\{?\\([`'^"~cv])\s*\{?([A-Za-z])\}?\}?""", letter, text)
+    return re.sub(r"[{}]", "", text)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from defense.aggregate import aggregate
+from defense.purifiers import PurifierConfig
 from tasks.attacks.budgets import format_eps
 from tasks.corruptions import SEVERITIES
 from workflows.grid.cells import Cell
 from workflows.published.papers import Paper, Published, load_paper, papers
 from workflows.results.reader import Results
 
-__all__ = ["match_published"]
+__all__ = ["comparable", "differences", "match_published", "same_method"]
 
 
 _COLUMNS = [
@@ -101,14 +102,26 @@ def _same_attack(value: Published, cell: Cell) -> bool:
     return cell.attack is None or value.column.attack in (None, cell.attack.attack)
 
 
+def same_method(value: Published, purifier: PurifierConfig) -> bool:
+    """Return whether a published value is one of this purifier, by its name.
+
+    A form of a purifier may have a value of its own: its name begins the label, as in "score-opt N".
+    """
+    return value.defence == purifier.purifier or purifier.label().startswith(f"{value.defence} ")
+
+
+def comparable(value: Published, cell: Cell) -> bool:
+    """Return whether a value is of the data, the norm and the budget of a cell, whatever its classifier."""
+    norm = None if cell.attack is None else cell.attack.norm
+    return _same_data(value, cell) and norm == value.column.norm and _same_budget(value, cell)
+
+
 def _same(value: Published, cell: Cell, loosely: bool) -> bool:
     column = value.column
     exact = (_same_data, _same_classifier, _same_budget, _same_attack)
     if not loosely and not all(same(value, cell) for same in exact):
         return False
-    # A form of a purifier may have a value of its own: its name begins the label, as in "score-opt N".
-    called = cell.defence.purifier.purifier, cell.defence.purifier.label()
-    if value.defence != called[0] and not called[1].startswith(f"{value.defence} "):
+    if not same_method(value, cell.defence.purifier):
         named = {value.defence, f"{value.defence} {value.classifier}"}
         label = cell.classifier.label().lower()
         # The embedded baselines are digits-at, digits-trades and so on.
@@ -158,7 +171,7 @@ def _measured(value: Published, cells: list[Cell], results: Results) -> dict[str
         "threat_measured": threat,
         "seed": cell.seed,
         "cell": cell.id,
-        "differs": "; ".join(_differences(value, cell, severities)),
+        "differs": "; ".join(differences(value, cell, severities)),
     }
 
 
@@ -172,8 +185,8 @@ def _average(results: Results, cell: Cell) -> npt.NDArray[np.float64]:
     return np.asarray(voted == answers.label, dtype=np.float64)
 
 
-def _differences(value: Published, cell: Cell, severities: list[int]) -> list[str]:
-    """List settings that are not those of the paper, or that it does not state."""
+def differences(value: Published, cell: Cell, severities: Sequence[int] = ()) -> list[str]:
+    """List settings of a cell that are not those of the paper, or that it does not state."""
     purifier = cell.defence.purifier
     level = purifier.noise_level
     measured: dict[str, object] = {"images": cell.images.count, "draws": cell.defence.draws}
@@ -185,25 +198,25 @@ def _differences(value: Published, cell: Cell, severities: list[int]) -> list[st
         }
     if cell.attack is not None:
         measured["attack_steps"] = cell.attack.parameter("steps")
-    differences = []
+    found = []
     if not _same_data(value, cell):
-        differences.append(f"data: published {value.dataset}, measured {cell.images.dataset.label()}")
+        found.append(f"data: published {value.dataset}, measured {cell.images.dataset.label()}")
     if not _same_classifier(value, cell):
-        differences.append(f"classifier: published {value.classifier}, measured {cell.classifier.label()}")
+        found.append(f"classifier: published {value.classifier}, measured {cell.classifier.label()}")
     if not (_same_budget(value, cell) and _same_attack(value, cell)) and cell.attack is not None:
         budget = format_eps(cell.attack.eps)
-        differences.append(f"attack: published {value.column.label()}, measured {cell.attack.label()} {budget}")
+        found.append(f"attack: published {value.column.label()}, measured {cell.attack.label()} {budget}")
     for key, have in measured.items():
         stated = value.settings.get(key)
         if have is not None and have != stated:
-            differences.append(f"{key}: published {'not stated' if stated is None else stated}, measured {have}")
+            found.append(f"{key}: published {'not stated' if stated is None else stated}, measured {have}")
     if value.classifier is None:
-        differences.append("classifier: published not stated")
+        found.append("classifier: published not stated")
     if value.column.threat == "attack" and value.column.adaptive is None and cell.attack is not None:
         sees = "does not see" if cell.attack.static else "sees"
-        differences.append(f"attack: published not stated whether it sees the purifier, measured {sees} it")
+        found.append(f"attack: published not stated whether it sees the purifier, measured {sees} it")
     if severities and tuple(severities) != SEVERITIES:
-        differences.append(f"severities: measured {', '.join(map(str, severities))} alone")
+        found.append(f"severities: measured {', '.join(map(str, severities))} alone")
     if cell.corruption is not None and cell.corruption.origin != "official":
-        differences.append("images: published the official arrays, measured generated ones")
-    return differences
+        found.append("images: published the official arrays, measured generated ones")
+    return found

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workflows.formats.html import lines_of, table_html
-from workflows.formats.machine import csv
 from workflows.regression.compare import Comparison, Sides, changed_sides, compare_runs
 from workflows.regression.snapshots import Snapshot
 from workflows.regression.texts import changed_specs, comparison_table
 from workflows.report.charts import Point, forest_chart
-from workflows.report.page import drawn, environment, look
-from workflows.report.size import data_uri
+from workflows.report.parts import OPEN_LINES, drawn, environment, grid_of, look
 from workflows.tables.table import Table, interval
 
 __all__ = ["comparison_page"]
@@ -31,9 +28,6 @@ def comparison_page(first: Snapshot, second: Snapshot, names: tuple[str, str]) -
     comparisons = compare_runs(first, second)
     table = comparison_table(comparisons)
     sides = changed_sides(first, second)
-    file, suffix = data_uri(csv(table), "text/csv")
-    shown = {"table": table, "name": table.name, "count": len(table.rows), "csv": file, "suffix": suffix}
-    shown["grid"] = table_html(table, lines_of(table, ()), [])
     moved = [side for side in sides if side.only_first or side.only_second]
     moved.sort(key=lambda side: -len(side.only_first) - len(side.only_second))
     return (
@@ -46,8 +40,8 @@ def comparison_page(first: Snapshot, second: Snapshot, names: tuple[str, str]) -
             sources=(first, second),
             sentences=_sentences(comparisons),
             figure=_figure(comparisons, table),
-            table=shown,
-            open_lines=40,
+            table=grid_of(table),
+            open_lines=OPEN_LINES,
             changes=changed_specs(comparisons),
             cells=len(comparisons),
             sides=[_listed(side) for side in moved[:_SIDES]],

@@ -12,7 +12,8 @@ from defense.errors import PuregridError
 from defense.files import make_folder, write_text
 from workflows.analysis import Analysis
 from workflows.report.gallery import Group, Reading, order
-from workflows.report.page import environment, look, report
+from workflows.report.page import report
+from workflows.report.parts import environment, look
 
 __all__ = ["report_folder"]
 

@@ -6,57 +6,33 @@ sorts, filters and searches tables, and is not needed to read any number.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import groupby
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from workflows.analysis import Analysis
 from workflows.audit import SILENCED, Finding, counts
-from workflows.formats.findings import CellNames, evidence_text, reason, tally
+from workflows.formats.findings import tally
 from workflows.formats.html import lines_of, table_html
-from workflows.formats.machine import csv, frame_csv
-from workflows.report.charts import DARK, LIGHT, Drawing, Panels, style
+from workflows.formats.machine import csv
 from workflows.report.figures import VERDICT, Figure, figures
 from workflows.report.gallery import Group, Picture, Reading, order, uris
+from workflows.report.parts import OPEN_LINES, drawn, environment, finding_cards, look
 from workflows.report.size import MOST, Piece, data_uri, fitted, left_out
 from workflows.tables.table import Table
 
-__all__ = ["drawn", "environment", "look", "report"]
+__all__ = ["report"]
 
 _FIGURES, _GROUPS, _PICTURES = 4, 4, 2
 """So many figures of a topic, groups of images and pictures of the verdict are open; more are folded."""
 
-_LINES = 40
-"""Longer tables than this scroll in a window, and what goes beyond may be left out of a page that is too large."""
-
-_SENTENCES, _CELLS, _TEXT = 40, 20, 100_000
-"""Sentences below the verdict, cells named by a finding, and characters of the sweep file that a page has at most."""
+_SENTENCES, _TEXT = 40, 100_000
+"""Sentences below the verdict, and characters of the sweep file that a page has at most."""
 
 ABLATIONS = ("probe", "probe_gradients", "mechanism", "convergence", "decisions", "quality")
 """Tables that stand behind the images: what was tried of the parts, and how far attacks were driven."""
-
-
-@cache
-def environment() -> Environment:
-    """It keeps the templates that it has compiled."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters["code"] = _code
-    environment.filters["css"] = _in_css
-    for name in ("report.js", "report.css"):
-        text = (Path(__file__).parent / "templates" / name).read_text("utf-8")
-        environment.globals[name.replace(".", "_")] = Markup(text)  # noqa: S704  files of this package
-    return environment
 
 
 def report(
@@ -76,7 +52,7 @@ def report(
         pages: Where the images of cells are in files of their own, by id.
         most: Bytes that it may have.
     """
-    findings, names = analysis.audited or [], CellNames(analysis.robustness)
+    findings = analysis.audited or []
     shown = Reading(analysis).gallery(order(analysis), images)
     every = figures(analysis)
     pictures = [figure for figure in every if figure.topic == VERDICT]
@@ -84,7 +60,7 @@ def report(
         [_figure(figure) for figure in every if figure.topic != VERDICT],
         [_table(table, findings) for table in analysis.tables if table.for_people],
         [(group, list(uris(group))) for group in shown.groups],
-        [_finding(finding, names.of(finding)) for finding in findings],
+        finding_cards(findings, analysis.robustness),
         dict(pages or {}),
     )
     sentences = analysis.summary
@@ -103,7 +79,7 @@ def report(
         "findings_counts": {SILENCED: 0, **counts(findings)},
         "findings_tally": tally(findings),
         "audited": analysis.audited is not None,
-        "open_lines": _LINES,
+        "open_lines": OPEN_LINES,
         "gallery": shown,
         "open_groups": _GROUPS,
         "provenance": analysis.provenance(command),
@@ -117,20 +93,6 @@ def report(
         return template.render(**fixed, **content.without(out), warnings=warnings)
 
     return fitted(render, list(content.pieces(images)), most)
-
-
-def look() -> dict[str, Any]:
-    """Return what every page needs of the style: that of drawings, and the colours of both schemes."""
-    return {
-        "style": Markup(style({name: f"var(--{name})" for name in LIGHT})),  # noqa: S704  constants
-        "light": LIGHT,
-        "dark": DARK,
-        "toggles": range(_TOGGLES),
-    }
-
-
-_TOGGLES = 64
-"""Lines of a figure that its legend can show and hide."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +127,7 @@ class _Content:
         for i, table in enumerate(self.tables):
             yield Piece("table CSV file", (i,), len(table["csv"]))
         # From the end of every table, the longest ones first.
-        lines = [(i, j) for i, table in enumerate(self.tables) for j in range(_LINES, len(table["lines"]))]
+        lines = [(i, j) for i, table in enumerate(self.tables) for j in range(OPEN_LINES, len(table["lines"]))]
         for i, j in sorted(lines, key=lambda at: -at[1]):
             line = self.tables[i]["lines"][j]
             # As the template writes it, rather more than less: too much in one go would leave the page half empty.
@@ -173,7 +135,7 @@ class _Content:
                 map(len, line.marks.values())
             )
             yield Piece("table line", (i, j), size)
-        for i in reversed(range(_LINES, len(self.findings))):
+        for i in reversed(range(OPEN_LINES, len(self.findings))):
             yield Piece("finding", (i,), sum(map(len, self.findings[i]["cells"])) + 500)
         yield from (Piece("figure", (i,), len(self.figures[i]["svg"])) for i in order if i not in folded)
         if images is not None:
@@ -221,61 +183,10 @@ class _Content:
         }
 
 
-def _code(text: str) -> Markup:
-    """Set the words in back quotes as code."""
-    parts = re.split(r"`([^`]+)`", text)
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts)
-    )
-
-
-def _in_css(text: str) -> Markup:
-    """Return a text that stands between quotes in a style sheet, and within HTML."""
-    plain = "".join(letter if letter.isalnum() or letter in " -=.,()*" else f"\\{ord(letter):x} " for letter in text)
-    return Markup(plain)  # noqa: S704  no letter of markup is left
-
-
-_LARGE = 700
-"""Wider drawings than this take the width of the page."""
-
-
 def _figure(figure: Figure) -> dict[str, Any]:
     return drawn(figure.name, figure.topic, figure.caption, figure.drawing, figure.frame)
-
-
-def drawn(name: str, topic: str, caption: str, drawing: Drawing | Panels, frame: pd.DataFrame) -> dict[str, Any]:
-    """Return what the macro of figures needs: the figure, its values in words, and both as files."""
-    file, suffix = data_uri(frame_csv(frame), "text/csv")
-    return {
-        "name": name,
-        "topic": topic,
-        "caption": caption,
-        "svg": Markup(drawing.inline() + drawing.legend()),  # noqa: S704  built here, names escaped
-        "notes": list(drawing.notes),
-        "said": sum(map(len, drawing.notes)) + 12 * len(drawing.notes),
-        "large": isinstance(drawing, Panels) or drawing.width > _LARGE,
-        "file": data_uri(drawing.file(), "image/svg+xml")[0],
-        "csv": file,
-        "suffix": suffix,
-    }
 
 
 def _table(table: Table, findings: Sequence[Finding]) -> dict[str, Any]:
     file, suffix = data_uri(csv(table, findings), "text/csv")
     return {"table": table, "name": table.name, "lines": lines_of(table, findings), "csv": file, "suffix": suffix}
-
-
-def _finding(finding: Finding, cells: list[str]) -> dict[str, Any]:
-    """Return what the page shows of a finding and the names of its cells."""
-    if len(cells) > _CELLS:
-        cells = [*cells[:_CELLS], f"and {len(cells) - _CELLS} more"]
-    return {
-        "rule": finding.rule,
-        "severity": finding.standing,
-        "silenced": reason(finding),
-        "text": finding.text,
-        "cells": cells,
-        "count": len(finding.cells),
-        "evidence": evidence_text(finding),
-        "action": finding.action,
-    }

@@ -13,7 +13,7 @@ from workflows.formats.text import table_text
 from workflows.images import Pixels, Single, amplified, png, smaller
 from workflows.images.pictures import LARGEST
 from workflows.images.terminal import side_by_side
-from workflows.report.page import environment, look
+from workflows.report.parts import environment, look
 from workflows.tables.table import Column, Row, Table
 
 __all__ = ["single_json", "single_page", "single_table", "single_text"]

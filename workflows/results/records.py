@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from defense.aggregate import Aggregation
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, PuregridError
 from defense.spec import digest
 from tasks.attacks.budgets import format_eps, read_eps
+from workflows.grid.load import recorded_sweep
 from workflows.grid.sweep import Sweep
 from workflows.planning.plan import Plan
 from workflows.store import LocalFiles, Record, Store
 from workflows.store.record import Count
 
-__all__ = ["CellRecord", "LastSweep", "current_name", "latest_path", "record_sweep", "recorded_sweeps"]
+__all__ = ["CellRecord", "LastSweep", "current_name", "latest_path", "record_sweep", "recorded_sweeps", "remade"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,21 @@ def recorded_sweeps(store: Store) -> list[tuple[str, str, Path]]:
             pass
         found.append((sweep_id, text, folder))
     return found
+
+
+def remade(sweep_id: str, text: str, folder: Path) -> Sweep:
+    """Return a sweep of :func:`recorded_sweeps`.
+
+    Raises:
+        PuregridError: It is another sweep today, or cannot be read: a file may be gone.
+    """
+    sweep = recorded_sweep(text, folder)
+    if sweep.id != sweep_id:
+        raise PuregridError(
+            "it is another sweep today: code, data or weights that it names have changed. Its rows are kept, and "
+            "have no cells to be shown in"
+        )
+    return sweep
 
 
 def _recorded_ids(store: Store) -> list[str]:

@@ -16,7 +16,7 @@ from defense.spec import Spec
 from workflows.audit.about import about
 from workflows.audit.finding import Finding, Severity
 from workflows.audit.view import Judged, View, group_by, strongest
-from workflows.documents.authors import AuthorsSetting, authors_setting, authors_settings
+from workflows.documents.authors import recognised
 from workflows.statistics.proportions import wilson
 
 __all__ = [
@@ -157,7 +157,7 @@ def published_attack_weaker(all_views: Sequence[View]) -> Iterator[Finding]:
         for same in group_by(members, "threat"):
             best = strongest(same)
             for view in same:
-                setting = _published(view)
+                setting = None if view.attack is None else recognised(view.cell.defence.purifier, view.attack)
                 if best is None or setting is None or view.accuracy - best.accuracy <= _MORE:
                     continue
                 yield Finding(
@@ -169,25 +169,6 @@ def published_attack_weaker(all_views: Sequence[View]) -> Iterator[Finding]:
                     {"accuracy": view.accuracy, "strongest": best.accuracy},
                     f"`puregrid list published {setting.name}` has its fields; report the other attack.",
                 )
-
-
-def _published(view: View) -> AuthorsSetting | None:
-    """The setting whose defence and attack these are, whatever their budgets."""
-    purifier, attack = view.cell.defence.purifier, view.attack
-    for name in authors_settings():
-        setting = authors_setting(name)
-        wanted, published = setting.defence, setting.attack
-        if attack is None or published is None or wanted["purifier"] != purifier.purifier:
-            continue
-        if wanted.get("form") != purifier.parameter("form") and "form" in wanted:
-            continue
-        if (published["attack"], published.get("gradient")) != (attack.attack, attack.gradient):
-            continue
-        other = attack.parameter("purifier")
-        if "purifier" in published and (other is None or other.purifier != published["purifier"]["purifier"]):
-            continue
-        return setting
-    return None
 
 
 def knows_eps(all_views: Sequence[View]) -> Iterator[Finding]:
