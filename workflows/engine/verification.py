@@ -130,7 +130,7 @@ class _Check:
                 self._store.revoke(stage.spec.stage, stage.id, name)
                 self.committed.discard(unit)
                 continue
-            manifest.note(name, commit.seconds, commit.sha256, commit.inputs)
+            manifest.note(name, (commit.seconds, commit.ended), commit.sha256, commit.inputs)
             if unit.stage in self._sources:
                 rows, images = self._data_of(unit.stage)
                 for path, sha256 in commit.sha256.items():

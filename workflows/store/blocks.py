@@ -48,12 +48,14 @@ class Facts(NamedTuple):
         denoiser: Sum of its denoiser evaluations.
         classifier: Sum of its classifier evaluations.
         seconds: Compute time, from its commit.
+        ended: When its computation ended, from its commit; 0 if that is not known.
     """
 
     rows: int
     denoiser: int
     classifier: int
     seconds: float
+    ended: float
 
 
 class _Block(NamedTuple):
@@ -133,6 +135,7 @@ class StageRows:
                         units["denoiser"][place],
                         units["classifier"][place],
                         manifest.seconds[entry],
+                        manifest.ended[entry],
                     )
             if used:
                 self._blocks.append(_Block(rows, np.cumsum(units["counts"])))
@@ -161,7 +164,7 @@ class StageRows:
         for place, (chunk, commit) in enumerate(zip(chunks, commits, strict=True)):
             self._in[chunk] = len(self._blocks), place
             self.facts[chunk] = Facts(
-                counts[place], sums["denoiser"][place], sums["classifier"][place], commit.seconds
+                counts[place], sums["denoiser"][place], sums["classifier"][place], commit.seconds, commit.ended
             )
         self._blocks.append(_Block(rows, np.cumsum(counts)))
         hashes = [_hash(commit) for commit in commits]
@@ -172,7 +175,7 @@ class StageRows:
             units = {"chunks": list(chunks), "rows": hashes, "counts": counts, **sums}
             self._write(rows, units)
         for chunk, commit in zip(chunks, commits, strict=True):
-            manifest.note(chunk, commit.seconds, commit.sha256, commit.inputs)
+            manifest.note(chunk, (commit.seconds, commit.ended), commit.sha256, commit.inputs)
         manifest.write()
 
     def _write(self, rows: pa.Table, units: dict[str, Any]) -> None:

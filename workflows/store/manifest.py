@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from typing import Any
 
 from workflows.store.files import Files, Stamp
 from workflows.store.outage import StoreUnavailable
@@ -31,7 +32,7 @@ _VERSION = 1
 _TICK = 2 * 10**9
 """Nanoseconds: no clock of a disk is coarser."""
 
-_COLUMNS = ("commit", "seconds", "rows", "rows_name", "rows_stamp", "images", "images_name", "images_stamp")
+_COLUMNS = ("commit", "seconds", "rows", "rows_name", "rows_stamp", "images", "images_name", "images_stamp", "ended")
 
 
 class Manifest:
@@ -48,6 +49,7 @@ class Manifest:
     Attributes:
         commits: Stamp of each committed chunk's commit, by chunk.
         seconds: Compute time of each unit that was verified.
+        ended: When its computation ended; 0 in manifests of before that was noted.
         rows: Hash of its rows.
         images: Hash of its images; "" without any.
         inputs: For each folder of data that units read, the hash of what each has read there; "" for nothing.
@@ -65,6 +67,7 @@ class Manifest:
         self._lying: dict[str, dict[str, Stamp | None]] = {"rows": {}, "adversarial": {}}
         self._place: dict[str, int] = {}
         self.seconds: list[float] = []
+        self.ended: list[float] = []
         self.rows: list[str] = []
         self.images: list[str] = []
         self._commit: list[str] = []
@@ -81,7 +84,7 @@ class Manifest:
             self._read()
 
     @property
-    def _columns(self) -> dict[str, list[str]]:
+    def _columns(self) -> dict[str, list[Any]]:
         return {name: getattr(self, name if hasattr(self, name) else f"_{name}") for name in _COLUMNS}
 
     def _read(self) -> None:
@@ -101,7 +104,7 @@ class Manifest:
             return
         self._place = {chunk: place for place, chunk in enumerate(content["chunks"])}
         for name, column in self._columns.items():
-            column += content[name]
+            column += content[name] if name in content else [0.0] * len(self._place)
         self.inputs = content["inputs"]
 
     def believed(self, chunk: str, *, images: bool) -> int | None:
@@ -129,12 +132,12 @@ class Manifest:
         text, moment = found
         return text == noted and (not moment or moment < self._before)
 
-    def note(self, chunk: str, seconds: float, data: dict[str, str], inputs: dict[str, str]) -> None:
+    def note(self, chunk: str, times: tuple[float, float], data: dict[str, str], inputs: dict[str, str]) -> None:
         """Note that a unit was verified after this manifest was opened.
 
         Arguments:
             chunk: The chunk.
-            seconds: Compute time, from the commit.
+            times: Compute time, and when that ended, from the commit.
             data: Hash of each data file that was read and is whole, by its path.
             inputs: Hash of each data file that the unit read, by its path.
         """
@@ -148,7 +151,8 @@ class Manifest:
         if place == len(self.rows):
             for column in (*self._columns.values(), *self.inputs.values()):
                 column.append("")
-        self.seconds[place], self._commit[place] = seconds, commit.text
+        self.seconds[place], self.ended[place] = times
+        self._commit[place] = commit.text
         for names, hashes, stamps, path in (
             (self._rows_name, self.rows, self._rows_stamp, rows[0]),
             (self._images_name, self.images, self._images_stamp, images[0] if images else ""),
@@ -179,7 +183,7 @@ class Manifest:
             (chunk, place) for chunk, place in self._place.items() if self._commit[place] and chunk in self.commits
         ]
 
-        def of(column: list[str]) -> list[str]:
+        def of(column: list[Any]) -> list[Any]:
             return [column[place] for _, place in kept]
 
         content = {
