@@ -217,7 +217,7 @@ def differences(runs: list[Any], sweep: Any, store: Any, client: Any) -> list[st
 
     analysis = Analysis(Results(store, sweep), audit=False)
     wrong = []
-    keys = Counter(run.data.tags["puregrid.key"] for run in runs)
+    keys = Counter(run.data.tags["puregrid.run"].split()[1] for run in runs)
     wrong += [f"{key} is there {number} times" for key, number in keys.items() if number > 1]
     expected = len(sweep.cells) + 1
     if len(keys) != expected:
@@ -225,11 +225,13 @@ def differences(runs: list[Any], sweep: Any, store: Any, client: Any) -> list[st
     by_seed = {int(run.data.params["seed"]): run for run in runs if "seed" in run.data.params}
     for row in analysis.robustness.to_dict("records"):
         run = by_seed.get(row["seed"])
-        for name in ("avg", "avg_low", "avg_high", "images"):
-            metric = {"avg": "avg/clean", "images": "images/clean"}.get(name, f"interval/avg clean {name[4:]}")
+        for metric, name in (("avg/clean", "avg"), ("worst/clean", "worst"), ("clean", "avg")):
             found = None if run is None else run.data.metrics.get(metric)
             if found != float(row[name]):
                 wrong.append(f"seed {row['seed']}: {metric} is {found}, not {row[name]}")
+    models = client.search_logged_models([runs[0].info.experiment_id])
+    if len(models) != 1 or str(models[0].status) != "READY":
+        wrong.append(f"{len(models)} models, not 1 that is ready")
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     wrong += [f"{run.info.run_name} is {run.info.status}" for run in runs if run.info.status != "FINISHED"]
     with tempfile.TemporaryDirectory() as folder:

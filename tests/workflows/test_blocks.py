@@ -72,7 +72,7 @@ def test_what_is_in_a_block_is_not_read_again_and_new_units_are_read_alone(
     seen.clear()
     facts = StageRows(store, "nap", SPEC.id, NAMES).facts
     assert seen == {"blocks": 2, "manifests": 1}
-    assert [facts[name] for name in NAMES] == [(2, 0, 0, 0.1, 0.0)] * 7
+    assert [facts[name] for name in NAMES] == [(2, 0, 0, 0.1, 0.0, 1.8e9)] * 7
 
 
 @pytest.mark.parametrize("damage", [flipped, flipped_with_the_old_times, Path.unlink])

@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
+import pty
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers_small import SMALL, compute, small_sweep  # type: ignore[import-not-found]
+from loops import every  # type: ignore[import-not-found]
 from typer.testing import CliRunner
 
 from defense.errors import InvalidInput
@@ -22,9 +27,12 @@ from workflows.analysis import Analysis
 from workflows.analysis.series import series_of
 from workflows.cli import app
 from workflows.images import Judged, choose, find_cell, single
-from workflows.images.single import Rung, Stored, name_of
+from workflows.images.graphics import has_sixel, wanted_images
+from workflows.images.single import Rung, Single, Stored, name_of, stored
+from workflows.images.sixel import sixel, sixels_side_by_side
 from workflows.images.terminal import blocks, side_by_side
 from workflows.report import report_to
+from workflows.report.single import single_json, single_text
 from workflows.results.reader import Results
 from workflows.store import Store
 
@@ -167,6 +175,118 @@ def test_show_describes_draws_and_refuses(small: Small) -> None:
     ):
         found = small.run("show", "--cell", cell.id[:8], *arguments)
         assert found.exit_code == 2 and said in found.stderr
+
+
+def test_a_perturbation_is_described_by_its_sign_its_norms_and_the_pixels_that_it_changed(small: Small) -> None:
+    """And not as the grey values of its picture."""
+    original = np.full((3, 2, 5), 0.5, dtype=np.float32)
+    given = original.copy()
+    given[0, 0, 0] += np.float32(8 / 255)
+    given[2, 0, 0] += np.float32(4 / 255)
+    given[1, 1, 4] -= np.float32(2 / 255)
+    known = replace(
+        stored(small.results, small.attacked, 3),
+        original=original,
+        given=given,
+        linf=8 / 255,
+        l2=84**0.5 / 255,
+    )
+    assert known.changed == 2 / 10  # two pixels of ten, of one of which two channels changed
+    text = single_text(Single(known, ()), 100)
+    assert (
+        "perturbation: 5 x 2, from -0.0078 (-2.0/255) to +0.0314 (+8.0/255), mean +0.0013, l_inf 0.0314 (8.0/255), "
+        "l_2 0.03594, 20.0 % of the pixels changed\n"
+    ) in text
+    assert "Largest change of a pixel 0.03137 (8/255), l_2 length of the change 0.03594, 20 % of the pixels" in text
+    assert "x10" not in text and single_json(Single(known, ()))["changed"] == 0.2
+    same = replace(known, given=None, linf=None, l2=None)
+    assert "perturbation" not in single_text(Single(same, ()), 100) and same.changed == 0.0
+
+
+def _drawn(sequence: str) -> dict[tuple[int, int], tuple[int, ...]]:
+    """Read a sixel sequence as a terminal does: colours in per cent by row and column."""
+    found = re.fullmatch(r'\x1bP0;1;0q"1;1;(\d+);(\d+)(.*)\x1b\\\\', sequence)
+    assert found is not None
+    palette, pixels = {}, {}
+    row = column = colour = 0
+    for token in re.finditer(r"#(\d+)(?:;2;(\d+);(\d+);(\d+))?|!(\d+)([?-~])|([?-~])|([$-])", found[3]):
+        if token[1] and token[2]:
+            palette[int(token[1])] = (int(token[2]), int(token[3]), int(token[4]))
+        elif token[1]:
+            colour = int(token[1])
+        elif token[8]:
+            row, column = row + 6 * (token[8] == "-"), 0
+        else:
+            bits, count = ord(token[6] or token[7]) - 63, int(token[5] or 1)
+            for place in [(row + bit, column + i) for i in range(count) for bit in range(6) if bits >> bit & 1]:
+                assert place not in pixels
+                pixels[place] = palette[colour]
+            column += count
+    assert all(r < int(found[2]) and c < int(found[1]) for r, c in pixels)
+    return pixels
+
+
+def test_sixels_are_the_pixels_of_the_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (13, 9, 3), dtype=np.uint8)
+    image[:, :6] = image[:1, :1]  # a run, which is repeated
+    found = _drawn(sixel(image))
+    assert len(found) == 13 * 9 and "!6" in sixel(image)
+    for (row, column), colour in found.items():
+        assert np.abs(np.array(colour) * 2.55 - image[row, column]).max() <= 1.3  # per cent
+    drawn = np.zeros((13, 9), dtype=bool)
+    drawn[7, 2] = True
+    assert set(_drawn(sixel(image, drawn))) == {(7, 2)}
+
+
+def test_sixels_of_several_images_stand_below_their_titles() -> None:
+    """In an 8 x 16 terminal of 40 columns two images of 2 pixels, drawn as 16, stand at 0 and at 18 columns."""
+    white, black = (np.full((1, 2, 2), value, dtype=np.float32) for value in (1.0, 0.0))
+    title, picture, empty, third, *_ = sixels_side_by_side(
+        [("one", white), ("two", black), ("three", white)], 40, (8, 16), edge=16
+    )
+    assert (title, empty, third) == (f"{'one':<16}  two", "", "three")
+    found = _drawn(picture)
+    assert {place: colour[0] for place, colour in found.items()} == {
+        **{(r, c): 100 for r in range(16) for c in range(16)},
+        **{(r, 18 * 8 + c): 0 for r in range(16) for c in range(16)},
+    }
+
+
+@every(
+    ("answer", "wanted"),
+    [(b"\x1b[?62;4;22c", True), (b"\x1b[?1;2c", False), (b"\x1b[?64;14;24c", False), (b"", False)],
+)
+def test_a_terminal_is_asked_whether_it_has_sixels_and_has_a_moment_to_answer(answer: bytes, wanted: bool) -> None:
+    """In a process with a terminal of its own, which answers, or does not."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os._exit(40 + has_sixel(0, 1, 0.4 if not answer else 20.0))  # nothing of the test runs on in the child
+    asked = b""
+    while b"c" not in asked:
+        asked += os.read(terminal, 16)
+    assert asked == b"\x1b[c"
+    os.write(terminal, answer)
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 40 + wanted
+
+
+def test_images_are_drawn_by_a_rule_and_never_in_a_pipe(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("show", "--cell", small.attacked.id[:8], "--image", 3)
+    monkeypatch.setenv("TERM", "xterm-sixel")
+    assert "\x1b" not in small.run(*options).stdout and "▀" in small.run(*options, "--images", "blocks").stdout
+    refused = small.run(*options, "--images", "sixel")
+    assert refused.exit_code == 2 and "stdout is no terminal" in refused.stderr
+    assert "unknown --images" in small.run(*options, "--images", "png").stderr
+
+    def wanted(images: str, color: str) -> str:
+        return wanted_images(images, color, colours=True)
+
+    assert (wanted("auto", "auto"), wanted("auto", "never"), wanted("auto", "always")) == ("sixel", "none", "blocks")
+    assert (wanted("none", "always"), wanted("blocks", "never")) == ("none", "blocks")
+    assert wanted_images("auto", "auto", colours=False) == "none"
+    monkeypatch.setenv("TERM", "xterm")  # stdin is no terminal: nobody can be asked
+    assert wanted("auto", "auto") == "blocks"
 
 
 def test_show_makes_a_page_that_fetches_nothing(small: Small, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def runs_of(database: Path) -> Counter[str]:
     with sqlite3.connect(database) as connection:
         rows = connection.execute(
             "SELECT value, status FROM tags JOIN runs USING (run_uuid) "
-            "WHERE key = 'puregrid.key' AND lifecycle_stage = 'active'"
+            "WHERE key = 'puregrid.run' AND lifecycle_stage = 'active'"
         ).fetchall()
     assert {status for _, status in rows} == {"FINISHED"}
     return Counter(key for key, _ in rows)

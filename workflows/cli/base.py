@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ import typer
 
 from defense.bounds import MOST_WORKERS
 from defense.errors import InvalidInput, PuregridError
+from defense.redaction import redacted
 from workflows.cli.output import OutputLost, say, tell
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ __all__ = [
     "complete_sweep",
     "errors",
     "open_sweep",
+    "report_command",
     "say",
     "tell",
 ]
@@ -146,3 +149,10 @@ def open_sweep(path: str, overrides: list[str] | None, store: str, *, writes: bo
 
         loaded = extended(loaded, opened)
     return loaded, opened
+
+
+def report_command(sweep: str, store: str, overrides: list[str] | None = None) -> str:
+    """Return the commands that compute a sweep and write its report, without the password of a URI."""
+    shared = f" {shlex.quote(sweep)} --store {shlex.quote(redacted(store))}"
+    shared += "".join(f" --set {shlex.quote(setting)}" for setting in overrides or ())
+    return f"puregrid run{shared} && puregrid report{shared}"

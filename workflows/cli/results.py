@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -13,8 +14,18 @@ import typer
 
 from defense.errors import InvalidInput, nearest
 from defense.files import writable, writable_folder, write_text
-from defense.redaction import redacted
-from workflows.cli.base import AsJson, NoPlugins, Overrides, StoreUri, SweepFile, errors, open_sweep, say, tell
+from workflows.cli.base import (
+    AsJson,
+    NoPlugins,
+    Overrides,
+    StoreUri,
+    SweepFile,
+    errors,
+    open_sweep,
+    report_command,
+    say,
+    tell,
+)
 from workflows.cli.output import colours
 
 if TYPE_CHECKING:
@@ -129,12 +140,10 @@ def report(
         from workflows.analysis import Analysis
         from workflows.results.reader import Results
 
-        shared = "".join(f" --set {shlex.quote(setting)}" for setting in set_ or ())
-        shared = f" {shlex.quote(sweep)} --store {shlex.quote(redacted(store))}{shared}"
         how = f" --format {format_}" * (format_ != "html")
         how += "" if out is None else f" --out {shlex.quote(out)}"
         how += "" if gallery is None else f" --gallery {gallery}"
-        command = f"puregrid run{shared} && puregrid report{shared}{how}"
+        command = report_command(sweep, store, set_) + how
         analysis = Analysis(Results(opened, loaded))
         if format_ == "paper":
             tell(write_appendix(analysis, folder, command=command))
@@ -153,8 +162,16 @@ def show(
         bool, typer.Option("--trajectory", help="Show the states on the way of each draw, computed from the keys.")
     ] = False,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page instead.")] = None,
+    images: Annotated[
+        str,
+        typer.Option(
+            "--images",
+            metavar="auto|sixel|blocks|none",
+            help="Draw images by pixels or by coloured blocks, or describe them; auto asks the terminal.",
+        ),
+    ] = "auto",
     color: Annotated[
-        str, typer.Option("--color", metavar="auto|always|never", help="Draw images; never describes them.")
+        str, typer.Option("--color", metavar="auto|always|never", help="Whether --images auto draws images.")
     ] = "auto",
     set_: Overrides = None,
     no_plugins: NoPlugins = False,
@@ -162,12 +179,14 @@ def show(
 ) -> None:
     """Show one image of a cell: original, adversarial, and what each draw made of it, computed from its key."""
     with errors(plugins=not no_plugins):
-        from workflows.cli.output import paint, width
+        from workflows.cli.output import is_terminal, paint, width
+        from workflows.images.graphics import CHOICES, cell_size, wanted_images
 
-        if color not in ("auto", "always", "never"):
-            raise InvalidInput(
-                f"unknown --color {color!r}; {nearest(color, ('auto', 'always', 'never'))}", where="--color"
-            )
+        for option, value, known in (("--color", color, ("auto", "always", "never")), ("--images", images, CHOICES)):
+            if value not in known:
+                raise InvalidInput(f"unknown {option} {value!r}; {nearest(value, known)}", where=option)
+        if images == "sixel" and not is_terminal(sys.stdout):
+            raise InvalidInput("stdout is no terminal, and nothing else shows sixel images.", where="--images")
         if html is not None:
             writable(html, "the page", where="--html")
         loaded, opened = open_sweep(sweep, set_, store)
@@ -184,9 +203,12 @@ def show(
             write_text(Path(html), single_page(found, way + " --trajectory" * trajectory), "the page")
             tell(html)
         else:
-            drawn = colours() if color == "auto" else color == "always"
+            drawn = wanted_images(images, color, colours=colours())
             deep = os.environ.get("COLORTERM", "") in ("truecolor", "24bit") or color == "always"
-            paint(single_text(found, width() or 110, colour=drawn, true_colour=deep))
+            cell_pixels = cell_size() if drawn == "sixel" else None
+            paint(
+                single_text(found, width() or 110, colour=drawn != "none", true_colour=deep, sixel=cell_pixels),
+            )
 
 
 def rows(

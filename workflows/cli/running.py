@@ -26,11 +26,12 @@ from workflows.cli.base import (
     Workers,
     errors,
     open_sweep,
+    report_command,
     say,
     tell,
 )
 from workflows.cli.output import OutputLost, colours, is_terminal, width
-from workflows.cli.tracking import Mlflow, open_tracker
+from workflows.cli.tracking import Mlflow, open_tracker, pages
 
 if TYPE_CHECKING:
     from workflows.analysis import Analysis
@@ -193,17 +194,19 @@ def run(
             say(_failed(outcome))
         if outcome.interrupted:
             say("stopped; everything that ran is committed. Run the same command again to continue.")
-        to_mlflow = partial(
-            track,
-            analysis=analysis,
-            versions=driver_versions(),
-            outcomes=to_text(of_results(results)),
-            complete=not (outcome.failures or outcome.blocked or outcome.interrupted),
-            run=None if record is None else record.to_json(),
-        )
         # After the messages about units: a broken MLflow must not hide them.
         if tracker is not None:
-            tracker.write(to_mlflow)
+            tracker.write(
+                partial(
+                    track,
+                    analysis=analysis,
+                    versions=driver_versions(),
+                    outcomes=to_text(of_results(results)),
+                    complete=not (outcome.failures or outcome.blocked or outcome.interrupted),
+                    run=None if record is None else record.to_json(),
+                    pages=pages(analysis, report_command(sweep, store, set_)),
+                )
+            )
         if lost is not None:
             raise lost
         if outcome.failures or outcome.blocked:

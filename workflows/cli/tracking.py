@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defense.errors import InvalidInput, PuregridError
-from workflows.cli.base import NoPlugins, Overrides, StoreUri, errors, open_sweep, say
+from workflows.cli.base import NoPlugins, Overrides, StoreUri, errors, open_sweep, report_command, say
 
 if TYPE_CHECKING:
+    from workflows.analysis import Analysis
     from workflows.grid.load import Sweep
     from workflows.store import Store
     from workflows.tracking.tracker import Tracker
 
-__all__ = ["Mlflow", "open_tracker", "track"]
+__all__ = ["Mlflow", "open_tracker", "pages", "track"]
 
 Mlflow = Annotated[
     str | None,
@@ -59,6 +60,20 @@ def open_tracker(mlflow: str | None, sweep: Sweep, store_uri: str, *, strict: bo
     return Tracker(uri, sweep, store_uri, strict, say)
 
 
+def pages(analysis: Analysis, command: str) -> dict[str, str]:
+    """Return the report and its figures as artifacts of the sweep's run; the same rows give the same pages.
+
+    Arguments:
+        analysis: The sweep's analysis.
+        command: The command that makes the report, for its provenance.
+    """
+    from workflows.report import report
+    from workflows.report.figures import figures
+
+    drawn = {f"figures/{figure.name}.svg": figure.drawing.file() for figure in figures(analysis)}
+    return {"report.html": report(analysis, command=command), **drawn}
+
+
 def track(
     sweep: Annotated[
         str | None,
@@ -73,7 +88,7 @@ def track(
     with errors(plugins=not no_plugins):
         if sweep is not None:
             loaded, opened = open_sweep(sweep, set_, store)
-            if not _track(loaded, opened, mlflow):
+            if not _track(loaded, opened, mlflow, report_command(sweep, store, set_)):
                 raise PuregridError(
                     f"nothing of {loaded.name} is committed in {opened.uri}: `puregrid run` it first."
                 )
@@ -100,7 +115,7 @@ def _track_all(store: str, mlflow: str | None) -> None:
         try:
             loaded = remade(sweep_id, text, folder)
             say(f"sweep {loaded.name!r} ({sweep_id}):")
-            if not _track(loaded, opened, mlflow):
+            if not _track(loaded, opened, mlflow, report_command(loaded.name, store)):
                 say("nothing of it is committed.")
         except PuregridError as error:
             failed += 1
@@ -109,8 +124,15 @@ def _track_all(store: str, mlflow: str | None) -> None:
         raise PuregridError(f"{failed} of {len(recorded)} sweeps on record in {opened.uri} could not be logged.")
 
 
-def _track(loaded: Sweep, opened: Store, mlflow: str | None) -> bool:
-    """Log what is committed of a sweep; returns whether anything is."""
+def _track(loaded: Sweep, opened: Store, mlflow: str | None, command: str) -> bool:
+    """Log what is committed of a sweep; returns whether anything is.
+
+    Arguments:
+        loaded: The sweep.
+        opened: Its store.
+        mlflow: The option ``--mlflow``.
+        command: The command that makes its report.
+    """
     tracker = open_tracker(mlflow, loaded, opened.uri, strict=True, wanted="track")
     assert tracker is not None
     from workflows.analysis import Analysis
@@ -130,14 +152,16 @@ def _track(loaded: Sweep, opened: Store, mlflow: str | None) -> bool:
     results = Results(opened, loaded)
     snapshot = of_results(results)
     runs = [run for run in read_runs(opened, loaded.id) if run.purpose == "run" and run.ended is not None]
+    analysis = Analysis(results)
     tracker.write(
         partial(
             log,
-            analysis=Analysis(results),
+            analysis=analysis,
             versions=snapshot.versions,
             outcomes=to_text(snapshot),
             complete=not missing,
             run=runs[-1].to_json() if runs else None,
+            pages=pages(analysis, command),
         )
     )
     return True

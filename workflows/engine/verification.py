@@ -131,7 +131,8 @@ class _Check:
                 self._store.revoke(stage.spec.stage, stage.id, name)
                 self.committed.discard(unit)
                 continue
-            manifest.note(name, commit.seconds, commit.sha256, commit.inputs, commit.note(PEAK))
+            times = (commit.seconds, commit.ended)
+            manifest.note(name, times, commit.sha256, commit.inputs, commit.note(PEAK))
             if unit.stage in self._sources:
                 rows, images = self._data_of(unit.stage)
                 for path, sha256 in commit.sha256.items():

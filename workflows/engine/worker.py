@@ -198,7 +198,9 @@ class UnitWorker:
         loading = self.context.loading_seconds - loading
         seconds = max(time.perf_counter() - started - loading, 0.0)
         retries = self.context.memory_retries - retries
-        attempt = Attempt(uuid.uuid4().hex, round(seconds, 4), socket.gethostname(), self._versions, read)
+        attempt = Attempt(
+            uuid.uuid4().hex, round(seconds, 4), socket.gethostname(), self._versions, read, round(time.time(), 3)
+        )
         if loading:
             output.notes["loading_seconds"] = round(loading, 4)
         if peak_mib is not None:

@@ -85,6 +85,18 @@ class Stored:
         return self.classes[number] if 0 <= number < len(self.classes) else "abstained" if number < 0 else str(number)
 
     @property
+    def added(self) -> str:
+        """What the change of the image is called."""
+        return "corruption" if self.kind == "corrupted" else "perturbation"
+
+    @property
+    def changed(self) -> float:
+        """Share of the pixels of which any channel changed."""
+        if self.given is None:
+            return 0.0
+        return float((self.given != self.original).any(0).mean())
+
+    @property
     def broke(self) -> str:
         """Which rung broke the image, in words; "" without a ladder."""
         if not self.rungs or self.submitted is None:

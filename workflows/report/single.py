@@ -10,8 +10,9 @@ import pandas as pd
 
 from defense.text import in_one_line
 from workflows.formats.text import table_text
-from workflows.images import Pixels, Single, amplified, png, smaller
+from workflows.images import Pixels, Single, Stored, amplified, png, smaller
 from workflows.images.pictures import LARGEST
+from workflows.images.sixel import sixels_side_by_side
 from workflows.images.terminal import side_by_side
 from workflows.report.parts import environment, look
 from workflows.tables.table import Column, Row, Table
@@ -55,7 +56,10 @@ def single_facts(found: Single) -> list[str]:
     known = found.stored
     facts = [f"Image {known.image_id}, class {known.named(known.label)}."]
     if known.given is not None and known.linf is not None:
-        facts.append(f"Largest change of a pixel {known.linf:.4g}, l_2 length of the change {known.l2:.4g}.")
+        facts.append(
+            f"Largest change of a pixel {known.linf:.4g} ({255 * known.linf:.3g}/255), l_2 length of the change "
+            f"{known.l2:.4g}, {100 * known.changed:.3g} % of the pixels changed."
+        )
     if found.draws:
         right = sum(draw.answer == known.label for draw in found.draws)
         facts.append(f"{right} of {len(found.draws)} draws are right.")
@@ -81,12 +85,19 @@ def _pictures(found: Single) -> list[tuple[str, str, Pixels]]:
         said = sorted({known.named(answer) for answer in known.answers})
         alt = f"{known.kind} image {known.image_id} of class {label}, answered {', '.join(said) or 'nothing yet'}"
         shown.append((known.kind, alt, known.given))
-        alt = f"what was added to image {known.image_id}, {factor:g} times"
-        shown.append((f"perturbation x{factor:g}", alt, change))
+        alt = f"what was added to image {known.image_id}, {factor:g} times, grey where nothing changed"
+        shown.append((f"{known.added} x{factor:g}", alt, change))
     return shown
 
 
-def single_text(found: Single, width: int, *, colour: bool = False, true_colour: bool = True) -> str:
+def single_text(
+    found: Single,
+    width: int,
+    *,
+    colour: bool = False,
+    true_colour: bool = True,
+    sixel: tuple[int, int] | None = None,
+) -> str:
     """Return the image for a terminal.
 
     Arguments:
@@ -94,25 +105,31 @@ def single_text(found: Single, width: int, *, colour: bool = False, true_colour:
         width: Columns.
         colour: Whether images are drawn; without, they are described.
         true_colour: Whether the terminal has 24-bit colours.
+        sixel: Pixels of a character, width and height, of a terminal that draws pixels; None for blocks.
     """
     known = found.stored
     lines = [in_one_line(known.title), ""]
+
+    def beside(images: list[tuple[str, Pixels]], blocks: int, pixels: int) -> list[str]:
+        if sixel is not None:
+            return sixels_side_by_side(images, width, sixel, edge=pixels)
+        return side_by_side(images, width, true_colour=true_colour, edge=blocks)
+
     if colour:
-        images = [(title, pixels) for title, _, pixels in _pictures(found)]
-        lines += side_by_side(images, width, true_colour=true_colour)
+        lines += beside([(title, pixels) for title, _, pixels in _pictures(found)], 32, 160)
         draws = [
             (in_one_line(f"draw {d.number}: {known.named(d.answer)} {100 * d.confidence:.0f}%"), d.purified)
             for d in found.draws
         ]
-        lines += side_by_side(draws, width, true_colour=true_colour, edge=24)
+        lines += beside(draws, 24, 160)
         for draw in found.draws:
             if draw.states:
                 lines.append(f"draw {draw.number}, state by state")
-                lines += side_by_side(
-                    [(name, _scaled(state)) for name, state in draw.states], width, true_colour=true_colour, edge=16
-                )
+                lines += beside([(name, _scaled(state)) for name, state in draw.states], 16, 96)
     else:
-        lines += [_described(title, pixels) for title, _, pixels in _pictures(found)]
+        lines.append(_described("original", known.original))
+        if known.given is not None:
+            lines += [_described(known.kind, known.given), _change_described(known)]
         for draw in found.draws:
             lines.append(_described(f"purified, draw {draw.number}", draw.purified))
             lines += [_described(f"  {name}", state) for name, state in draw.states]
@@ -127,6 +144,19 @@ def _described(title: str, pixels: Pixels) -> str:
     return (
         f"{title}: {w} x {h}{', grey' if c == 1 else ''}, mean {pixels.mean():.3f}, "
         f"from {pixels.min():.3f} to {pixels.max():.3f}"
+    )
+
+
+def _change_described(known: Stored) -> str:
+    """Return what was added to an image: signed, in the units of images and of 8-bit levels, with its norms."""
+    assert known.given is not None and known.linf is not None and known.l2 is not None
+    change = np.asarray(known.given - known.original, dtype=np.float64)
+    _, h, w = change.shape
+    ends = [f"{value:+.4f} ({255 * value:+.1f}/255)" for value in (change.min(), change.max())]
+    return (
+        f"{known.added}: {w} x {h}, from {ends[0]} to {ends[1]}, mean {change.mean():+.4f}, "
+        f"l_inf {known.linf:.4f} ({255 * known.linf:.1f}/255), l_2 {known.l2:.4g}, "
+        f"{100 * known.changed:.1f} % of the pixels changed"
     )
 
 
@@ -147,6 +177,7 @@ def single_json(found: Single) -> dict[str, Any]:
         "class": known.named(known.label),
         "linf": known.linf,
         "l2": known.l2,
+        "changed": None if known.given is None else known.changed,
         "rungs": [{"attack": rung.attack, "right": rung.right} for rung in known.rungs],
         "submitted": known.submitted,
         "certificate": known.certificate or None,

@@ -209,6 +209,16 @@ class Results:
         images = sum(unit.rows for unit in units)
         return sum(unit.denoiser + unit.classifier for unit in units) / images if images else float("nan")
 
+    def times(self, cell: Cell) -> tuple[float, float] | None:
+        """Return when the first unit behind a cell began and when the last one ended, as their commits say.
+
+        Seconds since 1970 by the clocks of those who computed them. Counted are the units that made the judged
+        images, without the rungs of a ladder, and those that judge, measure or certify. None if no commit tells.
+        """
+        specs = (*cell.stages, *(() if cell.source is None else (cell.source,)))
+        units = [unit for spec in specs for unit in self._facts_of(spec, self._chunks(spec, cell)) if unit.ended]
+        return (min(u.ended - u.seconds for u in units), max(u.ended for u in units)) if units else None
+
     def stopped_after(self, cell: Cell) -> int | None:
         """Return after how many chunks a cell has stopped; None if it has not, or may not."""
         return None if self.stopping is None else self.stopping.stop(self._positions[cell.id])

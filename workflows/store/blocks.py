@@ -50,13 +50,15 @@ class Facts(NamedTuple):
         classifier: Sum of its classifier evaluations.
         seconds: Compute time, from its commit.
         peak: MiB that it took at most, from its commit; 0 if that does not say.
+        ended: When its computation ended, from its commit; 0 if that is not known.
     """
 
     rows: int
     denoiser: int
     classifier: int
     seconds: float
-    peak: float = 0.0
+    peak: float
+    ended: float
 
 
 class _Block(NamedTuple):
@@ -137,6 +139,7 @@ class StageRows:
                         units["classifier"][place],
                         manifest.seconds[entry],
                         manifest.peak[entry],
+                        manifest.ended[entry],
                     )
             if used:
                 self._blocks.append(_Block(rows, np.cumsum(units["counts"])))
@@ -170,6 +173,7 @@ class StageRows:
                 sums["classifier"][place],
                 commit.seconds,
                 commit.note(PEAK),
+                commit.ended,
             )
         self._blocks.append(_Block(rows, np.cumsum(counts)))
         hashes = [_hash(commit) for commit in commits]
@@ -180,7 +184,8 @@ class StageRows:
             units = {"chunks": list(chunks), "rows": hashes, "counts": counts, **sums}
             self._write(rows, units)
         for chunk, commit in zip(chunks, commits, strict=True):
-            manifest.note(chunk, commit.seconds, commit.sha256, commit.inputs, commit.note(PEAK))
+            times = (commit.seconds, commit.ended)
+            manifest.note(chunk, times, commit.sha256, commit.inputs, commit.note(PEAK))
         manifest.write()
 
     def _write(self, rows: pa.Table, units: dict[str, Any]) -> None:

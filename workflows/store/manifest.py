@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from typing import Any
 
 from workflows.store.files import Files, Stamp
 from workflows.store.outage import StoreUnavailable
@@ -28,11 +29,14 @@ from workflows.store.outage import StoreUnavailable
 __all__ = ["Manifest"]
 
 _VERSION = 2
-"""1 had no peaks."""
+"""1 had neither peaks nor ends."""
 _TICK = 2 * 10**9
 """Nanoseconds: no clock of a disk is coarser."""
 
-_COLUMNS = ("commit", "seconds", "peak", "rows", "rows_name", "rows_stamp", "images", "images_name", "images_stamp")
+_COLUMNS = (
+    *("commit", "seconds", "peak", "rows", "rows_name", "rows_stamp"),
+    *("images", "images_name", "images_stamp", "ended"),
+)
 
 
 class Manifest:
@@ -50,6 +54,7 @@ class Manifest:
         commits: Stamp of each committed chunk's commit, by chunk.
         seconds: Compute time of each unit that was verified.
         peak: MiB that it took at most; 0 if that is not known.
+        ended: When its computation ended; 0 in manifests of before that was noted.
         rows: Hash of its rows.
         images: Hash of its images; "" without any.
         inputs: For each folder of data that units read, the hash of what each has read there; "" for nothing.
@@ -68,6 +73,7 @@ class Manifest:
         self._place: dict[str, int] = {}
         self.seconds: list[float] = []
         self.peak: list[float] = []
+        self.ended: list[float] = []
         self.rows: list[str] = []
         self.images: list[str] = []
         self._commit: list[str] = []
@@ -84,7 +90,7 @@ class Manifest:
             self._read()
 
     @property
-    def _columns(self) -> dict[str, list[str]]:
+    def _columns(self) -> dict[str, list[Any]]:
         return {name: getattr(self, name if hasattr(self, name) else f"_{name}") for name in _COLUMNS}
 
     def _read(self) -> None:
@@ -104,7 +110,7 @@ class Manifest:
             return
         self._place = {chunk: place for place, chunk in enumerate(content["chunks"])}
         for name, column in self._columns.items():
-            column += content[name]
+            column += content[name] if name in content else [0.0] * len(self._place)
         self.inputs = content["inputs"]
 
     def believed(self, chunk: str, *, images: bool) -> int | None:
@@ -133,13 +139,18 @@ class Manifest:
         return text == noted and (not moment or moment < self._before)
 
     def note(
-        self, chunk: str, seconds: float, data: dict[str, str], inputs: dict[str, str], peak: float = 0.0
+        self,
+        chunk: str,
+        times: tuple[float, float],
+        data: dict[str, str],
+        inputs: dict[str, str],
+        peak: float = 0.0,
     ) -> None:
         """Note that a unit was verified after this manifest was opened.
 
         Arguments:
             chunk: The chunk.
-            seconds: Compute time, from the commit.
+            times: Compute time, and when that ended, from the commit.
             data: Hash of each data file that was read and is whole, by its path.
             inputs: Hash of each data file that the unit read, by its path.
             peak: MiB that it took at most, from the commit; 0 if it does not say.
@@ -154,7 +165,8 @@ class Manifest:
         if place == len(self.rows):
             for column in (*self._columns.values(), *self.inputs.values()):
                 column.append("")
-        self.seconds[place], self.peak[place], self._commit[place] = seconds, peak, commit.text
+        (self.seconds[place], self.ended[place]), self.peak[place] = times, peak
+        self._commit[place] = commit.text
         for names, hashes, stamps, path in (
             (self._rows_name, self.rows, self._rows_stamp, rows[0]),
             (self._images_name, self.images, self._images_stamp, images[0] if images else ""),
@@ -185,7 +197,7 @@ class Manifest:
             (chunk, place) for chunk, place in self._place.items() if self._commit[place] and chunk in self.commits
         ]
 
-        def of(column: list[str]) -> list[str]:
+        def of(column: list[Any]) -> list[Any]:
             return [column[place] for _, place in kept]
 
         content = {

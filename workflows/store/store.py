@@ -92,6 +92,7 @@ class Attempt:
         host: Where it ran.
         versions: Versions of what computed it.
         inputs: Hash of each data file that was read, by its path in the store.
+        ended: When its computation ended, in seconds since 1970 by the worker's clock; 0 if that is not known.
     """
 
     id: str
@@ -99,6 +100,7 @@ class Attempt:
     host: str
     versions: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    ended: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class Commit(Record):
         inputs: Hash of each data file that was read, by its path in the store.
         notes: What else the unit reported, e.g. how often its batches were halved for memory.
         missing: Why a measure could not be taken, by the measure's name.
+        ended: When the computation ended, in seconds since 1970 by the clock of its host, for people: nothing is
+            ordered by it. 0 in commits of before it was noted.
         schema_version: :data:`COMMIT_VERSION` of who wrote it.
         has_checksum: Whether it was written with a checksum, which fits.
     """
@@ -134,6 +138,7 @@ class Commit(Record):
     inputs: dict[str, str] = field(default_factory=dict)
     notes: dict[str, int | float | str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    ended: Seconds = 0.0
     schema_version: Annotated[int, Field(ge=1, le=_LATEST)] = COMMIT_VERSION
     has_checksum: bool = field(default=False, compare=False)
 
@@ -301,6 +306,7 @@ class Store:
             inputs=attempt.inputs,
             notes=notes,
             missing=output.missing,
+            ended=attempt.ended,
         )
         winner = self._decide(commit)
         for path in {*tables, *sha256} - winner.sha256.keys():

@@ -25,6 +25,7 @@ from workflows.monitoring.mlflow_client import BoundedClient
 from workflows.monitoring.mlflow_database import exclusive, prepare, trouble
 from workflows.monitoring.mlflow_uri import sqlite_path
 from workflows.tracking.experiments import Places, active_experiments
+from workflows.tracking.runs import runs_of
 
 __all__ = ["OUTCOMES", "baseline_text", "promote", "record_verdict", "restore_baselines", "valid_alias"]
 
@@ -217,7 +218,7 @@ def _reading(uri: str | None, where: str) -> BoundedClient:
 
 def _parent(client: BoundedClient, sweep: Sweep, places: Places) -> Any:
     for experiment in active_experiments(client, sweep.name, places)[:1]:
-        runs = client.search_runs([experiment.experiment_id], f"tags.`puregrid.key` = '{sweep.id}'", max_results=1)
+        runs = runs_of(client, experiment.experiment_id, sweep.id, sweep.id, old=True)
         return runs[0] if runs else None
     return None
 

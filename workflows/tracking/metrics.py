@@ -19,6 +19,7 @@ from workflows.analysis import Analysis
 from workflows.grid.cells import Cell
 from workflows.results.quality import MEASURES
 from workflows.tables.table import records
+from workflows.tracking.run import Point
 
 __all__ = ["Metrics", "beside", "budget", "plain"]
 
@@ -29,20 +30,26 @@ _RADII = (0.25, 0.5, 0.75, 1.0)
 
 @dataclass
 class Metrics:
-    """Metrics, and lines by step."""
+    """Metrics, and lines by step.
 
+    Arguments:
+        at: When the rows behind them were committed, in seconds since 1970; 0 if that is not known.
+    """
+
+    at: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, dict[int, float]] = field(default_factory=dict)
+    curves: dict[str, dict[int, Point]] = field(default_factory=dict)
 
 
-def beside(analysis: Analysis, members: Sequence[Cell]) -> Metrics:
+def beside(analysis: Analysis, members: Sequence[Cell], at: float) -> Metrics:
     """Return the metrics of certificates, corruptions and image quality of the cells of one defence.
 
     Arguments:
         analysis: The sweep's analysis.
         members: The cells.
+        at: When the last of their rows were committed, in seconds since 1970; 0 if that is not known.
     """
-    metrics = Metrics()
+    metrics = Metrics(at)
     if members[0].certificate is not None:
         ids = {cell.id for cell in members}
         _certified(metrics, _of(analysis.certified, ids), _of(analysis.certified_curves, ids))
@@ -74,7 +81,7 @@ def _certified(metrics: Metrics, lines: list[dict[str, Any]], curves: list[dict[
             metrics.metrics[f"{name}/{_way(row)}"] = float(row[name])
     for row in curves:
         line = metrics.curves.setdefault(f"certified by radius/{_way(row)}", {})
-        line[round(1000 * row["radius"])] = float(row["accuracy"])
+        line[round(1000 * row["radius"])] = Point(float(row["accuracy"]), metrics.at)
         if row["radius"] in _RADII:  # the best sigma for that radius
             name = f"certified_{row['radius']:g}"
             metrics.metrics[name] = max(metrics.metrics.get(name, 0.0), float(row["accuracy"]))
@@ -87,7 +94,7 @@ def _corrupted(metrics: Metrics, lines: list[dict[str, Any]]) -> None:
             metrics.metrics[f"corruption/{name}"] = float(row["accuracy"])
         else:
             line = metrics.curves.setdefault(f"corruption by severity/{name}", {})
-            line[int(row["severity"])] = float(row["accuracy"])
+            line[int(row["severity"])] = Point(float(row["accuracy"]), metrics.at)
 
 
 def _quality(metrics: Metrics, lines: list[dict[str, Any]]) -> None:

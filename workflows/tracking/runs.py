@@ -1,34 +1,44 @@
 """The runs of a sweep in MLflow: each one once, found again by its key, written to where something differs.
 
-What a run is to hold is a :class:`Run`. All that are there are listed at once. A new one takes four requests
-(``create_run``, ``log_inputs`` for its data set, ``log_batch`` for what it holds, its end), one that differs fewer,
-and one that is as it should be none.
+What a run is to hold is a :class:`~workflows.tracking.run.Run`. All that are there are listed at once. A new one
+takes four requests (``create_run``, ``log_inputs`` for its data set and model, ``log_batch`` for what it holds, its
+end), one that differs fewer, and one that is as it should be none.
+
+Nobody asks for the history of a metric: a point of a curve has the time at which its rows were committed, so that the
+same point logged again is the same row to MLflow, and the point of newer rows a later one.
+
+One tag, :data:`TAG`, says which run it is and what it holds: MLflow finds runs by nothing but their tags, and lists
+nothing else with them. Its last part is written after all that it speaks for, so that a run whose logging was
+interrupted shows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from defense.redaction import redacted
-from defense.spec import digest
-from workflows.grid.load import Cell, Sweep
+from workflows.grid.load import Sweep
 from workflows.monitoring.artifact_places import local_path, log_text
 from workflows.monitoring.mlflow_client import BoundedClient
 from workflows.monitoring.versions import source_commit
 from workflows.tracking.experiments import Places, writable_experiment
+from workflows.tracking.models import Models
+from workflows.tracking.run import Run, dataset_input
 
-__all__ = ["Run", "RunLog"]
+__all__ = ["TAG", "RunLog", "runs_of"]
 
-_CURVES = "puregrid.curves"
-"""Tag with the digest of a run's curves, so that nobody asks for their history."""
+TAG = "puregrid.run"
+"""Tag of a run: ``SWEEP KEY CONTENT``, the sweep's id, the run's key, and the digest of its curves and artifacts."""
+
+_OLD = ("puregrid.key", "puregrid.sweep_id", "puregrid.curves", "puregrid.artifact.")
+"""Tags, or beginnings of tags, that said the same in earlier versions; such runs are taken over."""
 
 _BATCH = 800
 """Metrics in one request; MLflow takes 1,000 entries, tags and parameters among them."""
@@ -47,36 +57,8 @@ def _origin() -> dict[str, str]:
     return tags
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run is to hold.
-
-    Arguments:
-        key: By which it is found again.
-        name: What people read.
-        complete: Whether every unit is committed; a run with missing ones counts as failed.
-        tags: Values by name.
-        params: Those of one key never change, it is made of them.
-        metrics: Values by name.
-        curves: Values of stepped metrics, by step.
-        texts: Artifacts by path.
-        cell: One of its cells, whose data set is the run's input.
-    """
-
-    key: str
-    name: str
-    complete: bool
-    tags: Mapping[str, str] = field(default_factory=dict)
-    params: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    texts: Mapping[str, str] = field(default_factory=dict)
-    cell: Cell | None = None
-
-    @property
-    def status(self) -> str:
-        """As MLflow calls it."""
-        return "FINISHED" if self.complete else "FAILED"
+_Logged = tuple[str, float, int, int]
+"""Name, value, time in milliseconds, step."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +68,16 @@ class _Difference:
     tags: dict[str, str]
     params: dict[str, str]
     metrics: dict[str, float]
-    curves: bool
+    content: bool
     texts: dict[str, str]
     dataset: bool
-    status: bool
+    model: bool
+    end: bool
+    old: list[str]
 
     def __bool__(self) -> bool:
-        return any((self.tags, self.params, self.metrics, self.curves, self.texts, self.dataset, self.status))
+        lacks = (self.tags, self.params, self.metrics, self.content, self.texts, self.dataset, self.model, self.end)
+        return any((*lacks, self.old))
 
 
 class RunLog:
@@ -109,7 +94,8 @@ class RunLog:
         self._sweep = sweep
         self._experiment = writable_experiment(client, sweep.name, places)
         self._written: set[str] = set()
-        self._list()
+        self._models: dict[str, str] = {}
+        self._list(old=True)
 
     def write(self, parent: Run, children: Sequence[Run]) -> str:
         """Write the runs of a sweep; returns the parent's id.
@@ -120,6 +106,8 @@ class RunLog:
         pending = [run for run in children if self._difference(run)]
         if not pending and not self._difference(parent):
             return str(self._have[parent.key].info.run_id)
+        models = [run.model for run in pending if run.model is not None]
+        self._models = Models(self._client, self._experiment).ids(models)
         parent_id = self._begin(parent, None)
         if self._have[parent.key].info.status != "RUNNING":
             self._client.update_run(parent_id, status="RUNNING")
@@ -145,7 +133,7 @@ class RunLog:
         first: dict[str, str] = {}
         lost = False
         for run in self._found():
-            key = run.data.tags["puregrid.key"]
+            key = _key(run)
             if first.setdefault(key, run.info.run_id) != run.info.run_id:
                 lost |= run.info.run_id in self._written
                 self._client.delete_run(run.info.run_id)
@@ -162,27 +150,18 @@ class RunLog:
                     random.shuffle(left)
             yield left.pop()
 
-    def _list(self) -> None:
-        """Ask for all runs of the sweep."""
+    def _list(self, *, old: bool = False) -> None:
+        """Ask for all runs of the sweep, those of earlier versions among them if ``old``."""
         began = time.monotonic()
         self._have: dict[str, Any] = {}
-        for run in self._found():
-            self._have.setdefault(run.data.tags["puregrid.key"], run)
+        for run in self._found(old=old):
+            self._have.setdefault(_key(run), run)
         self._listed_at = time.monotonic()
         self._listed_for = max(_LISTED_SECONDS, 10 * (self._listed_at - began))
 
-    def _found(self) -> list[Any]:
+    def _found(self, *, old: bool = False) -> list[Any]:
         """The runs of the sweep; of one key that comes first which counts, the same one for every driver."""
-        found: list[Any] = []
-        token: str | None = None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment], f"tags.`puregrid.sweep_id` = '{self._sweep.id}'", page_token=token
-            )
-            found += (run for run in page if "puregrid.key" in run.data.tags)
-            token = page.token
-            if not token:
-                return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+        return runs_of(self._client, self._experiment, self._sweep.id, old=old)
 
     def _difference(self, run: Run) -> _Difference:
         there = self._have.get(run.key)
@@ -191,53 +170,52 @@ class RunLog:
             {key: redacted(str(value)) for key, value in run.params.items()},
         )
         texts = _without_credentials(run.texts)
-        tags |= {f"puregrid.artifact.{path}": digest(text) for path, text in texts.items()}
-        if run.curves:
-            tags[_CURVES] = _digest(run.curves)
+        tags[TAG] = f"{self._sweep.id} {run.key} {run.content}"
         if there is None:
-            return _Difference(
-                tags, params, dict(run.metrics), bool(run.curves), texts, run.cell is not None, status=True
-            )
-        data = there.data
+            has = run.cell is not None, run.model is not None
+            return _Difference(tags, params, dict(run.metrics), True, texts, *has, end=True, old=[])
+        data, inputs = there.data, there.inputs
         changed = {key: value for key, value in tags.items() if data.tags.get(key) != value}
-        same = {path: text for path, text in texts.items() if f"puregrid.artifact.{path}" not in changed}
-        kept = self._there(there, same) if same else set()
+        kept = self._there(there, run, texts, stale=TAG in changed)
         return _Difference(
             changed,
             {key: value for key, value in params.items() if key not in data.params},
             # MLflow appends, so equal ones would pile up.
             {key: value for key, value in run.metrics.items() if data.metrics.get(key) != value},
-            _CURVES in changed,
+            TAG in changed,
             {path: text for path, text in texts.items() if path not in kept},
-            run.cell is not None and not (there.inputs and there.inputs.dataset_inputs),
-            there.info.status != run.status,
+            run.cell is not None and not (inputs and inputs.dataset_inputs),
+            # Lists of runs are without their models: one that was written whole once has its.
+            run.model is not None and data.tags.get(TAG, "-").endswith("-"),
+            there.info.status != run.status or run.ended not in (None, there.info.end_time),
+            [key for key in data.tags if key.startswith(_OLD)],
         )
 
     def _begin(self, run: Run, parent: str | None) -> str:
         """The id of a run, which is made if it is not there."""
         if run.key not in self._have:
-            tags = {"puregrid.key": run.key, "puregrid.sweep_id": self._sweep.id, **_origin()}
+            tags = {TAG: f"{self._sweep.id} {run.key} -", **_origin()}
             if parent is not None:
                 tags["mlflow.parentRunId"] = parent
-            self._have[run.key] = self._client.create_run(self._experiment, tags=tags, run_name=redacted(run.name))
+            self._have[run.key] = self._client.create_run(
+                self._experiment, start_time=run.began, tags=tags, run_name=redacted(run.name)
+            )
         run_id = str(self._have[run.key].info.run_id)
         self._written.add(run_id)
         return run_id
 
     def _write(self, run: Run, parent: str | None, *, begun: bool = False) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import LoggedModelInput, Metric, Param, RunTag
 
         run_id = self._begin(run, parent)
         entity, lacks = self._have[run.key], self._difference(run)
         for path, text in lacks.texts.items():
             log_text(self._client, entity, path, text)
-        if lacks.dataset:
-            assert run.cell is not None
-            self._client.log_inputs(run_id, [_dataset(run.cell)])
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, 0) for key, value in lacks.metrics.items()]
-        if lacks.curves:
-            metrics += [Metric(key, value, now, step) for key, step, value in self._new_points(run, entity)]
+        datasets = [dataset_input(run.cell)] if lacks.dataset and run.cell is not None else []
+        models = [LoggedModelInput(self._models[run.model.key])] if lacks.model and run.model is not None else []
+        if datasets or models:
+            self._client.log_inputs(run_id, datasets, models)
+        metrics = [Metric(*point, **about) for point, about in self._points(run, entity, lacks)]
         while len(metrics) > _BATCH:
             self._client.log_batch(run_id, metrics=metrics[:_BATCH])
             metrics = metrics[_BATCH:]
@@ -248,24 +226,57 @@ class RunLog:
                 params=[Param(key, value) for key, value in lacks.params.items()],
                 tags=[RunTag(key, value) for key, value in lacks.tags.items()],  # last: they say what is there
             )
+        for tag in lacks.old:
+            self._client.delete_tag(run_id, tag)
         if lacks or begun:
-            self._client.set_terminated(run_id, status=run.status)
+            self._client.set_terminated(run_id, status=run.status, end_time=run.ended)
 
-    def _new_points(self, run: Run, entity: Any) -> Iterator[tuple[str, int, float]]:
-        """Points of curves that are not in their history: name, step, value."""
-        for key, line in run.curves.items():
-            there: dict[int, float] = {}
-            if key in entity.data.metrics:
-                there = {
-                    point.step: point.value for point in self._client.get_metric_history(entity.info.run_id, key)
-                }
-            yield from ((key, step, value) for step, value in sorted(line.items()) if there.get(step) != value)
+    def _points(self, run: Run, entity: Any, lacks: _Difference) -> Iterator[tuple[_Logged, dict[str, str]]]:
+        """What is to be logged of metrics and curves, and of which model on which data set it is.
 
-    def _there(self, entity: Any, texts: Mapping[str, str]) -> set[str]:
-        """The artifacts that are there: in a folder with this text, at a server by their names."""
+        A value that is not there has the time of its rows, one that takes the place of another the time of now, since
+        the latest one counts.
+        """
+        have, now = entity.data.metrics, int(time.time() * 1000)
+        about = self._about(run)
+
+        def at(key: str, value: float, seconds: float) -> int:
+            if have.get(key, value) != value:
+                return now
+            return round(1000 * seconds) or run.ended or int(entity.info.start_time)
+
+        for key, value in run.metrics.items():
+            of_model = about if key in run.headline else {}
+            if key in lacks.metrics or (lacks.content and of_model):
+                yield (key, value, at(key, value, 0.0), 0), of_model
+        if lacks.content:
+            for key, line in run.curves.items():
+                last = max(line)
+                for step, point in sorted(line.items()):
+                    # What MLflow has of a curve without its history is its last value.
+                    known = point.value if step == last else have.get(key, point.value)
+                    yield (key, point.value, at(key, known, point.at), step), {}
+
+    def _about(self, run: Run) -> dict[str, str]:
+        """The model and data set of a run, for metrics of models; nothing without a model."""
+        if run.model is None or run.cell is None:
+            return {}
+        dataset = dataset_input(run.cell).dataset
+        named = {"dataset_name": str(dataset.name), "dataset_digest": str(dataset.digest)}
+        return {"model_id": self._models[run.model.key], **named}
+
+    def _there(self, entity: Any, run: Run, texts: Mapping[str, str], *, stale: bool) -> set[str]:
+        """The artifacts that are there: in a folder with this text; at a server those of the parent by their names.
+
+        Those of children at a server are what the tag says, since asking takes a request each.
+        """
         folder = local_path(entity.info.artifact_uri)
         if folder is not None:
             return {path for path, text in texts.items() if _holds(folder / path, text)}
+        if stale:
+            return set()
+        if run.cell is not None:
+            return set(texts)
         folders = {path.rpartition("/")[0] for path in texts}
         listed = {
             entry.path for name in folders for entry in self._client.list_artifacts(entity.info.run_id, name or None)
@@ -273,25 +284,35 @@ class RunLog:
         return listed.intersection(texts)
 
 
-def _dataset(cell: Cell) -> Any:
-    """The data set with its digest and the image ids' digest, as a run's input."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
+def runs_of(client: BoundedClient, experiment: str, sweep_id: str, key: str = "", *, old: bool = False) -> list[Any]:
+    """Return the runs of a sweep in an experiment, sorted so that of one key the same one is first for every driver.
 
-    config = cell.images.dataset
-    images = digest("".join(chunk.name for chunk in cell.images.chunks))
-    entity = Dataset(
-        name=config.label(),
-        digest=(config.digest or "")[:16],
-        source_type="puregrid",
-        source=redacted(json.dumps(config.identity())),
-    )
-    # MLflow keeps one entity per name and digest: the images that a run used are given with the run's input.
-    tags = {"mlflow.data.context": "evaluation", "image_ids_digest": images, "images": str(cell.images.count)}
-    return DatasetInput(entity, [InputTag(key, value) for key, value in tags.items()])
+    Arguments:
+        client: MLflow.
+        experiment: Its id.
+        sweep_id: The sweep's.
+        key: Of one run; all by default.
+        old: Whether runs of earlier versions are asked for, too: a request more.
+    """
+    wanted = [f"tags.`{TAG}` LIKE '{sweep_id} {key}%'"]
+    if old:
+        wanted.append(f"tags.`{_OLD[1]}` = '{sweep_id}'" + (f" AND tags.`{_OLD[0]}` = '{key}'" if key else ""))
+    found: dict[str, Any] = {}
+    for condition in wanted:
+        token: str | None = None
+        while True:
+            page = client.search_runs([experiment], condition, page_token=token)
+            found |= {run.info.run_id: run for run in page if _key(run)}
+            token = page.token
+            if not token:
+                break
+    return sorted(found.values(), key=lambda run: (run.info.start_time, run.info.run_id))
 
 
-def _digest(curves: Mapping[str, Mapping[int, float]]) -> str:
-    return digest(json.dumps({key: sorted(line.items()) for key, line in sorted(curves.items())}))
+def _key(run: Any) -> str:
+    """The key of a run, in whichever tag it is; "" of a run that is none of ours."""
+    parts = run.data.tags.get(TAG, "").split(" ")
+    return str(parts[1] if len(parts) > 1 else run.data.tags.get(_OLD[0], ""))
 
 
 def _holds(path: Path, text: str) -> bool:

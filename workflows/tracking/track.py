@@ -1,8 +1,9 @@
 """Log the results of a sweep to MLflow.
 
-One parent run per sweep, one child per (data set, classifier, defence, seed). Everything logged is recomputed from
-rows, by the driver alone; running the sweep again finds the runs by their ids and updates what changed, so that
-nothing is there twice. The default store is SQLite in the folder of the results, since MLflow refuses file stores.
+One parent run per sweep, one child per (data set, classifier, defence, seed), one model per classifier and defence.
+Everything logged is recomputed from rows, by the driver alone; running the sweep again finds the runs by their ids
+and updates what changed, so that nothing is there twice. The default store is SQLite in the folder of the results,
+since MLflow refuses file stores.
 """
 
 from __future__ import annotations
@@ -26,16 +27,33 @@ from workflows.tables.table import records
 from workflows.tracking.aliases import OUTCOMES, restore_baselines
 from workflows.tracking.experiments import Places
 from workflows.tracking.metrics import beside, budget, plain
-from workflows.tracking.runs import Run, RunLog
+from workflows.tracking.models import Model
+from workflows.tracking.run import Point, Run
+from workflows.tracking.runs import RunLog
+from workflows.tracking.tables import (
+    ACCURACY,
+    IMAGES,
+    LISTED,
+    MOST_LINES,
+    accuracy_table,
+    images_table,
+    listed,
+    outcome_lines,
+)
 
 __all__ = ["default_uri", "track"]
 
-_STATISTICS = ("avg", "worst", "vote", "fixed", "accuracy")
+_READINGS = ("avg", "worst")
+"""Readings of the draws that are metrics; the table of accuracies has all of them, with their intervals."""
+
 _NOTE = 7000
 """Characters of a description, of which MLflow takes somewhat more."""
 
 _RUN = ("utilisation", "units_per_second", "images_per_second", "wall_seconds", "workers_at_most")
 _COMBINED = ("lowest", "selected", "fixed_aa_mean", "fixed_aa_any")
+
+Times = dict[str, tuple[float, float] | None]
+"""When each cell's first unit began and its last one ended."""
 
 
 def default_uri(store_uri: str) -> str | None:
@@ -54,14 +72,16 @@ def track(
     outcomes: str | None = None,
     complete: bool = True,
     run: Mapping[str, Any] | None = None,
+    pages: Mapping[str, str] | None = None,
 ) -> str:
     """Log or update the runs of a sweep; returns the parent's run id.
 
     The parent has every table as an artifact, unrounded as CSV and JSON and with its notes as Markdown. A child has
     the metrics of its cells, the few that runs are compared by (``clean``, ``strongest``, ``worst_of_m``,
     ``certified_0.25``) first, and where several attacks met them those of all together:
-    ``fixed_aa_mean/3 attacks linf eps 0.1``. Certificates of a defence are a child of their own, corruptions and
-    image quality metrics of the defence's child.
+    ``fixed_aa_mean/3 attacks linf eps 0.1``. Their intervals, and what became of each image, are tables of the child
+    (:mod:`workflows.tracking.tables`). Certificates of a defence are a child of their own, corruptions and image
+    quality metrics of the defence's child. Runs last from the beginning of their first unit to the end of their last.
 
     Of the auditor's findings the parent gets ``findings.json`` and how many there are of each severity
     (``findings/error``), each child a tag with the rules that fired on its cells; nothing without an audit.
@@ -74,26 +94,33 @@ def track(
         complete: Whether every unit of the sweep is committed; a parent that is not counts as failed.
         run: The record of the run, whose rates and utilisation the parent gets; a run that had nothing to compute
             leaves those of the one before.
+        pages: Further artifacts of the parent by path: the report and its figures.
     """
     sweep, store_uri = analysis.sweep, analysis.results.store.uri
     robustness = analysis.robustness
     client, places = BoundedClient(uri), Places.of(uri, store_uri)
     complete = complete and (robustness.empty or bool((robustness["images"] == robustness["planned"]).all()))
     log = RunLog(client, sweep, places)
-    parent = log.write(_parent(analysis, versions or {}, outcomes, complete, run), _children(analysis, complete))
+    times: Times = {cell.id: analysis.results.times(cell) for cell in sweep.cells}
+    texts = dict(pages or {}) if outcomes is None else {**(pages or {}), OUTCOMES: outcomes}
+    parent = log.write(
+        _parent(analysis, versions or {}, texts, complete, run, _span(times, times)),
+        _children(analysis, complete, times),
+    )
     if places.store is not None and is_own(uri, places.store):
         restore_baselines(client, sweep, parent, places.store)
     if log.another_driver_won():
-        return track(uri, analysis, versions=versions, outcomes=outcomes, complete=complete, run=run)
+        return track(uri, analysis, versions=versions, outcomes=outcomes, complete=complete, run=run, pages=pages)
     return parent
 
 
 def _parent(
     analysis: Analysis,
     versions: Mapping[str, str],
-    outcomes: str | None,
+    further: Mapping[str, str],
     complete: bool,
     run: Mapping[str, Any] | None,
+    times: tuple[float, float] | None,
 ) -> Run:
     sweep, cost, findings = analysis.sweep, analysis.cost, analysis.audited
     markdown = render(analysis, "md")
@@ -108,9 +135,8 @@ def _parent(
         **{f"tables/{table.name}.csv": csv(table, findings) for table in analysis.tables},
         "tables/tables.json": render(analysis, "json"),
         "tables/tables.md": markdown,
+        **further,
     }
-    if outcomes is not None:
-        texts[OUTCOMES] = outcomes
     if findings is not None:
         texts["findings.json"] = json.dumps([finding.as_dict() for finding in findings], indent=1) + "\n"
         metrics |= {f"findings/{severity}": float(n) for severity, n in counts(findings).items()}
@@ -126,28 +152,50 @@ def _parent(
         params={"cells": len(sweep.cells), "sweep": sweep.name},
         metrics=metrics,
         texts=texts,
+        times=times,
     )
 
 
-def _children(analysis: Analysis, complete: bool) -> list[Run]:
+def _span(times: Times, cells: Iterable[str]) -> tuple[float, float] | None:
+    """From the beginning of the first of these cells to the end of the last; None if no commit tells."""
+    known = [span for cell in cells if (span := times[cell]) is not None]
+    return (min(begin for begin, _ in known), max(end for _, end in known)) if known else None
+
+
+def _children(analysis: Analysis, complete: bool, times: Times) -> list[Run]:
     """A run for the cells that differ in attack and budget alone."""
     sweep, findings = analysis.sweep, analysis.audited
     rows, together = {row["cell"]: row for row in records(analysis.robustness)}, records(analysis.combined)
+    by_image = outcome_lines(analysis.results, sweep.cells) <= MOST_LINES
     runs = []
     for key, members in _groups(sweep).items():
         cell, measured = members[0], [rows[member.id] for member in members if member.id in rows]
         ids = {member.id for member in members}
-        further = beside(analysis, members)
+        span = _span(times, ids)
+        further = beside(analysis, members, 0.0 if span is None else span[1])
+        metrics = {**_headline(measured), **_metrics(measured), **_together(together, ids), **further.metrics}
+        tables = {}
+        if measured:
+            tables[ACCURACY] = accuracy_table(measured, _of(together, ids))
+            if by_image:
+                tables[IMAGES] = images_table(analysis.results, members)
+        tags = {} if findings is None else {"puregrid.findings": rules_on(findings, ids) or "none"}
+        if tables:
+            tags[LISTED] = listed(tables)
         runs.append(
             Run(
                 digest(sweep.id + key),
                 _name(sweep, cell),
                 complete or (bool(measured) and all(row["images"] == row["planned"] for row in measured)),
-                tags={} if findings is None else {"puregrid.findings": rules_on(findings, ids) or "none"},
+                tags=tags,
                 params=_params(cell),
-                metrics={**_headline(measured), **_metrics(measured), **_together(together, ids), **further.metrics},
-                curves={**_curves(measured), **further.curves},
+                metrics=metrics,
+                curves={**_curves(measured, times), **further.curves},
+                texts=tables,
                 cell=cell,
+                model=_model(sweep, cell),
+                headline=frozenset(name for name in metrics if "/" not in name),
+                times=span,
             )
         )
     return runs
@@ -185,6 +233,15 @@ def _group(cell: Cell) -> str:
         stage.seed,
     ]
     return json.dumps(parts)
+
+
+def _model(sweep: Sweep, cell: Cell) -> Model:
+    """What the run evaluates: its parameters without the images and the seed."""
+    params = {name: str(v) for name, v in _params(cell).items() if name not in ("dataset", "images", "seed")}
+    key = digest(
+        json.dumps([cell.classifier.id, family(cell)[1] if cell.certificate else cell.defence.purifier.id, params])
+    )
+    return Model(key, _name(sweep, cell), params)
 
 
 def _params(cell: Cell) -> dict[str, Any]:
@@ -225,48 +282,47 @@ def _headline(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _metrics(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """``avg/pgd-20 linf eps 0.1``, ``interval/avg pgd-20 linf eps 0.1 low``; the first part groups charts."""
+    """``avg/pgd-20 linf eps 0.1``; the first part groups charts."""
     metrics: dict[str, float] = {}
     for row in rows:
         where = "clean" if row["attack"] == "clean" else f"{plain(row['attack'])} {budget(row['eps'])}"
-        for name in _STATISTICS:
-            keys = {f"{name}/{where}": name}
-            keys |= {f"interval/{name} {where} {end}": f"{name}_{end}" for end in ("low", "high")}
-            for key, column in keys.items():
-                value = row.get(column)
-                if isinstance(value, float) and value == value:
-                    metrics[key] = value
-        metrics[f"images/{where}"] = float(row["images"])
+        for name in _READINGS:
+            value = row.get(name)
+            if isinstance(value, float) and value == value:
+                metrics[f"{name}/{where}"] = value
     return metrics
+
+
+def _of(combined: Iterable[dict[str, Any]], cells: set[str]) -> list[dict[str, Any]]:
+    """The lines of several attacks together that are of these cells."""
+    return [row for row in combined if cells.issuperset(row["cells"])]
 
 
 def _together(combined: Iterable[dict[str, Any]], cells: set[str]) -> dict[str, float]:
     """Return the metrics of several attacks on these cells."""
     metrics: dict[str, float] = {}
-    for row in combined:
-        if not cells.issuperset(row["cells"]):
-            continue
+    for row in _of(combined, cells):
         where = f"{row['attacks']} attacks {row['norm']} {budget(row['eps'])}"
         for name in _COMBINED:
             value = row.get(name)
             if isinstance(value, float) and value == value:
                 metrics[f"{name}/{where}"] = value
-                metrics |= {f"interval/{name} {where} {end}": row[f"{name}_{end}"] for end in ("low", "high")}
     return metrics
 
 
-def _curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+def _curves(rows: list[dict[str, Any]], times: Times) -> dict[str, dict[int, Point]]:
     """Avg by budget: ``avg by eps/pgd-20 linf``, whose step is eps x 10,000; clean is step 0.
 
     MLflow draws a metric with several steps as a line, so the runs of a sweep become one figure.
     """
     known = [row for row in rows if isinstance(row.get("avg"), float) and row["avg"] == row["avg"]]
-    clean = dict((0, row["avg"]) for row in known if row["attack"] == "clean")  # noqa: C402 - one key or none
-    curves: dict[str, dict[int, float]] = {}
+    points = {row["cell"]: Point(row["avg"], (times[row["cell"]] or (0.0, 0.0))[1]) for row in known}
+    clean = dict((0, points[row["cell"]]) for row in known if row["attack"] == "clean")  # noqa: C402 - one or none
+    curves: dict[str, dict[int, Point]] = {}
     for row in known:
         if row["attack"] != "clean":
             line = curves.setdefault(f"avg by eps/{plain(row['attack'])}", dict(clean))
-            line[round(10_000 * row["eps"])] = row["avg"]
+            line[round(10_000 * row["eps"])] = points[row["cell"]]
     return curves
 
 
