@@ -43,7 +43,7 @@ TINY = [
 # What docs/cluster.md says for a sweep that needs two of the built-in models.
 FEW = [
     *("defense", "puregrid", "tasks", "workflows", ":!puregrid/testing"),
-    *(":!defense/assets/digits-[aegmt]*", ":!defense/assets/digits-cond-*"),
+    *(":!defense/assets/digits-[aefgmt]*", ":!defense/assets/digits-co*"),
 ]
 
 

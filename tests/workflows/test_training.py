@@ -18,6 +18,8 @@ from typer.testing import CliRunner, Result
 
 from defense.classifiers import ClassifierConfig
 from defense.denoisers import DiffusersConfig
+from defense.purifiers import PURIFIERS
+from defense.randomness import Omega
 from tasks.attacks import PGDConfig
 from tasks.datasets import ImageSet
 from workflows.cli import app
@@ -37,6 +39,12 @@ ASSETS = REPOSITORY / "defense" / "assets"
 CONFIGS = REPOSITORY / "workflows" / "configs"
 ZOO = [f"digits-{way}" for way in ("cnn", "gaussian", "at", "at-alp", "trades", "trades-awp", "macer")]
 ROBUST = [name for name in ZOO if "-at" in name or "-trades" in name]
+SMALL: dict[str, dict[str, Any]] = {
+    "digits-flowpure": {"purifier": "flowpure", "t_start": 0.5},
+    "digits-consistency": {"purifier": "consistency", "sigma_eq": 0.15},
+    "digits-adbm": {"purifier": "diffpure", "form": "ddim", "sigma_eq": 0.165, "steps": 5},
+}
+"""Small denoisers that ship, in half precision, and the purifier that each was trained for."""
 CLASSIFIER: dict[str, Any] = {
     "train": "classifier",
     "dataset": {"dataset": "digits"},
@@ -477,7 +485,7 @@ class TestWrongConfigs:
 
 
 class TestShipped:
-    @pytest.mark.parametrize("name", [*ZOO, "digits-ddpm", "digits-cond-ddpm"])
+    @pytest.mark.parametrize("name", [*ZOO, "digits-ddpm", "digits-cond-ddpm", *SMALL])
     def test_cards_match_the_weights_and_the_configs_that_ship(self, name: str) -> None:
         card = yaml.safe_load((ASSETS / name / "card.yaml").read_text())
         files = {path.name: _sha256(path) for path in (ASSETS / name).iterdir() if path.name != "card.yaml"}
@@ -535,3 +543,33 @@ class TestShipped:
         measured = eps_mse(config, denoiser.net, digits_test)
         assert measured == pytest.approx(card["measured"]["test_eps_mse"], abs=1e-4)
         assert card["parameters"] == sum(p.numel() for p in denoiser.parameters())
+
+    @every("name", SMALL)
+    def test_a_small_denoiser_has_the_error_of_its_card_and_purifies(self, digits_test: ImageSet, name: str) -> None:
+        config = load_config(CONFIGS / f"{name}.yaml")
+        assert isinstance(config, DenoiserTraining) and config.objective is not None
+        predicts = config.objective.prediction
+        folder = DiffusersConfig(path=str(ASSETS / name), schedule=config.schedule, prediction=predicts)
+        denoiser = folder.resolved(Path("/"))
+        net = denoiser.build()
+        card = yaml.safe_load((ASSETS / name / "card.yaml").read_text())
+        assert eps_mse(config, net.net, digits_test, prediction=predicts) == pytest.approx(
+            card["measured"]["test_eps_mse"], abs=1e-4
+        )
+        assert card["parameters"] == sum(p.numel() for p in net.parameters()) < 100_000
+        weights = load_file(ASSETS / name / "diffusion_pytorch_model.safetensors")
+        assert {value.dtype for value in weights.values()} == {torch.float16}
+
+        fields = {**SMALL[name], "denoiser": denoiser}
+        purifier = PURIFIERS.get(fields["purifier"]).from_entry(fields)
+        x, y = torch.from_numpy(digits_test.images[:200]), torch.from_numpy(digits_test.labels[:200])
+        noised = x + 0.15 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        classify = ClassifierConfig(classifier="digits-cnn").resolved(Path("/")).build()
+        with torch.no_grad():
+            omega = Omega.of(purifier.id, 0, "judge", range(200))
+            clean, again = (purifier.build()(images, omega) for images in (x, noised))
+            right = float((classify(clean).argmax(1) == y).float().mean())
+        assert right > 0.95
+        # What it is given is 0.15 from the image, and its own noise comes on top of that.
+        assert float((clean - x).square().mean().sqrt()) < 0.09
+        assert float((again - x).square().mean().sqrt()) < 0.14

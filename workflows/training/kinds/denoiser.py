@@ -18,6 +18,7 @@ Other objectives are those of :mod:`workflows.training.objectives`: ``objective:
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -60,6 +61,8 @@ class DenoiserTraining(Training):
         objective: Another loss than noise prediction.
         start: A denoiser folder whose weights the network starts from: its path, or ``digits-ddpm``.
         start_sha256: sha256 of its weights; filled in from the file.
+        save_as: ``fp16`` rounds the trained weights to half precision: a file of half the size, which is calculated
+            with in single precision. What the card says is measured on the rounded ones.
     """
 
     # Cards from before there was a choice are still those of the same config.
@@ -68,6 +71,7 @@ class DenoiserTraining(Training):
         "objective": (None,),
         "start": (None,),
         "start_sha256": (None,),
+        "save_as": ("fp32",),
     }
 
     train: Literal["denoiser"]
@@ -79,6 +83,7 @@ class DenoiserTraining(Training):
     objective: SerializeAsAny[DenoiserLoss] | None = None
     start: str | None = None
     start_sha256: str | None = SHA256
+    save_as: Literal["fp32", "fp16"] = "fp32"
 
     @model_validator(mode="before")
     @classmethod
@@ -235,7 +240,9 @@ class DenoiserObjective(Objective):
         return {f"test/eps_mse {key}": value for key, value in errors.items()}
 
     def measure(self, net: nn.Module, test: ImageSet) -> dict[str, Any]:
-        """Error of the noise prediction at some levels."""
+        """Error of the noise prediction at some levels, of the weights as they are saved."""
+        if self.config.save_as == "fp16":
+            net = copy.deepcopy(net).half().float()
         measured: dict[str, Any] = {"test_eps_mse": self._errors(net, test, 500, self.null_class)}
         if self.null_class is not None:
             measured["test_eps_mse_with_class"] = self._errors(net, test, 500, None)
@@ -252,7 +259,8 @@ class DenoiserObjective(Objective):
         null = {} if self.null_class is None else {NULL_CLASS: self.null_class}
         content = {"_class_name": "UNet2DModel", **null, **self.config.unet}
         files[0].write_text(json.dumps(content, indent=1) + "\n")
-        save_file({key: value.cpu().contiguous() for key, value in net.state_dict().items()}, files[1])
+        dtype = torch.float16 if self.config.save_as == "fp16" else torch.float32
+        save_file({key: value.to("cpu", dtype).contiguous() for key, value in net.state_dict().items()}, files[1])
         return files
 
 
