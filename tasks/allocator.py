@@ -13,7 +13,7 @@ import sys
 
 __all__ = ["keep_freed_memory"]
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # numbers of malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8  # numbers of malloc.h
 _MIB = 1 << 20
 
 
@@ -26,5 +26,7 @@ def keep_freed_memory() -> bool:
         return False
     # 32 MiB is the largest threshold that malloc takes; larger blocks come from the kernel as before.
     settings = {_MMAP_THRESHOLD: 32 * _MIB, _TRIM_THRESHOLD: 1024 * _MIB, _TOP_PAD: 64 * _MIB}
+    # One heap for all threads, since units may be computed in any: others would not keep what they have.
+    settings[_ARENA_MAX] = 1
     taken = [mallopt(name, value) == 1 for name, value in settings.items()]
     return all(taken)

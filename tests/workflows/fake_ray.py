@@ -39,12 +39,15 @@ class FakeActor:
         self._until = 0.0
         self.running: list[Reference] = []
         self.ready, self.run_batch = _Method(self._ready), _Method(self._run_batch)
+        self.drop = _Method(lambda turn: None)
 
     def _ready(self) -> Reference:
         node = f"node-{self._number // 8}"
         return Reference(0.0, Place(node, node, self._number))
 
-    def _run_batch(self, spec: Any, stage_id: str, chunks: Sequence[Any], inputs: Any, seconds: float) -> Reference:
+    def _run_batch(
+        self, spec: Any, stage_id: str, chunks: Sequence[Any], inputs: Any, seconds: float, turn: int
+    ) -> Reference:
         self._until = max(self._until, self._ray.clock) + len(chunks) * self._ray.seconds
         receipts = [Receipt(len(chunk.ids), self._ray.seconds, computed=True) for chunk in chunks]
         self.running.append(Reference(self._until, receipts))

@@ -24,6 +24,7 @@ class Event:
         traceback: The remote traceback, if the unit raised.
         started: False if the unit was only queued when its worker died; it is not to blame.
         node_lost: The worker is gone with its whole node; the unit is hardly to blame.
+        doubtful: Whether it may have been running all the same: its next attempt is alone on its worker.
         unavailable: The store is to blame, and no unit would fare better.
         other_code: The worker has other code than the driver, and no attempt there would fare better.
         final: The input is to blame, and another attempt would end alike.
@@ -38,6 +39,7 @@ class Event:
     traceback: str = ""
     started: bool = True
     node_lost: bool = False
+    doubtful: bool = False
     unavailable: bool = False
     other_code: bool = False
     final: bool = False

@@ -396,7 +396,7 @@ class _Run:
             return True, None
         self._again.add(unit)
         if not event.started:
-            self.scheduler.put_back(unit)
+            self.scheduler.put_back(unit, alone=event.doubtful)
             if event.error:  # else its batch was over before its turn came
                 self._log_event("put_back", unit, place=event.place, error=event.error)
             return True, None

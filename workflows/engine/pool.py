@@ -1,9 +1,12 @@
 """Long-lived Ray actors, one per CPU or GPU slot, replaced when they die, more or fewer as nodes come and go.
 
-Each worker holds at most ``depth`` batches: one that runs and the next, so that it never waits for the driver. A
-batch is one unit, or several of a stage where units are so short that messages would cost as much as they do. Ray
-restarts nothing by itself (``max_restarts=0``): the pool sees each death and asks the store which units of the worker
-are committed. The first one that is not was running (a batch ends at its first failure), the rest had not begun.
+Each worker holds at most ``depth`` batches: one that runs and the next, so that it never waits for the driver, and
+reads and commits beside the computation (:mod:`workflows.engine.worker`). A batch is one unit, or several of a stage
+where units are so short that messages would cost as much as they do. Ray restarts nothing by itself
+(``max_restarts=0``): the pool sees each death and asks the store which units of the worker are committed. The first
+one that is not counts as the one that was running (a batch ends at its first failure). It may have been the next one,
+while the first was being committed: that one is then begun alone, without an attempt counted, so that it shows
+whether it was the cause. The rest had not begun.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from defense.errors import PuregridError, StoreError
 from tasks.stages.kind import Kind
@@ -49,6 +52,7 @@ class _Batch:
     units: list[Unit]
     stage: PlannedStage
     copy: bool
+    turn: int
 
 
 @dataclass(eq=False)  # one is itself, and a key
@@ -61,6 +65,7 @@ class _Worker:
     since: float = 0.0
     reserved: bool = False
     loaded: str | None = None
+    turns: int = 0
 
     @property
     def node(self) -> str | None:
@@ -128,7 +133,11 @@ class Pool:
         self._keys: dict[str, str] = {}
         self._device = "cuda" if gpus_per_worker else "cpu"
         self._remote = ray.remote(UnitWorker).options(
-            num_cpus=threads, num_gpus=gpus_per_worker, max_restarts=0, max_task_retries=0
+            num_cpus=threads,
+            num_gpus=gpus_per_worker,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=depth + 1,  # and one to take a batch back
         )
         self._share = (threads, gpus_per_worker)
         self._size = size
@@ -195,8 +204,9 @@ class Pool:
         if not worker.queue:
             worker.since = time.monotonic()
         chunks = [stage.chunks[unit.chunk] for unit in units]
-        reference = worker.actor.run_batch.remote(stage.spec, stage.id, chunks, inputs, BATCH_SECONDS)
-        worker.queue.append(_Batch(reference, list(units), stage, copy))
+        turn, worker.turns = worker.turns, worker.turns + 1
+        reference = worker.actor.run_batch.remote(stage.spec, stage.id, chunks, inputs, BATCH_SECONDS, turn)
+        worker.queue.append(_Batch(reference, list(units), stage, copy, turn))
         if stage.id not in self._keys:  # a hash of all that a network is
             self._keys[stage.id] = stage.spec.model_key()
         worker.loaded = self._keys[stage.id]
@@ -204,7 +214,10 @@ class Pool:
 
     def cancel(self, flight: Flight) -> None:
         """Take back a batch that waits, if it can still be done; one that runs goes on."""
-        ray.cancel(flight.reference)
+        for worker in self._workers:
+            for batch in worker.queue:
+                if batch.reference == flight.reference:
+                    worker.actor.drop.remote(batch.turn)
 
     def release(self, wanted: Container[Unit]) -> None:
         """Replace workers that are busy with nothing but units that another worker has committed meanwhile."""
@@ -286,12 +299,12 @@ class Pool:
             results = ray.get(batch.reference)
         except RayActorError as error:
             return self._lost(worker, f"its worker process died ({cause(error)})", node_has_died(error))
-        except TaskCancelledError:
-            pass
         except RayTaskError as error:  # the message could not be read there, e.g. for want of a module
             results = [Trouble(one_line(error.cause), str(error))]
+            worker.actor.drop.remote(batch.turn)  # which the next one waits for
         except RayError as error:
             results = [Trouble(one_line(error), "")]
+            worker.actor.drop.remote(batch.turn)
         seconds = (now - worker.since) / max(len(results), 1)
         events = [
             event_of(unit, result, seconds, batch.copy, worker.place)
@@ -318,7 +331,7 @@ class Pool:
     def _lost(
         self, worker: _Worker, error: str, node_lost: bool = False, event: str = "worker_died", blames: bool = True
     ) -> list[Event]:
-        """Replace a dead worker: committed units count, the first other unit was running, the rest had not begun."""
+        """Replace a dead worker: committed units count, the first other one was running, or else the next one."""
         self._head.need()
         if node_lost and worker.node is not None and worker.node not in self._lost_nodes:
             self._lost_nodes.add(worker.node)
@@ -327,7 +340,7 @@ class Pool:
             event, **fields_of(worker.place), error=error, units=sum(len(batch.units) for batch in worker.queue)
         )
         events: list[Event] = []
-        blamed = not blames
+        blamed, doubtful = not blames, blames and not node_lost
         for batch in worker.queue:
             for unit in batch.units:
                 chunk = batch.stage.chunks[unit.chunk]
@@ -342,8 +355,11 @@ class Pool:
                     worker.since = time.monotonic()
                     events += booked
                 else:
-                    started, blamed = not blamed, True
-                    events.append(Event(unit, None, error, "", started, node_lost, copy=batch.copy, place=place))
+                    started, doubted = not blamed, blamed and doubtful
+                    blamed, doubtful = True, doubtful and not doubted
+                    events.append(
+                        Event(unit, None, error, "", started, node_lost, doubted, copy=batch.copy, place=place)
+                    )
         if worker.queue and worker.place is not None:
             self.ledger.busy(worker.place, time.monotonic() - worker.since)
         self._replace(worker, error)

@@ -194,7 +194,7 @@ class Scheduler:
         return taken
 
     def suspect(self, unit: Unit) -> bool:
-        """Return whether the unit failed before and must be alone on its worker."""
+        """Return whether the unit failed before, or may have, and must be alone on its worker."""
         return unit in self._attempts
 
     def done(self, unit: Unit) -> bool:
@@ -205,8 +205,15 @@ class Scheduler:
         """Return whether a unit can be taken now."""
         return self.ready > 0 or bool(self._suspects) or bool(self._held)
 
-    def put_back(self, unit: Unit) -> None:
-        """Put back a unit that was never started, because its worker died while another one ran."""
+    def put_back(self, unit: Unit, *, alone: bool = False) -> None:
+        """Put back a unit that was never started, because its worker died while another one ran.
+
+        Arguments:
+            unit: The unit.
+            alone: It may have been the one that ran: it is a suspect from now on, without an attempt.
+        """
+        if alone:
+            self._attempts.setdefault(unit, 0)
         if self.suspect(unit):
             self._suspects.appendleft(unit)
         else:
