@@ -131,6 +131,7 @@ def test_the_commit_says_rows_hashes_attempt_time_host_versions_and_notes(store:
         "sha256": hashes,
         "attempt": "first",
         "seconds": 1.25,
+        "ended": 0.0,
         "host": "host-of-first",
         "versions": {"torch": "9.9"},
         "inputs": {},
