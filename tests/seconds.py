@@ -39,7 +39,7 @@ def lines(costs: Mapping[str, tuple[str, float]], limit: float | None) -> list[s
     shown = ", ".join(f"{len(sums[tier])} {tier} {sum(sums[tier]):.0f}" for tier in sorted(sums))
     above = {name: seconds for name, (tier, seconds) in costs.items() if tier == "fast" and seconds > (limit or 0)}
     listed = sorted(above, key=lambda name: -above[name]) if limit is not None else []
-    return [f"{_NAME}: {shown}", *(f"{above[name]:8.2f} {name}" for name in listed)]
+    return [f"{_NAME}: {shown}"] * bool(costs) + [f"{above[name]:8.2f} {name}" for name in listed]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

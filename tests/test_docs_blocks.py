@@ -115,6 +115,7 @@ def test_yaml_is_a_sweep_file_or_a_part_of_one(page: str, text: str) -> None:
         assert not errors, f"{list(errors[0].absolute_path)}: {errors[0].message[:300]}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not {"PUREGRID_DATA", "PUREGRID_WEIGHTS"} <= os.environ.keys(), reason="no CIFAR-10 or no public checkpoints here"
 )

@@ -14,6 +14,7 @@ def test_the_sum_of_each_tier_and_the_fast_ones_above_a_limit() -> None:
     costs = {"a": ("fast", 0.2), "b": ("slow", 7.4), "c": ("fast", 0.1), "d": ("fast", 0.9), "e": ("nightly", 60.0)}
     assert lines(costs, None) == ["processor seconds: 3 fast 1, 1 nightly 60, 1 slow 7"]
     assert lines(costs, 0.15)[1:] == ["    0.90 d", "    0.20 a"]
+    assert lines({}, 0.15) == []
 
 
 def test_seconds_are_of_the_processor() -> None:

@@ -358,7 +358,7 @@ class TestSpecialCases:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["exact", "bpda", "surrogate(2)"])
 @pytest.mark.parametrize("graft", [False, True])
-@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("fixed", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_on_a_diffusion_defence_it_raises_the_loss_in_every_mode(
     net: nn.Module, mode: str, graft: bool, fixed: bool
 ) -> None:

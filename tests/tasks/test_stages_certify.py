@@ -144,7 +144,7 @@ def test_counts_and_certificates_do_not_depend_on_how_samples_are_divided(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", [100, 400, 2000])
+@pytest.mark.parametrize("shard", [400, *(pytest.param(n, marks=pytest.mark.nightly) for n in (100, 2000))])
 def test_sequential_certificates_stop_where_the_plan_says_however_they_are_divided(
     shard: int, digits: DatasetConfig, cnn: ClassifierConfig, context: Context
 ) -> None:

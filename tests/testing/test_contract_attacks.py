@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 import torch
 from holding import demands, failed, hold, hold_alone
+from loops import tiers
 from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
@@ -157,7 +158,13 @@ class BuiltIn(AttackContract):
         return replace(target, draws=config.select, fixed=True) if isinstance(config, LadderConfig) else target
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+FIRST = {fields["attack"]: name for name, fields in reversed(CONFIGS.items())}
+"""By attack the first of its configs; the others are of its variants, which have tests of their own."""
+
+
+@pytest.mark.parametrize(
+    "name", tiers(CONFIGS, fast=("pgd linf", "pgd l2", "fgsm", "random-noise linf"), daily=FIRST.values())
+)
 def test_built_in_attacks_keep_the_contract(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,11 +49,13 @@ class Random(ClassifierContract):
         return ClassifierConfig(classifier=self.name, weights=str(self.path)).resolved(Path())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_classifiers_keep_the_contract(name: str) -> None:
     hold(Shipped(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_CIFAR)
 def test_networks_of_papers_keep_the_contract(name: str, tmp_path: Path) -> None:
     assert failed(Random(name, tmp_path)) == {}

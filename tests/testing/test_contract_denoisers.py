@@ -54,6 +54,7 @@ class Oracle(DenoiserContract):
         return mixture()
 
 
+@pytest.mark.slow
 def test_the_shipped_denoiser_keeps_the_contract() -> None:
     hold(Shipped())
 

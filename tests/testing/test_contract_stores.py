@@ -116,6 +116,7 @@ class Broken(StoreContract):
         return super().__getattribute__(name)
 
 
+@pytest.mark.slow
 def test_a_store_that_does_nothing_wrong_passes(tmp_path: Path) -> None:
     assert failed(Broken("right", tmp_path)) == {}
 
@@ -139,7 +140,11 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("how", "demand", "message"), BROKEN)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "demand", "message"),
+    [*BROKEN[:3], *(pytest.param(*case, marks=pytest.mark.nightly) for case in BROKEN[3:])],
+)
 def test_a_breach_fails_its_demand_alone(how: str, demand: str, message: str, tmp_path: Path) -> None:
     hold_alone(Broken(how, tmp_path), demand, message)
 

@@ -106,7 +106,15 @@ def _die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fields", [*({**BASE, **v} for v in VARIANTS.values()), DENOISER], ids=[*VARIANTS, "denoiser"]
+    "fields",
+    [
+        *(
+            pytest.param({**BASE, **v}, marks=[pytest.mark.nightly] * (i > 0))
+            for i, v in enumerate(VARIANTS.values())
+        ),
+        DENOISER,
+    ],
+    ids=[*VARIANTS, "denoiser"],
 )
 def test_a_death_at_any_step_and_a_resume_give_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
