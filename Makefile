@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # that is done first takes over what another has not begun.
 SIDE_BY_SIDE := -n 3 --dist worksteal
 READY := $(VENV)/.ready
+DOCS_VENV := .venv-docs
+DOCS_READY := $(DOCS_VENV)/.ready
 
 # Tests start many processes. Where this is set, each would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -20,6 +22,12 @@ quickstart: $(READY)
 leaderboard: $(READY)
 	$(BIN)/puregrid run leaderboard --store results
 	$(BIN)/puregrid leaderboard leaderboard --store results --out site/leaderboard
+
+# The site of the documentation in site/docs, with the leaderboard if `make leaderboard` has written one. It reads the
+# docstrings without importing puregrid, so that its environment is a small one of its own.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo "open site/docs/index.html"
 
 test: $(READY)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not nightly"
@@ -57,5 +65,10 @@ $(READY): pyproject.toml $(wildcard requirements/*)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(DOCS_READY): requirements/docs.txt
+	test -d $(DOCS_VENV) || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --require-hashes --no-deps -r requirements/docs.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) site results .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -40,7 +40,7 @@ MACHINES = ("x86_64", "aarch64")
 
 EXTRAS = {"development": ["dev"], "cluster": ["cluster", "timm", "robustbench"]}
 """Lock files and the optional features of pyproject.toml that they hold."""
-TOOLS = {"audit": ["pip-audit"]}
+TOOLS = {"audit": ["pip-audit"], "docs": ["mkdocs-material", "mkdocstrings[python]"]}
 """Lock files of tools that run in an environment of their own."""
 ALONE = {"development": ["torchattacks"]}
 """Packages without their dependencies: a peer in tests pins a requests of 2020 that it does not need."""
@@ -58,6 +58,7 @@ WHAT = {
     "cpu": "torch and torchvision for machines without a GPU: the builds of PyTorch's own index.",
     "cuda": "torch and torchvision as PyPI has them, for GPUs, with CUDA's libraries and Triton.",
     "audit": "pip-audit, in an environment of its own.",
+    "docs": "What `make docs` builds the site of the documentation with, in an environment of its own.",
 }
 
 

@@ -22,7 +22,7 @@ from workflows.audit import Finding
 from workflows.cli import app
 from workflows.grid.load import load_sweep
 from workflows.leaderboard.board import Board, board_of
-from workflows.leaderboard.claims import Claim, claimed, claims_of, hides, shape, trap
+from workflows.leaderboard.claims import Claim, claimed, claims_of, hides, judged_by, shape, trap
 from workflows.leaderboard.entries import Line
 from workflows.leaderboard.site import write_site
 from workflows.leaderboard.sources import sources_of
@@ -135,7 +135,8 @@ def test_claims_are_compared_on_the_same_data_at_the_same_budget_alone(made: Mad
     line = made.line("score-opt")
     claims = claims_of(made.board)
     assert {claim.value.defence for claim in claims} == {"score-opt O"} and all(claim.lines for claim in claims)
-    assert {shape(claim, line) for claim in claims} == {"not compared"}
+    # Of other data: the authors' attack stands for the claim, but here an error is on it.
+    assert {shape(claim, line) for claim in claims} == {"not compared"} and "published" in line.errors()
     strongest = line.number("strongest")
     assert strongest is not None
 
@@ -148,7 +149,7 @@ def test_claims_are_compared_on_the_same_data_at_the_same_budget_alone(made: Mad
     low, high = 100 * strongest.low, 100 * strongest.high
     assert shape(of(low + 9.9), line) == "survives" and shape(of(high + 10.1), line) == "falls"
     assert shape(of((low + high) / 2 + 10), line) == "open"
-    assert shape(of(low, eps=0.2), line) == "not compared"
+    assert judged_by(of(low), line) == "the claim" and shape(of(low, eps=0.2), line) == "not compared"
     # One that compares stands on the line, before surer ones that do not.
     compared = replace(of(50), value=replace(of(50).value, certainty="second-hand"))
     assert claimed(line, [*claims, compared]) is compared
@@ -166,11 +167,18 @@ def test_an_error_strikes_the_line_and_one_on_the_authors_attack_its_own_number(
         write_site(sources, tmp_path / name)
         return board_of(sources)
 
+    claim = claims_of(board_of(sources))[0]
     board = site("strongest")
+    assert shape(claim, board.lines[-1]) == "not compared"
     assert board.lines[-1].struck == "planted: It cannot be." and "score-opt" in board.lines[-1].entry.label
     page = ElementTree.parse(tmp_path / "strongest" / "index.html").getroot()
     row = [row for row in page.iter("tr") if "It cannot be." in words(row)]
     assert len(row) == 1 and len(list(row[0].iter("s"))) >= 8
+    sources[0].analysis.__dict__["findings"] = []
+    clear = next(line for line in board_of(sources).lines if line.entry.label.startswith("score-opt"))
+    hidden = clear.hidden
+    assert hidden is not None and judged_by(claim, clear) == "the authors' attack"
+    assert shape(claim, clear) == ("falls" if hidden.low > 0.1 else "open" if hidden.high > 0.1 else "survives")
     board = site("published")
     assert not any(line.struck for line in board.lines)
     page = ElementTree.parse(tmp_path / "published" / "index.html").getroot()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from tasks.attacks.budgets import format_eps
-from workflows.leaderboard.claims import Claim, hides, shape, trap
+from workflows.leaderboard.claims import Claim, hides, judged_by, shape, trap
 from workflows.leaderboard.entries import Line
 from workflows.leaderboard.tables import identity, known, measured
 from workflows.tables.common import CLASSIFIER, DATASET, DEFENCE
@@ -89,6 +89,7 @@ def claims_table(claims: Sequence[Claim]) -> Table:
                     "missed": strongest.value - claim.share if compared and strongest else None,
                     "missed_low": strongest.low - claim.share if compared and strongest else None,
                     "missed_high": strongest.high - claim.share if compared and strongest else None,
+                    "judged_by": judged_by(claim, line),
                     "shape": shape(claim, line),
                 }
             )
@@ -107,6 +108,7 @@ def claims_table(claims: Sequence[Claim]) -> Table:
         Column("strongest", "strongest", "interval", "Lowest Avg under any attack here."),
         Column("missed", "strongest - claimed", "points", "With the interval of what was measured.", when=known),
         Column("shape", "in shape", "text", "survives, falls, open or not compared; the rule is above."),
+        Column("judged_by", "judged by", "text", "What stands for the claim here.", show=_or_dash("judged_by")),
         Column("claim", "claim", "text", "Id of the claim on this site.", when=frame_only),
         *(Column(name, name, "text", f"See `{name}` of the board.", when=frame_only) for name in _CLAIMS_HIDDEN),
     )

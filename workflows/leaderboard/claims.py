@@ -3,9 +3,10 @@
 Two questions are asked, and answered by fixed rules.
 
 * **Does a claim survive in shape?** Networks differ, so a claim is compared with what the strongest attack leaves
-  here on the same data at the same norm and budget, and a share below :data:`TOLERANCE` is no difference. It
-  *survives* if the lower end of the interval is not further below it, *falls* if the upper end is, and is *open* in
-  between.
+  here on the same data at the same norm and budget, and a share below :data:`TOLERANCE` is no difference. On other
+  data or at another budget, what the authors' attack leaves there stands for the claim, and is compared with the
+  strongest other attack, paired over images. It *survives* if the interval of what is missing ends below that
+  tolerance, *falls* if it begins above it, and is *open* in between.
 * **What did the authors' attack hide?** The paired difference on the same images between what it leaves and what the
   strongest other attack leaves. It *hides* more than :data:`MORE` if the difference is above that and its interval
   above 0, is *as strong* if the upper end is not above it, and else it is *open*. From a difference above it on, what
@@ -23,7 +24,7 @@ from workflows.leaderboard.entries import Line
 from workflows.published.match import comparable, differences, same_method
 from workflows.published.papers import Paper, Published, load_paper, papers
 
-__all__ = ["MORE", "TOLERANCE", "Claim", "claimed", "claims_of", "hides", "shape", "trap"]
+__all__ = ["MORE", "TOLERANCE", "Claim", "claimed", "claims_of", "hides", "judged_by", "shape", "trap"]
 
 TOLERANCE = 0.1
 """A share by which a claim may be missed, since networks and settings are others."""
@@ -101,13 +102,28 @@ def claimed(line: Line, claims: Sequence[Claim]) -> Claim | None:
     )
 
 
+def judged_by(claim: Claim, line: Line) -> str:
+    """Return what stands for a claim on a line: ``the claim``, ``the authors' attack``, or nothing, empty.
+
+    Nothing can be said of a line that an attacker who knew it never met, or that does not count.
+    """
+    if not line.adaptive or line.struck:
+        return ""
+    if claim.compares(line):
+        return "the claim"
+    return "" if line.hidden is None or "published" in line.errors() else "the authors' attack"
+
+
 def shape(claim: Claim, line: Line) -> str:
     """Return whether a claim survives on a line: ``survives``, ``falls``, ``open``, or ``not compared``."""
-    strongest = line.number("strongest")
-    if strongest is None or not claim.compares(line) or not line.adaptive or line.struck:
+    strongest, hidden, by = line.number("strongest"), line.hidden, judged_by(claim, line)
+    if by == "the claim" and strongest is not None:
+        least, most = claim.share - strongest.high, claim.share - strongest.low
+    elif by and hidden is not None:
+        least, most = hidden.low, hidden.high
+    else:
         return "not compared"
-    least = claim.share - TOLERANCE
-    return "survives" if strongest.low >= least else "falls" if strongest.high < least else "open"
+    return "survives" if most <= TOLERANCE else "falls" if least > TOLERANCE else "open"
 
 
 def hides(line: Line) -> str:

@@ -161,7 +161,7 @@ def _remarks(board: Board, frame: pd.DataFrame) -> Iterator[str]:
             "most network evaluations. The page of the defence says from which sweep it is, and has the others."
         )
     if (frame["claimed_of"] != "").any():
-        yield "A claim in brackets is of other data or another budget: it is shown, and not compared."
+        yield "A claim with brackets is of the data or the budget that they name, and no number of this line."
     if (frame["threat"] == "static only").any():
         yield (
             "static only: nobody attacked it who knew it, so that its strongest is an upper bound that says nothing "

@@ -10,7 +10,7 @@ from workflows.leaderboard.board import Board
 from workflows.leaderboard.claims import Claim, claimed
 from workflows.leaderboard.pages.common import linked, rendered
 from workflows.leaderboard.pages.figures import figures, hidden_figure
-from workflows.leaderboard.pages.sentences import best, claims_in_short, few_images, subtitle
+from workflows.leaderboard.pages.sentences import best, claims_in_short, few_images, missing_cells, subtitle
 from workflows.leaderboard.tables import NAMES, board_table, sources_table
 from workflows.report.parts import grid_of
 from workflows.tables.table import Table
@@ -31,6 +31,7 @@ def board_page(board: Board, claims: Sequence[Claim], files: Sequence[str]) -> s
         "board.html",
         title="Leaderboard",
         first=few_images(board),
+        missing=missing_cells(board),
         subtitle=subtitle(board),
         sentences=[*best(board), *claims_in_short(board, claims)],
         figures=[*figures(board, claims), *filter(None, [hidden_figure(board)])],

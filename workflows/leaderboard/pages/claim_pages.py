@@ -40,7 +40,9 @@ def claim_page(claim: Claim) -> str:
         title=f"{claim.value.defence}: {claim.value.accuracy:g} %",
         claim=claim,
         sentences=[judged(claim, line) for line in claim.lines],
-        measured=_grid(claims_table([claim]), "defence", "../defences/{key}.html"),
+        measured=_grid(
+            replace(claims_table([claim]), title="What was measured"), "defence", "../defences/{key}.html"
+        ),
         traps=_grid(traps, "defence", "../defences/{key}.html"),
         named=[(line.entry.label, text) for line in claim.lines if (text := trap(line))],
         settings=list(settings.values()),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from tasks.attacks.budgets import format_eps
 from workflows.leaderboard.board import Board
-from workflows.leaderboard.claims import Claim, hides, shape, trap
+from workflows.leaderboard.claims import Claim, hides, judged_by, shape, trap
 from workflows.leaderboard.entries import Line
 from workflows.leaderboard.numbers import Number
 from workflows.tables.table import interval
@@ -20,6 +20,7 @@ __all__ = [
     "few_images",
     "hidden_value",
     "judged",
+    "missing_cells",
     "percent",
     "subtitle",
     "worth",
@@ -68,6 +69,15 @@ def _range(ends: tuple[int, int]) -> str:
     return f"{ends[0]:,}" if ends[0] == ends[1] else f"{ends[0]:,} to {ends[1]:,}"
 
 
+def missing_cells(board: Board) -> str:
+    """Say how much of the sweeps is not there yet; empty where they are complete."""
+    cells = [(source, cell) for source in board.sources for cell in source.sweep.cells]
+    lacking = sum(not source.results.complete(cell) for source, cell in cells)
+    if not lacking:
+        return ""
+    return f"Not complete: {lacking} of {len(cells)} cells of the sweeps lack images or rows; the board will change."
+
+
 def subtitle(board: Board) -> str:
     """Say what a board is of."""
     data = ", ".join(f"{name} ({_range(ends)} images)" for name, ends in _images(board).items())
@@ -104,29 +114,37 @@ def claims_in_short(board: Board, claims: Sequence[Claim]) -> Iterator[str]:
             f"The attack of a defence's authors was run on {_count(len(run), 'line')}; on {len(hiding)} of them it "
             "hides more than 5 points of what another attack takes."
         )
-    pairs = [shape(claim, line) for claim in claims for line in claim.lines]
-    compared = [pair for pair in pairs if pair != "not compared"]
-    if compared:
-        number = {name: compared.count(name) for name in ("survives", "falls", "open")}
+    judged = _shapes(claims)
+    if judged:
+        number = {name: len(judged[name]) for name in _SHAPES}
         yield (
-            f"Of {_count(len(compared), 'pair')} of a published accuracy and a line of the same data and budget, "
-            f"{number['survives']} survive in shape, {number['falls']} fall and {number['open']} are open at so many "
-            "images."
+            f"Of {_count(sum(number.values()), 'claim')} that can be compared here, {number['survives']} survive in "
+            f"shape, {number['falls']} fall and {number['open']} are open at so many images."
         )
-    elif pairs:
-        yield (
-            f"{_count(len(claims), 'published accuracy').replace('accuracys', 'accuracies')} are about defences of "
-            "this board; none is of the same data at the same budget, so that none is compared."
-        )
+    elif claims:
+        yield "What was published of these defences cannot be compared with what was measured here."
+
+
+_SHAPES = ("survives", "falls", "open")
+
+
+def _shapes(claims: Sequence[Claim]) -> dict[str, list[tuple[Claim, Line]]]:
+    """Return claims with the lines that they are compared with, by what became of them; empty without any."""
+    found: dict[str, list[tuple[Claim, Line]]] = {name: [] for name in _SHAPES}
+    for claim in claims:
+        for line in claim.lines:
+            if (verdict := shape(claim, line)) in found:
+                found[verdict].append((claim, line))
+    return found if any(found.values()) else {}
 
 
 def claims_in_full(board: Board, claims: Sequence[Claim]) -> list[str]:
     """Say the same with the numbers behind it."""
     said = list(claims_in_short(board, claims))
     run = sorted((line for line in board.lines if line.hidden is not None), key=hidden_value, reverse=True)
-    named = [line for line in run if trap(line)]
-    if named:
-        line = named[0]
+    trapped = [line for line in run if trap(line)]
+    if trapped:
+        line = trapped[0]
         published, other = line.number("published"), line.number("other")
         assert published is not None and other is not None and line.hidden is not None
         points = interval(line.hidden.value, line.hidden.low, line.hidden.high, sign="+")
@@ -141,11 +159,18 @@ def claims_in_full(board: Board, claims: Sequence[Claim]) -> list[str]:
             f"Over the {len(run)} lines the authors' attacks leave between {100 * values[0]:+.1f} and "
             f"{100 * values[-1]:+.1f} points more than the strongest other one; the median is {100 * middle:+.1f}."
         )
+    for verdict, pairs in _shapes(claims).items():
+        claimed: dict[str, dict[str, None]] = {}
+        for claim, line in pairs:
+            claimed.setdefault(line.entry.label, {})[f"{claim.value.accuracy:g}"] = None
+        named = [f"{label} (claimed {' and '.join(values)} %)" for label, values in claimed.items()]
+        if named:
+            said.append(f"{verdict[0].upper()}{verdict[1:]}: {'; '.join(named)}.")
     others = {claim.key for claim in claims for line in claim.lines if not claim.compares(line)}
     if others:
         said.append(
-            f"{len(others)} of {_count(len(claims), 'claim')} have a line of other data or another budget, with "
-            "which they are not compared."
+            f"{len(others)} of {_count(len(claims), 'claim')} are of other data or another budget: there, what the "
+            "authors' attack leaves here stands for the claim."
         )
     return said
 
@@ -176,10 +201,11 @@ def judged(claim: Claim, line: Line) -> str:
         return f"{name}: not attacked."
     theirs = "" if published is None else f"{percent(published)} under the attack of its authors, "
     text = f"{name}: {theirs}{percent(strongest)} under the strongest attack ({strongest.attack})."
+    by = judged_by(claim, line) or "the claim"
     verdict = {
-        "survives": "The claim survives in shape: what is left is not more than 10 points below it.",
-        "falls": "The claim falls: the whole interval is more than 10 points below it.",
-        "open": "Open at so many images: the interval reaches both sides of 10 points below the claim.",
-        "not compared": "Not compared with the claim: other data, another budget, or nobody attacked it who knew it.",
+        "survives": f"The claim survives in shape: what is left is not more than 10 points below {by}.",
+        "falls": f"The claim falls: what is left is more than 10 points below {by}, with its whole interval.",
+        "open": f"Open at so many images: the interval reaches both sides of 10 points below {by}.",
+        "not compared": "Not compared: other data or budget without the authors' attack, or it does not count.",
     }
     return f"{text} {verdict[shape(claim, line)]}"
