@@ -58,7 +58,6 @@ class TestTimeLeft:
             clock.now += 900
             assert progress.seconds_left == 0.0
 
-
     def test_nothing_is_left_once_all_units_are_committed_whatever_was_expected_of_the_last(
         self, clock: Clock
     ) -> None:

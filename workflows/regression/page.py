@@ -9,6 +9,7 @@ from workflows.formats.machine import csv
 from workflows.regression.compare import Comparison, Sides, changed_sides, compare_runs
 from workflows.regression.snapshots import Snapshot
 from workflows.regression.texts import changed_specs, comparison_table
+from workflows.regression.thumbnails import thumbnails
 from workflows.report.charts import Point, forest_chart
 from workflows.report.page import drawn, environment, look
 from workflows.report.size import data_uri
@@ -52,6 +53,7 @@ def comparison_page(first: Snapshot, second: Snapshot, names: tuple[str, str]) -
             cells=len(comparisons),
             sides=[_listed(side) for side in moved[:_SIDES]],
             further=max(0, len(moved) - _SIDES),
+            pictures=thumbnails(first, second, moved),
             still=len(sides) - len(moved),
         )
     )
