@@ -109,8 +109,8 @@ def page(store: str) -> str:
         command += ["--mlflow", "off"] if name == "run" else []
         parts.append(f"## puregrid {name} quickstart\n\n{what[0].upper()}{what[1:]}.\n")
         for columns in WIDTHS:
-            parts.append(f"{columns} columns:\n\n```text\n{on_a_terminal(command, columns)}```\n")
-        parts.append(f"`puregrid {name} quickstart | cat`:\n\n```text\n{in_a_pipe(command)}```\n")
+            parts.append(f"{columns} columns:\n\n```\n{on_a_terminal(command, columns)}```\n")
+        parts.append(f"`puregrid {name} quickstart | cat`:\n\n```\n{in_a_pipe(command)}```\n")
     return "\n".join(parts).replace(store, "results")
 
 
