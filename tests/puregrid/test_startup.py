@@ -61,6 +61,22 @@ def test_a_plan_waits_for_no_statistics() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["attacks", "denoisers", "purifiers"])
+def test_names_and_fields_are_listed_without_torch(kind: str) -> None:
+    text, names, count = modules("list", kind)
+    assert {"attacks": "diffhammer", "denoisers": "diffusers", "purifiers": "gdmp"}[kind] in text
+    assert not HEAVY & names and count < 170
+
+
+def test_what_is_written_down_is_what_the_classes_say() -> None:
+    """Otherwise `python -m scripts.catalogue` writes it anew."""
+    from workflows.assets.catalogue import WRITTEN, catalogue, written
+
+    assert WRITTEN.read_text(encoding="utf-8") == written()
+    assert {entry["name"] for entry in catalogue("attacks")} >= {"pgd", "strongest", "ladder"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["purifiers", "corruptions"])
 def test_a_full_list_needs_neither_the_cluster_nor_frames(kind: str) -> None:
     _, names, _ = modules("list", kind)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_check import filled, puregrid, snapshot  # type: ignore[import-not-found]
 
+from workflows.images.single import Reader
 from workflows.regression.compare import changed_sides, compare_runs
 from workflows.regression.page import comparison_page
+from workflows.regression.thumbnails import thumbnails
 from workflows.results.reader import Results
 
 
@@ -42,6 +48,49 @@ def test_images_that_changed_sides_are_those_of_mcnemar_and_of_the_rows(runs: tu
         assert side.both == len(right[0] & right[1]) and side.neither == 150 - len(right[0] | right[1])
         moved += len(side.only_first) + len(side.only_second)
     assert moved > 5
+
+
+def test_images_that_changed_sides_are_shown_with_their_classes_and_answers(runs: tuple) -> None:  # type: ignore[type-arg]
+    """Those that each run gave its defence, by the images and rows of its store; the names say class and answers."""
+    first, second = map(snapshot, runs)
+    moved = [side for side in changed_sides(first, second) if side.only_first or side.only_second]
+    groups = thumbnails(first, second, moved)
+    assert [group.cell for group in groups] == [side.cell for side in moved] and groups
+    for group, side in zip(groups, moved, strict=True):
+        ids = [*side.only_first[:6], *side.only_second[:6]]
+        assert [int(image.anchor.rpartition("-")[2]) for image in group.images] == ids and group.why_not == ""
+        place = [cell.name for cell in first.cells].index(side.cell)
+        cells = [sweep.cells[place] for sweep, *_ in runs]
+        rows = [
+            Results(store, sweep).rows(cell).set_index("image_id")
+            for (sweep, store, _), cell in zip(runs, cells, strict=True)
+        ]
+        for image, number in zip(group.images, ids, strict=True):
+            answers = [", ".join(map(str, frame["prediction"][number])) for frame in rows]
+            label = rows[0]["label"][number]
+            alts = [alt for alt, _ in image.pictures]
+            assert image.caption[0] == f"image {number}, class {label}"
+            assert image.caption[2:] == (f"first run: {answers[0]}", f"second run: {answers[1]}")
+            joined = "; ".join(alts)
+            assert f"first run: {answers[0]}" in joined and f"second run: {answers[1]}" in joined
+            kinds = {"original" if cell.source is None else "adversarial" for cell in cells}
+            assert all(alt.startswith(f"{next(iter(kinds))} image {number} of class {label}; ") for alt in alts)
+            assert image.commands[1] == f"puregrid show SWEEP --cell {cells[1].id[:8]} --image {number}"
+            given = [
+                Reader(Results(store, sweep)).given(cell, number)
+                for (sweep, store, _), cell in zip(runs, cells, strict=True)
+            ]
+            if given[1] is not None:
+                data = base64.b64decode(image.pictures[-1][1].partition(",")[2])
+                levels = np.asarray(Image.open(io.BytesIO(data)))
+                assert np.array_equal(levels, np.round(255 * given[1][0]).astype(np.uint8))
+    text = comparison_page(first, second, ("a", "b"))
+    shown = [image for group in groups for image in group.images]
+    assert all(f'id="{image.anchor}"' in text and f'href="#{image.anchor}"' in text for image in shown)
+    without = replace(first, results=None)  # a baseline file has no images
+    assert thumbnails(without, second, moved) == [] and "data:image/png" not in comparison_page(
+        without, second, ("a", "b")
+    )
 
 
 def test_the_page_has_the_numbers_of_json_and_fetches_nothing(runs: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]

@@ -205,7 +205,7 @@ def test_a_perturbation_is_described_by_its_sign_its_norms_and_the_pixels_that_i
 
 def _drawn(sequence: str) -> dict[tuple[int, int], tuple[int, ...]]:
     """Read a sixel sequence as a terminal does: colours in per cent by row and column."""
-    found = re.fullmatch(r'\x1bP0;1;0q"1;1;(\d+);(\d+)(.*)\x1b\\\\', sequence)
+    found = re.fullmatch(r'\x1bP0;1;0q"1;1;(\d+);(\d+)(.*)\x1b\\', sequence)
     assert found is not None
     palette, pixels = {}, {}
     row = column = colour = 0

@@ -58,6 +58,18 @@ class TestTimeLeft:
             clock.now += 900
             assert progress.seconds_left == 0.0
 
+    def test_nothing_is_left_once_all_units_are_committed_whatever_was_expected_of_the_last(
+        self, clock: Clock
+    ) -> None:
+        said: list[str] = []
+        with run(clock, said) as progress:
+            progress.expected(62.2)
+            clock.now += HEARTBEAT_SECONDS
+            assert progress.seconds_left == pytest.approx(2.2)
+            progress.committed(10, 80, 100.0)
+            assert progress.seconds_left == 0.0
+        assert said == ["running: 10 of 10 units · 1.3 images/s · all committed"]
+
 
 class TestLines:
     def test_a_pipe_gets_a_line_a_minute_with_all_that_a_bar_shows(self, clock: Clock) -> None:

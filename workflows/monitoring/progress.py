@@ -99,6 +99,7 @@ class SweepProgress:
         self._clock = clock
         self._started = self._told = clock()
         self._images = 0
+        self._total = total
         self._units = done
         self._work = work
         self._done = 0.0
@@ -145,7 +146,9 @@ class SweepProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """What is left of the time, None before the first unit of an unknown kind."""
+        """What is left of the time, None before the first unit of an unknown kind; 0 when all units are committed."""
+        if self._units >= self._total:
+            return 0.0  # whatever was expected of the last one
         now = self._clock()
         if self._expected is not None:  # units that are running get on between two estimates
             return max(self._expected - (now - self._expected_at), 0.0)
@@ -158,6 +161,8 @@ class SweepProgress:
         rate = self._images / max(self._clock() - self._started, 1e-9)
         fields["rate"] = f"{rate:.1f} images/s" if rate >= 0.095 else f"{60 * rate:.2g} images/min"
         fields["left"] = "time left unknown until the first unit ends" if left is None else f"{duration(left)} left"
+        if self._units >= self._total:
+            fields["left"] = "all committed"
         self._bars.update(self._task, **fields)
         if self._in_notebook:
             line = self._text()

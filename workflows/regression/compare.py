@@ -273,6 +273,7 @@ class Sides:
 
     Arguments:
         cell: Its name.
+        names: What either run calls it.
         only_first: Ids of images right in the first run alone.
         only_second: Those right in the second alone.
         both: How many are right in both.
@@ -280,6 +281,7 @@ class Sides:
     """
 
     cell: str
+    names: tuple[str, str]
     only_first: tuple[int, ...]
     only_second: tuple[int, ...]
     both: int
@@ -307,6 +309,7 @@ def changed_sides(first: Snapshot, second: Snapshot) -> list[Sides]:
         found.append(
             Sides(
                 pair.name,
+                (one.name, other.name),
                 tuple(sorted(int(i) for i in lost)),
                 tuple(sorted(int(i) for i in won)),
                 int((was & now).sum()),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from workflows.regression.compare import Comparison, Sides, changed_sides, compare_runs
 from workflows.regression.snapshots import Snapshot
 from workflows.regression.texts import changed_specs, comparison_table
+from workflows.regression.thumbnails import thumbnails
 from workflows.report.charts import Point, forest_chart
 from workflows.report.parts import OPEN_LINES, drawn, environment, grid_of, look
 from workflows.tables.table import Table, interval
@@ -46,6 +47,7 @@ def comparison_page(first: Snapshot, second: Snapshot, names: tuple[str, str]) -
             cells=len(comparisons),
             sides=[_listed(side) for side in moved[:_SIDES]],
             further=max(0, len(moved) - _SIDES),
+            pictures=thumbnails(first, second, moved),
             still=len(sides) - len(moved),
         )
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -95,12 +95,14 @@ class Snapshot:
         sweep: Name of the sweep.
         cells: One outcome a cell.
         versions: Versions of what computed it.
+        results: The rows behind it, for their images; None of one that was read from a file or a record.
     """
 
     source: str
     sweep: str
     cells: tuple[CellOutcome, ...]
     versions: Mapping[str, str]
+    results: Results | None = field(default=None, compare=False, repr=False)
 
 
 def of_results(results: Results) -> Snapshot:
@@ -110,7 +112,7 @@ def of_results(results: Results) -> Snapshot:
     for cell, record in zip(sweep.cells, CellRecord.of_sweep(sweep), strict=True):
         chunks = record.chunks[: results.stopped_after(cell)]  # further ones may be there and are not part of it
         judged.append((replace(record, chunks=chunks), cell.stages[0].identity()))
-    return _snapshot(results.store, sweep.name, judged)
+    return replace(_snapshot(results.store, sweep.name, judged), results=results)
 
 
 def of_store(store: Store, sweep: str | None, where: str) -> Snapshot:
