@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from defense.classifiers import robustbench, zoos
 from defense.classifiers.base import CLASSIFIERS, Architecture, ClassifierConfig, FeatureNet, Normalised
+from defense.classifiers.clip_purified import CLIPPurifiedConfig
 from defense.classifiers.deep_resnet import ResNet18, ResNet50
 from defense.classifiers.diffusion import DiffusionClassifierConfig, NoisedDiffusionClassifierConfig
 from defense.classifiers.digits_cnn import DigitsCNN
@@ -16,6 +17,7 @@ __all__ = [
     "CLASSIFIERS",
     "CNNA",
     "Architecture",
+    "CLIPPurifiedConfig",
     "ClassifierConfig",
     "DiffusionClassifierConfig",
     "DigitsCNN",

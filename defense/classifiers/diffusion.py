@@ -68,6 +68,9 @@ __all__ = [
 
 Weight = Literal["published", "log-normal"]
 
+_LEFT_OUT = 5
+"""First levels that epndc leaves out."""
+
 
 def density(sigma: float, weight: Weight) -> float:
     """Return p(sigma), the density of noise levels in training; see the module."""
@@ -223,7 +226,7 @@ class NoisedDiffusionClassifier(_Levels):
         """Logits, shape (B, classes), of noised images in units of [0, 1] pixels, not clipped, shape (B, C, H, W)."""
         z = 2 * x - 1
         wanted = torch.ones(len(z), self.classes, dtype=torch.bool, device=z.device)
-        skipped = 1 if self.form == "apndc" else 6  # the levels that a step reaches, counted from the first
+        skipped = 1 + (_LEFT_OUT if self.form == "epndc" else 0)  # levels that a step reaches, from the first
         reference = self.predicted(z, 0, None) if self.form == "apndc" else z
         total = torch.zeros(wanted.shape, dtype=z.dtype, device=z.device)
         for i in range(skipped, len(self.times)):
@@ -368,6 +371,12 @@ class NoisedDiffusionClassifierConfig(_OfDenoiserConfig):
             raise InvalidInput(
                 f"sigma = {self.sigma:g} leaves no levels up to sigma_max = {self.sigma_max:g}, which is in "
                 "diffusion units, twice those of pixels."
+            )
+        if self.form == "epndc" and self.levels <= _LEFT_OUT + 1:
+            raise InvalidInput(
+                f"levels = {self.levels}: form epndc leaves out the first {_LEFT_OUT}, and none is left to compare. "
+                f"Write at least {_LEFT_OUT + 2}; 126 are published.",
+                keys=("levels",),
             )
         if self.form == "apndc" and not self.denoiser.unconditional:
             raise InvalidInput(

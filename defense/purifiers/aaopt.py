@@ -33,45 +33,26 @@ from defense.denoisers.levels import denoised_at, drawn_levels, noise_at, sigma_
 from defense.errors import InvalidInput
 from defense.models import Models
 from defense.purifiers.base import PURIFIERS
-from defense.purifiers.optimised import Optimised, OptimizerName, SpreadConfig
+from defense.purifiers.optimised import SpreadConfig, SpreadOptimised
 from defense.randomness import Omega
 from defense.samplers import EpsModel
 
 __all__ = ["AAOpt", "AAOptConfig"]
 
 
-class AAOpt(Optimised):
+class AAOpt(SpreadOptimised):
     """The chain; see the module.
 
     Arguments:
-        denoiser: See :class:`Optimised`.
-        low: Least noise level, pixel units.
-        high: Largest one.
-        iterations: See :class:`Optimised`.
-        lr: See :class:`Optimised`.
-        optimizer: See :class:`Optimised`.
+        given: Those of :class:`~defense.purifiers.optimised.SpreadOptimised`.
         lam: lambda.
         perturbation: The model of perturbations; None for lambda = 0.
-        b_ref: Batch size that g is divided by.
-        clip: Clamp the denoiser's estimate.
+        named: Those that have names there.
     """
 
-    def __init__(
-        self,
-        denoiser: EpsModel,
-        low: float,
-        high: float,
-        iterations: int,
-        lr: float,
-        optimizer: OptimizerName = "adam",
-        *,
-        lam: float = 0.0,
-        perturbation: EpsModel | None = None,
-        b_ref: int = 1,
-        clip: bool = False,
-    ) -> None:
-        super().__init__(denoiser, iterations, lr, optimizer)
-        self.low, self.high, self.lam, self.b_ref, self.clip = low, high, lam, b_ref, clip
+    def __init__(self, *given: Any, lam: float = 0.0, perturbation: EpsModel | None = None, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.lam = lam
         self.perturbation: Any = perturbation
 
     def gradient(self, i: int, u: Tensor, x: Tensor, omega: Omega) -> Tensor:
@@ -137,15 +118,5 @@ class AAOptConfig(SpreadConfig):
     def build(self, models: Models | None = None) -> AAOpt:
         """Load the denoiser, and the model of perturbations."""
         models = models or Models()
-        chain = AAOpt(
-            models.load(self.denoiser),
-            *self.interval(),
-            self.iterations,
-            self.lr,
-            self.optimizer,
-            lam=self.lam,
-            perturbation=None if self.perturbation is None else models.load(self.perturbation),
-            b_ref=self.b_ref,
-            clip=self.clip_denoised,
-        )
-        return chain.eval()
+        other = None if self.perturbation is None else models.load(self.perturbation)
+        return self.chain(AAOpt, models.load(self.denoiser), lam=self.lam, perturbation=other)

@@ -20,21 +20,19 @@ threshold for classifiers is ours.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from defense.errors import InvalidInput
 from defense.guidance import logits
 from defense.models import Models
 from defense.purifiers.base import PURIFIERS
-from defense.purifiers.per_image import PerImageDiffusion
-from defense.purifiers.reverse import StandardReverseConfig
+from defense.purifiers.per_image import PerImageConfig, PerImageDiffusion
 from defense.randomness import Omega
 from defense.samplers import EpsModel, Sampler, forward_noise
-from defense.schedules import Schedule
 
 __all__ = ["DiffCAP", "DiffCAPConfig"]
 
@@ -93,7 +91,7 @@ class DiffCAP(PerImageDiffusion):
 
 
 @PURIFIERS.register("diffcap")
-class DiffCAPConfig(StandardReverseConfig):
+class DiffCAPConfig(PerImageConfig):
     """DiffCAP: add noise until the classifier's features are stable, then denoise.
 
     Arguments:
@@ -106,29 +104,11 @@ class DiffCAPConfig(StandardReverseConfig):
     purifier: Literal["diffcap"] = "diffcap"
     threshold: float = Field(default=0.96, gt=-1, lt=1)
     embedding: Literal["latent", "logits"] = "latent"
-    steps: int = Field(ge=1)
-    clip_denoised: bool = False
-
-    @model_validator(mode="after")
-    def _fields_fit(self) -> Self:
-        if self.variance == "learned":
-            raise InvalidInput("variance learned takes one level for a batch: write `variance: small` or `large`.")
-        return self
 
     @property
     def uses_classifier(self) -> bool:
         """True: its embedding decides when to stop."""
         return True
-
-    @property
-    def diffuses(self) -> bool:
-        """False: the forward process of an image is known only when it has stopped."""
-        return False
-
-    @property
-    def schedule_of_levels(self) -> Schedule:
-        """The denoiser's."""
-        return self.denoiser.noise_schedule
 
     @property
     def evaluations(self) -> int:
@@ -142,10 +122,7 @@ class DiffCAPConfig(StandardReverseConfig):
 
     def label(self) -> str:
         """``diffcap 0.96 t*<=100``."""
-        short = f"diffcap {self.threshold:g} t*<={self.t_star}"
-        if self.steps != self.t_star:
-            short += f" in {self.steps} steps"
-        return short if self.form == "ddpm" else f"{short} {self.form}"
+        return self.stepped_label(f"diffcap {self.threshold:g} t*<={self.t_star}", self.t_star)
 
     def build(self, models: Models | None = None) -> DiffCAP:
         """Load the denoiser, and take the embedding of the protected classifier."""

@@ -30,7 +30,7 @@ from defense.randomness import Omega
 from defense.samplers import DDIM, EpsModel, Sampler, Transition, forward_noise, predicted_z0
 from defense.schedules import Levels
 
-__all__ = ["Diffusion", "guided_transition"]
+__all__ = ["Diffusion", "guided_transition", "moved"]
 
 
 class Diffusion(IterativePurifier):
@@ -117,16 +117,11 @@ class Diffusion(IterativePurifier):
         if self.correction is not None:
             step = self._corrected(sampler, j, z, x, omega, key, guidance_path)
             z = step.mean
-        elif self.guidance is None:
-            step = sampler.transition(j, z, *_predicted(self.denoiser, sampler, j, z, t))
-            z = step.mean
+            std = step.std
         else:
-            step, shift = guided_transition(
-                self.denoiser, self.guidance, sampler, j, t, z, x, omega, key, guidance_path=guidance_path
-            )
-            z = step.mean - step.gain * shift
-        if isinstance(step.std, Tensor) or step.std > 0:
-            z = z + step.std * omega.normal("reverse", key, z)
+            z, std = moved(self.denoiser, self.guidance, sampler, j, t, z, x, omega, key, guidance_path=guidance_path)
+        if isinstance(std, Tensor) or std > 0:
+            z = z + std * omega.normal("reverse", key, z)
         return z
 
     def _corrected(
@@ -176,6 +171,32 @@ def _predicted(
         return denoiser.at_levels(z, level), None
     t = sampler.asked(j)
     return denoiser.with_variance(z, t) if sampler.learned else (denoiser(z, t), None)
+
+
+def moved(
+    denoiser: Any,
+    guidance: Guidance | None,
+    sampler: Sampler,
+    j: int,
+    level: int | Levels,
+    z: Tensor,
+    x: Tensor,
+    omega: Omega,
+    key: int | Sequence[int],
+    *,
+    guidance_path: bool = True,
+) -> tuple[Tensor, Tensor | float]:
+    """Return where step ``j`` leads, with the guidance's pull where there is one, and the deviation of its noise.
+
+    The arguments are those of :func:`guided_transition`; without a guidance only those of the step matter.
+    """
+    if guidance is None:
+        step = sampler.transition(j, z, *_predicted(denoiser, sampler, j, z, level))
+        return step.mean, step.std
+    step, shift = guided_transition(
+        denoiser, guidance, sampler, j, level, z, x, omega, key, guidance_path=guidance_path
+    )
+    return step.mean - step.gain * shift, step.std
 
 
 def guided_transition(

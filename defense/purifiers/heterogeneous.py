@@ -43,7 +43,7 @@ from defense.errors import InvalidInput
 from defense.guidance import logits
 from defense.models import Models
 from defense.purifiers.base import PURIFIERS, IterativePurifier
-from defense.purifiers.reverse import ReverseConfig
+from defense.purifiers.reverse import SoftGuidedConfig
 from defense.purifiers.soft import with_gradient_of
 from defense.randomness import Omega
 from defense.samplers import EpsModel, forward_noise, predicted_z0, time_grid
@@ -182,7 +182,7 @@ class Heterogeneous(IterativePurifier):
 
 
 @PURIFIERS.register("heterogeneous")
-class HeterogeneousConfig(ReverseConfig):
+class HeterogeneousConfig(SoftGuidedConfig):
     """Strong noise where the protected classifier looks, weak noise elsewhere.
 
     Arguments:
@@ -194,12 +194,10 @@ class HeterogeneousConfig(ReverseConfig):
     """
 
     purifier: Literal["heterogeneous"] = "heterogeneous"
-    steps: int = Field(ge=1)
     t_weak: int = Field(ge=0)
     again: int = Field(default=3, ge=0)
     threshold: float = Field(default=0.9, ge=0, le=1)
     top: float | None = Field(default=None, gt=0, lt=1)
-    clip_denoised: bool = False
 
     @classmethod
     def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
@@ -225,26 +223,6 @@ class HeterogeneousConfig(ReverseConfig):
     def uses_classifier(self) -> bool:
         """For the mask."""
         return True
-
-    @property
-    def guided(self) -> bool:
-        """By the mask, and by the input outside of it."""
-        return True
-
-    @property
-    def diffuses(self) -> bool:
-        """False: its states are mixtures of two noise levels."""
-        return False
-
-    @property
-    def softens(self) -> bool:
-        """By a sigmoid for the mask."""
-        return True
-
-    @property
-    def evaluations(self) -> int:
-        """One a step."""
-        return self.steps
 
     @property
     def classifier_evaluations(self) -> int:

@@ -22,7 +22,7 @@ from pydantic import Field
 from defense.models import Models
 from defense.purifiers.base import PURIFIERS
 from defense.purifiers.optimised import Optimised, SpreadConfig
-from defense.purifiers.score_opt import score_opt_o
+from defense.purifiers.score_opt import ScoreOptO
 
 __all__ = ["LikelihoodMaximizationConfig"]
 
@@ -36,4 +36,4 @@ class LikelihoodMaximizationConfig(SpreadConfig):
 
     def build(self, models: Models | None = None) -> Optimised:
         """Load the denoiser."""
-        return score_opt_o(self, (models or Models()).load(self.denoiser))
+        return self.chain(ScoreOptO, (models or Models()).load(self.denoiser))

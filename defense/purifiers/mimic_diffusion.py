@@ -36,7 +36,7 @@ from defense.errors import InvalidInput
 from defense.models import Models
 from defense.purifiers.base import PURIFIERS
 from defense.purifiers.diffusion import Diffusion
-from defense.purifiers.reverse import ReverseConfig
+from defense.purifiers.reverse import SoftGuidedConfig
 from defense.purifiers.soft import with_gradient_of
 from defense.samplers import DDIM, time_grid
 from defense.schedules import Schedule
@@ -77,7 +77,7 @@ class SignPull(Correction):
 
 
 @PURIFIERS.register("mimic-diffusion")
-class MimicDiffusionConfig(ReverseConfig):
+class MimicDiffusionConfig(SoftGuidedConfig):
     """MimicDiffusion: generation from noise, guided towards the input by an l_1 distance.
 
     Arguments:
@@ -92,7 +92,6 @@ class MimicDiffusionConfig(ReverseConfig):
     scale: float = Field(default=3000.0, ge=0)
     b_ref: int = Field(default=16, ge=1)
     guided_levels: Annotated[tuple[int, int], BeforeValidator(as_tuple)] = (110, 790)
-    clip_denoised: bool = False
 
     @classmethod
     def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
@@ -115,26 +114,6 @@ class MimicDiffusionConfig(ReverseConfig):
     def differentiable(self) -> bool:
         """False: its derivative is zero almost everywhere, and the exact modes are straight-through."""
         return False
-
-    @property
-    def softens(self) -> bool:
-        """By tanh."""
-        return True
-
-    @property
-    def guided(self) -> bool:
-        """By the l_1 distance, the only path of the image."""
-        return True
-
-    @property
-    def diffuses(self) -> bool:
-        """False: it starts from noise."""
-        return False
-
-    @property
-    def evaluations(self) -> int:
-        """One a step."""
-        return self.steps
 
     def label(self) -> str:
         """``mimic-diffusion t*=1000 in 100 steps b=16``."""

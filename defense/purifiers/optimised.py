@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -38,7 +38,7 @@ from defense.randomness import Omega
 from defense.samplers import EpsModel
 from defense.schedules import Schedule
 
-__all__ = ["Optimised", "OptimisedConfig", "OptimizerName", "adam"]
+__all__ = ["Optimised", "OptimisedConfig", "OptimizerName", "SpreadOptimised", "adam"]
 
 OptimizerName = Literal["adam", "sgd"]
 
@@ -81,10 +81,22 @@ class Optimised(IterativePurifier):
         iterations: Number of steps.
         lr: Learning rate.
         optimizer: ``adam`` or ``sgd``.
+        b_ref: Batch size that the gradient is divided by.
+        clip: Clamp the denoiser's estimate.
     """
 
-    def __init__(self, denoiser: EpsModel, iterations: int, lr: float, optimizer: OptimizerName = "adam") -> None:
+    def __init__(
+        self,
+        denoiser: EpsModel,
+        iterations: int,
+        lr: float,
+        optimizer: OptimizerName = "adam",
+        *,
+        b_ref: int = 1,
+        clip: bool = False,
+    ) -> None:
         super().__init__()
+        self.b_ref, self.clip = b_ref, clip
         self.denoiser: Any = denoiser
         self.iterations = iterations
         self.lr = lr
@@ -161,6 +173,36 @@ def slope(loss: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
     return found
 
 
+class SpreadOptimised(Optimised):
+    """A chain whose every step draws its noise level between two.
+
+    Arguments:
+        denoiser: See :class:`Optimised`.
+        low: Least noise level, pixel units.
+        high: Largest one.
+        iterations: See :class:`Optimised`.
+        lr: See :class:`Optimised`.
+        optimizer: See :class:`Optimised`.
+        b_ref: See :class:`Optimised`.
+        clip: See :class:`Optimised`.
+    """
+
+    def __init__(
+        self,
+        denoiser: EpsModel,
+        low: float,
+        high: float,
+        iterations: int,
+        lr: float,
+        optimizer: OptimizerName = "adam",
+        *,
+        b_ref: int = 1,
+        clip: bool = False,
+    ) -> None:
+        super().__init__(denoiser, iterations, lr, optimizer, b_ref=b_ref, clip=clip)
+        self.low, self.high = low, high
+
+
 class OptimisedConfig(ReverseConfig):
     """A purifier that optimises the image; the noise level is the middle of those of its loss.
 
@@ -213,6 +255,9 @@ class OptimisedConfig(ReverseConfig):
         return ""
 
 
+Chain = TypeVar("Chain", bound=SpreadOptimised)
+
+
 class SpreadConfig(OptimisedConfig):
     """An optimised purifier whose loss draws a noise level in every step.
 
@@ -237,3 +282,23 @@ class SpreadConfig(OptimisedConfig):
         """Return the least and the largest noise level, pixel units."""
         middle = self.denoiser.noise_schedule.level(self.t_star).sigma_eq
         return middle - self.spread, middle + self.spread
+
+    def chain(self, kind: Callable[..., Chain], denoiser: EpsModel, **more: Any) -> Chain:
+        """Return a chain of some kind with the fields of this config.
+
+        Arguments:
+            kind: Its class.
+            denoiser: Its network.
+            more: What else it takes.
+        """
+        chain = kind(
+            denoiser,
+            *self.interval(),
+            self.iterations,
+            self.lr,
+            self.optimizer,
+            b_ref=self.b_ref,
+            clip=self.clip_denoised,
+            **more,
+        )
+        return chain.eval()

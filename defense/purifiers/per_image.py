@@ -25,17 +25,20 @@ from abc import abstractmethod
 from typing import Any, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from defense.errors import InvalidInput
 from defense.guidance import Guidance
 from defense.purifiers.base import IterativePurifier
-from defense.purifiers.diffusion import guided_transition
+from defense.purifiers.diffusion import moved
+from defense.purifiers.reverse import StandardReverseConfig
 from defense.purifiers.soft import with_gradient_of
 from defense.randomness import Omega
 from defense.samplers import EpsModel, Sampler, forward_noise, time_grid
-from defense.schedules import Levels
+from defense.schedules import Levels, Schedule
 
-__all__ = ["PerImageDiffusion"]
+__all__ = ["PerImageConfig", "PerImageDiffusion"]
 
 
 class PerImageDiffusion(IterativePurifier):
@@ -172,17 +175,11 @@ class PerImageDiffusion(IterativePurifier):
         omega: Omega,
         guidance_path: bool,
     ) -> Tensor:
-        if self.guidance is None:
-            eps = self.denoiser.at_levels(z, level) if isinstance(level, Levels) else self.denoiser(z, level)
-            step = sampler.transition(j, z, eps)
-            z = step.mean
-        else:
-            step, shift = guided_transition(
-                self.denoiser, self.guidance, sampler, j, level, z, x, omega, keys, guidance_path=guidance_path
-            )
-            z = step.mean - step.gain * shift
-        if isinstance(step.std, Tensor) or step.std > 0:
-            z = z + step.std * omega.normal_at("reverse", keys, z)
+        z, std = moved(
+            self.denoiser, self.guidance, sampler, j, level, z, x, omega, keys, guidance_path=guidance_path
+        )
+        if isinstance(std, Tensor) or std > 0:
+            z = z + std * omega.normal_at("reverse", keys, z)
         return z
 
     def finish(self, z: Tensor, x: Tensor, omega: Omega) -> Tensor:
@@ -200,3 +197,35 @@ class PerImageDiffusion(IterativePurifier):
 
 def _packed(a: Tensor, t: Tensor) -> Tensor:
     return torch.cat([a.flatten(1), t.to(a.dtype).unsqueeze(1)], dim=1)
+
+
+class PerImageConfig(StandardReverseConfig):
+    """DiffPure from a level of each image's own.
+
+    Arguments:
+        steps: Reverse steps of an image at most, by default one a level.
+    """
+
+    steps: int = Field(ge=1)
+    clip_denoised: bool = False
+
+    @model_validator(mode="after")
+    def _one_variance_fits_all(self) -> Self:
+        if self.variance == "learned":
+            raise InvalidInput("variance learned takes one level for a batch: write `variance: small` or `large`.")
+        return self
+
+    @property
+    def diffuses(self) -> bool:
+        """False: the forward process of an image is known only when its level is chosen."""
+        return False
+
+    @property
+    def schedule_of_levels(self) -> Schedule:
+        """The denoiser's."""
+        return self.denoiser.noise_schedule
+
+    def stepped_label(self, name: str, most: int) -> str:
+        """Return a label with the number of steps where it is not ``most``, and the form where it is not DDPM."""
+        short = name if self.steps == most else f"{name} in {self.steps} steps"
+        return short if self.form == "ddpm" else f"{short} {self.form}"

@@ -15,7 +15,7 @@ from defense.samplers import DDIM, Ancestral, ProbabilityFlow, ReverseSDE, Sampl
 from defense.schedules import FROM_FOLDER, NoiseLevel, Schedule, get_schedule
 from defense.spec import Spelling
 
-__all__ = ["ReverseConfig", "StandardReverseConfig"]
+__all__ = ["ReverseConfig", "SoftGuidedConfig", "StandardReverseConfig"]
 
 
 class ReverseConfig(PurifierConfig):
@@ -134,6 +134,39 @@ class ReverseConfig(PurifierConfig):
     def model_key(self) -> str:
         """Return the denoiser's id: all values of t* share one network."""
         return self.denoiser.id
+
+
+class SoftGuidedConfig(ReverseConfig):
+    """A reverse process that is guided by something without a derivative, whose states are no noised images.
+
+    The mode ``soft`` has something smooth in its place.
+
+    Arguments:
+        steps: Reverse steps.
+    """
+
+    steps: int = Field(ge=1)
+    clip_denoised: bool = False
+
+    @property
+    def guided(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def softens(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def diffuses(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def evaluations(self) -> int:
+        """One a step."""
+        return self.steps
 
 
 class StandardReverseConfig(ReverseConfig):

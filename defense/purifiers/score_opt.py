@@ -31,41 +31,15 @@ from defense.denoisers.levels import denoised_at, drawn_levels, sigma_of
 from defense.errors import InvalidInput
 from defense.models import Models
 from defense.purifiers.base import PURIFIERS
-from defense.purifiers.optimised import Optimised, OptimizerName, SpreadConfig, slope
+from defense.purifiers.optimised import Optimised, OptimizerName, SpreadConfig, SpreadOptimised, slope
 from defense.randomness import Omega
 from defense.samplers import EpsModel
 
 __all__ = ["ScoreOptConfig", "ScoreOptN", "ScoreOptO"]
 
 
-class ScoreOptO(Optimised):
-    """Form ``O``: the image itself is optimised.
-
-    Arguments:
-        denoiser: See :class:`Optimised`.
-        low: Least noise level, pixel units.
-        high: Largest one.
-        iterations: See :class:`Optimised`.
-        lr: See :class:`Optimised`.
-        optimizer: See :class:`Optimised`.
-        b_ref: Batch size that the loss is divided by.
-        clip: Clamp the denoiser's estimate.
-    """
-
-    def __init__(
-        self,
-        denoiser: EpsModel,
-        low: float,
-        high: float,
-        iterations: int,
-        lr: float,
-        optimizer: OptimizerName = "adam",
-        *,
-        b_ref: int = 1,
-        clip: bool = False,
-    ) -> None:
-        super().__init__(denoiser, iterations, lr, optimizer)
-        self.low, self.high, self.b_ref, self.clip = low, high, b_ref, clip
+class ScoreOptO(SpreadOptimised):
+    """Form ``O``: the image itself is optimised."""
 
     def gradient(self, i: int, u: Tensor, x: Tensor, omega: Omega) -> Tensor:
         """Return the gradient of l; see the module."""
@@ -88,8 +62,8 @@ class ScoreOptN(Optimised):
         iterations: See :class:`Optimised`.
         lr: See :class:`Optimised`.
         optimizer: See :class:`Optimised`.
-        b_ref: Batch size that the loss is divided by.
-        clip: Clamp the denoiser's estimate.
+        b_ref: See :class:`Optimised`.
+        clip: See :class:`Optimised`.
     """
 
     def __init__(
@@ -103,8 +77,8 @@ class ScoreOptN(Optimised):
         b_ref: int = 1,
         clip: bool = False,
     ) -> None:
-        super().__init__(denoiser, iterations, lr, optimizer)
-        self.t, self.b_ref, self.clip = t, b_ref, clip
+        super().__init__(denoiser, iterations, lr, optimizer, b_ref=b_ref, clip=clip)
+        self.t = t
 
     def first(self, x: Tensor, omega: Omega) -> Tensor:
         """v_0."""
@@ -176,18 +150,4 @@ class ScoreOptConfig(SpreadConfig):
                 b_ref=self.b_ref,
                 clip=self.clip_denoised,
             ).eval()
-        return score_opt_o(self, denoiser)
-
-
-def score_opt_o(config: SpreadConfig, denoiser: EpsModel) -> ScoreOptO:
-    """Return form ``O`` with the fields of a config."""
-    chain = ScoreOptO(
-        denoiser,
-        *config.interval(),
-        config.iterations,
-        config.lr,
-        config.optimizer,
-        b_ref=config.b_ref,
-        clip=config.clip_denoised,
-    )
-    return chain.eval()
+        return self.chain(ScoreOptO, denoiser)

@@ -40,8 +40,7 @@ from defense.denoisers import Denoiser, DenoiserConfig
 from defense.errors import InvalidInput
 from defense.models import Models
 from defense.purifiers.base import PURIFIERS
-from defense.purifiers.per_image import PerImageDiffusion
-from defense.purifiers.reverse import StandardReverseConfig
+from defense.purifiers.per_image import PerImageConfig, PerImageDiffusion
 from defense.randomness import Omega
 from defense.reading import read_object
 from defense.samplers import EpsModel, Sampler, forward_noise
@@ -203,7 +202,7 @@ class SSNI(PerImageDiffusion):
 
 
 @PURIFIERS.register("ssni")
-class SSNIConfig(StandardReverseConfig):
+class SSNIConfig(PerImageConfig):
     """SSNI: DiffPure with a t* for each image, by the score of the image.
 
     Arguments:
@@ -219,8 +218,6 @@ class SSNIConfig(StandardReverseConfig):
     bias: int = Field(default=5, ge=0)
     tau: float | None = Field(default=None, gt=0)
     reference: ScoreReference
-    steps: int = Field(ge=1)
-    clip_denoised: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -262,8 +259,6 @@ class SSNIConfig(StandardReverseConfig):
                 f"tenth of the reference's range is {(self.reference.maximum - self.reference.minimum) / 10:.3g}), "
                 "and nowhere else."
             )
-        if self.variance == "learned":
-            raise InvalidInput("variance learned takes one level for a batch: write `variance: small` or `large`.")
         if self.reference.denoiser != self.denoiser.id:
             raise InvalidInput(
                 f"reference was measured with denoiser {self.reference.denoiser}, and this one is "
@@ -282,26 +277,14 @@ class SSNIConfig(StandardReverseConfig):
         return True
 
     @property
-    def diffuses(self) -> bool:
-        """False: the forward process of an image is known only when its level is chosen."""
-        return False
-
-    @property
-    def schedule_of_levels(self) -> Schedule:
-        """The denoiser's."""
-        return self.denoiser.noise_schedule
-
-    @property
     def evaluations(self) -> int:
         """At most: those of the statistic, and a reverse step a level."""
         return self.reference.levels + self.steps
 
     def label(self) -> str:
         """``ssni linear t*=75+5``, with the number of steps where it is not one a level."""
-        short = f"ssni {self.weighting} t*={self.t_star}+{self.bias}"
-        if self.steps != self.t_star + self.bias:
-            short += f" in {self.steps} steps"
-        return short if self.form == "ddpm" else f"{short} {self.form}"
+        name = f"ssni {self.weighting} t*={self.t_star}+{self.bias}"
+        return self.stepped_label(name, self.t_star + self.bias)
 
     def build(self, models: Models | None = None) -> SSNI:
         """Load the denoiser."""

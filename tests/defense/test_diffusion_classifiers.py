@@ -203,6 +203,10 @@ class TestConfigs:
             ({"weights": "x.pt"}, "weights belongs to classifiers with weights of their own"),
             ({"sigma_max": 1e3}, "sigma_max = 1000 is beyond schedule 'linear-1000'"),
             ({"classifier": "noised-diffusion-classifier", "sigma": 2.0}, "leaves no levels up to sigma_max"),
+            (
+                {"classifier": "noised-diffusion-classifier", "sigma": 0.2, "form": "epndc", "levels": 6},
+                "leaves out the first 5, and none is left to compare",
+            ),
         ],
     )
     def test_what_does_not_fit_is_refused(self, fields: dict[str, Any], message: str) -> None:

@@ -24,6 +24,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     **{"aaopt": ("aaopt",), "one-step-preview": ("pureproof2026",), "rays": ("chen2020",)},
     **{"consistency": ("li2024", "song2023"), "diff-smooth": ("diffsmooth2023",), "diffcap": ("fu2025",)},
     **{"flowpure": ("collaert2025",), "ssni": ("sun2025", "expected2023")},
+    **{"clipure-cos": ("clipure2025",)},
     **{"diffusion-classifier": ("chen2024",), "noised-diffusion-classifier": ("noised2024",)},
     **{"pgd": ("madry2018",), "pgd-eot": ("madry2018", "athalye2018"), "bpda-eot": ("athalye2018",)},
     **{"apgd": ("croce2020",), "autoattack": ("croce2020",), "square": ("andriushchenko2020",)},
