@@ -1,9 +1,9 @@
 """What the quickstart's compute is made of, and what other settings would make of it.
 
 Nearly all of the quickstart is the shipped denoiser, asked 287,520 times for one image. Settings take turns, pass by
-pass, on one thread; seconds are those of the processor. Beside them stands what cannot be saved by
-calling the same operations otherwise: the convolutions of the network alone, each in a loop of its own, and all of
-its products at the rate of a large matrix product.
+pass, on one thread; seconds are those of the processor. Beside them stands what cannot be saved by calling the same
+operations otherwise: the convolutions of the network alone, each in a loop of its own, and all of its products at the
+rate of a large matrix product.
 
     python benchmarks/quickstart.py [--rounds 11] [--compile]
 
