@@ -67,9 +67,9 @@ def slowly(name: str, real: Callable[..., Any], seconds: float, fails: int = -1)
 def make(tmp_path: Path) -> Callable[..., UnitWorker]:
     """A worker with a slow store, whose commit, or reading of inputs, of one image fails."""
 
-    def made(*, uncommitted: int = -1, unread: int = -1, seconds: float = 0.02) -> UnitWorker:
+    def made(*, uncommitted: int = -1, unread: int = -1, seconds: float = 0.02, bucket: bool = True) -> UnitWorker:
         EVENTS.clear()
-        worker = UnitWorker(str(tmp_path / "store"), "cpu")
+        worker = UnitWorker(f"memory://{tmp_path.name}" if bucket else str(tmp_path / "store"), "cpu")
         worker._read = slowly("read", worker._read, seconds, unread)  # type: ignore[method-assign]
         worker._commit = slowly("commit", worker._commit, seconds, uncommitted)  # type: ignore[method-assign]
         return worker
@@ -103,6 +103,14 @@ def test_units_of_a_batch_are_read_and_committed_beside_each_other_in_order(make
     assert [receipt.computed for receipt in again] == [False] * 6 and EVENTS.count("compute 3") == 1
 
 
+def test_on_a_disk_each_unit_is_committed_before_the_next_is_begun(make: Callable[..., UnitWorker]) -> None:
+    """So it is known which one was running when a process dies."""
+    worker, spec = make(bucket=False), Noted()
+    assert [receipt.computed for receipt in batch(worker, spec, CHUNKS)] == [True] * 6
+    assert all(before(f"commit done {image}", f"compute {image + 1}") for image in range(5))
+    assert all(before(f"read {image + 1}", f"computed {image}") for image in range(5))
+
+
 def test_two_batches_take_turns_by_number_and_the_second_computes_while_the_first_commits(
     make: Callable[..., UnitWorker],
 ) -> None:
@@ -117,9 +125,12 @@ def test_two_batches_take_turns_by_number_and_the_second_computes_while_the_firs
     assert {chunk.name for chunk in CHUNKS[:3]} == worker.store.committed_chunks("noted", spec.id)
 
 
+@pytest.mark.parametrize("bucket", [True, False])
 @pytest.mark.parametrize("what", ["compute", "commit", "read"])
-def test_an_error_is_that_of_its_unit_and_ends_its_batch_alone(what: str, make: Callable[..., UnitWorker]) -> None:
-    worker = make(uncommitted=2 if what == "commit" else -1, unread=2 if what == "read" else -1)
+def test_an_error_is_that_of_its_unit_and_ends_its_batch_alone(
+    what: str, bucket: bool, make: Callable[..., UnitWorker]
+) -> None:
+    worker = make(uncommitted=2 if what == "commit" else -1, unread=2 if what == "read" else -1, bucket=bucket)
     spec = Noted(raises=2 if what == "compute" else -1)
     found = batch(worker, spec, CHUNKS[:5])
     assert [type(result) for result in found] == [Receipt, Receipt, Trouble]
@@ -165,14 +176,16 @@ def test_the_time_of_a_batch_ends_it_and_a_unit_alone_runs_whatever_it_takes(mak
 def test_of_a_dead_worker_the_first_unit_is_blamed_and_the_second_goes_alone(tmp_path: Path) -> None:
     plan = plan_of([Nap(number=0)], 6)
     stage, units = plan.stages[0], [Unit(0, chunk) for chunk in range(6)]
-    with fake_pool(str(tmp_path), 1) as (pool, ray):
-        (worker,) = pool.idle()
-        pool.submit(worker, units[:2], stage, {})
-        pool.submit(worker, units[2:4], stage, {})
-        ray.die(worker.actor)
-        events = {event.unit: event for event in pool.wait(1.0)}
-    assert [events[unit].started for unit in units[:4]] == [True, False, False, False]
-    assert [events[unit].doubtful for unit in units[:4]] == [False, True, False, False]
+    for store in (f"memory://{tmp_path.name}", str(tmp_path)):
+        with fake_pool(store, 1) as (pool, ray):
+            (worker,) = pool.idle()
+            pool.submit(worker, units[:2], stage, {})
+            pool.submit(worker, units[2:4], stage, {})
+            ray.die(worker.actor)
+            events = {event.unit: event for event in pool.wait(1.0)}
+        assert [events[unit].started for unit in units[:4]] == [True, False, False, False]
+        # On a disk the second had not begun.
+        assert [events[unit].doubtful for unit in units[:4]] == [False, "://" in store, False, False]
     scheduler = Scheduler(Committed(plan))
     taken = [scheduler.take(None) for _ in range(6)]
     scheduler.failed(taken[0], "died")  # type: ignore[arg-type]

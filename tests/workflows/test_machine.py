@@ -93,7 +93,7 @@ def test_a_plan_says_what_a_batch_takes_and_what_would_fit() -> None:
     found = Footprint("evaluate behind diffpure 1a2b3c", 400, 1229, 4096, 1000, 2)
     assert list(_memory(found)) == [
         "memory: batches of 400 (evaluate behind diffpure) take up to 1.2 GiB of the 4.0 GiB that each of 2 workers "
-        "has here; 1,000 would fit"
+        "has here; at least 1,000 would fit"
     ]
     assert "900 MiB that there is here; they will be halved" in next(
         _memory(Footprint("attack", 400, 1229, 900, 290, 1))

@@ -4,9 +4,9 @@ Each worker holds at most ``depth`` batches: one that runs and the next, so that
 reads and commits beside the computation (:mod:`workflows.engine.worker`). A batch is one unit, or several of a stage
 where units are so short that messages would cost as much as they do. Ray restarts nothing by itself
 (``max_restarts=0``): the pool sees each death and asks the store which units of the worker are committed. The first
-one that is not counts as the one that was running (a batch ends at its first failure). It may have been the next one,
-while the first was being committed: that one is then begun alone, without an attempt counted, so that it shows
-whether it was the cause. The rest had not begun.
+one that is not counts as the one that was running (a batch ends at its first failure). Where the store is a bucket it
+may have been the next one, while the first was being committed: that one is then begun alone, without an attempt
+counted, so that it shows whether it was the cause. The rest had not begun.
 """
 
 from __future__ import annotations
@@ -340,7 +340,7 @@ class Pool:
             event, **fields_of(worker.place), error=error, units=sum(len(batch.units) for batch in worker.queue)
         )
         events: list[Event] = []
-        blamed, doubtful = not blames, blames and not node_lost
+        blamed, doubtful = not blames, blames and not node_lost and self._store.is_remote
         for batch in worker.queue:
             for unit in batch.units:
                 chunk = batch.stage.chunks[unit.chunk]

@@ -1,10 +1,10 @@
 """The worker process: read a unit's inputs, compute, commit, and return a receipt.
 
-Data never travels through Ray: a worker reads its inputs from the store and writes its rows there. It does so beside
-the computation, which would otherwise wait for a bucket: while a unit is computed, the inputs of the next are read,
-and the one before is committed. One unit is computed at a time, in the order in which they were given, and none is
-begun before the last but one is committed: where the process dies, the first unit without a commit was running, or
-the next.
+Data never travels through Ray: a worker reads its inputs from the store and writes its rows there. One unit is
+computed at a time, in the order in which they were given, and while it is, the inputs of the next are read. In a
+bucket, where a commit is mostly waiting, the one before is meanwhile committed, too, and none is begun before the
+last but one is committed: where the process dies, the first unit without a commit was running, or the next. On a disk
+a commit takes milliseconds, and it is the first.
 """
 
 from __future__ import annotations
@@ -207,8 +207,7 @@ class UnitWorker:
         """Run units of one stage in order until one fails or the time is up.
 
         Short units travel together, since a message costs as much as they do. Two batches may be here at once, each
-        in a thread of its own: the later one reads while the earlier one computes, which commits while the later one
-        computes.
+        in a thread of its own: the later one reads while the earlier one computes, and computes while that commits.
 
         Arguments:
             spec: The stage.
@@ -251,7 +250,7 @@ class UnitWorker:
         seconds: float,
         ahead: Future[_Inputs | Receipt],
     ) -> list[Future[Receipt]]:
-        """Compute units, each of which is then committed beside the next; an error is the last one's result."""
+        """Compute units, each of which is then committed, to a bucket beside the next; the last may be an error."""
         handed: list[Future[Receipt]] = []
         end = time.perf_counter() + seconds
         for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
@@ -266,12 +265,17 @@ class UnitWorker:
             except Exception as error:
                 handed.append(_called(_raised, error))
                 break
-            if self._committing is not None:
-                wait([self._committing])
-            if handed and handed[-1].exception() is not None:
-                break  # a batch ends at its first failure
-            self._committing = self._committer.submit(self._commit, spec, stage_id, chunk, made)
-            handed.append(self._committing)
+            if self.store.is_remote:
+                if self._committing is not None:
+                    wait([self._committing])
+                if handed and handed[-1].exception() is not None:
+                    break  # a batch ends at its first failure
+                self._committing = self._committer.submit(self._commit, spec, stage_id, chunk, made)
+                handed.append(self._committing)
+            else:
+                handed.append(_called(self._commit, spec, stage_id, chunk, made))
+                if handed[-1].exception() is not None:
+                    break
             if time.perf_counter() > end:
                 break
         return handed

@@ -47,7 +47,7 @@ def _memory(found: Footprint | None) -> Iterator[str]:
     if found is None:
         return
     share = f"each of {found.workers} workers has here" if found.workers > 1 else "there is here"
-    fits = f"{found.fits:,} would fit" if found.fits >= found.batch else "they will be halved until they fit"
+    fits = f"at least {found.fits:,} would fit" if found.fits >= found.batch else "they will be halved until they fit"
     yield (
         f"memory: batches of {found.batch:,} ({_DIGEST.sub('', found.kind)}) take up to {_gib(found.mib)} of the "
         f"{_gib(found.room)} that {share}; {fits}"
