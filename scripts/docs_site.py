@@ -48,7 +48,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Write the roles of docstrings as code."""
+    """Let the keyboard scroll blocks of code, and write the roles of docstrings as code."""
+    html = re.sub(r"(<pre[^>]*>(?:<span></span>)?<code)>", r'\1 tabindex="0">', html)
     if page.file.src_uri != REFERENCE:
         return html
     html = re.sub(r":(?:class|func|meth|mod|data|attr|exc):<code>~?([^<]+)</code>", r"<code>\1</code>", html)

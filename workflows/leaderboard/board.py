@@ -13,8 +13,8 @@ become an answer; neither a label, a seed nor a sweep is part of it. Its numbers
 attack (a ladder or ``strongest``, before other attacks that know the defence, before static ones), then the one of
 most images, then that whose attack took the most network evaluations an image, then that of the sweep named first.
 
-A defence enters with its specs on record in the store and with the digests of its data and weights; what lacks one is
-listed as left out.
+A defence of a sweep enters with all of its specs on record in the store and with the digests of its data and weights;
+one that lacks any is left out whole, and listed.
 """
 
 from __future__ import annotations
@@ -56,15 +56,20 @@ def board_of(sources: Sequence[Source]) -> Board:
     entries: dict[str, Entry] = {}
     left_out: dict[str, None] = {}
     for source in sources:
-        lacking = _Lacking(source)
+        lacking, cells, without = _Lacking(source), list[tuple[str, Cell]](), set[str]()
         for cell in source.sweep.cells:
             if not source.results.images(cell):
                 continue
             key, labels = _key(cell), source.sweep.labels[cell.id]
             reason = lacking.of(cell)
             if reason:
+                without.add(key)
                 left_out[f"{labels['defence']}, {labels['classifier']} on {labels['dataset']}: {reason}"] = None
+            cells.append((key, cell))
+        for key, cell in cells:
+            if key in without:  # whole, as what is left out may be its lowest number
                 continue
+            labels = source.sweep.labels[cell.id]
             entry = entries.setdefault(
                 key, Entry(key, cell, labels["defence"], labels["dataset"], labels["classifier"])
             )

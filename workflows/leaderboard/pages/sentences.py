@@ -163,7 +163,7 @@ def claims_in_full(board: Board, claims: Sequence[Claim]) -> list[str]:
         claimed: dict[str, dict[str, None]] = {}
         for claim, line in pairs:
             claimed.setdefault(line.entry.label, {})[f"{claim.value.accuracy:g}"] = None
-        named = [f"{label} (claimed {' and '.join(values)} %)" for label, values in claimed.items()]
+        named = [f"{label} (claimed {', '.join(values)} %)" for label, values in claimed.items()]
         if named:
             said.append(f"{verdict[0].upper()}{verdict[1:]}: {'; '.join(named)}.")
     others = {claim.key for claim in claims for line in claim.lines if not claim.compares(line)}
