@@ -76,6 +76,13 @@ class LpipsConfig(Spec):
             )
         with inside("weights"):
             path = path_of(self.weights, "lpips backbone", base=base)
+            if not path.exists():
+                file = _FILES[self.net]
+                raise InvalidInput(
+                    f"lpips backbone {str(path)!r} is not there. It is torchvision's {file}, from "
+                    f"https://download.pytorch.org/models/{file}; its sha256 begins with {file[-12:-4]}. Nothing is "
+                    "fetched silently; a relative path starts at the folder of the sweep file."
+                )
         digest = assert_sha256(path, self.sha256, what="lpips backbone")
         return self.model_copy(update={"weights": str(path), "sha256": digest})
 

@@ -162,6 +162,11 @@ class CLIPPurifiedConfig(ClassifierConfig):
             encoder = self.encoder.resolved(base)
         with inside("text"):
             path = path_of(self.text, "text embeddings", base=base)
+            if not path.exists():
+                raise InvalidInput(
+                    f"text embeddings {str(path)!r} are not there: open_clip makes them with the encoder's own text "
+                    "tower (docs/classifiers-and-denoisers.md has the lines)."
+                )
         digest = assert_sha256(path, self.text_sha256, what="text embeddings")
         found = self.model_copy(update={"encoder": encoder, "text": str(path), "text_sha256": digest})
         with inside("text"):

@@ -109,7 +109,10 @@ class TestConfig:
         ("fields", "message"),
         [
             ({"encoder": "digits-cnn"}, "clipure-cos needs `text`"),
-            ({"encoder": "digits-cnn", "text": "nothing.safetensors"}, "text.*nothing.safetensors"),
+            (
+                {"encoder": "digits-cnn", "text": "nothing.safetensors"},
+                "text.*nothing.safetensors.*are not there: open_clip makes them",
+            ),
             ({"encoder": "resnet20", "text": "text.safetensors"}, "encoder.*needs `weights`"),
             ({"encoder": "digits-cnn", "text": "narrow.safetensors"}, "have 4 and 4 numbers.*have 10"),
             ({"encoder": "digits-cnn", "text": "text.safetensors", "weights": "a"}, "belongs to the `encoder`"),
