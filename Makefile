@@ -26,7 +26,7 @@ leaderboard: $(READY)
 # The site of the documentation in site/docs, with the leaderboard if `make leaderboard` has written one. It reads the
 # docstrings without importing puregrid, so that its environment is a small one of its own.
 docs: $(DOCS_READY)
-	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict
 	@echo "open site/docs/index.html"
 
 test: $(READY)

@@ -28,6 +28,8 @@ def test_the_menu_has_every_page_once_and_none_that_is_not_there() -> None:
     there = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
     assert sorted(named) == sorted([*there, REFERENCE])
     assert named[0] == "README.md" and SETTINGS["strict"] is True
+    # With --quiet MkDocs counts no warnings, so that nothing would fail.
+    assert "mkdocs build --strict\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_nothing_is_fetched_by_who_reads_it() -> None:
