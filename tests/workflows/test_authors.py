@@ -151,4 +151,3 @@ def test_the_bundled_sweep_has_each_defence_as_published_and_under_the_strongest
     assert len(attacks) == 32
     assert all({"clean", "strongest"} <= found for found in attacks.values())
     assert sum(len(found) > 2 for found in attacks.values()) == 24
-    assert sum(len(found) == 3 for found in attacks.values()) == 10
