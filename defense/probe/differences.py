@@ -11,7 +11,8 @@ wrong at every h. So each image and direction is judged at the h that agrees bes
 share of them that agree at none.
 
 At the size of an attack's steps (:data:`ATTACK`) a true derivative may still say nothing: of a rounding it is zero,
-and that of a wave of short period is large and points anywhere. There the agreement over images and directions,
+and that of a wave of short period is large and points anywhere. There the agreement
+over directions, and of it the median over images,
 
 .. math:: 2 \langle s, a\rangle / (\|s\|^2 + \|a\|^2) = 1 - \|s - a\|^2 / (\|s\|^2 + \|a\|^2),
 
@@ -105,8 +106,17 @@ class Differences:
         return self._best(gradient, lambda s, a: float(s @ a / (s.norm() * a.norm())) if float(a.norm()) > 0 else 0.0)
 
     def agreement(self, gradient: Tensor) -> float | None:
-        """Return the largest agreement with the slopes at the scale of attacks; None where nothing changes."""
-        return self._best(gradient, lambda s, a: float(2 * (s @ a) / (s @ s + a @ a)))
+        """Return the largest agreement with the slopes at the scale of attacks; None where nothing changes.
+
+        It is the median over images: one of a sound part may lie at a jump that outweighs all others.
+        """
+
+        def median(s: Tensor, a: Tensor) -> float:
+            s, a = s.reshape(len(self.points), -1), a.reshape(len(self.points), -1)
+            both = (s * s).sum(1) + (a * a).sum(1)
+            return float((2 * (s * a).sum(1) / both)[both > 0].median())
+
+        return self._best(gradient, median)
 
     def _best(self, gradient: Tensor, how: Callable[[Tensor, Tensor], float]) -> float | None:
         a = self.along(gradient).flatten()

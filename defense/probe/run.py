@@ -27,7 +27,7 @@ IMAGES = 8
 _LONG, _STEPS = 250, 20
 """A chain of more evaluations than the one is probed in as many steps a round as the other."""
 
-_EFFORT = ((2, 4, 5), (_LONG, 2, 4))
+_EFFORT = ((2, 5, 4), (_LONG, 3, 3))
 """Evaluations of a purification up to which so many images and directions are compared with differences."""
 
 _DRAWS = 4

@@ -41,7 +41,7 @@ class PurifierContract(LabelledSpecContract):
     gradient_tolerance = 1e-4
     calls = 30
     agreement: float | None = None
-    compared_images = 1
+    compared_images = 3
 
     @abstractmethod
     def config(self) -> PurifierConfig:

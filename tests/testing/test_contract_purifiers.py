@@ -206,6 +206,8 @@ class BuiltIn(PurifierContract):
         self._config = PURIFIERS.get(fields["purifier"]).model_validate(fields).resolved(Path())
         if fields["purifier"] == "distribution-transfer":
             self.agreement = 0.0  # two strong steps along the gradient of a ReLU network, which jumps: no fault
+        if fields["purifier"] == "mimic-diffusion":
+            self.agreement = 0.0  # the derivative of a sign is nothing; what stands for it agrees to about a half
 
     def config(self) -> PurifierConfig:
         return self._config

@@ -43,6 +43,7 @@ attacks:
     steps: 3
 chunk: 10
 compute: {batch: 10}
+probe: false  # what is counted is what it is made for
 """
 UNITS = 12 * 2 + 12 * 3 * 2  # two attacks; two defences on three kinds of images
 SMALL = SWEEP.replace("first: 120", "first: 50").replace("seconds: 0.15", "seconds: 0.05")

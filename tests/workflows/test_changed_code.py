@@ -86,6 +86,7 @@ LINES = {
     "defences": "defences: [none]",
     "attacks": "attacks: [none]",
     "chunk": "chunk: 3",
+    "probe": "probe: false",
 }
 
 

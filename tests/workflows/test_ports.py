@@ -31,6 +31,7 @@ defences: [{purifier: "unruly:UnrulyConfig", seconds: 0.5}]
 attacks: [none]
 chunk: 10
 compute: {batch: 10}
+probe: false  # what is counted is what it is made for
 """
 
 SERVICES = {
