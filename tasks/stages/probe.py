@@ -40,7 +40,7 @@ class ProbeStage(StageSpec):
     """
 
     stage: Literal["probe"] = "probe"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     dataset: SerializeAsAny[DatasetConfig]
     purifier: SerializeAsAny[PurifierConfig] | None = None
     classifier: SerializeAsAny[ClassifierConfig] | None = None

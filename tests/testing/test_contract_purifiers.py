@@ -343,7 +343,7 @@ BROKEN = [
     ("units", "output_is_in_the_units_of_the_images", "outside on average"),
     ("judge", "answer_does_not_depend_on_who_asks", "another answer: role 'judge'"),
     ("tired", "calls_leave_no_state", "the first image and randomness give another output"),
-    ("half", "gradient_is_that_of_central_differences", "100 % of 3 images and directions disagree"),
+    ("half", "gradient_is_that_of_central_differences", "100 % of 9 images and directions disagree"),
     ("waves", "gradient_is_that_of_central_differences", "predicted and measured changes agree to"),
     ("chain", "exact_gradient_is_that_of_plain_autograd", "the exact gradient differs from plain autograd"),
     ("double", "output_is_finite_and_of_the_shape_and_dtype_of_the_images", "torch.float64"),
