@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 import workflows
 from defense.errors import InvalidInput
+from tasks.datasets import Cifar10Config, ImageSet
 from workflows.grid.load import load_sweep
 from workflows.planning.plan import make_plan
 
@@ -24,6 +26,22 @@ GOLDEN: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" /
 
 def _digest(ids: list[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once() -> Iterator[None]:
+    """Images of each folder are read once for all sweeps; what is read decides ids as before."""
+    read, known = Cifar10Config.read, {}
+
+    def remembered(self: Cifar10Config) -> ImageSet:
+        key = self.root, self.split
+        if key not in known:
+            known[key] = read(self)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cifar10Config, "read", remembered)
+        yield
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))

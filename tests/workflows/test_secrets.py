@@ -110,7 +110,7 @@ ALONE = ("address", *(name for name in COMMANDS if name.startswith("mlflow")))
 @pytest.mark.parametrize(
     "alone",
     [
-        pytest.param(("address", "mlflow, which works"), marks=pytest.mark.slow),
+        pytest.param(("mlflow, which works",), marks=pytest.mark.slow),
         pytest.param(ALONE, marks=pytest.mark.nightly),
     ],
 )
