@@ -90,6 +90,7 @@ def test_a_worker_whose_answer_is_lost_is_not_waited_for(
     assert set(ran(two_slots.naps_log).values()) == {1} and len(ran(two_slots.naps_log)) == 2
 
 
+@pytest.mark.nightly
 def test_a_batch_blames_the_unit_that_was_running(two_slots: SharedRay, tmp_path: Path) -> None:
     # Short units travel together; one kills its process and one raises, and no other counts an attempt.
     plan, store = plan_of([Nap(number=1, seconds=0.002, kills=(250,), raises=(160,))], 200), Store(str(tmp_path))
