@@ -158,11 +158,12 @@ def test_clocks_that_are_days_apart_change_nothing(
     assert_whole(plan, store)
     assert outcome.computed == 20 and outcome.retries == outcome.copies == outcome.elsewhere == 0
     assert set(ran(log).values()) == {1}
-    # What a commit says of time is how long a unit took.
+    # What a commit says of time is how long a unit took, and, for people, when it ended by its worker's clock.
     for path in (tmp_path / "store" / "commits").rglob("*.json"):
         record = json.loads(path.read_text())
         assert 0.2 <= record["seconds"] < 60
-        assert not [value for value in record.values() if isinstance(value, (int, float)) and value > DAY]
+        others = [value for name, value in record.items() if name != "ended"]
+        assert not [value for value in others if isinstance(value, (int, float)) and value > DAY]
 
 
 def test_a_head_that_dies_ends_the_run_and_the_same_command_on_another_completes_it(
