@@ -268,22 +268,34 @@ class _CifarConfig(DatasetConfig):
 
     def read(self) -> ImageSet:
         """Return the official split, in the official order."""
-        allow_torchvision_import()
-        with installed(f"data set {self.dataset}"):
-            from torchvision import datasets
-
-        for file in sorted(Path(self.root or "", self.folder).glob("*")):
-            existing(file, f"a file of {self.dataset}", kind="either")
+        found = sorted(Path(self.root or "", self.folder).glob("*"))
+        files = [existing(file, f"a file of {self.dataset}", kind="either") for file in found]
+        seen = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
         try:
-            data = getattr(datasets, self.source)(self.root or "", train=self.split == "train", download=False)
+            images, labels = _official(self.source, self.root or "", self.split == "train", seen)
         except (RuntimeError, OSError) as error:
             raise InvalidInput(
                 f"{self.source.replace('CIFAR', 'CIFAR-')} is not under {self.root!r}: {self.folder} is missing "
                 f"there or damaged (md5). `puregrid data fetch {self.dataset} --root {self.root}` downloads it; "
                 "puregrid never does so by itself."
             ) from error
-        images = data.data.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255)
-        return ImageSet(np.ascontiguousarray(images), np.asarray(data.targets, dtype=np.int64))
+        return ImageSet(images, labels)
+
+
+@lru_cache(maxsize=1)
+def _official(
+    source: str, root: str, train: bool, files: tuple[tuple[str, int, int], ...]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Images in [0, 1] and labels as torchvision reads them; kept while the files have the same sizes and times."""
+    allow_torchvision_import()
+    with installed(f"data set {source.lower()}"):
+        from torchvision import datasets
+
+    data = getattr(datasets, source)(root, train=train, download=False)
+    images = np.ascontiguousarray(data.data.transpose(0, 3, 1, 2), dtype=np.float32)
+    images /= np.float32(255)
+    labels = np.asarray(data.targets, dtype=np.int64)
+    return images, labels  # shared by every reading; one that was written to no longer has its digest (load)
 
 
 @DATASETS.register("cifar10")

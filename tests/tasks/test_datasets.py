@@ -203,6 +203,24 @@ class TestCifar100:
         train = Cifar100Config(root=str(tmp_path), split="train").resolved(Path())
         assert len(train.load()) == 2 and train.digest != config.digest and train.label() == "cifar100 (train)"
 
+    def test_its_files_are_read_once_and_again_when_they_change(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_cifar100(tmp_path, monkeypatch)
+        config = Cifar100Config(root=str(tmp_path)).resolved(Path())
+        first = config.load().images
+        assert np.shares_memory(first, config.load().images)
+        (tmp_path / "cifar-100-python" / "test").write_bytes(b"")
+        with pytest.raises(InvalidInput, match="damaged"):
+            config.load()
+
+    def test_images_that_were_written_to_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_cifar100(tmp_path, monkeypatch)
+        config = Cifar100Config(root=str(tmp_path)).resolved(Path())
+        config.load().images[0, 0, 0, 0] = 0.5
+        with pytest.raises(InvalidInput, match="digest"):
+            config.load()
+
     def test_the_classes_are_the_hundred_fine_ones_in_alphabetical_order(self) -> None:
         names = Cifar100Config().class_names
         assert len(set(names)) == 100 and list(names) == sorted(names)
