@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import tasks.datasets
+import tasks.datasets.digits
 from defense.errors import InvalidInput
 from defense.torchvision_cpu import allow_torchvision_import
 from tasks.datasets import DATASETS, Cifar10Config, Cifar100Config, DigitsConfig, FolderConfig, ImageSet
@@ -45,9 +46,9 @@ def test_digits_split_is_every_third_image_of_scikit_learn() -> None:
 
 
 def test_digits_are_the_same_where_scikit_learn_keeps_its_file_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = tasks.datasets._digits.__wrapped__
+    read = tasks.datasets.digits._digits.__wrapped__
     images, labels = read()
-    monkeypatch.setattr(tasks.datasets, "find_spec", lambda name: None)
+    monkeypatch.setattr(tasks.datasets.digits, "find_spec", lambda name: None)
     loaded = read()
     assert np.array_equal(images, loaded[0]) and np.array_equal(labels, loaded[1])
     assert (images.dtype, labels.dtype) == (loaded[0].dtype, loaded[1].dtype) == (np.float32, np.int64)
