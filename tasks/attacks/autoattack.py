@@ -170,6 +170,22 @@ class AutoAttackConfig(AttackConfig):
         """See :class:`AttackConfig`."""
         return self.version
 
+    @property
+    def _numbers(self) -> dict[str, int]:
+        """Its numbers, the package's where no other is stated."""
+        return {
+            "steps": self.steps or 100,
+            "calls": self.calls or (20 if self.version == "rand" else 1),
+            "targets": self.targets or (5 if self.norm == "l1" and self.version == "standard" else 9),
+            "queries": self.queries or 5000,
+        }
+
+    @property
+    def effort(self) -> dict[str, int | tuple[str, ...]]:
+        """Its parts, their numbers, the package's where no other is stated, and the draws of a call."""
+        used = {name: number for name, number in self._numbers.items() if _NUMBERS[name].intersection(self.names)}
+        return {"attacks": self.names, **used, "eot": self.eot}
+
     def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
         """See :class:`AttackConfig`."""
         _check_classes(self._least_classes, classes)
@@ -192,15 +208,15 @@ class AutoAttackConfig(AttackConfig):
         """Return the cost of an unbroken image in a batch of such, with 10 classes: no image costs more."""
         sparse = self.norm == "l1" and self.version == "standard"
         restarts = 5 if sparse else {"standard": 1, "rand": 1}.get(self.version, 5)
-        calls = self.calls or (20 if self.version == "rand" else 1)
-        steps, targets = self.steps or 100, self.targets or (5 if sparse else 9)
+        numbers = self._numbers
+        steps, calls, targets = numbers["steps"], numbers["calls"], numbers["targets"]
         run = steps + (3 if sparse else 1)  # three balls have three starts
         apgd = 1 + restarts * run * calls
         costs: dict[str, int] = {
             "apgd-ce": apgd,
             "apgd-dlr": apgd,
             "fab": 1 + restarts * (1 + 2 * steps + 1),
-            "square": 1 + (self.queries or 5000) + 1 + 1,
+            "square": 1 + numbers["queries"] + 1 + 1,
             "apgd-t": 1 + targets * (1 + run),
             "fab-t": 1 + (self.targets or 9) * (2 + 2 * steps + 1),
         }
