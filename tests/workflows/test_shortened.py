@@ -61,13 +61,13 @@ def test_what_was_cut_is_read_from_the_specs(
     tmp_path: Path, name: str, own: str, cut: tuple[str, ...], otherwise: tuple[str, ...]
 ) -> None:
     entry = f"as-published: {name}, {own}" if own else f"as-published: {name}"
-    assert departure(authors_setting(name), attack(tmp_path, entry)) == Departure(cut, otherwise)
+    assert departure(authors_setting(name).attack, attack(tmp_path, entry)) == Departure(cut, otherwise)
 
 
 def test_another_kind_of_attack_and_none_at_all() -> None:
     other = APGDConfig.model_validate(LINF)
-    assert departure(authors_setting("osgd"), other).otherwise == ("apgd-100 linf for pgd-40 linf last",)
-    assert departure(authors_setting("consistency"), other) == Departure()
+    assert departure(authors_setting("osgd").attack, other).otherwise == ("apgd-100 linf for pgd-40 linf last",)
+    assert departure(authors_setting("consistency").attack, other) == Departure()
 
 
 def test_what_is_said_of_it() -> None:

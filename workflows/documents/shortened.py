@@ -16,7 +16,6 @@ from defense.gradients import GradientMode
 
 if TYPE_CHECKING:
     from tasks.attacks import AttackConfig
-    from workflows.documents.authors import AuthorsSetting
 
 __all__ = ["Departure", "check_kind", "departure"]
 
@@ -44,19 +43,19 @@ class Departure:
         return " ".join(said)
 
 
-def departure(setting: AuthorsSetting, attack: AttackConfig) -> Departure:
-    """Compare an attack with that of a setting, whatever their budgets.
+def departure(published: Mapping[str, Any] | None, attack: AttackConfig) -> Departure:
+    """Compare an attack with that of some authors, whatever their budgets.
 
     Arguments:
-        setting: The authors' setting.
+        published: Entry of the authors' attack; None where none is known.
         attack: The attack that an entry ``as-published`` stands for; of images from elsewhere the one that made them.
     """
     from tasks.attacks import AttackConfig, TransferConfig
 
-    if setting.attack is None:
+    if published is None:
         return Departure()
     own = attack.source if isinstance(attack, TransferConfig) else attack
-    entry = setting.attack.get("source", setting.attack)
+    entry = published.get("source", published)
     theirs: AttackConfig = AttackConfig.from_entry({**entry, "norm": own.norm, "eps": own.eps})
     if type(own) is not type(theirs):
         return Departure(otherwise=(f"{own.label()} for {theirs.label()}",))

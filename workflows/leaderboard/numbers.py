@@ -109,7 +109,7 @@ def attacked(
             number = number_of(source, cell, row, of, _called(cell), own)
             setting = settings.get(cell.id) if name == "published" else None
             if setting is not None and cell.attack is not None:
-                number = replace(number, departure=departure(setting, cell.attack))
+                number = replace(number, departure=departure(setting.attack, cell.attack))
             yield name, number
 
 
