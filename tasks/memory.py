@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["HELD", "IDLE", "PEAK", "ended", "machine_memory", "peak_memory", "resident"]
+__all__ = ["HELD", "IDLE", "PEAK", "crowded", "ended", "machine_memory", "peak_memory", "resident"]
 
 PEAK, IDLE, HELD = "peak_mib", "idle_mib", "held_mib"
 """Notes of a unit: the MiB that it took at most, those of the worker's process before it had loaded anything, and
@@ -53,6 +53,11 @@ def machine_memory() -> int:
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
         total = min(total, int(_CONTAINER.read_text()))
     return total
+
+
+def crowded() -> bool:
+    """Return whether this process holds more than a quarter of the memory that the machine has for each processor."""
+    return (resident() or 0.0) * 2**20 > 0.25 * machine_memory() / (os.cpu_count() or 1)
 
 
 def resident() -> float | None:

@@ -1,4 +1,4 @@
-"""Freed memory stays: measured in page faults, in a process of its own since malloc's settings are the process's."""
+"""Freed memory stays, until it is given back: in processes of their own, since malloc's settings are a process's."""
 
 from __future__ import annotations
 
@@ -43,3 +43,26 @@ def test_layers_that_come_again_cost_a_tenth_of_the_page_faults() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     as_it_is, kept = map(int, done.stdout.split())
     assert 10 * kept < as_it_is
+
+
+HOLES = """
+import torch
+
+from tasks.allocator import give_back_freed_memory, keep_freed_memory
+from tasks.memory import resident
+
+assert keep_freed_memory()
+blocks = [torch.ones(4 * 2**20 // 4) for _ in range(64)]  # 4 MiB each
+blocks = blocks[::16]
+before = resident()
+assert give_back_freed_memory()
+print(before, resident(), sum(float(block.sum()) for block in blocks))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_holes_of_the_heap_go_back_and_what_is_in_use_stays() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    before, after, total = map(float, done.stdout.split())
+    assert before - after > 0.9 * 60 * 4 and total == 4 * 2**20

@@ -91,3 +91,11 @@ def test_other_errors_are_not_tried_again_in_smaller_parts() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         context.in_batches("unit", 8, 8, work)
     assert tried == [(0, 8)] and context.memory_retries == 0
+
+
+def test_a_process_is_crowded_from_a_quarter_of_a_processor_s_share_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks.memory, "machine_memory", lambda: 8 * 2**30)
+    monkeypatch.setattr(tasks.memory.os, "cpu_count", lambda: 4)
+    for held, expected in ((None, False), (511.0, False), (513.0, True)):
+        monkeypatch.setattr(tasks.memory, "resident", lambda held=held: held)
+        assert tasks.memory.crowded() is expected

@@ -26,9 +26,9 @@ import torch
 from defense.errors import InvalidInput, PuregridError
 from defense.redaction import redacted
 from defense.spec import CODE
-from tasks.allocator import keep_freed_memory
+from tasks.allocator import give_back_freed_memory, keep_freed_memory
 from tasks.compute import Context
-from tasks.memory import HELD, IDLE, PEAK, peak_memory, resident
+from tasks.memory import HELD, IDLE, PEAK, crowded, peak_memory, resident
 from tasks.stages import Chunk, Output, StageSpec
 from workflows.monitoring.ledger import Place
 from workflows.monitoring.versions import worker_versions
@@ -346,6 +346,8 @@ class UnitWorker:
             inputs.read,
             round(time.time(), 3),
         )
+        if crowded():
+            give_back_freed_memory()
         if loading:
             output.notes["loading_seconds"] = round(loading, 4)
         if peak_mib is not None:
