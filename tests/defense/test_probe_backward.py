@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from loops import tiers
 from planted import TEST_SET
@@ -52,6 +55,16 @@ FIRST = {check: fault for fault, check in reversed(FAULTS.items())}
 def test_a_planted_fault_is_flagged_by_its_check(fault: str) -> None:
     found = probed(BackwardConfig(fault=fault))
     assert FAULTS[fault] in {check.name for check in found.failures}, str(found)
+
+
+@pytest.mark.slow
+def test_a_probe_in_a_workers_thread_asks_as_the_main_one_too() -> None:
+    main = threading.main_thread()
+    with ThreadPoolExecutor(1) as worker:
+        found = worker.submit(probed, BackwardConfig(fault="in another thread")).result()
+    assert [check.name for check in found.failures] == ["role"]
+    assert found.check("role").text == "another answer: the main thread"
+    assert threading.main_thread() is main
 
 
 @pytest.mark.slow
