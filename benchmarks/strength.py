@@ -1,7 +1,8 @@
 """How strong the attacks are at equal cost: what each leaves of a defence, and what `strongest` leaves.
 
-    python benchmarks/strength.py small|digits|cifar10 [--first 0] [--images 64] [--steps 8] [--eot 5] [--select 10]
-        [--queries 20] [--draws 40] [--only NAME ...] [--reverse 2] [--at-least COST] [--cache FOLDER [--part 16]]
+    python benchmarks/strength.py small|digits|cifar10|jpeg|bit-depth|median|squeezing [--first 0] [--images 64]
+        [--steps 8] [--eot 5] [--select 10] [--queries 20] [--draws 40] [--only NAME ...] [--reverse 2]
+        [--at-least COST] [--cache FOLDER [--part 16]]
 
 `strongest` is run first, with `--steps`, `--eot`, `--select` and `--queries`; each other attack then has as many
 steps as cost no less than it did, or than `--at-least` says. Cost is counted, not computed: every draw that the
@@ -11,9 +12,14 @@ of the judgement.
 
 `small` is noise of 0.2 and half of a 3 x 3 binomial blur in front of the digits network, l_inf 0.06; `digits` is
 DiffPure at t* = 100 in 2 steps with the shipped denoiser, 0.15; `cifar10` is DiffPure at t* = 50 in 2 steps in front
-of ResNet-20, 4/255 (needs PUREGRID_DATA and PUREGRID_WEIGHTS); `--reverse` is another number of steps. `Avg` is the
-mean over draws, `Wor-20` the share of images that are right on all of 20 draws (the mean over all choices of 20); the
-last columns are the paired difference to `strongest`, with its standard error over images.
+of ResNet-20, 4/255 (needs PUREGRID_DATA and PUREGRID_WEIGHTS); `--reverse` is another number of steps. `jpeg`
+(quality 50), `bit-depth` (2 bits), `median` (3 x 3) and `squeezing` (both) round or sort in front of the digits
+network, 0.1: rungs follow the identity, what autograd gives, and the soft approximation. Nothing is random there:
+give `--eot 1 --select 1 --draws 1`.
+
+`Avg` is the mean over draws, `Wor-20` the share of images that are right on all of 20 draws (the mean over all
+choices of 20), or on all draws where there are fewer; the last columns are the paired difference to `strongest`, with
+its standard error over images.
 
 With `--cache`, the images of every attack are kept, `--part` images a file, and are not computed again: a run that
 was ended goes on there. The files know the settings and not the code; after a change of an attack, delete them.
@@ -38,7 +44,7 @@ from torch.nn.functional import conv2d, pad
 
 from defense import ClassifierConfig, DiffPureConfig, DiffusersConfig, Omega, Purifier
 from defense.models import Models
-from defense.purifiers import PurifierConfig
+from defense.purifiers import BitDepthConfig, JPEGConfig, MedianConfig, PurifierConfig, SequenceConfig
 from tasks.attacks import ATTACKS, AttackConfig, Target
 from tasks.compute import Compute, Context
 from tasks.datasets import DATASETS, DatasetConfig
@@ -71,6 +77,14 @@ class SmallConfig(PurifierConfig):
         return Small()
 
 
+ROUNDING: dict[str, PurifierConfig] = {
+    "jpeg": JPEGConfig(quality=50),
+    "bit-depth": BitDepthConfig(bits=2),
+    "median": MedianConfig(size=3),
+    "squeezing": SequenceConfig(stages=(BitDepthConfig(bits=2), MedianConfig(size=3))),
+}
+
+
 def parts(name: str, reverse: int = 2) -> tuple[DatasetConfig, ClassifierConfig, PurifierConfig, float, list[str]]:
     """Data set, classifier, purifier, eps, and the gradient modes of the rungs."""
     if name == "cifar10":
@@ -85,6 +99,8 @@ def parts(name: str, reverse: int = 2) -> tuple[DatasetConfig, ClassifierConfig,
     classifier = classifier.resolved(Path.cwd())
     if name == "small":
         return data, classifier, SmallConfig(), 0.06, ["bpda", "exact"]
+    if name in ROUNDING:
+        return data, classifier, ROUNDING[name], 0.1, ["bpda", "exact", "soft"]
     denoiser = DiffusersConfig(format="diffusers", path=str(folder), schedule="linear-1000").resolved(Path.cwd())
     purifier = DiffPureConfig(denoiser=denoiser, schedule="linear-1000", t_star=t_star, steps=reverse)
     return data, classifier, purifier, eps, ["bpda", "surrogate(1)", "exact"]
@@ -191,6 +207,7 @@ def contenders(work: float, eot: int, select: int, queries: int, modes: list[str
         "pgd": {"attack": "pgd", "steps": one, **exact},
         "pgd margin": {"attack": "pgd", "loss": "margin", "steps": one, **exact},
         "pgd bpda": {"attack": "pgd", "steps": one, "gradient": "bpda", "eot": eot},
+        **({"pgd soft": {"attack": "pgd", "steps": one, "gradient": "soft", "eot": eot}} if "soft" in modes else {}),
         "apgd": {"attack": "apgd", "steps": one, **exact},
         "apgd dlr": {"attack": "apgd", "loss": "dlr", "steps": one, **exact},
         "diffhammer": {"attack": "diffhammer", "steps": steps(3, 2 / 3), **exact},
@@ -215,7 +232,7 @@ def contenders(work: float, eot: int, select: int, queries: int, modes: list[str
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("defence", choices=("small", "digits", "cifar10"))
+    parser.add_argument("defence", choices=("small", "digits", "cifar10", *ROUNDING))
     for name, default in {
         "first": 0,
         "images": 64,
@@ -236,6 +253,7 @@ def main() -> None:
     lab = Laboratory(options.defence, options.first, options.images, options.reverse, options.cache, options.part)
     shared = {"eot": options.eot, "select": options.select, "queries": options.queries}
     rungs = ["blind", *lab.modes, "black-box", "apgd", "diffhammer", "refine"]
+    rungs += ["refine(soft)"] if "soft" in lab.modes else []
     reference, work = lab.attack({"attack": "strongest", "rungs": rungs, "steps": options.steps, **shared})
     if options.at_least is not None and work > options.at_least:
         parser.error(f"strongest cost {work:.0f}, more than --at-least {options.at_least:.0f}")
@@ -244,7 +262,7 @@ def main() -> None:
     print("| attack | cost | Avg | Wor-20 | Avg more than strongest | Wor-20 more |\n|:-|-:|-:|-:|-:|-:|", flush=True)
 
     def show(name: str, cost: float, found: npt.NDArray[np.bool_]) -> None:
-        worst, best_worst = worst_of(found, 20), worst_of(right, 20)
+        worst, best_worst = (worst_of(answers, min(20, answers.shape[1])) for answers in (found, right))
         more = []
         for of, than in ((found.mean(1), right.mean(1)), (worst, best_worst)):
             apart = np.asarray(of - than, dtype=np.float64)

@@ -145,7 +145,7 @@ _DEMANDS = (
     Demand(
         "gradient-elsewhere",
         "Is the gradient the same in float32, alone, in batches, and in proportion for losses of other sizes and "
-        "signs?",
+        "signs, and right where most pixels are 0 or 1?",
         "largest relative difference",
         0.05,
         "kinks that rounding crosses stay below it; the gradient was verified in float64, attacks run in float32",

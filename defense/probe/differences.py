@@ -22,7 +22,7 @@ gradient predicts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -136,9 +136,14 @@ def measure(subject: Subject, images: int, directions: int) -> Differences:
     x, omega = _generic(subject.images[:images]), subject.omega(images)
     u = _directions(x, directions)
     weight = subject.weight(subject.value(x[:1], omega.part(0, 1)))
-    slopes = torch.empty(len(LOCAL) + len(ATTACK), images, directions, dtype=torch.float64)
-    jobs = [(i, j, k) for i in range(len(slopes)) for j in range(images) for k in range(directions)]
-    sizes = (*LOCAL, *ATTACK)
+    return Differences(subject, _slopes(subject, x, u, weight, (*LOCAL, *ATTACK)), x, u.double().cpu(), weight)
+
+
+def _slopes(subject: Subject, x: Tensor, u: Tensor, weight: Tensor, sizes: Sequence[float]) -> Tensor:
+    """Return s_h(u), shape (H, N, K), at these step sizes, of images, shape (N, ...), and directions, (N, K, ...)."""
+    omega = subject.omega(len(x))
+    slopes = torch.empty(len(sizes), *u.shape[:2], dtype=torch.float64)
+    jobs = [(i, j, k) for i in range(len(sizes)) for j in range(len(x)) for k in range(u.shape[1])]
     for start in range(0, len(jobs), _TOGETHER // 2):
         part = jobs[start : start + _TOGETHER // 2]
         ends = torch.stack([x[j] + sign * sizes[i] * u[j, k] for i, j, k in part for sign in (1, -1)])
@@ -146,7 +151,7 @@ def measure(subject: Subject, images: int, directions: int) -> Differences:
         along = (values.double() * weight.double()).flatten(1).sum(1).reshape(-1, 2).cpu()
         for (i, j, k), (above, below) in zip(part, along.tolist(), strict=True):
             slopes[i, j, k] = (above - below) / (2 * sizes[i])
-    return Differences(subject, slopes, x, u.double().cpu(), weight)
+    return slopes
 
 
 def _generic(x: Tensor) -> Tensor:
@@ -167,6 +172,21 @@ def _directions(x: Tensor, count: int) -> Tensor:
     coarse = signs[:, -1, :, ::block, ::block].repeat_interleave(block, -1).repeat_interleave(block, -2)
     signs[:, -1] = coarse[..., : x.shape[-2], : x.shape[-1]]
     return (2 * signs - 1).to(x)
+
+
+def _at_the_range(found: Differences) -> Differences:
+    """Measure the slopes where four fifths of the pixels are black or white, in directions of the others.
+
+    An attack leaves many pixels there. They stay where they are, since clamps have kinks at them.
+    """
+    subject, weight = found.subject, found.weight
+    x = found.points[:2].flatten(1)
+    rank = x.argsort(1).argsort(1) / x.shape[1]
+    black, white = rank < 0.4, rank >= 0.6
+    points = torch.where(black, 0.0, torch.where(white, 1.0, 0.3 + 0.4 * x)).reshape(found.points[:2].shape)
+    inside = ~(black | white).reshape(points.shape)
+    u = _directions(points, 3) * inside.unsqueeze(1)
+    return Differences(subject, _slopes(subject, points, u, weight, LOCAL), points, u.double().cpu(), weight)
 
 
 def mode_gradient(found: Differences, mode: str, *, exact: bool) -> ModeGradient:
@@ -228,6 +248,8 @@ def loss_gradient(subject: Subject) -> Check:
 def elsewhere(found: Differences, subject: Subject) -> Check:
     """Compare the verified gradient with those in float32, of one image alone, of copies, and of other weights.
 
+    Where most pixels are at the ends of the range it is verified anew.
+
     A backward pass is linear: the gradient of c times the weights is c times the gradient. One that clips, lets what
     is small underflow, normalises or passes one sign alone is right at one size, and attacks ask at others: those of
     a mean over draws, and of a cross-entropy that is nearly 0.
@@ -252,6 +274,9 @@ def elsewhere(found: Differences, subject: Subject) -> Check:
     }
     for factor, words in _WEIGHTS.items():
         apart[words] = _relative(subject.gradient(x, omega, factor * weight)[1] / factor, together)
+    if subject.claims.differentiable:
+        edge = _at_the_range(found)
+        apart["where most pixels are 0 or 1"] = float(edge.errors(edge.exact.double().cpu()).median())
     if found.subject.images.dtype == torch.float64:
         apart["in float32"] = _relative(together, found.exact)
         value = found.subject.value(found.points, found.subject.omega(count))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +240,8 @@ def role(subject: Subject) -> Check:
         )
     with ThreadPoolExecutor(1) as other:  # the grad mode is a thread's own, and `value` sets it there
         compare("another thread", lambda: (other.submit(subject.value, x, omega).result(), None))
+    with _as_the_main_thread():
+        compare("the main thread", lambda: (subject.value(x, omega), None))
     if isinstance(module, Purifier):
         training = module.training
         module.training = not training  # its own flag: layers inside may have every right to look at theirs
@@ -263,6 +266,17 @@ def role(subject: Subject) -> Check:
     if different:
         text = f"another answer: {', '.join(different)}"
     return answer("role", subject.part, len(different), text)
+
+
+@contextlib.contextmanager
+def _as_the_main_thread() -> Iterator[None]:
+    """Let this thread be taken for the main one: workers compute in another, where a probe is in another as well."""
+    main = threading.main_thread()
+    threading._main_thread = threading.current_thread()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        threading._main_thread = main  # type: ignore[attr-defined]
 
 
 def first_slope(subject: Subject) -> Tensor | None:

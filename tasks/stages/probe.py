@@ -40,7 +40,7 @@ class ProbeStage(StageSpec):
     """
 
     stage: Literal["probe"] = "probe"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     dataset: SerializeAsAny[DatasetConfig]
     purifier: SerializeAsAny[PurifierConfig] | None = None
     classifier: SerializeAsAny[ClassifierConfig] | None = None
@@ -88,10 +88,11 @@ class ProbeStage(StageSpec):
         images = context.tensor(data.images[np.array(chunk.ids)])
         if self.purifier is None:
             assert self.classifier is not None
-            found = probe_classifier(context.classifier(self.classifier), images, config=self.classifier)
+            # Built here and not taken from the cache: it must not have been called before.
+            network = self.classifier.build().to(context.device)
+            found = probe_classifier(network, images, config=self.classifier)
         else:
             guide = self.classifier if self.purifier.uses_classifier else None
-            # Built here and not taken from the cache: it must not have been called before.
             models = Models(None if guide is None else context.classifier(guide), context.load)
             found = probe_purifier(
                 self.purifier.build(models).to(context.device),

@@ -226,9 +226,17 @@ _EVALUATE = RowSchema(
     1,
     (
         *_IMAGE,
-        RowColumn("prediction", pa.list_(pa.int16()), "the defence's answer, one a draw"),
-        RowColumn("label_probability", pa.list_(pa.float32()), "probability of the true class, one a draw"),
-        RowColumn("mean_probability", pa.list_(pa.float32()), "mean over draws of each class's probability"),
+        RowColumn("prediction", pa.list_(pa.int16()), "the defence's answer, one a draw; -1 for a draw not asked"),
+        RowColumn(
+            "label_probability",
+            pa.list_(pa.float32()),
+            "probability of the true class, one a draw; null where not asked",
+        ),
+        RowColumn(
+            "mean_probability",
+            pa.list_(pa.float32()),
+            "mean over draws of each class's probability; null where not all draws were asked",
+        ),
         RowColumn(
             "t_star",
             pa.int32(),
@@ -240,6 +248,7 @@ _EVALUATE = RowSchema(
         *_COSTS_32,
     ),
     optional=(
+        RowColumn("draws_asked", pa.int32(), "defences with `until`: how many draws were asked"),
         RowColumn("draw_t_star", pa.list_(pa.int32()), "purifiers with a t* for each image: that of each draw"),
         RowColumn("draw_abar", pa.list_(pa.float64()), "the schedule's values there"),
         RowColumn("draw_sigma_eq", pa.list_(pa.float64()), "their noise levels in units of [0, 1] pixels"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from loops import tiers
 from planted import TEST_SET
@@ -32,6 +35,7 @@ FAULTS = {
     "clean images exempt": "test-set-memory",
     "clean images in a bypass": "test-set-memory",
     "detached off the test images": "gradient",
+    "detached at the range": "gradient-elsewhere",
     "noise by content": "gradient",
     "abstains when noisy": "gradient-at-attack-scale",
     "in another thread": "role",
@@ -55,9 +59,20 @@ def test_a_planted_fault_is_flagged_by_its_check(fault: str) -> None:
 
 
 @pytest.mark.slow
-def test_where_most_pixels_are_at_the_ends_of_the_range_a_wrong_gradient_is_not_seen() -> None:
-    """Kinks of sound purifiers lie there too: the page of the probe says so."""
-    assert probed(BackwardConfig(fault="detached at the range")).failures == ()
+def test_a_gradient_that_is_wrong_where_most_pixels_are_black_or_white() -> None:
+    check = probed(BackwardConfig(fault="detached at the range")).check("gradient-elsewhere")
+    assert check.measured == pytest.approx(0.9, abs=1e-6)  # nine tenths of it are detached there
+    assert "where most pixels are 0 or 1" in check.text
+
+
+@pytest.mark.slow
+def test_a_probe_in_a_workers_thread_asks_as_the_main_one_too() -> None:
+    main = threading.main_thread()
+    with ThreadPoolExecutor(1) as worker:
+        found = worker.submit(probed, BackwardConfig(fault="in another thread")).result()
+    assert [check.name for check in found.failures] == ["role"]
+    assert found.check("role").text == "another answer: the main thread"
+    assert threading.main_thread() is main
 
 
 @pytest.mark.parametrize(

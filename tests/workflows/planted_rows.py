@@ -110,7 +110,7 @@ class Planted(PurifierConfig):
         return self.how
 
     def build(self, models: Models | None = None) -> Purifier:
-        return _Alternating() if self.how == "alternating" else _Planted(self.how)
+        return (_Alternating() if self.how == "alternating" else _Planted(self.how)).eval()
 
 
 # ------------------------------------------------------------------------------------------------ classifiers

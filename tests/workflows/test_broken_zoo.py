@@ -107,7 +107,7 @@ class Rounding(PurifierConfig):
         return "rounding"
 
     def build(self, models: Models | None = None) -> Purifier:
-        return _Rounding()
+        return _Rounding().eval()
 
 
 def test_a_gradient_that_rounding_has_shattered(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ class LookUp(PurifierConfig):
         return "look-up"
 
     def build(self, models: Models | None = None) -> Purifier:
-        return _LookUp()
+        return _LookUp().eval()
 
 
 def test_a_purifier_that_holds_the_test_images(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +13,15 @@ from helpers_small import ASSETS, compute
 from torch import Tensor
 from typer.testing import CliRunner
 
+from defense.classifiers import CLASSIFIERS, ClassifierConfig
+from defense.classifiers.digits_cnn import DigitsCNN
 from defense.errors import InvalidInput
 from defense.models import Models
 from defense.probe import DEMANDS
 from defense.purifiers import Purifier, PurifierConfig
 from defense.randomness import Omega
+from tasks.compute import Compute, Context
+from tasks.datasets import DigitsConfig
 from tasks.stages import ProbeStage
 from workflows.analysis import Analysis
 from workflows.audit import findings
@@ -60,6 +65,16 @@ class Unbuildable(Rounds):
     def build(self, models: Models | None = None) -> Purifier:
         raise KeyError("weights")
 
+
+class _Tires(DigitsCNN):
+    calls = 0
+
+    def classify(self, latent: Tensor) -> Tensor:
+        self.calls += 1
+        return super().classify(latent) + 0.1 * (self.calls > 40)
+
+
+TIRES = replace(CLASSIFIERS.get("digits-cnn"), build=_Tires, load=None)
 
 GUIDED = (
     f"{{purifier: distribution-transfer, denoiser: {{format: diffusers, path: {ASSETS / 'digits-ddpm'}, "
@@ -165,6 +180,16 @@ def test_probes_are_made_once_and_their_rows_are_the_same_bytes(committed: Resul
             assert committed.store.data_sha256(*names) == again.data_sha256(*names)
 
 
+def test_a_classifier_that_units_have_called_before_is_probed_as_it_begins() -> None:
+    config = ClassifierConfig(classifier="test_probe_stage:TIRES").resolved(Path())
+    stage = ProbeStage(dataset=DigitsConfig(), classifier=config, compute=Compute())
+    context = Context()
+    for _ in range(50):
+        context.classifier(config)(torch.zeros(1, 1, 8, 8))
+    rows = stage.run(ProbeStage.chunk(range(20)), {}, context).rows.to_pandas()
+    assert set(rows[rows["verdict"] == "fail"]["name"]) == {"state"}
+
+
 def test_the_command_probes_a_sweep_into_the_store_once(committed: Results, tmp_path: Path) -> None:
     path = tmp_path / "probed.yaml"
     path.write_text(TEXT)
@@ -212,7 +237,6 @@ def test_wrong_use_of_the_command_is_explained(arguments: list[str], message: st
 
 def test_from_python_a_module_of_any_kind_is_probed() -> None:
     import puregrid
-    from defense.classifiers import ClassifierConfig
 
     network = ClassifierConfig(classifier="digits-at").resolved(Path()).build()
     defended = puregrid.Defended(puregrid.GaussianNoiseConfig(sigma=0.1).build(), network)

@@ -76,7 +76,7 @@ class Analysis:
         """Network evaluations of one answer, by cell with judged rows; a vote is one answer a draw."""
         cells = {cell.id: cell for cell in self.sweep.adversarial}
         judged = self.robustness[self.robustness["images"] > 0]["cell"] if len(self.robustness) else ()
-        return {name: self.results.evaluations(cells[name]) / cells[name].defence.draws for name in judged}
+        return {name: self.results.evaluations(cells[name]) / self.results.draws(cells[name]) for name in judged}
 
     @cached_property
     def combined(self) -> pd.DataFrame:

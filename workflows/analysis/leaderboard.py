@@ -31,7 +31,8 @@ def leaderboard_frame(
     knows all that there is to know, and counts as both. ``certified`` is the best over sigma at ``radius``,
     ``corruptions`` the mean over the benchmark's, ``evaluations`` those of all networks for one answer.
 
-    Lines are in the order of ``adaptive``, ``static`` and ``clean``, from the best; what is missing comes last.
+    Defences whose draws stop have no line: their Avg is not known. Lines are in the order of ``adaptive``, ``static``
+    and ``clean``, from the best; what is missing comes last.
 
     Arguments:
         results: The results.
@@ -42,6 +43,8 @@ def leaderboard_frame(
     attacked: dict[_Key, dict[tuple[str | None, float], list[dict[str, Any]]]] = {}
     clean: dict[_Key, dict[str, Any]] = {}
     for row in records(robustness):
+        if not missing(row.get("until")):  # its Avg is not known
+            continue
         key = tuple(row[name] for name in KEY)
         budgets = attacked.setdefault(key, {})
         if missing(row.get("avg")):
@@ -167,7 +170,7 @@ def _evaluations(results: Results) -> dict[_Key, float]:
         labels = results.sweep.labels[cell.id]
         key = (labels["dataset"], cell.seed, labels["classifier"], labels["defence"])
         if cell.certificate is None and key not in found:
-            evaluations = results.evaluations(cell) / cell.defence.draws
+            evaluations = results.evaluations(cell) / results.draws(cell)
             if evaluations == evaluations:
                 found[key] = evaluations
     return found

@@ -25,7 +25,7 @@ def summary(
         corruptions: That of accuracy under corruptions.
         findings: The auditor's findings: a figure with errors or warnings is not named without them.
     """
-    judged = robustness[robustness["images"] > 0] if len(robustness) else robustness
+    judged = robustness[robustness["avg"].notna()] if len(robustness) and "avg" in robustness else robustness[:0]
     return [
         *(_attacked(judged, findings) if len(judged) else ()),
         *(_certified(certified) if len(certified) else ()),

@@ -112,6 +112,13 @@ _OF_DEFENCES = (
     FieldText(
         "aggregation", "single | mean-probability | majority-vote", "single", "What becomes of the draws.", False
     ),
+    FieldText(
+        "until",
+        "vote | worst",
+        "None",
+        "Ask no more draws of an image once its vote, or its worst draw, is certain.",
+        False,
+    ),
 )
 """What an entry of ``defences`` has beside its purifier."""
 
@@ -158,7 +165,7 @@ def _energies() -> list[dict[str, Any]]:
 def _purifiers() -> list[dict[str, Any]]:
     from defense.purifiers import PURIFIERS
 
-    shared = ["draws=1", "aggregation='single'"]
+    shared = ["draws=1", "aggregation='single'", "until=None"]
     entries = [_config(name, PURIFIERS.get(name), "purifier") for name in PURIFIERS.names()]
     return [{**entry, "fields": [*entry["fields"], *shared]} for entry in entries]
 

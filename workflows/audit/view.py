@@ -196,8 +196,10 @@ class View:
 
     @cached_property
     def defended(self) -> Key:
-        """Images, classifier, seed and defence."""
-        return *self.images, self.cell.defence.purifier.id, self.cell.defence.draws
+        """Images, classifier, seed, defence, and what its answers are of where draws stop."""
+        defence = self.cell.defence
+        # A rung of a ladder knows shares of right draws, the judge then the vote or the worst draw alone.
+        return *self.images, defence.purifier.id, defence.draws, defence.until if self.judged else None
 
     @cached_property
     def threat(self) -> Key:
@@ -214,7 +216,7 @@ class View:
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
-        """Right answers, shape (images, draws)."""
+        """Right answers, shape (images, draws); (images, 1) where draws stop, see :meth:`Results.correct`."""
         return self.results.correct(self.cell)
 
     @property
@@ -229,7 +231,7 @@ class View:
 
     @cached_property
     def accuracy(self) -> float:
-        """Avg: mean over draws and images."""
+        """Avg: mean over draws and images; where draws stop, the share of images whose certain answer is right."""
         return float(self.correct.mean())
 
     @cached_property

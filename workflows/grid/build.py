@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from defense.aggregate import Aggregation
+from defense.aggregate import Aggregation, Until
 from defense.bounds import BOUNDS, LARGEST_INTEGER, Bound, beyond
 from defense.classifiers import ClassifierConfig
 from defense.denoisers import DenoiserConfig
@@ -83,6 +83,7 @@ class DefenceFields(Spec):
 
     draws: int = Field(default=1, ge=1)
     aggregation: Aggregation = "single"
+    until: Until | None = None
 
 
 _OF_DEFENCES = frozenset(DefenceFields.model_fields)
@@ -167,7 +168,7 @@ class Builder:
         if not unique:
             raise document.error(("exclude",), "nothing is left of the grid: every cell is excluded.")
         for cell in unique:
-            check_fit(document, cell)
+            check_fit(document, cell, self.precision)
         check_one_choice_of_images(document, unique)
         settings = {
             "chunk": self.chunk,
@@ -436,7 +437,7 @@ class Builder:
                     (*keys, "draws"),
                     f"purifier {config.purifier!r} is deterministic: every draw is the same, give 1.",
                 )
-            yield Defence(config, shared.draws, shared.aggregation)
+            yield Defence(config, shared.draws, shared.aggregation, shared.until)
 
     def _attacks(self, keys: Keys, entry: dict[str, Any]) -> Sequence[AttackConfig | None]:
         if entry["attack"] == "none":

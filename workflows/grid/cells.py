@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from defense.aggregate import Aggregation
+from defense.aggregate import Aggregation, Until
 from defense.classifiers import ClassifierConfig
 from defense.purifiers import NoPurifierConfig, PurifierConfig
 from defense.spec import digest
@@ -79,11 +79,25 @@ class Images:
 
 @dataclass(frozen=True)
 class Defence:
-    """A purifier in front of the classifier, and how its draws become one answer."""
+    """A purifier in front of the classifier, and how its draws become one answer.
+
+    Arguments:
+        purifier: The purifier.
+        draws: Draws by which an image is judged.
+        aggregation: How they become one answer.
+        until: What must be certain of an image for its further draws not to be asked; None asks all.
+    """
 
     purifier: PurifierConfig
     draws: int
     aggregation: Aggregation
+    until: Until | None = None
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """Its fields that are not the purifier's, as in an entry of a sweep file."""
+        until = {} if self.until is None else {"until": self.until}
+        return {"draws": self.draws, "aggregation": self.aggregation, **until}
 
     def label(self) -> str:
         """Name in tables."""
@@ -168,6 +182,7 @@ class Cell:
             classifier=self.classifier,
             purifier=self.defence.purifier,
             draws=self.defence.draws,
+            until=self.defence.until,
             seed=self.seed,
             compute=self._compute(self.defence.purifier),
         )
@@ -316,8 +331,7 @@ class Cell:
         if name == "classifier":
             return self.classifier.label(), self.classifier.identity()
         if name == "defence":
-            answers = {"draws": self.defence.draws, "aggregation": self.defence.aggregation}
-            return self.defence.label(), {**self.defence.purifier.identity(), **answers}
+            return self.defence.label(), {**self.defence.purifier.identity(), **self.defence.answers}
         if name == "attack" and self.threat is None:
             return "clean", {"attack": "none"}
         if name == "attack" and self.attack is not None:

@@ -11,6 +11,7 @@ from tasks.stages import Chunk
 from workflows.documents.document import Document
 from workflows.documents.entries import located
 from workflows.grid.cells import Cell
+from workflows.grid.precision import Precision
 
 __all__ = ["check_fit", "check_one_choice_of_images"]
 
@@ -33,7 +34,7 @@ def check_one_choice_of_images(document: Document, cells: Iterable[Cell]) -> Non
             )
 
 
-def check_fit(document: Document, cell: Cell) -> None:
+def check_fit(document: Document, cell: Cell, precision: Precision | None = None) -> None:
     """Refuse a cell whose parts take other images, whose attack cannot meet its defence, or with too few draws.
 
     Raises:
@@ -47,6 +48,7 @@ def check_fit(document: Document, cell: Cell) -> None:
             f"worst-of-{cell.resubmissions} accuracy needs as many draws, {defence.label()!r} has "
             f"{defence.draws}. Raise its `draws`, or lower `resubmissions`.",
         )
+    _check_until(document, cell, precision)
     if cell.compute.compile and defence.purifier.guided:
         raise document.error(
             ("compute", "compile"),
@@ -78,6 +80,45 @@ def check_fit(document: Document, cell: Cell) -> None:
         located(document, cell.entries.threat, partial(cell.attack.check_task, classes, shape))
     if cell.corruption is not None:
         located(document, cell.entries.threat, partial(cell.corruption.check_images, shape))
+
+
+def _check_until(document: Document, cell: Cell, precision: Precision | None) -> None:
+    """Refuse draws that stop where the sweep asks for more than what is then certain."""
+    until, draws = cell.defence.until, cell.defence.draws
+    if until is None:
+        return
+    aggregation, measure = {"vote": ("majority-vote", "answer"), "worst": ("single", "worst")}[until]
+    keys = (*cell.entries.defence, "until")
+    if draws == 1:
+        raise document.error(keys, "of one draw none can be left out: raise `draws`, or remove `until`.")
+    if cell.defence.aggregation != aggregation:
+        raise document.error(
+            keys,
+            f"`until: {until}` goes with `aggregation: {aggregation}`: an answer by {cell.defence.aggregation} needs "
+            "other draws than it asks. Change one of them.",
+        )
+    if until == "worst" and cell.resubmissions not in (None, draws):
+        raise document.error(
+            keys,
+            f"`until: worst` finds whether all {draws} draws are right, and `resubmissions` asks for worst of "
+            f"{cell.resubmissions}: remove `resubmissions`, or give `draws: {cell.resubmissions}`.",
+        )
+    if precision is not None and precision.measure != measure:
+        raise document.error(
+            keys,
+            f"`until: {until}` leaves open what `precision` asks for ({precision.measure}): write "
+            f"`measure: {measure}` there, or remove `until`.",
+        )
+    for threat, needed in (
+        (cell.corruption, "a table of corruptions is a mean over all draws"),
+        (cell.converge, "`converge` goes by the mean over all draws"),
+    ):
+        if threat is not None:
+            raise document.error(
+                cell.entries.threat,
+                f"{needed}, and {cell.defence.label()!r} has `until: {until}`. Remove that, or `exclude` the "
+                "combination.",
+            )
 
 
 def _check_classes(document: Document, cell: Cell) -> None:

@@ -43,8 +43,7 @@ def _value(value: Any) -> Any:
     if isinstance(value, Images):
         return {**value.dataset.as_entry(), "images": _selection([i for chunk in value.chunks for i in chunk.ids])}
     if isinstance(value, Defence):
-        answers = {"draws": value.draws, "aggregation": value.aggregation}
-        return {**value.purifier.as_entry(), **answers}
+        return {**value.purifier.as_entry(), **value.answers}
     return "none" if value is None else value
 
 

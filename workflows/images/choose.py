@@ -57,7 +57,7 @@ def judged(results: Results, cell: Cell) -> Judged | None:
     if answers is None:
         return None
     labels = answers.label.astype(np.int64)
-    mean = answers.mean_probability.astype(np.float64)
+    mean = np.nan_to_num(answers.mean_probability.astype(np.float64))  # not known where draws stop
     return Judged(
         answers.image_id.astype(np.int64),
         labels,

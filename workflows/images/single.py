@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 
+from defense.aggregate import UNASKED
 from defense.errors import InvalidInput
 from defense.purifiers import IterativePurifier, NoPurifierConfig, Purifier
 from defense.purifiers import Sequence as Chain
@@ -25,7 +28,6 @@ from tasks.datasets import ImageSet
 from tasks.stages import images_from_table
 from workflows.grid.load import Cell
 from workflows.grid.sweep import Sweep
-from workflows.images.choose import judged
 from workflows.images.pictures import Pixels
 from workflows.results.reader import Results
 
@@ -55,7 +57,7 @@ class Stored:
         original: Shape (C, H, W).
         given: What the defence was given; None where it is the original.
         kind: What that is: ``adversarial`` or ``corrupted``.
-        answers: The class that each judged draw answered.
+        answers: The class that each judged draw answered, of those that were asked.
         label_probability: The true class's probability, one a draw.
         linf: Largest change of a pixel; None without one.
         l2: Length of the change.
@@ -243,8 +245,6 @@ def stored(results: Results, cell: Cell, image: int, reader: _Reader | None = No
         raise InvalidInput(
             f"what {cell.source.stage} made of image {image} is not committed: run the sweep again.", where="--image"
         )
-    found = judged(results, cell)
-    place = None if found is None else found.places.get(image)
     rows = results.rows(cell)
     row = rows[rows["image_id"] == image] if len(rows) else rows
     change = None if given is None else np.asarray(given - original, dtype=np.float64)
@@ -258,16 +258,20 @@ def stored(results: Results, cell: Cell, image: int, reader: _Reader | None = No
         original=original,
         given=given,
         kind="corrupted" if cell.corruption is not None else "adversarial",
-        answers=() if found is None or place is None else tuple(int(a) for a in found.predictions[place]),
-        label_probability=()
-        if not len(row) or "label_probability" not in row
-        else tuple(float(p) for p in row["label_probability"].iloc[0]),
+        answers=tuple(int(answer) for answer in _of_draws(row, "prediction") if answer != UNASKED),
+        label_probability=tuple(float(p) for p in _of_draws(row, "label_probability") if p == p),
         linf=None if change is None else float(np.abs(change).max()),
         l2=None if change is None else float(np.sqrt((change**2).sum())),
         rungs=rungs,
         submitted=submitted,
         certificate="" if cell.certificate is None or not len(row) else _certificate(row.iloc[0], cell),
     )
+
+
+def _of_draws(row: pd.DataFrame, name: str) -> npt.NDArray[Any]:
+    """Return what a judged row says of each draw; nothing of a certificate, or without a row."""
+    judged = len(row) and "label_probability" in row
+    return np.asarray(row[name].iloc[0]) if judged else np.zeros(0)
 
 
 def _certificate(row: object, cell: Cell) -> str:

@@ -85,7 +85,8 @@ def board_of(sources: Sequence[Source]) -> Board:
 def _key(cell: Cell) -> str:
     # Of a defence that votes the draws are a part; others are only judged by more or fewer of them.
     votes = "" if cell.defence.aggregation == "single" else f"{cell.defence.aggregation} {cell.defence.draws}"
-    return digest(" ".join([cell.images.dataset.id, cell.classifier.id, cell.defence.purifier.id, votes]))[:10]
+    parts = [cell.images.dataset.id, cell.classifier.id, cell.defence.purifier.id, votes]
+    return digest(" ".join([*parts, *filter(None, [cell.defence.until])]))[:10]
 
 
 class _Lacking:
@@ -97,6 +98,8 @@ class _Lacking:
 
     def of(self, cell: Cell) -> str:
         """Return what it lacks; empty if nothing."""
+        if cell.defence.until is not None:
+            return f"its draws stop (`until: {cell.defence.until}`), so its Avg is not known: run it without"
         for spec in cell.stages[:1]:
             if spec.id not in self._known:
                 self._known[spec.id] = self.source.results.store.spec(spec.id) is not None

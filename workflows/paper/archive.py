@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from defense.aggregate import certain_answer
 from defense.errors import InvalidInput
 from defense.files import make_folder, write_text
 from defense.redaction import redacted
@@ -78,7 +79,7 @@ def write_archive(analysis: Analysis, folder: Path) -> str:
             "images": np.concatenate([_images(table) for table in tables]),
         }
         for cell in members:
-            answers = results.answers(cell)
+            answers = results.asked(cell)
             assert answers is not None
             tensors[f"answered/{cell.id}"] = answers.image_id.astype(np.int32)
             tensors[f"prediction/{cell.id}"] = answers.prediction.astype(np.int16)
@@ -330,8 +331,11 @@ def _line(
     after = np.concatenate([prediction for _, prediction in predictions])
     by_id = {int(image): answer for image, answer in zip(answered, before, strict=True)}
     reported = np.stack([by_id[i] for i in order])
-    labels = data.labels[order][:, None]
-    old, new = (proportion(average(answers == labels)) for answers in (reported, after))
+    labels, until = data.labels[order], cell.defence.until
+    if until is None:
+        old, new = (proportion(average(answers == labels[:, None])) for answers in (reported, after))
+    else:
+        old, new = (proportion(certain_answer(answers, labels, until) == labels) for answers in (reported, after))
     attack = cell.attack_stage.attack if cell.attack_stage is not None else None
     assert attack is not None
     largest = _largest(images[[place[i] for i in order]], data.images[order], attack.norm)

@@ -11,7 +11,7 @@ from defense.spec import Spec
 from tasks.attacks import AttackConfig, LadderConfig, TransferConfig
 from tasks.attacks.budgets import format_eps
 from workflows.formats.latex import escaped
-from workflows.grid.cells import Cell
+from workflows.grid.cells import Cell, Defence
 from workflows.grid.sweep import Sweep
 from workflows.paper.bibliography import cited
 from workflows.tables.common import INTERVALS
@@ -131,7 +131,7 @@ def _paragraphs(sweep: Sweep) -> Iterator[str]:
             yield _paragraph("Defence none", "The bare classifier.", purifier, ())
             continue
         level = purifier.noise_level
-        text = f"{_summary(purifier)} Each image is judged on {cell.defence.draws} fresh draws; "
+        text = f"{_summary(purifier)} Each image is judged on {_draws(cell.defence)} fresh draws; "
         text += f"its own answer is their {cell.defence.aggregation}."
         if level is not None and level.t_star is not None:
             text += (
@@ -222,3 +222,10 @@ def _breakable(text: str) -> str:
         pieces = [escaped(word[i : i + 16]) for i in range(0, len(word), 16)] or [""]
         words.append("\\allowbreak{}".join(pieces))
     return " ".join(words)
+
+
+def _draws(defence: Defence) -> str:
+    certain = {"vote": "its majority vote", "worst": "whether all are right"}
+    if defence.until is None:
+        return str(defence.draws)
+    return f"up to {defence.draws} (until {certain[defence.until]} is certain)"

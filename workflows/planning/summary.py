@@ -178,13 +178,18 @@ def _kind(stage: PlannedStage) -> str:
 
 def _may_stop(sweep: Sweep, committed: Committed) -> list[str]:
     """Return that a sweep may need other units than are missing."""
-    if sweep.converges and committed.missing:
-        return ["attacks with `converge` may need further cells, which depend on what these show"]
-    if not sweep.questions or not committed.missing:
+    if not committed.missing:
         return []
-    return [
-        "cells stop as soon as their answers are precise enough, so units and seconds to compute are upper bounds"
-    ]
+    notes = []
+    if sweep.converges:
+        notes.append("attacks with `converge` may need further cells, which depend on what these show")
+    elif sweep.questions:
+        notes.append(
+            "cells stop as soon as their answers are precise enough, so units and seconds to compute are upper bounds"
+        )
+    if any(cell.defence.until is not None for cell in sweep.cells):
+        notes.append("draws stop where the answer of an image is certain (`until`), so evaluations are upper bounds")
+    return notes
 
 
 def notices(sweep: Sweep, plan: Plan, store: Store) -> tuple[str, ...]:

@@ -68,7 +68,8 @@ def _groups(results: Results) -> list[list[Cell]]:
     """Group the complete cells; cells that differ only in the severity of a corruption are together."""
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in results.sweep.cells:
-        if cell.certificate is not None or not results.complete(cell):
+        # A paper's figure is of all draws, or of their answer.
+        if cell.certificate is not None or cell.defence.until == "worst" or not results.complete(cell):
             continue
         if cell.corruption is None:
             groups[(cell.id,)] = [cell]

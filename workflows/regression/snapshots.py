@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from defense.aggregate import Aggregation, aggregate
+from defense.aggregate import Aggregation, Until, aggregate, certain_answer
 from defense.errors import InvalidInput, StoreError, nearest
 from defense.spec import digest
 from workflows.grid.precision import random_order
@@ -61,7 +61,8 @@ class CellOutcome:
         data: Digest of the data set's content: an image id means nothing without it.
         images: Ids of the images that were judged, ascending.
         complete: Whether these are all images that the cell asks for, or all that its answer needed.
-        values: Values per image by measure: ``Avg`` and ``answer`` (by the cell's aggregation), or
+        values: Values per image by measure: ``Avg`` and ``answer`` (by the cell's aggregation; of draws that stop
+            the answer alone, or ``Wor-M``), or
             ``certified 0.25`` at some radii and ``ACR / 4 sigma``, of certificates.
         cost: Network evaluations per image and answer, by network; of a certificate, per sample.
         seconds: Compute time per image; None where it was not recorded.
@@ -205,8 +206,10 @@ def _outcome(
     if len(rows) and certified:
         values = certificate_shares(rows, float(identity["certificate"]["sigma"]))
     elif len(rows):
-        values = _answer_shares(rows, cell.aggregation)
-        answers = int(identity["draws"]) if cell.aggregation == "single" else 1  # a vote is one answer, of all draws
+        until = identity.get("until")
+        values = _answer_shares(rows, cell.aggregation, until)
+        # A vote is one answer, of all draws; so is the worst of them.
+        answers = int(identity["draws"]) if cell.aggregation == "single" and until is None else 1
         for network in ("denoiser", "classifier"):
             cost[network] = float(rows[f"{network}_evaluations"].sum()) / len(rows) / answers
     return CellOutcome(
@@ -235,10 +238,13 @@ def paired_places(first: CellOutcome, second: CellOutcome) -> tuple[npt.NDArray[
     return left[order], right[order], True
 
 
-def _answer_shares(rows: pd.DataFrame, aggregation: Aggregation) -> dict[str, Shares]:
-    """Shares of right draws, and right answers."""
+def _answer_shares(rows: pd.DataFrame, aggregation: Aggregation, until: Until | None) -> dict[str, Shares]:
+    """Shares of right draws, and right answers; where draws stop, what is certain."""
     votes, mean = np.stack(list(rows["prediction"])), np.stack(list(rows["mean_probability"]))
     label = rows["label"].to_numpy()
+    if until is not None:
+        right = certain_answer(votes, label, until) == label
+        return {"answer" if until == "vote" else "Wor-M": Shares(right.astype(np.int64), 1)}
     right = aggregate(votes, mean, aggregation) == label
     return {
         "Avg": Shares((votes == label[:, None]).sum(1).astype(np.int64), votes.shape[1]),

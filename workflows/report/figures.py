@@ -319,7 +319,7 @@ def t_star_families(defences: Mapping[str, Defence], t_star: Mapping[str, int]) 
     for cell, defence in defences.items():
         rest = {k: v for k, v in defence.purifier.identity().items() if k not in ("t_star", "sigma_eq")}
         steps = rest.pop("steps", None)
-        rest |= {"draws": defence.draws, "aggregation": defence.aggregation}
+        rest |= defence.answers
         kinds[cell] = digest(json.dumps(rest, sort_keys=True, default=str)), steps
     fewer = {kind for cell, kind in kinds.items() if kind[1] != t_star[cell]}
     return {cell: f"{kind[0]} {kind[1] if kind in fewer else ''}" for cell, kind in kinds.items()}

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from defense.aggregate import aggregate
+from defense.aggregate import UNASKED, aggregate, certain_answer
 from defense.errors import InvalidInput
 from tasks.attacks import AttackConfig
 from tasks.corruptions.config import CorruptionConfig
@@ -58,7 +58,8 @@ class Answers(NamedTuple):
         image_id: Images, shape (N,).
         label: Their classes, shape (N,).
         prediction: Answers, shape (N, draws).
-        mean_probability: Mean over draws of the probability of each class, shape (N, classes).
+        mean_probability: Mean over draws of the probability of each class, shape (N, classes); NaN where not all
+            draws were asked.
     """
 
     image_id: npt.NDArray[np.int32]
@@ -163,7 +164,19 @@ class Results:
         return self._stage(stage, cell)
 
     def answers(self, cell: Cell) -> Answers | None:
-        """Return the judgements of a clean, attacked or corrupted cell; None if none is committed."""
+        """Return the judgements of a clean, attacked or corrupted cell; None if none is committed.
+
+        Where draws stop, each image has one answer, that which is certain: what the draws that were asked said is no
+        sample of all of them. It is that of :func:`defense.aggregate.certain_answer`.
+        """
+        answers, until = self.asked(cell), cell.defence.until
+        if answers is None or until is None:
+            return answers
+        certain = certain_answer(answers.prediction, answers.label, until)
+        return answers._replace(prediction=certain[:, None].astype(np.int16))
+
+    def asked(self, cell: Cell) -> Answers | None:
+        """Return :meth:`answers` as the rows have them, :data:`~defense.aggregate.UNASKED` for draws not asked."""
         table = self._together(cell.evaluate, self._chunks(cell.evaluate, cell))
         if table is None:
             return None
@@ -177,7 +190,8 @@ class Results:
     def correct(self, cell: Cell) -> npt.NDArray[np.bool_]:
         """Return which answers of a clean, attacked or corrupted cell are right, shape (images, draws).
 
-        With what is committed; (0, draws) if nothing is.
+        With what is committed; (0, draws) if nothing is. Where draws stop, whether the answer of :meth:`answers` is,
+        shape (images, 1).
         """
         key = self._remember(cell)
         packed, (images, draws) = self._right[key]
@@ -201,6 +215,13 @@ class Results:
         """Return how many images of a cell have a last row."""
         spec = cell.stages[0]
         return sum(facts.rows for facts in self._facts_of(spec, self._chunks(spec, cell)))
+
+    def draws(self, cell: Cell) -> float:
+        """Return how many draws of an image of a cell were asked, the mean over its images; NaN without images."""
+        answers = None if cell.defence.until is None else self.asked(cell)
+        if answers is None:
+            return float(cell.defence.draws) if cell.defence.until is None else float("nan")
+        return float((answers.prediction != UNASKED).sum(1).mean())
 
     def evaluations(self, cell: Cell) -> float:
         """Return the network evaluations for an image of a cell, the mean over its images; NaN without images."""
@@ -307,7 +328,8 @@ class Results:
         Columns ``accuracy`` (the defence's own aggregation), ``avg``, ``worst`` (unbiased, of ``resubmissions``
         draws), ``vote``, ``mean_probability`` and ``fixed`` (one fixed draw, the first: what an evaluation
         with one fixed noise sees), each with ``_low`` and ``_high``; ``images`` committed of ``planned``. A cell
-        without any committed row has no accuracies.
+        without any committed row has no accuracies. One whose draws stop has ``until``, ``asked`` (the mean number of
+        draws) and, in place of what was left open, NaN.
         """
         self._fresh()
         cells = self._read_ahead(self.sweep.adversarial, lambda cell: cell.evaluate)
@@ -319,9 +341,10 @@ class Results:
         return frame.astype({"t_star": "Int64"})  # whole numbers with gaps, of which pandas would make floats
 
     def _measures(self, cell: Cell) -> dict[str, object]:
-        answers = self.answers(cell)
+        answers, until = self.asked(cell), cell.defence.until
         head: dict[str, object] = {
             "draws": cell.defence.draws,
+            **({} if until is None else {"until": until, "asked": self.draws(cell)}),
             "aggregation": cell.defence.aggregation,
             "resubmissions": resubmissions(cell),
             "images": 0 if answers is None else len(answers.label),
@@ -341,8 +364,13 @@ class Results:
         estimates = {name: self.estimate(cell, per_image) for name, per_image in values.items()}
         m = resubmissions(cell)
         estimates["worst"] = self.estimate(cell, worst_of(correct, m)) if self.anytime(cell) else worst(correct, m)
+        known = {
+            None: tuple(estimates),
+            "vote": ("accuracy", "vote", "fixed"),
+            "worst": ("accuracy", "worst", "fixed"),
+        }
         for name in ("accuracy", "avg", "worst", "vote", "mean_probability", "fixed"):
-            head.update(_columns(name, estimates[name]))
+            head.update(_columns(name, estimates[name] if name in known[until] else _UNKNOWN))
         return head
 
     def combined(self) -> pd.DataFrame:
@@ -350,13 +378,13 @@ class Results:
 
         Columns ``lowest`` (:func:`workflows.statistics.combined.lowest_per_image`), ``selected`` (nothing where a
         random defence has one draw), ``fixed_aa_mean`` and ``fixed_aa_any``, each with ``_low`` and ``_high``;
-        ``attacks``, how many there are. Cells that are not complete are left out, and budgets in different norms stay
-        apart.
+        ``attacks``, how many there are. Cells that are not complete are left out, and those whose draws stop, and
+        budgets in different norms stay apart.
         """
         self._fresh()
         groups: dict[tuple[object, ...], dict[str, Cell]] = {}
         for cell in self.sweep.adversarial:
-            if cell.attack_stage is None:
+            if cell.attack_stage is None or cell.defence.until is not None:
                 continue
             attack, stage = cell.attack_stage.attack, cell.evaluate
             chunks = tuple(chunk.name for chunk in cell.images.chunks)
@@ -623,6 +651,10 @@ def _stage_identity(spec: StageSpec) -> dict[str, object]:
         "attack": _CORRUPTIONS if isinstance(threat, CorruptionConfig) else spec.threat_label(),
         "eps": 0.0 if attack is None else attack.eps,
     }
+
+
+_UNKNOWN = Proportion(float("nan"), float("nan"), float("nan"), 0)
+"""What not all draws were asked for."""
 
 
 def _columns(name: str, value: Proportion) -> dict[str, float]:

@@ -32,8 +32,15 @@ def robustness_table(frame: pd.DataFrame) -> Table | None:
     """Return the table of ``Results.robustness``; None without clean or attacked cells."""
     if frame.empty:
         return None
-    note, columns = f"{intervals_note(frame)} {_NOTE}", with_guarantee(_COLUMNS, frame)
+    note, columns = f"{intervals_note(frame)} {_NOTE}", with_guarantee(_columns(frame), frame)
     return Table("robustness", "Robustness", columns, frame, note, remarks=_remarks(frame), cells=cells_of(frame))
+
+
+def _columns(frame: pd.DataFrame) -> tuple[Column, ...]:
+    if "until" not in frame:
+        return _COLUMNS
+    place = next(place for place, column in enumerate(_COLUMNS) if column.name == "avg")
+    return (*_COLUMNS[:place], *_UNTIL, *_COLUMNS[place:])
 
 
 def _of_draws(name: str) -> Column:
@@ -73,6 +80,18 @@ def _aggregated(frame: pd.DataFrame, name: str) -> bool:
 def _answer(row: Row) -> str:
     return "-" if missing(row.get("accuracy")) else f"{_interval(row, 'accuracy')} {row['aggregation']}"
 
+
+_UNTIL = (
+    Column(
+        "until",
+        "until",
+        "text",
+        "What stops the draws of an image: that its vote, or its worst draw, is certain.",
+        drop=2,
+    ),
+    Column("asked", "asked", "number", "Draws that were asked of an image, the mean.", digits=1, drop=2),
+)
+"""Of a sweep with defences whose draws stop."""
 
 _COLUMNS = (
     DATASET,
@@ -137,6 +156,11 @@ def _remarks(frame: pd.DataFrame) -> tuple[str, ...]:
         )
     elif len(knowing):
         remarks.append("Adaptive attacks know classifier, purifier and the draws by which their images are judged.")
+    if "until" in frame:
+        remarks.append(
+            "Draws of an image stop where its vote, or its worst draw, is certain (`until`): what needs all of them "
+            "is not known."
+        )
     if bool((frame["resubmissions"] < frame["draws"]).any()):
         bootstrap = (
             "" if "guarantee" in frame else "; where M is below the number of draws its interval is a bootstrap"

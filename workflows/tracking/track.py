@@ -231,6 +231,7 @@ def _group(cell: Cell) -> str:
         stage.draws,
         cell.defence.aggregation,
         stage.seed,
+        *([] if stage.until is None else [stage.until]),
     ]
     return json.dumps(parts)
 
@@ -260,8 +261,7 @@ def _params(cell: Cell) -> dict[str, Any]:
         **purifier,
         **({} if denoiser is None else {f"denoiser.{k}": v for k, v in denoiser.identity().items()}),
         **({} if level is None else {"abar": level.abar, "sigma_eq": level.sigma_eq}),
-        "draws": cell.defence.draws,
-        "aggregation": cell.defence.aggregation,
+        **cell.defence.answers,
         "seed": cell.seed,
     }
 

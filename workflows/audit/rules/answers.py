@@ -36,7 +36,7 @@ def clean_at_chance(all_views: Sequence[View]) -> Iterator[Finding]:
     warning.
     """
     for view in all_views:
-        if view.attack is not None:
+        if view.attack is not None or view.cell.defence.until == "worst":  # of many draws one may well be wrong
             continue
         chance, n = 1 / len(view.cell.images.dataset.class_names), len(view.correct)
         right = float(view.correct.mean(1).sum())
@@ -127,10 +127,9 @@ def draws_identical(all_views: Sequence[View]) -> Iterator[Finding]:
         compared = 0
         for view in members if members[0].stochastic else []:
             probability = np.stack(view.rows["label_probability"].to_list())
-            if probability.shape[1] < 2:
-                continue
-            open_ = ((probability > OPEN[0]) & (probability < OPEN[1])).all(1)
-            if (probability[open_] != probability[open_][:, :1]).any():
+            asked = ~np.isnan(probability)
+            open_ = (~asked | ((probability > OPEN[0]) & (probability < OPEN[1]))).all(1) & (asked.sum(1) > 1)
+            if (asked & (probability != probability[:, :1]))[open_].any():
                 break
             compared += int(open_.sum())
         else:
@@ -140,6 +139,6 @@ def draws_identical(all_views: Sequence[View]) -> Iterator[Finding]:
                     "error",
                     members,
                     f"The defence claims to be random, but all its draws are equal on {compared} images.",
-                    {"images": compared, "draws": members[0].correct.shape[1]},
+                    {"images": compared, "draws": members[0].cell.defence.draws},
                     "Take the noise from omega, and do not seed it anew; or declare the defence deterministic.",
                 )

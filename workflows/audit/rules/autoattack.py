@@ -99,6 +99,8 @@ def autoattack_judged_once(all_views: Sequence[View]) -> Iterator[Finding]:
         broken = view.reported("broken")
         if not view.stochastic or view.static or broken is None or len(broken) == 0:
             continue
+        if view.cell.defence.until is not None:  # the mean over draws is not known
+            continue
         own = float(1 - broken.mean())
         low, high = wilson(view.accuracy, len(view.correct))
         yield about(

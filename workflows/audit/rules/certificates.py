@@ -64,7 +64,7 @@ def refuted_by_draws(all_certified: Sequence[Certified], all_views: Sequence[Vie
 def _answers(certified: Certified, view: View) -> tuple[npt.NDArray[np.bool_], float] | None:
     """Return right answers of the certified classifier, shape (images, N), and their noise; None if it is another."""
     smoothed, purifier = certified.smoothed, view.cell.defence.purifier
-    if certified.images != view.images or _knows_draws(view):
+    if certified.images != view.images or _knows_draws(view) or view.cell.defence.until is not None:
         return None
     if smoothed.base == "bare":
         same = isinstance(purifier, GaussianNoiseConfig) and not purifier.clip and purifier.sigma == smoothed.sigma

@@ -86,7 +86,7 @@ def one_draw_of_judgement(all_views: Sequence[View]) -> Iterator[Finding]:
     purification loses most: DiffHammer (NeurIPS 2024) has 42.5 % on average and 22.7 % worst of 10.
     """
     for members in group_by(all_views, "defended"):
-        if members[0].stochastic and members[0].correct.shape[1] == 1:
+        if members[0].stochastic and members[0].cell.defence.draws == 1:
             yield Finding(
                 "judged-on-one-draw",
                 "warning",
