@@ -28,9 +28,10 @@ import pyarrow.compute as pc
 
 from tasks.memory import PEAK
 from tasks.stages import ROW_SCHEMAS
+from workflows.store.commits import Commit
 from workflows.store.manifest import Manifest
 from workflows.store.outage import StoreUnavailable
-from workflows.store.store import Commit, Store
+from workflows.store.store import Store
 
 __all__ = ["ENOUGH", "Facts", "StageRows"]
 
