@@ -192,7 +192,7 @@ class StageRows:
     def _write(self, rows: pa.Table, units: dict[str, Any]) -> None:
         units = {"version": [_VERSION, _schema_version(self._stage)], **units}
         sink = pa.BufferOutputStream()
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
         marked = rows.replace_schema_metadata({_UNITS: json.dumps(units, separators=(",", ":")).encode()})
         with pa.ipc.new_file(sink, marked.schema, options=options) as file:
             file.write_table(marked)
