@@ -32,6 +32,7 @@ from defense.compiled import compile_network
 from defense.denoisers.guided_unet import GuidedUNet
 from defense.denoisers.network import NetworkDenoiser
 from defense.graphs import Graphed, record_cuda
+from defense.held_graphs import HeldGraphs, holding
 from defense.prepared import prepare
 from defense.randomness import NoiseVersion
 
@@ -181,7 +182,7 @@ def steps(machine: Machine, rate: float, noise_seconds: float) -> None:
 
 
 def gradients(machine: Machine) -> None:
-    """The exact gradient, its bit check on, against the forward pass."""
+    """The exact gradient, its bit check on, against the forward pass; and with its graphs held."""
     batch, count = (2, 2) if machine.tiny else (50, 10)
     defence = DiffPure(ddpm(machine), 100, steps=count)
     x, omega = machine.images(batch), Omega.of("gpu", 0, "attack", range(batch))
@@ -194,6 +195,18 @@ def gradients(machine: Machine) -> None:
         forward = machine.seconds(lambda: defence(x, omega))
     took = machine.seconds(exact)
     machine.say("gradient", f"exact, batch {batch}", ms=1e3 * took, forwards=took / forward)
+    graphs = HeldGraphs(limit=float("inf"))
+    with holding(graphs):
+        exact()
+        quicker = machine.seconds(exact)
+    machine.say(
+        "gradient",
+        f"exact, held, batch {batch}",
+        ms=1e3 * quicker,
+        forwards=quicker / forward,
+        ratio=quicker / took,
+        held_mib=graphs.most / 2**20,
+    )
 
 
 def packing(machine: Machine) -> None:

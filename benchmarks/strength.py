@@ -157,7 +157,8 @@ class Laboratory:
                     if column not in table.column_names:
                         table = table.append_column(output.rows.schema.field(column), output.rows[column])
                 inputs[role] = table
-            self.done[stage.id] = stage.run(Chunk(ids), inputs, self.context)
+            with self.context.settings(stage.settings()):
+                self.done[stage.id] = stage.run(Chunk(ids), inputs, self.context)
         return self.done[stage.id]
 
     def judge(self, x: Tensor, draws: int) -> npt.NDArray[np.bool_]:

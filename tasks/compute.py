@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from defense.classifiers import ClassifierConfig
 from defense.compiled import compile_network
+from defense.held_graphs import HeldGraphs, holding
 from defense.models import Loadable, Models
 from defense.prepared import prepare
 from defense.purifiers import Purifier, PurifierConfig
@@ -21,9 +23,12 @@ from defense.randomness import NoiseVersion
 from defense.spec import Spec
 from tasks import shared_weights
 from tasks.datasets import DatasetConfig, ImageSet
-from tasks.memory import ended
+from tasks.memory import ended, machine_memory
 
 __all__ = ["Compute", "Context"]
+
+HELD_SHARE = 0.25
+"""How much of a GPU's memory, or of the machine's for each of its processors, graphs of exact gradients may hold."""
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -97,6 +102,7 @@ class Context:
         memory_retries: How often a batch was halved for want of memory.
         loading_seconds: Time spent on loading models and data.
         shared_bytes: Bytes of loaded weights that lie in memory that other workers of the machine map, too.
+        graphs: Those that exact gradients hold.
     """
 
     def __init__(self, device: str = "cpu", capacity: int = 8) -> None:
@@ -110,6 +116,7 @@ class Context:
         self.loading_seconds = 0.0
         self.shared_bytes = 0
         self._compute = Compute()
+        self.graphs = HeldGraphs(_room(self.device))
 
     @contextlib.contextmanager
     def settings(self, compute: Compute) -> Iterator[None]:
@@ -122,7 +129,8 @@ class Context:
         torch.backends.cuda.matmul.allow_tf32 = compute.precision == "tf32"
         torch.backends.cudnn.allow_tf32 = compute.precision == "tf32"
         try:
-            yield
+            with holding(self.graphs):
+                yield
         finally:
             torch.set_num_threads(threads)
             self._compute = before
@@ -224,9 +232,9 @@ class Context:
     def in_batches(self, key: str, count: int, batch: int, work: Callable[[int, int], T]) -> list[T]:
         """Call ``work(start, stop)`` for slices of at most ``batch`` elements.
 
-        When the device runs out of memory the slices of this key are halved, from then on, before giving up at
-        one element; what was computed before is kept. Random numbers are keyed by image, so a smaller slice changes
-        results by rounding only.
+        When the device runs out of memory, exact gradients hold no graphs any more, from then on; where they held
+        none, the slices of this key are halved, before giving up at one element. What was computed before is kept.
+        Random numbers are keyed by image, so a smaller slice changes results by rounding only.
         """
         done: list[T] = []
         start = 0
@@ -237,14 +245,25 @@ class Context:
             try:
                 done.append(work(start, stop))
             except (RuntimeError, MemoryError) as error:
-                if stop - start <= 1 or not ended(error):
+                held = self.graphs.held > 0
+                if (stop - start <= 1 and not held) or not ended(error):
                     raise
             else:
                 start = stop
                 continue
             # Out here the error is gone, and with it the frames that held what did not fit.
-            self._microbatch[key] = (stop - start) // 2
+            if held:
+                self.graphs.limit = 0
+            else:
+                self._microbatch[key] = (stop - start) // 2
             self.memory_retries += 1
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         return done
+
+
+def _room(device: torch.device) -> float:
+    """Return how many bytes of graphs may be held on a device."""
+    if device.type == "cuda":
+        return HELD_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return HELD_SHARE * machine_memory() / (os.cpu_count() or 1)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-__all__ = ["IDLE", "PEAK", "ended", "peak_memory", "resident"]
+__all__ = ["HELD", "IDLE", "PEAK", "ended", "machine_memory", "peak_memory", "resident"]
 
-PEAK, IDLE = "peak_mib", "idle_mib"
-"""Notes of a unit: the MiB that it took at most, and those of the worker's process before it had loaded anything."""
+PEAK, IDLE, HELD = "peak_mib", "idle_mib", "held_mib"
+"""Notes of a unit: the MiB that it took at most, those of the worker's process before it had loaded anything, and
+those of graphs that exact gradients held because there was room (:mod:`defense.held_graphs`)."""
 
 _REFUSED = ("can't allocate memory", "not enough memory")
 """What PyTorch's allocator for processors says, whose errors are no ``OutOfMemoryError``."""
 
 _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
 @contextmanager
@@ -41,6 +45,14 @@ def ended(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSED)
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory of this machine, or those that its container allows."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        total = min(total, int(_CONTAINER.read_text()))
+    return total
 
 
 def resident() -> float | None:

@@ -8,6 +8,9 @@ on the images that the ones before have left:
 * ``rand``: apgd-ce, apgd-dlr, each step averaged over 20 calls of the defence;
 * ``custom``: those in ``attacks``, with the package's settings.
 
+``attacks`` of another version are the parts of it that are run, and ``steps``, ``calls``, ``targets`` and ``queries``
+stand for the package's numbers: a shortened attack is the same in kind, and its name says what was cut.
+
 In the l_1 ball (Croce and Hein, arXiv 2103.01208) ``standard`` has five restarts of apgd-ce and five targets of
 apgd-t, both beginning in larger balls; the other versions do not differ.
 
@@ -35,13 +38,13 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from defense.errors import InvalidInput, nearest
@@ -61,6 +64,13 @@ _VERSIONS: dict[str, tuple[AttackName, ...]] = {
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),
 }
+_NUMBERS: dict[str, set[AttackName]] = {
+    "steps": {"apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t"},
+    "calls": {"apgd-ce", "apgd-dlr"},
+    "targets": {"apgd-t", "fab-t"},
+    "queries": {"square"},
+}
+"""Numbers of the package that may be others, and the attacks that have them."""
 _WARNINGS = {
     "randomized defense": "randomized",
     "probability distribution": "softmax_output",
@@ -79,18 +89,30 @@ class AutoAttackConfig(AttackConfig):
 
     Arguments:
         version: ``standard``, ``plus``, ``rand`` or ``custom``.
-        attacks: The attacks of ``custom``, in order; None for the other versions.
+        attacks: The attacks of ``custom``, in order; of another version those of its attacks that are run, None for
+            all of them.
+        steps: Steps of the apgd attacks and of fab; None for the package's 100.
+        calls: Calls that a gradient of apgd-ce and apgd-dlr is the mean of; None for the version's (``rand``: 20, the
+            others: 1).
+        targets: Wrong classes that apgd-t and fab-t try; None for the version's.
+        queries: Queries of square; None for the package's 5000.
         attacked: ``mean-logits``, the default where the purifier is known, ``mean-probability`` or ``vote``.
 
     Raises:
-        InvalidInput: ``attacks`` without ``custom`` or the reverse; ``knows: randomness``; ``attacked: mean-loss``
-            where there are draws, since the package sees one vector of logits per image.
+        InvalidInput: ``custom`` without ``attacks``; ``attacks`` that the version does not have; a number of an
+            attack that is not run; ``knows: randomness``; ``attacked: mean-loss`` where there are draws, since the
+            package sees one vector of logits per image.
     """
 
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = dict.fromkeys(("steps", "calls", "targets", "queries"), (None,))
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     attack: Literal["autoattack"] = "autoattack"
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
     attacks: tuple[AttackName, ...] | None = None
+    steps: int | None = Field(default=None, ge=1)
+    calls: int | None = Field(default=None, ge=1)
+    targets: int | None = Field(default=None, ge=1, le=9)
+    queries: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -119,16 +141,50 @@ class AutoAttackConfig(AttackConfig):
 
     @model_validator(mode="after")
     def _custom(self) -> Self:
-        if (self.version == "custom") != bool(self.attacks):
+        if not self.attacks and (self.version == "custom" or self.attacks is not None):
             raise InvalidInput("`attacks` lists the attacks of `version: custom`, which has none otherwise.")
         if self.attacks and len(set(self.attacks)) < len(self.attacks):
             raise InvalidInput("`attacks` names an attack twice; the second run would repeat the first.")
+        has = _VERSIONS.get(self.version)
+        if self.attacks and has is not None and self.attacks != tuple(name for name in has if name in self.attacks):
+            raise InvalidInput(
+                f"`attacks` of `version: {self.version}` are some of {', '.join(has)}, in this order; others are "
+                "`version: custom`.",
+                keys=("attacks",),
+            )
+        for name, of in _NUMBERS.items():
+            if getattr(self, name) is not None and not of.intersection(self.names):
+                raise InvalidInput(
+                    f"`{name}` is a number of {', '.join(sorted(of))}, which are not run.", keys=(name,)
+                )
         return self
+
+    @property
+    def shortened(self) -> bool:
+        """Whether parts or numbers are other ones than the package's."""
+        parts = self.version != "custom" and self.attacks is not None and self.attacks != _VERSIONS[self.version]
+        return parts or any(getattr(self, name) is not None for name in _NUMBERS)
 
     @property
     def autoattack(self) -> str:
         """See :class:`AttackConfig`."""
         return self.version
+
+    @property
+    def _numbers(self) -> dict[str, int]:
+        """Its numbers, the package's where no other is stated."""
+        return {
+            "steps": self.steps or 100,
+            "calls": self.calls or (20 if self.version == "rand" else 1),
+            "targets": self.targets or (5 if self.norm == "l1" and self.version == "standard" else 9),
+            "queries": self.queries or 5000,
+        }
+
+    @property
+    def effort(self) -> dict[str, int | tuple[str, ...]]:
+        """Its parts, their numbers, the package's where no other is stated, and the draws of a call."""
+        used = {name: number for name, number in self._numbers.items() if _NUMBERS[name].intersection(self.names)}
+        return {"attacks": self.names, **used, "eot": self.eot}
 
     def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:
         """See :class:`AttackConfig`."""
@@ -137,28 +193,32 @@ class AutoAttackConfig(AttackConfig):
     @property
     def _least_classes(self) -> int:
         """Classes without which one of its attacks cannot run."""
-        return 10 if {"apgd-t", "fab-t"} & set(self.names) else 3 if "apgd-dlr" in self.names else 2
+        targets = self.targets or 9
+        return targets + 1 if {"apgd-t", "fab-t"} & set(self.names) else 3 if "apgd-dlr" in self.names else 2
 
     def method(self) -> str:
-        """``autoattack-standard linf``; ``custom`` with its attacks."""
-        which = "+".join(self.attacks) if self.attacks else self.version
-        return f"{self.attack}-{which} {self.norm}"
+        """``autoattack-standard linf``; ``custom`` with its attacks; numbers that were cut, ``steps 10``."""
+        which: list[str] = [] if self.version == "custom" else [self.version]
+        which += ["+".join(self.attacks)] if self.attacks else []
+        cut = [f"{name} {value}" for name in _NUMBERS if (value := getattr(self, name)) is not None]
+        return " ".join([f"{self.attack}-{'-'.join(which)} {self.norm}", *cut])
 
     @property
     def evaluations(self) -> int:
         """Return the cost of an unbroken image in a batch of such, with 10 classes: no image costs more."""
         sparse = self.norm == "l1" and self.version == "standard"
         restarts = 5 if sparse else {"standard": 1, "rand": 1}.get(self.version, 5)
-        eot = 20 if self.version == "rand" else 1
-        run, targets = (103, 5) if sparse else (101, 9)  # three balls have three starts
-        apgd = 1 + restarts * run * eot
+        numbers = self._numbers
+        steps, calls, targets = numbers["steps"], numbers["calls"], numbers["targets"]
+        run = steps + (3 if sparse else 1)  # three balls have three starts
+        apgd = 1 + restarts * run * calls
         costs: dict[str, int] = {
             "apgd-ce": apgd,
             "apgd-dlr": apgd,
-            "fab": 1 + restarts * (1 + 200 + 1),
-            "square": 1 + 5001 + 1,
+            "fab": 1 + restarts * (1 + 2 * steps + 1),
+            "square": 1 + numbers["queries"] + 1 + 1,
             "apgd-t": 1 + targets * (1 + run),
-            "fab-t": 1 + 9 * (2 + 200 + 1),
+            "fab-t": 1 + (self.targets or 9) * (2 + 2 * steps + 1),
         }
         before = 3 + (0 if self.version == "rand" else 5)  # its checks and the clean answer
         # And after each attack it asks for the answer; at the end comes the loss of the result.
@@ -190,15 +250,35 @@ class AutoAttackConfig(AttackConfig):
                 norm={"linf": "Linf", "l2": "L2", "l1": "L1"}[self.norm],
                 eps=self.eps,
                 version=self.version,
-                attacks=list(self.attacks) if self.attacks else None,
+                attacks=list(self.names) if self.version == "custom" else None,
                 seed=reference_seed(omega),
                 device=x.device,
             )
+            self._shorten(reference)
             images, answers = reference.run_standard_evaluation(x, target.labels, batch_size=len(x))
         images = Region(x, self.norm, self.eps).project(images)
         broken = answers != target.labels
         notes = {"reference_images": len(x), **_notes(messages, len(x)), "reference_robust": int((~broken).sum())}
         return AttackResult(images, target.evaluate(images, margin).loss, notes, {"broken": broken})
+
+    def _shorten(self, reference: Any) -> None:
+        """Give the package's attacks these parts and numbers instead of its own."""
+        reference.attacks_to_run = list(self.names)
+        for apgd in (reference.apgd, reference.apgd_targeted):
+            if self.steps is not None:
+                apgd.n_iter = apgd.n_iter_orig = self.steps
+                # The checkpoints that its constructor makes of the number of steps.
+                apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr = (
+                    max(int(share * self.steps), 1) for share in (0.22, 0.06, 0.03)
+                )
+        if self.steps is not None:
+            reference.fab.n_iter = self.steps
+        if self.calls is not None:
+            reference.apgd.eot_iter = self.calls
+        if self.targets is not None:
+            reference.apgd_targeted.n_target_classes = reference.fab.n_target_classes = self.targets
+        if self.queries is not None:
+            reference.square.n_queries = self.queries
 
 
 def reference_seed(omega: Omega) -> int:
@@ -210,8 +290,9 @@ def reference_seed(omega: Omega) -> int:
 def _check_classes(least: int, classes: int) -> None:
     if classes < least:
         raise InvalidInput(
-            f"{classes} classes, but apgd-t and fab-t of autoattack need 10 (they try 9 wrong ones) and "
-            "apgd-dlr needs 3. Use `version: custom` with other attacks, or apgd with `targets`."
+            f"{classes} classes, but apgd-t and fab-t of autoattack need 10 (they try 9 wrong ones, or as "
+            "many as `targets`) and apgd-dlr needs 3. Use `version: custom` with other attacks, or apgd with "
+            "`targets`."
         )
 
 

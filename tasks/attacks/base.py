@@ -69,6 +69,9 @@ class AttackResult:
     columns: dict[str, Tensor] = field(default_factory=dict)
 
 
+_EFFORT = ("steps", "eot", "restarts", "queries", "samples", "targets", "losses")
+
+
 class AttackConfig(Spec, ABC):
     """The config of an attack: its name under ``attack``, its budget, its threat model, its parameters.
 
@@ -226,6 +229,11 @@ class AttackConfig(Spec, ABC):
     def loss_unknown(self) -> bool:
         """Whether it may return images without a look at their loss, which is then NaN."""
         return False
+
+    @property
+    def effort(self) -> dict[str, int | tuple[str, ...]]:
+        """Numbers and parts that say how long it looks: a shortened attack has fewer, and is the same in kind."""
+        return {name: value for name in _EFFORT if (value := self.parameter(name)) is not None}
 
     @property
     def autoattack(self) -> str | None:

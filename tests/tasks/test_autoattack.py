@@ -323,6 +323,58 @@ def test_in_the_l1_ball_standard_begins_with_larger_budgets_and_has_5_targets(
     assert attack.evaluations == expected + sum(others.get(name, 0) for name in attack.names)
 
 
+@pytest.mark.parametrize(
+    ("cut", "wanted"),
+    [
+        ({"version": "rand", "steps": 5, "calls": 2}, 4 + (1 + 6 * 2) + 1 + (1 + 6 * 2) + 1),
+        ({"attacks": ("apgd-ce", "apgd-t"), "steps": 5, "targets": 2}, 9 + (1 + 6) + 1 + (1 + 2 * 7) + 1),
+        ({"attacks": ("square",), "queries": 7}, 9 + 9 + 1 + 1),
+    ],
+)
+def test_a_shortened_attack_is_the_package_with_those_numbers(
+    linear: nn.Module, cut: dict[str, Any], wanted: int
+) -> None:
+    # Nothing breaks a budget of 1e-6, so that every part runs to its end.
+    x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    attack = AutoAttackConfig.model_validate({"norm": "linf", "eps": 1e-6, **cut})
+    target = Target(linear, linear(x).argmax(1), omega(2))
+    found = attack.run(target, x, omega(2))
+    assert attack.shortened and not found.columns["broken"].any()
+    assert [name for name in found.notes if name.startswith("reference_after")] == [
+        f"reference_after_{name}" for name in attack.names
+    ]
+    assert attack.evaluations == wanted and 0.9 * wanted <= target.evaluations / 2 <= wanted
+
+
+def test_the_package_s_own_numbers_stated_are_the_package(
+    linear: nn.Module, easy: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = easy
+    made: list[AutoAttack] = []
+
+    def run(self: AutoAttack, x: Tensor, y: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+        made.append(self)
+        return x, y
+
+    monkeypatch.setattr(AutoAttack, "run_standard_evaluation", run)
+
+    def numbers(**cut: Any) -> list[dict[str, Any]]:
+        AutoAttackConfig.model_validate({"norm": "linf", "eps": 0.1, **cut}).run(
+            Target(linear, y, omega(8)), x, omega(8)
+        )
+        parts = (made[-1].apgd, made[-1].apgd_targeted, made[-1].fab, made[-1].square)
+        return [{name: n for name, n in vars(part).items() if isinstance(n, int | float | str)} for part in parts]
+
+    assert numbers(steps=100, targets=9, queries=5000, attacks=("apgd-ce", "apgd-t", "fab-t", "square")) == numbers()
+    assert numbers(version="rand", steps=100, calls=20) == numbers(version="rand")
+    apgd, targeted, fab, square = numbers(steps=10, targets=3, queries=50)
+    assert [apgd[name] for name in ("n_iter", "n_iter_orig", "n_iter_2", "n_iter_min", "size_decr")] == [
+        *(10, 10, 2, 1, 1),
+    ]
+    assert (targeted["n_iter"], targeted["n_target_classes"], fab["n_target_classes"]) == (10, 3, 3)
+    assert (fab["n_iter"], square["n_queries"], numbers(version="rand", calls=4)[0]["eot_iter"]) == (10, 50, 4)
+
+
 def test_specs() -> None:
     attack = AutoAttackConfig(norm="linf", eps=8 / 255)
     assert (attack.label(), attack.names) == ("autoattack-standard linf", ("apgd-ce", "apgd-t", "fab-t", "square"))
@@ -332,6 +384,11 @@ def test_specs() -> None:
     for spec in (attack, adaptive, custom("fab", "square")):
         assert AutoAttackConfig.model_validate(spec.model_dump()) == spec
     assert custom("fab", "square").label() == "autoattack-fab+square linf"
+    cut = AutoAttackConfig(norm="linf", eps=0.1, version="rand", attacks=("apgd-ce",), steps=10, calls=4)
+    assert cut.label() == "autoattack-rand-apgd-ce linf steps 10 calls 4"
+    # Ids from before there were these numbers stay.
+    assert not {"steps", "calls", "targets", "queries"} & set(attack.identity()) and not attack.shortened
+    assert AutoAttackConfig.model_validate(cut.model_dump()) == cut and cut.identity()["steps"] == 10
     assert AutoAttackConfig.model_validate({**custom("fab").model_dump(), "attacks": ["fab"]}) == custom("fab")
 
 
@@ -340,6 +397,12 @@ def test_specs() -> None:
     [
         ({"version": "custom"}, "version: custom"),
         ({"attacks": ("fab",)}, "version: custom"),
+        ({"attacks": ()}, "version: custom"),
+        ({"attacks": ("square", "apgd-ce")}, "in this order"),
+        ({"version": "rand", "queries": 10}, "`queries` is a number of square, which are not run"),
+        ({"version": "rand", "targets": 2}, "`targets` is a number of apgd-t, fab-t"),
+        ({"attacks": ("square",), "steps": 10}, "`steps` is a number of"),
+        ({"targets": 10}, "targets"),
         ({"version": "custom", "attacks": ("fab", "fab")}, "twice"),
         ({"version": "custom", "attacks": ("apgd",)}, "no attack 'apgd'; did you mean 'apgd-"),
         ({"knows": "randomness"}, "repacks"),

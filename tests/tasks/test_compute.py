@@ -73,6 +73,25 @@ def test_slices_after_running_out_of_memory_are_those_that_one_expects() -> None
     assert context.memory_retries == 2
 
 
+def test_held_graphs_give_way_before_slices_do() -> None:
+    context, tried = Context(), []
+    context.graphs.learn("graph", [], tuple)
+
+    def work(start: int, stop: int) -> tuple[int, int]:
+        owner = Context()
+        if context.graphs.may_hold("graph"):
+            context.graphs._sizes["graph"] = 1
+            context.graphs.hold("graph", owner)
+        tried.append((start, stop, context.graphs.held))
+        if context.graphs.held or stop - start > 4:
+            raise torch.OutOfMemoryError
+        return start, stop
+
+    assert context.in_batches("unit", 8, 8, work) == [(0, 4), (4, 8)]
+    assert tried == [(0, 8, 1), (0, 8, 0), (0, 4, 0), (4, 8, 0)]
+    assert context.memory_retries == 2
+
+
 def test_what_one_kind_of_unit_has_learnt_does_not_slow_down_another() -> None:
     context = Context()
     run(context, 8, 8, capacity=2, key="purify")

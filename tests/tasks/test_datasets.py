@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import tasks.datasets
+import tasks.datasets.digits
 from defense.errors import InvalidInput
 from defense.torchvision_cpu import allow_torchvision_import
 from tasks.datasets import DATASETS, Cifar10Config, Cifar100Config, DigitsConfig, FolderConfig, ImageSet
@@ -45,9 +46,9 @@ def test_digits_split_is_every_third_image_of_scikit_learn() -> None:
 
 
 def test_digits_are_the_same_where_scikit_learn_keeps_its_file_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = tasks.datasets._digits.__wrapped__
+    read = tasks.datasets.digits._digits.__wrapped__
     images, labels = read()
-    monkeypatch.setattr(tasks.datasets, "find_spec", lambda name: None)
+    monkeypatch.setattr(tasks.datasets.digits, "find_spec", lambda name: None)
     loaded = read()
     assert np.array_equal(images, loaded[0]) and np.array_equal(labels, loaded[1])
     assert (images.dtype, labels.dtype) == (loaded[0].dtype, loaded[1].dtype) == (np.float32, np.int64)
@@ -202,6 +203,24 @@ class TestCifar100:
         assert np.array_equal(levels, np.arange(5 * 3072).reshape(5, 3072) % 251)
         train = Cifar100Config(root=str(tmp_path), split="train").resolved(Path())
         assert len(train.load()) == 2 and train.digest != config.digest and train.label() == "cifar100 (train)"
+
+    def test_its_files_are_read_once_and_again_when_they_change(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_cifar100(tmp_path, monkeypatch)
+        config = Cifar100Config(root=str(tmp_path)).resolved(Path())
+        first = config.load().images
+        assert np.shares_memory(first, config.load().images)
+        (tmp_path / "cifar-100-python" / "test").write_bytes(b"")
+        with pytest.raises(InvalidInput, match="damaged"):
+            config.load()
+
+    def test_images_that_were_written_to_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_cifar100(tmp_path, monkeypatch)
+        config = Cifar100Config(root=str(tmp_path)).resolved(Path())
+        config.load().images[0, 0, 0, 0] = 0.5
+        with pytest.raises(InvalidInput, match="digest"):
+            config.load()
 
     def test_the_classes_are_the_hundred_fine_ones_in_alphabetical_order(self) -> None:
         names = Cifar100Config().class_names

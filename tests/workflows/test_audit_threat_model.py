@@ -86,6 +86,7 @@ def test_the_authors_attack_is_weaker_than_another(tmp_path: Path) -> None:
     (finding,) = found("a", 0.8)
     assert finding.severity == "note" and finding.evidence == {"accuracy": 0.8, "strongest": 0.4}
     assert "leaves 80.0 %, another one 40.0 %. The gradient is that of one reverse step" in finding.text
+    assert finding.text.endswith("Their attack is shortened here: eot 10 of 20, steps 20 of 200.")
     assert found("b", 0.44) == []
 
 

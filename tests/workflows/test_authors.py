@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
 from defense.denoisers import digits_denoiser
 from defense.errors import InvalidInput
@@ -30,6 +31,11 @@ denoisers:
 """
 DENOISERS = {"flowpure": "flow", "ssni": "shipped"}
 """What a setting is about where it is not any noise prediction."""
+OWN = {
+    "agdm": ", auxiliary: digits-trades",
+    "freqpure": ", amplitude_radius: 2, phase_radius: 2",
+}
+"""What an entry states itself: networks and sizes of digits."""
 
 
 def sweep(folder: Path, defence: str, attack: str = "none") -> Sweep:
@@ -41,8 +47,8 @@ def sweep(folder: Path, defence: str, attack: str = "none") -> Sweep:
 def test_every_setting_is_a_cell(tmp_path: Path, name: str) -> None:
     setting = authors_setting(name)
     denoiser = ", denoiser: small" if setting.attack and "purifier" in setting.attack else ""
-    radii = ", amplitude_radius: 2, phase_radius: 2" if name == "freqpure" else ""
-    entry = f"{{published: {name}, denoiser: {DENOISERS.get(name, 'small')}{radii}}}"
+    network = "energy: digits-energy" if name == "ebm" else f"denoiser: {DENOISERS.get(name, 'small')}"
+    entry = f"{{published: {name}, {network}{OWN.get(name, '')}}}"
     attack = f"{{as-published: {name}, norm: linf, eps_255: 8{denoiser}}}"
     if setting.attack is None:
         with pytest.raises(InvalidInput, match=f"no attack of the authors of '{name}' is known"):
@@ -140,14 +146,38 @@ def test_claims_of_forms_are_those_forms_own() -> None:
     }
 
 
-def test_the_bundled_sweep_has_each_defence_as_published_and_under_the_strongest_attack() -> None:
-    cells = load_sweep(find_sweep("leaderboard")).cells
-    attacks: dict[str, set[str]] = {}
-    for cell in cells:
-        assert cell.images.count == 599
-        kind = "clean" if cell.attack is None else cell.attack.attack
+def _attacks(name: str) -> dict[str, dict[str, bool]]:
+    """Of each random defence of a sweep its attacks by label, and whether an entry names them as published."""
+    found: dict[str, dict[str, bool]] = {}
+    loaded = load_sweep(find_sweep(name))
+    for cell in loaded.cells:
         if cell.defence.purifier.stochastic:
-            attacks.setdefault(cell.defence.purifier.label(), set()).add(kind)
-    assert len(attacks) == 32
-    assert all({"clean", "strongest"} <= found for found in attacks.values())
-    assert sum(len(found) > 2 for found in attacks.values()) == 24
+            entry: Any = loaded.document.data
+            for key in cell.entries.threat or ():
+                entry = entry[key]
+            label = "clean" if cell.attack is None else cell.attack.attack
+            named = isinstance(entry, dict) and "as-published" in entry
+            found.setdefault(cell.defence.purifier.id, {})[label] = named
+    return found
+
+
+def test_the_bundled_sweep_has_each_defence_as_published_and_under_the_strongest_attack() -> None:
+    assert {cell.images.count for cell in load_sweep(find_sweep("leaderboard")).cells} == {599}
+    attacks = _attacks("leaderboard")
+    assert len(attacks) == 33
+    assert all({"clean", "strongest"} <= found.keys() for found in attacks.values())
+    assert sum(any(found.values()) for found in attacks.values()) == 26
+
+
+def test_so_has_that_of_cifar10() -> None:
+    document = yaml.safe_load(find_sweep("leaderboard-cifar10").read_text())
+    assert document["datasets"] == [{"dataset": "cifar10", "images": {"first": 64}}]
+    names = []
+    for part in document["include"]:
+        (defence,) = part["defences"]
+        clean, theirs, strongest = part["attacks"]
+        assert (clean, strongest["attack"]) == ("none", "strongest")
+        assert theirs["as-published"] == defence["published"] and theirs["eps_255"] == strongest["eps_255"] == 4
+        assert authors_setting(defence["published"]).attack is not None
+        names.append(defence["published"])
+    assert len(names) == len(set(names)) == 15

@@ -131,6 +131,34 @@ def test_what_the_authors_attack_hid_is_paired_and_its_trap_is_named(made: Made)
     assert row["what it leaves out"] == trap(line)
 
 
+def test_a_shortened_attack_of_authors_is_marked_and_what_was_cut_is_said(made: Made) -> None:
+    line = made.line("score-opt")
+    published = line.number("published")
+    assert published is not None
+    cut, otherwise = ("eot 1 of 20", "steps 1 of 20"), ("step_size 0.002 for 0.007",)
+    assert (published.departure.cut, published.departure.otherwise) == (cut, otherwise)
+    for name in ("strongest", "other", "clean"):
+        number = line.number(name)
+        assert number is not None and not number.departure.cut
+    board = {row["defence"].partition(" ")[0]: row for row in table(made.out / "index.html", "board")}
+    assert [board[name]["shortened"] for name in ("score-opt", "none")] == ["yes", "-"]
+    assert "Shortened: the attack of its authors" in words(ElementTree.parse(made.out / "index.html").getroot())
+    assert table(made.out / "claims.html", "traps")[0]["shortened"] == ", ".join(cut)
+    said = "Their attack is shortened here: eot 1 of 20, steps 1 of 20. Set otherwise: step_size 0.002 for 0.007."
+    claim = next(claim for claim in claims_of(made.board) if line in claim.lines)
+    for page in (f"defences/{line.entry.key}.html", f"claims/{claim.key}.html"):
+        assert said in words(ElementTree.parse(made.out / page).getroot()), page
+    assert "On 1 of these lines their attack is shortened" in (made.out / "claims.html").read_text()
+    numbers = table(made.out / "defences" / f"{line.entry.key}.html", "numbers")
+    shortened = [row for row in numbers if "shortened: eot 1 of 20, steps 1 of 20" in row["under"]]
+    assert {row["number"] for row in shortened} == {"as published"}
+    (file,) = (made.out / "data").rglob("leaderboard.json")
+    model = next(model for model in json.loads(file.read_text()) if model["puregrid"]["id"] == line.entry.key)
+    own = model["puregrid"]["numbers"]
+    assert (own["published"]["shortened"], own["published"]["set_otherwise"]) == (list(cut), list(otherwise))
+    assert own["strongest"]["shortened"] == []
+
+
 def test_claims_are_compared_on_the_same_data_at_the_same_budget_alone(made: Made) -> None:
     line = made.line("score-opt")
     claims = claims_of(made.board)

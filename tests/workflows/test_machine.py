@@ -9,6 +9,7 @@ import pytest
 from naps import Nap, plan_of
 
 from defense.errors import InvalidInput
+from tasks import memory
 from tasks.compute import Compute
 from workflows.engine.execution import Options
 from workflows.formats.plans import _memory
@@ -167,9 +168,9 @@ def test_a_share_is_proposed_from_what_a_batch_takes(monkeypatch: pytest.MonkeyP
 
 
 def test_a_worker_has_its_share_of_the_machine_or_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine, "_CONTAINER", tmp_path / "none")
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path / "none")
     whole = machine._room(1, 0.0)
     assert whole is not None and machine._room(4, 0.0) == whole / 4
     (tmp_path / "max").write_text(f"{512 * 2**20}\n")
-    monkeypatch.setattr(machine, "_CONTAINER", tmp_path / "max")
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path / "max")
     assert machine._room(2, 0.0) == 256.0

@@ -7,8 +7,10 @@ fields, with those that it states itself instead::
     defences: [{published: freqpure, denoiser: small}]
     attacks: [{as-published: freqpure, norm: linf, eps_255: 8}]
 
-Some authors attack another purifier than they defend with. That one needs a ``denoiser``, which the entry names; the
-fields of such an attack (``steps``, ``eot``) are those of the source of the transferred images.
+The fields that it states may shorten the authors' attack and not make it another one
+(:mod:`workflows.documents.shortened`). Some authors attack another purifier than they defend with. That one needs a
+``denoiser``, which the entry names; the fields of such an attack (``steps``, ``eot``) are those of the source of the
+transferred images.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pydantic import Field, model_validator
 from defense.errors import InvalidInput, nearest
 from defense.spec import Spec
 from workflows.documents.document import read_document
+from workflows.documents.shortened import check_kind
 
 if TYPE_CHECKING:
     from defense.purifiers import PurifierConfig
@@ -109,7 +112,8 @@ def expanded(entry: dict[str, Any], kind: str) -> dict[str, Any]:
         kind: ``purifier`` or ``attack``.
 
     Raises:
-        InvalidInput: No such setting; it is named beside a purifier or an attack; the attack lacks a denoiser.
+        InvalidInput: No such setting; it is named beside a purifier or an attack; the attack lacks a denoiser, or
+            would not be the authors' any more.
     """
     key = {"purifier": "published", "attack": "as-published"}.get(kind)
     if key is None or key not in entry:
@@ -132,6 +136,7 @@ def expanded(entry: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _attack(attack: dict[str, Any], own: dict[str, Any], name: str) -> dict[str, Any]:
+    check_kind(attack.get("source", attack), own, name)
     if "purifier" not in attack:
         return {**attack, **own}
     own = dict(own)

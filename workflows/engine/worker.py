@@ -28,7 +28,7 @@ from defense.redaction import redacted
 from defense.spec import CODE
 from tasks.allocator import keep_freed_memory
 from tasks.compute import Context
-from tasks.memory import IDLE, PEAK, peak_memory, resident
+from tasks.memory import HELD, IDLE, PEAK, peak_memory, resident
 from tasks.shared_weights import SHARED
 from tasks.stages import Chunk, Output, StageSpec
 from workflows.monitoring.ledger import Place
@@ -333,6 +333,7 @@ class UnitWorker:
         retries, loading = self.context.memory_retries, self.context.loading_seconds
         shared = self.context.shared_bytes
         started = time.perf_counter()
+        self.context.graphs.most = 0
         with self.context.settings(spec.settings()), peak_memory(self.context.device) as peak:
             output = spec.run(chunk, inputs.tables, self.context)
             peak_mib = peak()
@@ -354,6 +355,7 @@ class UnitWorker:
         if peak_mib is not None:
             output.notes[PEAK] = round(peak_mib)
             output.notes[IDLE] = round(self._idle or 0.0)
+            output.notes[HELD] = round(self.context.graphs.most / 2**20)
         if retries:
             output.notes["memory_retries"] = retries
         return _Made(output, attempt, seconds, retries, loading)

@@ -24,10 +24,12 @@ def traps_table(lines: Sequence[Line]) -> Table:
         hidden, setting = line.hidden, line.entry.setting
         if hidden is None or setting is None:
             continue
+        published = line.number("published")
         rows.append(
             {
                 **identity(line),
                 **measured(line, ("published", "other")),
+                "cut": "" if published is None else ", ".join(published.departure.cut),
                 "hidden": hidden.value,
                 "hidden_low": hidden.low,
                 "hidden_high": hidden.high,
@@ -46,6 +48,9 @@ def traps_table(lines: Sequence[Line]) -> Table:
         CLASSIFIER,
         BUDGET,
         Column("published", "as published", "interval", "Avg under the authors' attack."),
+        Column(
+            "cut", "shortened", "text", "What their attack has less of here.", when=_any_text, show=_or_dash("cut")
+        ),
         Column("other", "strongest other", "interval", "Lowest Avg under the other attacks."),
         Column("hidden", "hidden", "points", "The first minus the second, paired over images."),
         Column("images", "images", "integer", "Images that both attacks have."),
@@ -62,6 +67,10 @@ def traps_table(lines: Sequence[Line]) -> Table:
 
 
 _HIDDEN = (*("denoiser", "norm", "key", "published_cell", "published_sweep", "other_cell", "other_sweep"),)
+
+
+def _any_text(frame: pd.DataFrame, name: str) -> bool:
+    return bool((frame[name] != "").any())
 
 
 def _or_dash(name: str) -> Callable[[Row], str]:

@@ -1,10 +1,11 @@
 """The board as JSON in the form of RobustBench's model info, one file for each data set, norm and budget.
 
 Fields that RobustBench has are called as there, and are texts in % as there: ``reported`` is a claim on the same data
-at the same budget, ``autoattack_acc`` Avg under AutoAttack, ``external`` the lowest Avg under any other attack, and
-``unreliable`` says that the line does not count, or that the authors' attack hid more than five points. What was not
-measured or is not known is null. What has no field there is in ``puregrid``: every number with its interval, images,
-sweep and cell, and the specs with the digests of the weights.
+at the same budget, ``autoattack_acc`` Avg under AutoAttack in full, ``external`` the lowest Avg under any other
+attack, and ``unreliable`` says that the line does not count, or that the authors' attack hid more than five points.
+What was not measured or is not known is null. What has no field there is in ``puregrid``: every number with its
+interval, images, sweep and cell, what a shortened attack of authors lacks, and the specs with the digests of the
+weights.
 
 Source of the form: the files ``model_info/DATASET/THREAT/NAME.json`` of RobustBench.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tasks.attacks import AutoAttackConfig
 from tasks.attacks.budgets import format_eps
 from workflows.leaderboard.board import Board
 from workflows.leaderboard.claims import Claim, claimed, hides, trap
@@ -98,7 +100,7 @@ def _under_autoattack(line: Line) -> Number | None:
         number
         for numbers in line.candidates.values()
         for number in numbers
-        if number.cell.attack is not None and number.cell.attack.attack == "autoattack" and not number.detail
+        if isinstance(attack := number.cell.attack, AutoAttackConfig) and not attack.shortened and not number.detail
     ]
     return min(found, key=lambda number: number.value, default=None)
 
@@ -127,6 +129,8 @@ def _number(number: Number) -> dict[str, Any]:
         "high": number.high,
         "images": number.images,
         "under": number.attack,
+        "shortened": list(number.departure.cut),
+        "set_otherwise": list(number.departure.otherwise),
         "attack_evaluations": number.evaluations or None,
         "sweep": number.source.sweep.name,
         "sweep_id": number.source.sweep.id,

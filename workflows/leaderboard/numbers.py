@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tasks.attacks import LadderConfig
 from tasks.stages import AttackStage
 from workflows.documents.authors import AuthorsSetting
+from workflows.documents.shortened import Departure, departure
 from workflows.grid.cells import Cell
 from workflows.leaderboard.sources import Source
 from workflows.results.reader import Results
@@ -23,6 +24,9 @@ __all__ = ["Number", "attacked", "certified", "corrupted", "difference", "number
 
 _RADIUS = 0.25
 """The certified radius of the board, or that of a sweep's curves which is nearest to it."""
+
+
+_NONE = Departure()
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Number:
         kind: 2 for a ladder, 1 for another attack that knows the defence, 0 for a static one and for no attack.
         evaluations: Network evaluations that the attack took, an image; 0 without one.
         detail: What else has to be said of it.
+        departure: Of one under the attack of a defence's authors, what that has less of here, or otherwise.
     """
 
     value: float
@@ -54,6 +59,7 @@ class Number:
     kind: int = 0
     evaluations: float = 0.0
     detail: str = ""
+    departure: Departure = _NONE
 
     @property
     def rank(self) -> tuple[float, ...]:
@@ -99,7 +105,12 @@ def attacked(
         row = min((row for row in members if not missing(row.get(of))), key=lambda row: row[of], default=None)
         if row is not None:
             own = max(map(_kind, (cells[row["cell"]] for row in members)), default=kind)
-            yield name, number_of(source, cells[row["cell"]], row, of, _called(cells[row["cell"]]), own)
+            cell = cells[row["cell"]]
+            number = number_of(source, cell, row, of, _called(cell), own)
+            setting = settings.get(cell.id) if name == "published" else None
+            if setting is not None and cell.attack is not None:
+                number = replace(number, departure=departure(setting.attack, cell.attack))
+            yield name, number
 
 
 def number_of(

@@ -70,6 +70,7 @@ def board_table(board: Board, claims: Sequence[Claim]) -> Table:
         claim = claimed(line, claims)
         strongest = line.number("strongest")
         used = [number for name in _MEASURED if (number := line.number(name)) is not None]
+        published = line.number("published")
         certified = line.number("certified")
         rows.append(
             {
@@ -78,6 +79,8 @@ def board_table(board: Board, claims: Sequence[Claim]) -> Table:
                 "claimed": None if claim is None else claim.share,
                 "claimed_of": "" if claim is None else _of(claim, line),
                 **measured(line, _MEASURED),
+                "shortened": "-" if published is None else "yes" if published.departure.cut else "no",
+                "cut": "" if published is None else ", ".join(published.departure.cut),
                 "radius": "" if certified is None else certified.detail,
                 "evaluations": line.entry.evaluations,
                 "images": min((number.images for number in used), default=0),
@@ -128,10 +131,14 @@ def _columns(frame: pd.DataFrame) -> Iterator[Column]:
     }
     for name, (title, text) in about.items():
         yield Column(name, title, "interval", text, when=known, cell=f"{name}_cell")
+        if name == "published":
+            meaning = "Whether the attack of its authors has less of something here; its page says of what."
+            yield Column("shortened", "shortened", "text", meaning, when=_any_shortened)
     yield Column("evaluations", "cost", "count", "Network evaluations for one answer.", when=known)
     yield Column("images", "images", "images", "Fewest images behind a number of the line.", when=several)
     yield Column("findings", "findings", "text", "What the auditor found on its cells.")
     yield Column("attack", "strongest attack", "text", "The attack behind the lowest Avg.", when=frame_only)
+    yield Column("cut", "cut", "text", "What the attack of its authors has less of here.", when=frame_only)
     yield Column("struck", "struck", "text", "Why the line does not count.", when=frame_only)
     yield Column("claimed_of", "claimed of", "text", "Other data or budget of the claim.", when=frame_only)
     yield Column("radius", "radius", "text", "The l_2 radius of `certified`.", when=frame_only)
@@ -140,6 +147,10 @@ def _columns(frame: pd.DataFrame) -> Iterator[Column]:
         yield Column(f"{name}_sweep", f"{name} sweep", "text", f"The sweep that `{name}` is from.", when=frame_only)
     yield Column("key", "key", "text", "Id of the defence on this site.", when=frame_only)
     yield Column("planned", "planned", "integer", "Images that the sweep asks for.", when=frame_only)
+
+
+def _any_shortened(frame: pd.DataFrame, name: str) -> bool:
+    return bool((frame[name] == "yes").any())
 
 
 def _norm(row: Row) -> str:
@@ -162,6 +173,11 @@ def _remarks(board: Board, frame: pd.DataFrame) -> Iterator[str]:
         )
     if (frame["claimed_of"] != "").any():
         yield "A claim with brackets is of the data or the budget that they name, and no number of this line."
+    if _any_shortened(frame, "shortened"):
+        yield (
+            "Shortened: the attack of its authors has fewer steps, draws or parts here and is the same in "
+            "kind; in full it would leave less, if anything. The page of the defence says what was cut."
+        )
     if (frame["threat"] == "static only").any():
         yield (
             "static only: nobody attacked it who knew it, so that its strongest is an upper bound that says nothing "
@@ -209,7 +225,7 @@ def numbers_table(entry: Entry) -> Table:
                     "value_high": number.high,
                     "images": number.images,
                     "planned": number.planned,
-                    "attack": ", ".join(filter(None, (number.attack, number.detail))),
+                    "attack": ", ".join(filter(None, (number.attack, number.detail, _cut(number)))),
                     "evaluations": number.evaluations or None,
                     "sweep": number.source.sweep.name,
                     "counts": "yes" if candidate.counts else "no",
@@ -233,6 +249,11 @@ def numbers_table(entry: Entry) -> Table:
     )
     frame = pd.DataFrame(rows)
     return Table("numbers", "Every number", columns, frame, cells=cells_of(frame), groups=("eps",))
+
+
+def _cut(number: Number) -> str:
+    """Say what the authors' attack has less of; empty for their attack in full, and for others."""
+    return f"shortened: {', '.join(number.departure.cut)}" if number.departure.cut else ""
 
 
 def sources_table(board: Board) -> Table:

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-from tasks.memory import IDLE, PEAK
+from tasks.memory import HELD, IDLE, PEAK
 from tasks.stages.kind import Kind
 from workflows.planning.plan import Committed, Plan, PlannedStage, Unit
 from workflows.store import Commit, DamagedCommit, NewerCommit, Store
@@ -100,7 +100,8 @@ def costs_of(
                 samples_of.setdefault(kinds[unit.stage], []).append((commit.seconds, work, loading))
                 if commit.note(PEAK) and not commit.note("memory_retries"):
                     idle = commit.note(IDLE)
-                    each = (commit.note(PEAK) - idle) / in_a_batch(stage, unit.chunk)
+                    # Without held graphs, which give way where there is no room.
+                    each = (commit.note(PEAK) - commit.note(HELD) - idle) / in_a_batch(stage, unit.chunk)
                     memory_of.setdefault(kinds[unit.stage], []).append((max(each, 0.0), idle))
     costs = {kind: _cost(samples) for kind, samples in samples_of.items()}
     for kind, memory in memory_of.items():

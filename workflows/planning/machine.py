@@ -15,18 +15,17 @@ take must leave a tenth of that free.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from defense.compiled import missing_compiler
 from defense.errors import InvalidInput
 from tasks.compute import Compute
+from tasks.memory import machine_memory
 from tasks.stages.kind import Kind
 from workflows.planning.costs import Cost, in_a_batch, kinds_of
 from workflows.planning.plan import Committed, Plan
@@ -44,7 +43,6 @@ __all__ = [
 
 SLOWER = "7 to 17 times"
 """How much slower bfloat16 is than fp32 on a processor with AVX2 alone."""
-_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 _SMALLEST = 0.0001
 """The smallest share of a GPU that Ray's books know."""
 
@@ -228,7 +226,4 @@ def _room(workers: int, gpus_per_worker: float) -> float | None:
             return None
         total: int = torch.cuda.get_device_properties(0).total_memory
         return total * gpus_per_worker / 2**20
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
-        total = min(total, int(_CONTAINER.read_text()))
-    return total / 2**20 / workers
+    return machine_memory() / 2**20 / workers

@@ -17,6 +17,7 @@ from workflows.audit.about import about
 from workflows.audit.finding import Finding, Severity
 from workflows.audit.view import Judged, View, group_by, strongest
 from workflows.documents.authors import recognised
+from workflows.documents.shortened import departure
 from workflows.statistics.proportions import wilson
 
 __all__ = [
@@ -151,21 +152,25 @@ def published_attack_weaker(all_views: Sequence[View]) -> Iterator[Finding]:
     """The authors' own attack leaves more than another one on the same images: what it left out is named.
 
     The attacks of the published settings (``puregrid list published``) differentiate a surrogate of one step, leave
-    the guidance out, fix the noise or attack another purifier. A difference above 5 points is worth a line.
+    the guidance out, fix the noise or attack another purifier. A difference above 5 points is worth a line, which
+    says what a shortened one lacks too.
     """
     for members in group_by([view for view in all_views if view.attack is not None], "defended"):
         for same in group_by(members, "threat"):
             best = strongest(same)
             for view in same:
-                setting = None if view.attack is None else recognised(view.cell.defence.purifier, view.attack)
-                if best is None or setting is None or view.accuracy - best.accuracy <= _MORE:
+                if best is None or view.attack is None or view.accuracy - best.accuracy <= _MORE:
                     continue
+                setting = recognised(view.cell.defence.purifier, view.attack)
+                if setting is None:
+                    continue
+                said = " ".join(filter(None, [*setting.traps, departure(setting.attack, view.attack).sentence()]))
                 yield Finding(
                     "published-attack-weaker",
                     "note",
                     _cells((view, best)),
                     f"The attack of the defence's authors leaves {100 * view.accuracy:.1f} %, another one "
-                    f"{100 * best.accuracy:.1f} %. {' '.join(setting.traps)}",
+                    f"{100 * best.accuracy:.1f} %. {said}",
                     {"accuracy": view.accuracy, "strongest": best.accuracy},
                     f"`puregrid list published {setting.name}` has its fields; report the other attack.",
                 )

@@ -142,6 +142,12 @@ def claims_in_full(board: Board, claims: Sequence[Claim]) -> list[str]:
     """Say the same with the numbers behind it."""
     said = list(claims_in_short(board, claims))
     run = sorted((line for line in board.lines if line.hidden is not None), key=hidden_value, reverse=True)
+    short = [line for line in run if (number := line.number("published")) is not None and number.departure.cut]
+    if short:
+        said.append(
+            f"On {len(short)} of these lines their attack is shortened (fewer steps, draws or parts): in full it "
+            "would leave less there, if anything, and hide less."
+        )
     trapped = [line for line in run if trap(line)]
     if trapped:
         line = trapped[0]
@@ -189,6 +195,8 @@ def worth(line: Line) -> str:
     text = f"At {budget(line)} it keeps {percent(strongest)} under {who} ({strongest.attack})"
     text += "" if clean is None else f", of {percent(clean)} clean"
     text += "" if published is None else f". The attack of its authors leaves {percent(published)}"
+    said = "" if published is None else published.departure.sentence()
+    text += f". {said[:-1]}" if said else ""
     struck = f" This does not count: {line.struck}" if line.struck else ""
     return f"{text}.{struck}"
 
@@ -201,6 +209,8 @@ def judged(claim: Claim, line: Line) -> str:
         return f"{name}: not attacked."
     theirs = "" if published is None else f"{percent(published)} under the attack of its authors, "
     text = f"{name}: {theirs}{percent(strongest)} under the strongest attack ({strongest.attack})."
+    said = "" if published is None else published.departure.sentence()
+    text += f" {said}" if said else ""
     by = judged_by(claim, line) or "the claim"
     verdict = {
         "survives": f"The claim survives in shape: what is left is not more than 10 points below {by}.",
