@@ -9,9 +9,10 @@ the sweep from it, in one run, each in a process of its own, in seconds of proce
 * *grown*: ``--new`` units of every stage were committed since.
 
 *Frames* are the tables of answers, corruptions, image quality and cost; *all* is what ``puregrid tables`` prints,
-with the auditor. What the four print is compared byte for byte.
+with the auditor. What the four print is compared byte for byte. With ``--frames`` neither *by unit* nor *all* is
+done, whose cost goes with rows and images, and the frames are compared.
 
-    python benchmarks/tables_scale.py [--rows 700000] [--chunk 100] [--new 1] [--keep FOLDER]
+    python benchmarks/tables_scale.py [--rows 700000] [--chunk 100] [--new 1] [--keep FOLDER] [--frames]
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from workflows.grid.load import load_sweep
 from workflows.store import blocks
 from workflows.results.reader import Results
 from workflows.store import Store
+def to_text(frame):
+    return frame.to_csv() if hasattr(frame, "to_csv") else str(frame)
 folder, how = Path(sys.argv[1]), sys.argv[2]
 if how == "by unit":
     blocks.ENOUGH = 10**9
@@ -46,13 +49,13 @@ results = Results(store, sweep)
 began, wall = time.process_time(), time.perf_counter()
 frames = [results.robustness(), results.combined(), results.corrupted(), list(results.quality()), results.cost()]
 frames_cpu, frames_wall = time.process_time() - began, time.perf_counter() - wall
-text = render(Analysis(results), "text")
+text = repr([to_text(frame) for frame in frames]) if sys.argv[3] == "frames" else render(Analysis(results), "text")
 print(json.dumps([frames_cpu, frames_wall, time.process_time() - began, hashlib.sha256(text.encode()).hexdigest()]))
 """
 
 
-def ask(folder: Path, how: str) -> tuple[float, float, float, str]:
-    done = subprocess.run([sys.executable, "-c", CODE, str(folder), how], capture_output=True, text=True)
+def ask(folder: Path, how: str, what: str) -> tuple[float, float, float, str]:
+    done = subprocess.run([sys.executable, "-c", CODE, str(folder), how, what], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     return tuple(json.loads(done.stdout))
@@ -76,6 +79,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=100)
     parser.add_argument("--new", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="Folder for the store, which is used again.")
+    parser.add_argument("--frames", action="store_true", help="The frames alone, read from blocks.")
     options = parser.parse_args()
     os.environ[VARIABLE] = str(options.images)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -93,27 +97,26 @@ def main() -> None:
             flush=True,
         )
         time.sleep(3)
-        found = {how: ask(folder, how) for how in ("by unit", "first")}
+        what = "frames" if options.frames else "all"
+        found = {how: ask(folder, how, what) for how in (("first",) if options.frames else ("by unit", "first"))}
         time.sleep(3)
-        ask(folder, "later")  # files of the first reading were younger than a tick of the clock
-        found["later"] = ask(folder, "later")
+        ask(folder, "later", what)  # files of the first reading were younger than a tick of the clock
+        found["later"] = ask(folder, "later", what)
         assert len({text for _, _, _, text in found.values()}) == 1, "the tables differ"
         moved = hide(store, options.new, folder / "aside")
         for name in ("blocks", "manifests"):
             shutil.rmtree(store / name)
-        ask(folder, "first")
+        ask(folder, "first", what)
         time.sleep(3)
-        ask(folder, "later")
+        ask(folder, "later", what)
         for place, path in moved:
             place.rename(path)
-        found["grown"] = ask(folder, "later")
+        found["grown"] = ask(folder, "later", what)
         assert found["grown"][3] == found["first"][3], "the tables differ"
-        frames, _, everything, _ = found["by unit"]
+        frames, _, everything, _ = next(iter(found.values()))
         for how, (cpu, wall, whole, _) in found.items():
-            print(
-                f"{how:<8} frames {cpu / units * 1e3:7.3f} ms {cpu / frames:6.3f}   (wall {wall:6.1f} s)"
-                f"   all {whole / units * 1e3:7.3f} ms {whole / everything:6.3f}"
-            )
+            rest = f"   all {whole / units * 1e3:7.3f} ms {whole / everything:6.3f}" * (not options.frames)
+            print(f"{how:<8} frames {cpu / units * 1e3:7.3f} ms {cpu / frames:6.3f}   (wall {wall:6.1f} s){rest}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from defense.prepared import prepare
 from defense.purifiers import Purifier, PurifierConfig
 from defense.randomness import NoiseVersion
 from defense.spec import Spec
+from tasks import shared_weights
 from tasks.datasets import DatasetConfig, ImageSet
 from tasks.memory import ended, machine_memory
 
@@ -100,6 +101,7 @@ class Context:
     Attributes:
         memory_retries: How often a batch was halved for want of memory.
         loading_seconds: Time spent on loading models and data.
+        shared_bytes: Bytes of loaded weights that lie in memory that other workers of the machine map, too.
         graphs: Those that exact gradients hold.
     """
 
@@ -112,6 +114,7 @@ class Context:
         self._microbatch: dict[str, int] = {}
         self.memory_retries = 0
         self.loading_seconds = 0.0
+        self.shared_bytes = 0
         self._compute = Compute()
         self.graphs = HeldGraphs(_room(self.device))
 
@@ -171,9 +174,7 @@ class Context:
         key = f"{type(config).__name__}-{config.id}{compute.form}"
         if key not in self._models:
             with self._loading():
-                network = config.build().to(self.device)
-                if compute.layout == "channels-last":
-                    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                network = self._built(config, compute, key)
                 if compute.compile:
                     compile_network(network)
                 self._models[key] = network
@@ -183,6 +184,22 @@ class Context:
                 self._purifiers.clear()
         self._models.move_to_end(key)
         return self._models[key]  # type: ignore[return-value]
+
+    def _built(self, config: Loadable[M], compute: Compute, key: str) -> M:
+        """Build a network on the device; on a processor large ones share their weights with other workers."""
+
+        def build() -> M:
+            network = config.build().to(self.device)
+            if compute.layout == "channels-last":
+                network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return network
+
+        large = shared_weights.file_bytes(config) >= shared_weights.LARGE
+        if self.device.type != "cpu" or not large or not shared_weights.can_share():
+            return build()
+        network, shared = shared_weights.built(build, key)
+        self.shared_bytes += shared
+        return network
 
     def images(self, config: DatasetConfig) -> ImageSet:
         """Return the loaded data set, its digest checked once per worker."""

@@ -135,10 +135,15 @@ def machines(head_cpus: int, **options: Any) -> Iterator[Cluster]:
         found.shutdown()
 
 
-def add_machine(cluster: Cluster, cpus: int, number: int) -> Any:
-    """A further node; its workers have the environment of this moment."""
+def add_machine(cluster: Cluster, cpus: int, number: int, gpus: int = 0) -> Any:
+    """A further node; its workers have the environment of this moment, and its GPUs are in Ray's books alone."""
     return _started(
-        lambda: cluster.add_node(num_cpus=cpus, object_store_memory=80 * 1024**2, node_ip_address=f"127.0.0.{number}")
+        lambda: cluster.add_node(
+            num_cpus=cpus,
+            num_gpus=gpus,
+            object_store_memory=80 * 1024**2,
+            node_ip_address=f"127.0.0.{number}",
+        )
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from naps import Nap, plan_of
@@ -14,7 +15,8 @@ from workflows.engine.execution import Options
 from workflows.formats.plans import _memory
 from workflows.planning import machine
 from workflows.planning.costs import Cost
-from workflows.planning.machine import Footprint, footprint, machine_notices, refuse_slow
+from workflows.planning.forecast import default_workers
+from workflows.planning.machine import Footprint, footprint, machine_notices, per_gpu, refuse_slow
 from workflows.planning.plan import Committed
 
 
@@ -100,6 +102,69 @@ def test_a_plan_says_what_a_batch_takes_and_what_would_fit() -> None:
         _memory(Footprint("attack", 400, 1229, 900, 290, 1))
     )
     assert list(_memory(None)) == []
+
+
+def test_shares_of_a_gpu() -> None:
+    shares = (0, 0.1, 0.125, 0.2, 0.25, 0.3, 0.3333, 0.4, 0.5, 0.6, 1, 2, 8.0)
+    assert [per_gpu(share) for share in shares] == [1, 10, 8, 5, 4, 3, 3, 2, 2, 1, 1, 1, 1]
+    for wrong, says in (
+        (-0.5, "-0.5 GPUs"),
+        (1.5, r"1\.5 GPUs: .* Did you mean 2\?"),
+        (0.00005, "of at least 0.0001"),
+        (float("nan"), "nan GPUs"),
+        (float("inf"), "inf GPUs"),
+    ):
+        with pytest.raises(InvalidInput, match=says) as error:
+            Options(gpus_per_worker=wrong)
+        assert error.value.where == "--gpus-per-worker"
+    # What is proposed for n workers is room for n.
+    assert [per_gpu(float(machine._share(n))) for n in range(1, 65)] == list(range(1, 65))
+
+
+def test_a_plan_says_how_many_workers_share_a_gpu() -> None:
+    plan = committed("fp32").plan
+    (half,) = machine_notices(plan, gpus=0.5)
+    assert half.startswith("2 workers share a GPU (--gpus-per-worker 0.5), each with networks of its own")
+    (odd,) = machine_notices(plan, gpus=0.4)
+    assert odd.startswith("2 workers") and odd.endswith("; a share of 0.5 is as good")
+    assert machine_notices(plan, gpus=1) == machine_notices(plan, gpus=2) == machine_notices(plan, gpus=0) == []
+
+
+def test_as_many_workers_as_there_are_shares_and_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(12)))
+    # 0.4 leaves room for two on each GPU, not for five on both; six of 0.3 have a processor, and eight have none.
+    assert [default_workers(2, share) for share in (0, 1, 2, 0.5, 0.4, 0.25)] == [6, 2, 1, 4, 4, 6]
+    assert default_workers(1, 8) == 1
+
+
+def test_a_share_is_proposed_from_what_a_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    units = Committed(plan_of([Precise(number=0, compute=Compute(batch=2))], 3))
+    kind = units.plan.stages[0].spec.kind
+    cost = {kind: Cost(3, 1.0, idle=400.0, each=1000.0)}  # with CUDA's own 600 MiB 3000 a worker
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda i: SimpleNamespace(total_memory=16000 * 2**20))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+
+    def told(gpus: float) -> str:
+        found = footprint(units, cost, 1, gpus)
+        assert found is not None and found.mib == 2400 and found.share == "0.25"  # 0.9 x 16000 / 3000 = 4.8
+        return next(_memory(found)).partition(" take up to ")[2]
+
+    whole = "2.3 GiB of the 15.6 GiB that there is here; at least 13 would fit"
+    assert told(1) == f"{whole}; 4 workers a GPU have room for it (--gpus-per-worker 0.25)"
+    assert told(0.25) == "2.3 GiB of the 3.9 GiB that each of 4 workers a GPU has; at least 2 would fit"
+    assert told(0.1).endswith(
+        "each of 10 workers a GPU has; they will be halved until they fit; 4 workers a GPU have room for it "
+        "(--gpus-per-worker 0.25)"
+    )
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    found = footprint(units, cost, 1, 1)
+    assert found is not None and found.share == "0.5"
+    cost = {kind: Cost(3, 1.0, idle=400.0, each=9000.0)}
+    found = footprint(units, cost, 1, 1)
+    assert found is not None and found.share == "" and "halved" in next(_memory(found))
 
 
 def test_a_worker_has_its_share_of_the_machine_or_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from helpers_small import compute
 from lab import workers_of
 from naps import add_machine
 from ray.cluster_utils import Cluster
+from stored import attempts, data
 from typer.testing import CliRunner
 
 from defense.errors import InvalidInput
@@ -284,36 +285,6 @@ def _puregrid(command: list[str], **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def _data(store: Store) -> dict[str, str]:
-    """Hash of every committed data file, after comparing it with what lies there."""
-    found = {}
-    for kind in ("attack", "evaluate"):
-        for stage_id in _stages(store, kind):
-            for chunk in store.committed_chunks(kind, stage_id):
-                assert store.problem(kind, stage_id, chunk) is None
-                commit = store.committed(kind, stage_id, chunk)
-                assert commit is not None
-                found.update(commit.sha256)
-    return found
-
-
-def _stages(store: Store, kind: str) -> list[str]:
-    specs = [name.removesuffix(".json") for name in store.files.names("specs")] or [
-        path.name for path in (Path(store.uri) / "commits" / kind).iterdir()
-    ]
-    return [name for name in specs if store.committed_chunks(kind, name)]
-
-
-def _commits(store: Store) -> dict[str, str]:
-    return {
-        f"{kind}/{stage_id}/{chunk}": commit.attempt
-        for kind in ("attack", "evaluate")
-        for stage_id in _stages(store, kind)
-        for chunk in store.committed_chunks(kind, stage_id)
-        if (commit := store.committed(kind, stage_id, chunk)) is not None
-    }
-
-
 @pytest.mark.parametrize(
     "killed", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.nightly)]
 )
@@ -332,7 +303,7 @@ def test_the_quickstart_in_a_bucket_killed_damaged_cut_off_and_resumed_has_the_r
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
         assert not psutil.wait_procs(workers_of(os.getpid()), timeout=60)[1], "workers outlive their driver"
-        before = _commits(store)
+        before = attempts(store)
         assert 15 <= len(before) < UNITS
 
     # Now the server goes away for longer than the run is willing to wait.
@@ -344,12 +315,12 @@ def test_the_quickstart_in_a_bucket_killed_damaged_cut_off_and_resumed_has_the_r
     assert resumed.returncode == 1 and "did not answer for" in err and uri in err, err
     assert "Traceback" not in err
     assert f"{len(before)} committed" in err
-    middle = _commits(store)
+    middle = attempts(store)
     assert len(before) + 8 <= len(middle) < UNITS and middle.items() >= before.items()
     assert not [key for key in s3.keys(uri, "sweeps/") if "/failures/" in key]  # it was nobody's fault
 
     # A committed file that is damaged in the bucket is found by its hash and computed again.
-    victim = next(path for path in sorted(_data(store)) if path.startswith("rows/"))
+    victim = next(path for path in sorted(data(store)) if path.startswith("rows/"))
     store.files.write(victim, store.files.read(victim)[:-5] + b"12345")
     last = CliRunner().invoke(app, command)
     no_slots.remove_node(node)
@@ -357,8 +328,8 @@ def test_the_quickstart_in_a_bucket_killed_damaged_cut_off_and_resumed_has_the_r
     assert last.exit_code == 0, err
     assert f"was committed, but {victim} has sha256" in err and "it is computed again" in err
     assert f"{len(middle) - 1} committed, {UNITS - len(middle) + 1} to compute" in err
-    assert _data(store) == _data(Store(str(tmp_path)))
-    after = _commits(store)
+    assert data(store) == data(Store(str(tmp_path)))
+    after = attempts(store)
     assert len(after) == UNITS
     assert sum(after[unit] != attempt for unit, attempt in middle.items()) == 1
 

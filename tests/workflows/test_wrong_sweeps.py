@@ -416,6 +416,7 @@ def test_purifier_for_images_of_another_shape_is_refused(tmp_path: Path, without
         (("--max-attempts", "0"), "--max-attempts"),
         (("--unit-timeout", "x"), "--unit-timeout"),
         (("--gpus-per-worker", "-1"), "--gpus-per-worker"),
+        (("--gpus-per-worker", "1.5"), "--gpus-per-worker: a worker cannot take 1.5 GPUs"),
         (("--wrokers", "2"), "--wrokers"),
     ],
 )

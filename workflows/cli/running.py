@@ -79,10 +79,12 @@ def plan(
 
         with phase("reading the sweep, and its weights and data"):
             loaded, opened = open_sweep(sweep, set_, store)
+            from workflows.planning.machine import per_gpu
             from workflows.planning.plan import make_plan
             from workflows.planning.stopping import needed
             from workflows.planning.summary import summarise
 
+            per_gpu(gpus_per_worker)  # refuses what is no share of a GPU
             planned = make_plan(loaded)
         if preflight and not calibrate:  # which does it where units are computed
             from workflows.preflight import preflight as ask_once
@@ -150,6 +152,9 @@ def run(
 
         with phase("reading the sweep, and its weights and data"):
             loaded, opened = open_sweep(sweep, set_, store, writes=True)
+            from workflows.planning.machine import per_gpu
+
+            per_gpu(gpus_per_worker)  # refuses what is no share of a GPU
         if log is not None:
             writable(log, "the log", where="--log")
         wanted = "--strict-tracking" if strict_tracking else ""

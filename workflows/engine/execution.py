@@ -25,6 +25,7 @@ from workflows.monitoring.progress import SweepProgress, phase
 from workflows.monitoring.run_record import RunRecord, RunRecorder
 from workflows.planning.costs import Cost, Pace, missing_work
 from workflows.planning.forecast import default_workers
+from workflows.planning.machine import per_gpu
 from workflows.planning.plan import Committed, Plan
 from workflows.planning.scheduler import Failure
 from workflows.planning.stopping import Spared
@@ -68,6 +69,10 @@ class Options:
     verify: Literal["changed", "full"] = "changed"
     slow: bool = False
     preview: Callable[[], str] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share of a GPU."""
+        per_gpu(self.gpus_per_worker)
 
 
 def _start_seconds(options: Options) -> float:

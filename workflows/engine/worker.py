@@ -29,6 +29,7 @@ from defense.spec import CODE
 from tasks.allocator import give_back_freed_memory, keep_freed_memory
 from tasks.compute import Context
 from tasks.memory import HELD, IDLE, PEAK, crowded, peak_memory, resident
+from tasks.shared_weights import SHARED
 from tasks.stages import Chunk, Output, StageSpec
 from workflows.monitoring.ledger import Place
 from workflows.monitoring.versions import worker_versions
@@ -330,6 +331,7 @@ class UnitWorker:
 
     def _compute(self, spec: StageSpec, chunk: Chunk, inputs: _Inputs) -> _Made:
         retries, loading = self.context.memory_retries, self.context.loading_seconds
+        shared = self.context.shared_bytes
         started = time.perf_counter()
         self.context.graphs.most = 0
         with self.context.settings(spec.settings()), peak_memory(self.context.device) as peak:
@@ -350,6 +352,8 @@ class UnitWorker:
             give_back_freed_memory()
         if loading:
             output.notes["loading_seconds"] = round(loading, 4)
+        if self.context.shared_bytes > shared:
+            output.notes[SHARED] = round((self.context.shared_bytes - shared) / 2**20)
         if peak_mib is not None:
             output.notes[PEAK] = round(peak_mib)
             output.notes[IDLE] = round(self._idle or 0.0)

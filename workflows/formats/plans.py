@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from workflows.engine.failures import FailureRecord
 from workflows.monitoring.run_record import duration
 from workflows.planning.forecast import Forecast
-from workflows.planning.machine import Footprint
+from workflows.planning.machine import Footprint, per_gpu
 from workflows.planning.summary import PlanSummary, StageSummary
 
 __all__ = ["estimate", "failure_lines", "forecast_lines", "plan_lines", "status_lines"]
@@ -46,8 +46,13 @@ def _memory(found: Footprint | None) -> Iterator[str]:
     """What the largest batch takes of a worker's memory, and how large one might be."""
     if found is None:
         return
-    share = f"each of {found.workers} workers has here" if found.workers > 1 else "there is here"
+    where = "a GPU has" if found.gpus else "has here"
+    share = f"each of {found.workers} workers {where}" if found.workers > 1 else "there is here"
     fits = f"at least {found.fits:,} would fit" if found.fits >= found.batch else "they will be halved until they fit"
+    proposed = found.share and per_gpu(float(found.share))
+    if proposed and found.gpus <= 1 and proposed != found.workers:
+        have = "workers a GPU have" if proposed > 1 else "worker a GPU has"
+        fits += f"; {proposed} {have} room for it (--gpus-per-worker {found.share})"
     yield (
         f"memory: batches of {found.batch:,} ({_DIGEST.sub('', found.kind)}) take up to {_gib(found.mib)} of the "
         f"{_gib(found.room)} that {share}; {fits}"

@@ -211,7 +211,6 @@ class Cell:
         """
         if self.probe is False:
             return ()
-        ids = tuple(i for chunk in self.images.chunks for i in chunk.ids)
         # Nothing else of how units compute has an influence on a probe.
         compute = Compute(threads=self.compute.threads, noise=self.compute.noise)
         purifier, dataset = self.defence.purifier, self.images.dataset
@@ -221,6 +220,9 @@ class Cell:
             parts.append(ProbeStage(dataset=dataset, purifier=purifier, classifier=guide, compute=compute))
         if self._probed(self.classifier):
             parts.append(ProbeStage(dataset=dataset, classifier=self.classifier, compute=compute))
+        if not parts:  # as mostly: ten thousand images of each of many cells need no listing
+            return ()
+        ids = tuple(i for chunk in self.images.chunks for i in chunk.ids)
         return tuple((part, ProbeStage.chunk(ids)) for part in parts)
 
     def _probed(self, part: PurifierConfig | ClassifierConfig) -> bool:

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from tasks.stages.kind import Kind
 from workflows.monitoring.run_record import read_runs
 from workflows.planning.costs import Cost, costs_of, interval, kinds_of, unit_work
+from workflows.planning.machine import per_gpu
 from workflows.planning.plan import Committed, Unit
 from workflows.planning.scheduler import Scheduler
 from workflows.planning.shipped import shipped_costs
@@ -92,12 +93,15 @@ class Forecast(Record):
 
 
 def default_workers(threads: int, gpus_per_worker: float = 0.0) -> int:
-    """Return as many workers as this machine has GPUs, or processors for ``threads`` each."""
+    """Return as many workers as this machine has processors for ``threads`` each, and shares of GPUs."""
+    workers = max(1, len(os.sched_getaffinity(0)) // threads)
     if gpus_per_worker:
         import torch
 
-        return max(1, int(torch.cuda.device_count() / gpus_per_worker + 1e-9))
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+        gpus = torch.cuda.device_count()
+        fits = int(gpus / gpus_per_worker) if gpus_per_worker > 1 else gpus * per_gpu(gpus_per_worker)
+        return max(1, min(workers, fits))
+    return workers
 
 
 def predict(

@@ -7,10 +7,16 @@ Whether oneDNN, which computes PyTorch's convolutions, has kernels for bfloat16 
 How much memory a batch takes is what committed units took, :attr:`~workflows.planning.costs.Cost.idle` and as many
 times :attr:`~workflows.planning.costs.Cost.each` as the batch has elements. Weights are counted with the elements, so
 that of a larger batch this is more than it will take.
+
+Several workers may share a GPU, each with a process, a CUDA context and networks of its own. How many of them it has
+room for is found from the same figures: with n of them each has 1/n of the memory, and what its batch and its context
+take must leave a tenth of that free.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,10 +31,44 @@ from workflows.planning.costs import Cost, in_a_batch, kinds_of
 from workflows.planning.plan import Committed, Plan
 from workflows.store import Record
 
-__all__ = ["SLOWER", "Footprint", "footprint", "machine_notices", "refuse_slow", "refuse_uncompiled"]
+__all__ = [
+    "SLOWER",
+    "Footprint",
+    "footprint",
+    "machine_notices",
+    "per_gpu",
+    "refuse_slow",
+    "refuse_uncompiled",
+]
 
 SLOWER = "7 to 17 times"
 """How much slower bfloat16 is than fp32 on a processor with AVX2 alone."""
+_SMALLEST = 0.0001
+"""The smallest share of a GPU that Ray's books know."""
+
+_CONTEXT = 600.0
+"""MiB of a GPU that a process takes for CUDA itself, which no allocator counts: an allowance, not a measurement."""
+
+
+def per_gpu(gpus_per_worker: float) -> int:
+    """Return how many workers share a GPU: 1 where each takes whole ones, or none.
+
+    Arguments:
+        gpus_per_worker: GPUs of each.
+
+    Raises:
+        InvalidInput: It is no share of a GPU: below 0, too small for Ray, or beyond 1 and not a whole number.
+    """
+    if 0 < gpus_per_worker <= 1 and gpus_per_worker >= _SMALLEST:
+        return math.floor(1 / gpus_per_worker + 1e-9)
+    if gpus_per_worker != 0 and not (gpus_per_worker > 1 and float(gpus_per_worker).is_integer()):
+        whole = f" Did you mean {round(gpus_per_worker)}?" if 1 < gpus_per_worker < math.inf else ""
+        raise InvalidInput(
+            f"a worker cannot take {gpus_per_worker:g} GPUs: it takes none (0), a fraction of one GPU of at least "
+            f"{_SMALLEST:g}, or a whole number.{whole}",
+            where="--gpus-per-worker",
+        )
+    return 1
 
 
 def _multiplies_bf16() -> bool:
@@ -50,13 +90,13 @@ def _settings(plan: Plan, committed: Committed | None) -> set[Compute]:
     }
 
 
-def machine_notices(plan: Plan, committed: Committed | None = None, *, gpus: bool = False) -> list[str]:
-    """Return what to know of the precisions of a plan on processors like those of this machine.
+def machine_notices(plan: Plan, committed: Committed | None = None, *, gpus: float = 0.0) -> list[str]:
+    """Return what to know of the precisions of a plan on processors like those of this machine, and of shared GPUs.
 
     Arguments:
         plan: The plan.
         committed: The units that need no work; None for none.
-        gpus: Whether units will run on GPUs, whose precisions are all of use.
+        gpus: GPUs of each worker, whose precisions are all of use; 0 for processors.
     """
     asked = set() if gpus else _precisions(plan, committed)
     notices = []
@@ -72,7 +112,19 @@ def machine_notices(plan: Plan, committed: Committed | None = None, *, gpus: boo
         missing = missing_compiler()
         if missing:
             notices.append(missing.removesuffix("."))
+    sharing = per_gpu(gpus)
+    if sharing > 1:
+        rest = "" if sharing * gpus > 0.99 else f"; a share of {_share(sharing)} is as good"
+        notices.append(
+            f"{sharing} workers share a GPU (--gpus-per-worker {gpus:g}), each with networks of its own in its "
+            f"memory, and nothing but Ray's books keeps them apart{rest}"
+        )
     return notices
+
+
+def _share(workers: int) -> str:
+    """Return the share of a GPU with which so many workers fit it, as one writes it: not above, and 4 digits."""
+    return f"{math.floor(1e4 / workers) / 1e4:g}"
 
 
 def refuse_uncompiled(committed: Committed) -> None:
@@ -107,7 +159,10 @@ class Footprint(Record):
         mib: MiB that a worker takes with one, at most.
         room: MiB that each worker has.
         fits: Elements that would fit, of two digits, with a tenth of the room to spare.
-        workers: Workers that share this machine.
+        workers: Workers that share this machine, or a GPU.
+        gpus: GPUs of each worker.
+        share: The GPUs of each with which as many workers as possible had room for such a batch, and a processor, as
+            one writes it; empty on processors, and where not even one has.
     """
 
     kind: str
@@ -116,6 +171,8 @@ class Footprint(Record):
     room: float
     fits: int
     workers: int
+    gpus: float = 0.0
+    share: str = ""
 
 
 def footprint(
@@ -130,6 +187,8 @@ def footprint(
         gpus_per_worker: GPUs of each, whose memory is then meant.
     """
     room = _room(workers, gpus_per_worker)
+    context = _CONTEXT if gpus_per_worker else 0.0
+    sharing = per_gpu(gpus_per_worker) if gpus_per_worker else workers
     found = None
     for position, kind in enumerate(kinds_of(committed.plan)):
         cost = costs.get(kind)
@@ -139,9 +198,25 @@ def footprint(
         batch = max(in_a_batch(stage, chunk) for chunk in range(len(stage.chunks)))
         mib = cost.idle + cost.each * batch
         if found is None or mib > found.mib:
-            fits = max(int((0.9 * room - cost.idle) / cost.each), 0)
-            found = Footprint(kind.name, batch, round(mib), round(room), int(float(f"{fits:.2g}")), workers)
+            fits = max(int((0.9 * room - context - cost.idle) / cost.each), 0)
+            found = Footprint(
+                kind.name,
+                batch,
+                round(mib),
+                round(room),
+                int(float(f"{fits:.2g}")),
+                sharing,
+                gpus_per_worker,
+                _proposed(mib + context, room / gpus_per_worker) if gpus_per_worker else "",
+            )
     return found
+
+
+def _proposed(mib: float, gpu: float) -> str:
+    """Return the smallest share of a GPU that leaves a worker room for ``mib``; nothing where all of it does not."""
+    processors = len(os.sched_getaffinity(0)) // max(torch.cuda.device_count(), 1)
+    workers = min(int(0.9 * gpu / mib), max(processors, 1))
+    return _share(workers) if workers else ""
 
 
 def _room(workers: int, gpus_per_worker: float) -> float | None:

@@ -162,7 +162,7 @@ def summarise(
         stages=stages,
         notices=(
             *notices(sweep, plan, store),
-            *machine_notices(plan, committed, gpus=gpus_per_worker > 0),
+            *machine_notices(plan, committed, gpus=gpus_per_worker),
             *damaged,
             *_may_stop(sweep, committed),
         ),

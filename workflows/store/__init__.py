@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from workflows.store.commits import Attempt, Commit, DamagedCommit, NewerCommit
 from workflows.store.files import Files, FsspecFiles, LocalFiles, open_files
 from workflows.store.manifest import Manifest
 from workflows.store.outage import StoreUnavailable
 from workflows.store.record import Record
-from workflows.store.store import Attempt, Commit, DamagedCommit, NewerCommit, Store
+from workflows.store.store import Store
 
 __all__ = [
     "Attempt",

@@ -28,9 +28,10 @@ import pyarrow.compute as pc
 
 from tasks.memory import PEAK
 from tasks.stages import ROW_SCHEMAS
+from workflows.store.commits import Commit
 from workflows.store.manifest import Manifest
 from workflows.store.outage import StoreUnavailable
-from workflows.store.store import Commit, Store
+from workflows.store.store import Store
 
 __all__ = ["ENOUGH", "Facts", "StageRows"]
 
@@ -191,7 +192,7 @@ class StageRows:
     def _write(self, rows: pa.Table, units: dict[str, Any]) -> None:
         units = {"version": [_VERSION, _schema_version(self._stage)], **units}
         sink = pa.BufferOutputStream()
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
         marked = rows.replace_schema_metadata({_UNITS: json.dumps(units, separators=(",", ":")).encode()})
         with pa.ipc.new_file(sink, marked.schema, options=options) as file:
             file.write_table(marked)
