@@ -7,6 +7,7 @@ and opens no port.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -39,23 +40,24 @@ class Chromium:
         if CHROMIUM is None:
             raise FileNotFoundError("needs chromium on PATH")
         self._profile = tempfile.TemporaryDirectory(prefix="puregrid-chromium-", ignore_cleanup_errors=True)
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
-        # The browser reads from descriptor 3 and writes to 4; the shell puts them there.
+        low_in, self._out = os.pipe()
+        self._in, low_out = os.pipe()
+        # The browser reads from descriptor 3 and writes to 4; the shell puts them there, from numbers of neither.
+        theirs_in, theirs_out = (fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 10) for low in (low_in, low_out))
         options = [
             *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-color-profile=srgb"),
             *("--font-render-hinting=none", "--no-first-run", "--remote-debugging-pipe"),
             f"--user-data-dir={self._profile.name}",
         ]
         self._process = subprocess.Popen(  # noqa: S603 - the browser on PATH
-            ["/bin/sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', CHROMIUM, *options, "about:blank"],
+            ["/bin/bash", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', CHROMIUM, *options, "about:blank"],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        for descriptor in (low_in, low_out, theirs_in, theirs_out):
+            os.close(descriptor)
         self._buffer = b""
         self._number = 0
         self.events: list[dict[str, Any]] = []
