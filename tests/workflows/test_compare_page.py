@@ -117,6 +117,35 @@ def test_the_page_has_the_numbers_of_json_and_fetches_nothing(runs: tuple, tmp_p
             assert element.get(name, "#").startswith(("#", "data:"))
 
 
+@pytest.mark.slow
+def test_a_folder_has_a_page_of_every_draw_for_each_image_that_it_shows(runs: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    """Those are what ``show`` says of the image in either run, lead back to where they came from, and are bounded."""
+    names = [f"{path}@{store.uri}" for _, store, path in runs]
+    found = puregrid("compare", *names, "--out", f"{tmp_path}/both/")
+    assert found.exit_code == 0 and found.stdout.strip() == f"{tmp_path}/both/index.html", found.output
+    index = ElementTree.parse(tmp_path / "both/index.html").getroot()
+    links = [a for a in index.iter("a") if a.get("href", "").startswith("images/")]
+    files = [a.get("href", "") for a in links]
+    assert {str(path.relative_to(tmp_path / "both")) for path in (tmp_path / "both/images").iterdir()} == set(files)
+    assert 4 <= len(files) == len(set(files)) <= 48
+    anchors = {element.get("id") for element in index.iter() if element.get("id")}
+    for place, file in enumerate(files[:4]):
+        page = ElementTree.parse(tmp_path / "both" / file).getroot()
+        cell, image, run = Path(file).stem.split("-")
+        back, other = (a.get("href", "") for a in page.findall(".//p[@class='crumbs']/a"))
+        assert back.partition("#")[0] == "../index.html" and back.partition("#")[2] in anchors
+        assert (tmp_path / "both/images" / other).exists() and links[place].text == f"all draws, {run} run"
+        _, store, path = runs[("first", "second").index(run)]
+        said = json.loads(
+            puregrid("show", path, "--store", store.uri, "--cell", cell, "--image", image, "--json").stdout
+        )
+        text = "".join(page.itertext())
+        assert f"{run} run" in text and said["title"] in text
+        for draw in said["draws"]:
+            wrong = "right" if draw["prediction"] == said["label"] else "wrong"
+            assert f"draw {draw['draw']}: {draw['class']}{wrong}, {100 * draw['confidence']:.1f} %" in text
+
+
 def test_two_equal_runs_say_that_nothing_moved(runs: tuple) -> None:  # type: ignore[type-arg]
     same = snapshot(runs[0])
     text = comparison_page(same, same, ("a <b>", "c"))

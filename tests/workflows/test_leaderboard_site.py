@@ -346,3 +346,12 @@ def test_a_browser_sorts_and_filters_it_and_has_no_complaint(made: Made, tmp_pat
     assert told["static"] == [line.entry.label for line in made.board.lines if not line.adaptive] == ["jpeg q=50"]
     assert told["unscoped"] == 0 and told["wide"] <= 0
     assert act(told["hash"])["first"] == [values[-1]]  # the address alone shows the same to somebody else
+
+
+def test_a_board_without_a_line_is_refused_with_what_was_left_out(tmp_path: Path) -> None:
+    """Units that were computed without a driver have no sweep on record, so no defence enters."""
+    (tmp_path / "alone.yaml").write_text(HEAD.replace("COUNT", "2") + "sweep: alone\ndefences: [none]\n")
+    compute(load_sweep(tmp_path / "alone.yaml"), str(tmp_path / "store"))
+    found = puregrid("leaderboard", f"{tmp_path}/alone.yaml@{tmp_path}/store", "--out", tmp_path / "site")
+    assert found.exit_code == 2 and "no defence of these sweeps enters the board: none, digits-cnn" in found.stderr
+    assert not (tmp_path / "site").exists()

@@ -15,7 +15,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -231,6 +233,42 @@ class TestAsking:
 
 @pytest.mark.usefixtures("mlflow_tables")
 @pytest.mark.slow  # MLflow is imported and makes databases in some seconds
+class _Old(BaseHTTPRequestHandler):
+    """A server that says which MLflow it is, and knows nothing else."""
+
+    version = "2.22.5"
+
+    def do_GET(self) -> None:
+        known = self.path == "/version"
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(self.version.encode() if known else b"{}")
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_server_of_mlflow_2_is_named_with_what_to_do(
+    file: Path, store: Store, no_compute: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Old)
+    Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        assert BoundedClient(uri).server_version() == "2.22.5"
+        found = call("run", file, store, "--mlflow", uri, "--strict-tracking")
+        assert found.exit_code != 0
+        assert "its server is MLflow 2.22.5" in found.stderr and "upgrade it to 3 or newer" in found.stderr
+        monkeypatch.setattr(_Old, "version", "<html>some portal</html>")
+        assert BoundedClient(uri).server_version() is None
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 class TestAtTheEnd:
     def test_a_complete_sweep_ends_with_0_and_a_warning_where_only_the_tracker_fails(
         self, file: Path, store: Store, closed: str

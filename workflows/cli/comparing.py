@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defense.errors import InvalidInput
-from defense.files import writable, write_text
+from defense.files import writable, writable_folder, write_text
 from workflows.cli.base import (
     RUN_HELP,
     AsJson,
@@ -40,7 +41,11 @@ def compare(
     store: StoreUri = "results",
     mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI.")] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write a page: differences, specs, images that changed sides.")
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Write a page: differences, specs, images that changed sides; PATH/ also a page for each of these.",
+        ),
     ] = None,
     no_plugins: NoPlugins = False,
     json_: AsJson = False,
@@ -50,7 +55,10 @@ def compare(
         other = second if with_ is None else with_
         if other is None or (second is not None and with_ is not None):
             raise InvalidInput("name two runs: `compare RUN RUN`, or `compare RUN --with RUN`.")
-        if out is not None:
+        whole = out is not None and out.endswith(("/", os.sep))
+        if out is not None and whole:
+            writable_folder(out, "the folder of the pages", where="--out")
+        elif out is not None:
             writable(out, "the page", where="--out")
         from workflows.monitoring.mlflow_client import named_uri
         from workflows.regression.baselines import load_pair
@@ -59,6 +67,11 @@ def compare(
         from workflows.tracking.track import default_uri
 
         runs = load_pair(first, other, store=store, tracking_uri=named_uri(mlflow, "--mlflow") or default_uri(store))
+        if out is not None and whole:
+            from workflows.regression.folder import comparison_folder
+
+            tell(comparison_folder(*runs, (first, other), Path(out)))
+            return
         if out is not None:
             from workflows.regression.page import comparison_page
 

@@ -45,15 +45,19 @@ def write_site(sources: Sequence[Source], out: Path | str) -> Path:
         out: The folder; it is made.
 
     Raises:
-        InvalidInput: It is a file, or cannot be written, or has folders of these names that are no board's.
+        InvalidInput: It is a file, or cannot be written, or has folders of these names that are no board's; or no
+            defence of the sweeps enters the board.
     """
     folder = check_folder(out)
+    board = board_of(sources)
+    if not board.lines:
+        why = "; ".join(board.left_out[:3]) or "nothing is committed"
+        raise InvalidInput(f"no defence of these sweeps enters the board: {why}. Run them, then try again.")
     make_folder(folder, "the folder of the site")
     for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
         make_folder(folder / name, "a folder of the site")
     write_text(folder / _MARK, "", "the mark of the site")
-    board = board_of(sources)
     claims = claims_of(board)
     files = []
     for path, models in model_files(board, claims).items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from threading import Thread
@@ -72,6 +73,7 @@ class BoundedClient:
         self._until = None if seconds is None else time.monotonic() + seconds
         self._seconds = _CALL_SECONDS if seconds is None else seconds
         self._silent = False
+        self._uri = uri
         self._client = self._in_time(lambda: MlflowClient(tracking_uri=client_uri(uri)))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -81,6 +83,24 @@ class BoundedClient:
             return self._in_time(lambda: getattr(self._client, name)(*arguments, **options))
 
         return call
+
+    def server_version(self) -> str | None:
+        """Return the version that a server says it has; None for a database, or a server that says none."""
+        if not self._uri.startswith(("http://", "https://")):
+            return None
+
+        def asked() -> str | None:
+            from mlflow.utils.credentials import get_default_host_creds
+            from mlflow.utils.rest_utils import http_request
+
+            answer = http_request(
+                get_default_host_creds(client_uri(self._uri)), "/version", "GET", raise_on_status=False
+            )
+            said = str(answer.text).strip()
+            return said if answer.status_code == 200 and re.fullmatch(r"\d+\.\d+[\w.]*", said) else None
+
+        found: str | None = self._in_time(asked)
+        return found
 
     def _in_time(self, call: Callable[[], Any]) -> Any:
         left = self._seconds if self._until is None else min(self._seconds, self._until - time.monotonic())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from workflows.regression.compare import Comparison, Sides, changed_sides, compare_runs
 from workflows.regression.snapshots import Snapshot
 from workflows.regression.texts import changed_specs, comparison_table
-from workflows.regression.thumbnails import thumbnails
+from workflows.regression.thumbnails import Pages, thumbnails
 from workflows.report.charts import Point, forest_chart
 from workflows.report.parts import OPEN_LINES, drawn, environment, grid_of, look
 from workflows.tables.table import Table, interval
@@ -18,13 +18,14 @@ _DRAWN, _SIDES, _IDS = 60, 200, 60
 """Differences in the figure, cells of which images are listed, and images of a side at most."""
 
 
-def comparison_page(first: Snapshot, second: Snapshot, names: tuple[str, str]) -> str:
+def comparison_page(first: Snapshot, second: Snapshot, names: tuple[str, str], pages: Pages | None = None) -> str:
     """Return the page.
 
     Arguments:
         first: The first run.
         second: The second, of which differences are the surplus.
         names: What the user calls them.
+        pages: Writes the pages of an image that changed sides; None where the page stands alone.
     """
     comparisons = compare_runs(first, second)
     table = comparison_table(comparisons)
@@ -47,7 +48,7 @@ def comparison_page(first: Snapshot, second: Snapshot, names: tuple[str, str]) -
             cells=len(comparisons),
             sides=[_listed(side) for side in moved[:_SIDES]],
             further=max(0, len(moved) - _SIDES),
-            pictures=thumbnails(first, second, moved),
+            pictures=thumbnails(first, second, moved, pages),
             still=len(sides) - len(moved),
         )
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from defense.errors import PuregridError
 from workflows.grid.load import Cell
@@ -16,7 +16,7 @@ from workflows.regression.snapshots import Snapshot
 from workflows.results.reader import Results
 from workflows.results.records import CellRecord
 
-__all__ = ["Thumbnail", "Thumbnails", "thumbnails"]
+__all__ = ["Pages", "Thumbnail", "Thumbnails", "thumbnails"]
 
 _CELLS, _EACH = 6, 6
 """Cells that have pictures, those with the most moved images first, and images of either side in each."""
@@ -33,12 +33,24 @@ class Thumbnail:
         caption: Which image, of which class, and what each run answered, a line each.
         pictures: For each run text and data URI; one if both gave their defence the same image.
         commands: The commands that show it with all its draws.
+        image: Its id.
+        cells: The cell of either run.
+        pages: Where it is shown with all its draws: text and address, one for each run.
+        no_page: Why it is nowhere.
     """
 
     anchor: str
     caption: tuple[str, ...]
     pictures: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
+    image: int
+    cells: tuple[Cell, ...]
+    pages: tuple[tuple[str, str], ...] = ()
+    no_page: str = ""
+
+
+Pages = Callable[[Thumbnail], tuple[tuple[str, str], ...]]
+"""Writes the pages of an image, and returns their text and address."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +62,16 @@ class Thumbnails:
     why_not: str = ""
 
 
-def thumbnails(first: Snapshot, second: Snapshot, moved: Sequence[Sides]) -> list[Thumbnails]:
+def thumbnails(
+    first: Snapshot, second: Snapshot, moved: Sequence[Sides], pages: Pages | None = None
+) -> list[Thumbnails]:
     """Return pictures of the images that changed sides, of the first cells.
 
     Arguments:
         first: The first run. One that was read from a file or from MLflow has no images.
         second: The second.
         moved: Cells in which images changed sides.
+        pages: Writes the pages of an image; None for none.
     """
     runs = [_Run(snapshot.results) for snapshot in (first, second) if snapshot.results is not None]
     if len(runs) < 2:
@@ -78,8 +93,17 @@ def thumbnails(first: Snapshot, second: Snapshot, moved: Sequence[Sides]) -> lis
         except PuregridError as error:
             found.append(Thumbnails(side.cell, (), f"Images are not shown: {error}"))
             continue
-        found.append(Thumbnails(side.cell, tuple(_thumbnail(which, pair) for which, pair in pairs)))
+        cells = tuple(cell for _, cell in there)
+        images = tuple(_thumbnail(which, pair, cells) for which, pair in pairs)
+        found.append(Thumbnails(side.cell, images if pages is None else tuple(_paged(i, pages) for i in images)))
     return found
+
+
+def _paged(image: Thumbnail, pages: Pages) -> Thumbnail:
+    try:
+        return replace(image, pages=pages(image))
+    except PuregridError as error:
+        return replace(image, no_page=f"It has no page: {error}")
 
 
 class _Run:
@@ -93,7 +117,7 @@ class _Run:
             self.cells[record.name] = None if record.name in self.cells else cell
 
 
-def _thumbnail(which: int, pair: Sequence[Stored]) -> Thumbnail:
+def _thumbnail(which: int, pair: Sequence[Stored], cells: tuple[Cell, ...]) -> Thumbnail:
     one = pair[0]
     shown = [known.original if known.given is None else known.given for known in pair]
     said = [f"{place} run: {_answers(known)}" for place, known in zip(_ORDINALS, pair, strict=True)]
@@ -109,6 +133,8 @@ def _thumbnail(which: int, pair: Sequence[Stored]) -> Thumbnail:
         (f"image {one.image_id}, class {one.named(one.label)}", f"right only in the {_ORDINALS[which]}", *said),
         tuple((alt, _uri(pixels)) for alt, pixels in zip(alts, shown, strict=False)),
         tuple(f"puregrid show SWEEP --cell {known.cell[:8]} --image {known.image_id}" for known in pair),
+        one.image_id,
+        cells,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -196,12 +197,14 @@ def single_json(found: Single) -> dict[str, Any]:
     }
 
 
-def single_page(found: Single, command: str) -> str:
+def single_page(found: Single, command: str, *, crumbs: Sequence[tuple[str, str]] = (), run: str = "") -> str:
     """Return the image as one HTML file.
 
     Arguments:
         found: The image.
         command: The command that makes it.
+        crumbs: Addresses and texts of pages above it and beside it.
+        run: Which run it is of, where there are several.
     """
     known = found.stored
     factor = -(-max(known.original.shape[1:]) // (2 * LARGEST))
@@ -229,7 +232,8 @@ def single_page(found: Single, command: str) -> str:
             **look(),
             scripted=False,
             title=f"image {known.image_id}",
-            subtitle=known.title,
+            subtitle=f"{run}: {known.title}" if run else known.title,
+            crumbs=crumbs,
             facts=single_facts(found),
             pictures=[(title, alt, uri(pixels)) for title, alt, pixels in _pictures(found)],
             draws=draws,

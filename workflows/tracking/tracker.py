@@ -25,6 +25,9 @@ _ASKING_OTHERS = 60.0
 """How long the start of a run waits for another driver that writes to MLflow."""
 
 
+_SERVER = 3
+"""The first major version whose servers keep logged models, which the client of puregrid's pin logs."""
+
 _TRIES = 4
 """How often a sweep is logged where drivers on two machines, which no lock parts, get into each other's way."""
 
@@ -122,5 +125,11 @@ class Tracker:
         local = self.uri.startswith("sqlite")
         prepare(self.uri, self._folder, self.say)
         client = BoundedClient(self.uri, 4 * ASKING_SECONDS if local else ASKING_SECONDS)
+        version = client.server_version()
+        if version is not None and int(version.partition(".")[0]) < _SERVER:
+            raise PuregridError(
+                f"its server is MLflow {version}, which cannot hold the models of runs: upgrade it to {_SERVER} or "
+                f"newer, or name another"
+            )
         writable_experiment(client, self.sweep.name, Places.of(self.uri, self.store_uri), self.say)
         self.reached = True

@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 
-__all__ = ["COLOURS", "DARK", "LIGHT", "Drawing", "Key", "Panels", "marker", "style", "text_width"]
+__all__ = [
+    "COLOURS",
+    "DARK",
+    "LIGHT",
+    "Drawing",
+    "Key",
+    "Panels",
+    "marker",
+    "name_of",
+    "style",
+    "text_width",
+    "wrapped",
+]
 
 COLOURS = 6
 """Lines with a colour; more are grey."""
@@ -66,6 +78,9 @@ DARK = dict(
     )
 )
 
+_NARROW = 500
+"""Drawings that are this wide at most are not much reduced on a phone."""
+
 _SHAPES = (
     "M-4.2 0a4.2 4.2 0 1 0 8.4 0a4.2 4.2 0 1 0-8.4 0z",  # circle
     "M-3.8-3.8h7.6v7.6h-7.6z",  # square
@@ -96,6 +111,36 @@ def text_width(text: str, size: float = 13.0) -> float:
     return 0.58 * size * len(text)
 
 
+def wrapped(text: str, most: int) -> tuple[str, ...]:
+    """Return a name as one line, or as two of about the same length where it is longer than that many letters."""
+    spaces = [place for place, letter in enumerate(text) if letter == " "]
+    if len(text) <= most or not spaces:
+        return (text,)
+    middle = min(spaces, key=lambda place: abs(2 * place + 1 - len(text)))
+    return text[:middle], text[middle + 1 :]
+
+
+def name_of(lines: Sequence[str], x: float, y: float, rest: str) -> str:
+    """Return a text of one or more lines, 15 pixels apart.
+
+    Arguments:
+        lines: Its lines.
+        x: Its place.
+        y: Where the last line stands.
+        rest: Further attributes.
+    """
+    if len(lines) == 1:
+        return f'<text x="{x:.1f}" y="{y:.1f}"{rest}>{escape(lines[0])}</text>'
+    first = y - 15 * (len(lines) - 1)
+    # The space between the lines is at the side to which they are not aligned, where nobody sees it.
+    before, after = (" ", "") if 'text-anchor="end"' in rest else ("", " ")
+    parts = [
+        f'<tspan x="{x:.1f}" y="{first + 15 * i:.1f}">{before * (i > 0)}{escape(line)}{after}</tspan>'
+        for i, line in enumerate(lines)
+    ]
+    return f"<text{rest}>{''.join(parts)}</text>"
+
+
 def style(colours: Mapping[str, str]) -> str:
     """Return the style sheet of drawings.
 
@@ -107,6 +152,8 @@ def style(colours: Mapping[str, str]) -> str:
         f".grid {{ stroke: {colours['rule']}; }} .line, .bar {{ fill: none; stroke-width: 2.2; }}",
         ".bar { stroke-width: 1.4; } .band { opacity: .13; stroke: none; } .dot { stroke-width: 1.6; }",
         f".dot.dot.hollow {{ fill: {colours['card']}; }} .chart .strong {{ font-weight: 700; }}",
+        # Names of lines stand over the grid.
+        f".chart .over {{ paint-order: stroke; stroke: {colours['card']}; stroke-width: 4px; }}",
         f".chart .value {{ fill: {colours['ink']}; }}",
     ]
     for name, colour in [*((f"c{i}", colours[f"c{i}"]) for i in range(COLOURS)), ("faded", colours["faded"])]:
@@ -152,6 +199,7 @@ class Drawing:
         keys: Its legend.
         notes: Every value that it shows, in words.
         least: Width in pixels below which a screen scrolls it instead of making it smaller; 0 for never.
+        most: Width in pixels above which a screen does not make it larger; 0 for never.
     """
 
     title: str
@@ -161,13 +209,16 @@ class Drawing:
     keys: Sequence[Key] = ()
     notes: Sequence[str] = ()
     least: int = 0
+    most: int = 0
 
     def inline(self) -> str:
         """Return an SVG element for a page that has :func:`style`."""
-        least = f' style="min-width: {self.least}px"' if self.least else ""
+        sizes = [f"{end}-width: {size}px" for end, size in (("min", self.least), ("max", self.most)) if size]
+        sized = f' style="{"; ".join(sizes)}"' if sizes else ""
+        narrow = ' data-narrow=""' if self.width <= _NARROW else ""
         svg = (
-            f'<svg class="chart" viewBox="0 0 {self.width} {self.height}" role="img" '
-            f'aria-label="{escape(self.title)}"{least}>'
+            f'<svg class="chart"{narrow} viewBox="0 0 {self.width} {self.height}" role="img" '
+            f'aria-label="{escape(self.title)}"{sized}>'
             f"{self.body}</svg>"
         )
         if not self.least:

@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from workflows.report.charts.drawing import Drawing, marker
+from workflows.report.charts.drawing import Drawing, marker, name_of, wrapped
 from workflows.report.charts.line import Point
 
 __all__ = ["forest_chart"]
 
-_WIDTH, _LEFT, _RIGHT, _ROW, _BOTTOM = 640, 14, 20, 42, 42
+_WIDTH, _LEFT, _RIGHT, _ROW, _BOTTOM = 480, 14, 20, 42, 42
+_LETTERS, _MOST = 46, 620
+"""Names that are longer are two lines; width on a screen in pixels."""
 
 
 def forest_chart(title: str, axis: str, lines: Sequence[tuple[str, Point]]) -> Drawing:
@@ -30,7 +32,8 @@ def forest_chart(title: str, axis: str, lines: Sequence[tuple[str, Point]]) -> D
     def px(value: float) -> float:
         return _LEFT + (value / (end * step) + 1) / 2 * (_WIDTH - _LEFT - _RIGHT)
 
-    base = len(lines) * _ROW + 8
+    names = [wrapped(name, _LETTERS) for name, _ in lines]
+    base = sum(_ROW + 15 * (len(name) - 1) for name in names) + 8
     parts, notes = [], []
     for i in range(-end, end + 1):
         x = px(i * step)
@@ -40,15 +43,16 @@ def forest_chart(title: str, axis: str, lines: Sequence[tuple[str, Point]]) -> D
     parts.append(f'<line class="line c0" x1="{px(0):.1f}" x2="{px(0):.1f}" y1="4" y2="{base}"/>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{base + 35}" text-anchor="middle" class="axis">{escape(axis)}</text>')
-    for i, (name, point) in enumerate(lines):
-        y = i * _ROW + 32
+    y = 32 - _ROW
+    for name, (_, point) in zip(names, lines, strict=True):
+        y += _ROW + 15 * (len(name) - 1)
         sure = point.low > 0 or point.high < 0
         colour = "c0" if not sure else "c1" if point.y > 0 else "c2"
-        parts.append(f'<text x="{_LEFT}" y="{y - 13}" class="axis">{escape(name)}</text>')
+        parts.append(name_of(name, _LEFT, y - 13, ' class="axis over"'))
         parts.append(
             f'<line class="bar {colour}" x1="{px(point.low):.1f}" x2="{px(point.high):.1f}" y1="{y}" y2="{y}"/>'
         )
         shape = 0 if not sure else 1 if point.y > 0 else 2
         parts.append(marker(shape, px(point.y), y, colour if sure else f"{colour} hollow", point.note))
         notes.append(point.note)
-    return Drawing(title, _WIDTH, base + _BOTTOM, "".join(parts), notes=tuple(notes))
+    return Drawing(title, _WIDTH, base + _BOTTOM, "".join(parts), notes=tuple(notes), most=_MOST)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-from workflows.report.charts.drawing import Drawing, Key, marker
+from workflows.report.charts.drawing import Drawing, Key, marker, name_of, wrapped
 
 __all__ = ["Mark", "ranked_chart"]
 
-_WIDTH, _LEFT, _RIGHT, _ROW, _BOTTOM = 640, 14, 26, 46, 42
+_WIDTH, _LEFT, _RIGHT, _ROW, _BOTTOM = 480, 14, 26, 46, 42
+_LETTERS = 46
+"""Names that are longer are two lines."""
+
+
+_MOST = 620
+"""Width on a screen in pixels."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ def ranked_chart(title: str, kinds: Sequence[str], lines: Sequence[tuple[str, Se
     def px(value: float) -> float:
         return _LEFT + min(max(value, 0.0), 1.0) * (_WIDTH - _LEFT - _RIGHT)
 
-    base = len(lines) * _ROW + 8
+    names = [wrapped(name, _LETTERS) for name, _ in lines]
+    base = sum(_ROW + 15 * (len(name) - 1) for name in names) + 8
     parts = []
     for percent in range(0, 101, 20):
         x = px(percent / 100)
@@ -44,10 +50,10 @@ def ranked_chart(title: str, kinds: Sequence[str], lines: Sequence[tuple[str, Se
         parts.append(f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle">{percent}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{base + 35}" text-anchor="middle" class="axis">accuracy, %</text>')
-    notes = []
-    for i, (name, marks) in enumerate(lines):
-        y = i * _ROW + 34
-        parts.append(f'<text x="{_LEFT}" y="{y - 14}" class="axis strong">{escape(name)}</text>')
+    notes, y = [], 34 - _ROW
+    for name, (_, marks) in zip(names, lines, strict=True):
+        y += _ROW + 15 * (len(name) - 1)
+        parts.append(name_of(name, _LEFT, y - 14, ' class="axis strong over"'))
         ends = [px(mark.value) for mark in marks]
         if len(ends) > 1:
             parts.append(f'<line class="line faded" x1="{min(ends):.1f}" x2="{max(ends):.1f}" y1="{y}" y2="{y}"/>')
@@ -60,4 +66,4 @@ def ranked_chart(title: str, kinds: Sequence[str], lines: Sequence[tuple[str, Se
             notes.append(mark.note)
     present = sorted({mark.kind for _, marks in lines for mark in marks})
     keys = [Key(kinds[kind], marker(kind, 12, 6, f"c{kind}{' hollow' if kind == 0 else ''}")) for kind in present]
-    return Drawing(title, _WIDTH, base + _BOTTOM, "".join(parts), tuple(keys), tuple(notes))
+    return Drawing(title, _WIDTH, base + _BOTTOM, "".join(parts), tuple(keys), tuple(notes), most=_MOST)
