@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from defense.errors import PuregridError
-from defense.held_graphs import HeldGraphs, held_graphs
+from defense.held_graphs import HeldGraphs, held_graphs, number_of
 from defense.purifiers.base import IterativePurifier, Purifier
 from defense.purifiers.sequence import Sequence
 from defense.randomness import Omega
@@ -47,7 +47,13 @@ class IrreproducibleState(PuregridError):
 
 
 def through_chain(
-    purifier: Purifier, x: Tensor, omega: Omega, guidance_path: bool, segment: int | None, every: int | None = None
+    purifier: Purifier,
+    x: Tensor,
+    omega: Omega,
+    guidance_path: bool,
+    segment: int | None,
+    every: int | None = None,
+    identity: tuple[Hashable, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """Return purified images with their exact gradient, and the sum of the deviations.
 
@@ -58,6 +64,7 @@ def through_chain(
         guidance_path: Whether guidance depends on what it is made of; without, it counts as a constant.
         segment: Steps whose graph is rebuilt at a time; by default ``ceil(sqrt(n) / 8)``.
         every: See :func:`defense.gradients.purify_and_deviate`; None for no deviations, whose sum is 0.
+        identity: Which chain this is, since some purifiers are made anew for each call; by default the object's own.
 
     Returns:
         Shapes (B, C, H, W) and (B,).
@@ -65,23 +72,24 @@ def through_chain(
     Raises:
         IrreproducibleState: In the backward pass, see the module.
     """
+    identity = identity or (number_of(purifier),)
     if isinstance(purifier, Sequence):
         total = x.new_zeros(len(x))
-        for stage, stage_omega in purifier.stages_with(omega):
-            x, added = through_chain(stage, x, stage_omega, guidance_path, segment, every)
+        for k, (stage, stage_omega) in enumerate(purifier.stages_with(omega)):
+            x, added = through_chain(stage, x, stage_omega, guidance_path, segment, every, (*identity, k))
             total = total + added
         return x, total
     if not isinstance(purifier, IterativePurifier):
         return purifier(x, omega), x.new_zeros(len(x))
     deviation = _Deviation(purifier, every)
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return _Walk(_Chain(purifier, omega, guidance_path, purifier.length, deviation), x).answer()
+        return _Walk(_Chain(purifier, omega, guidance_path, purifier.length, deviation, identity), x).answer()
     if any(parameter.requires_grad for parameter in purifier.parameters()):
         raise ValueError("the exact gradient is one with respect to images: freeze the purifier's parameters first")
     size = math.ceil(math.sqrt(purifier.length) / 8) if segment is None else segment
     if size < 1:
         raise ValueError(f"a segment has at least 1 step, not {segment}")
-    chain = _Chain(purifier, omega, guidance_path, size, deviation)
+    chain = _Chain(purifier, omega, guidance_path, size, deviation, identity)
     return _Checkpointed.apply(x, chain)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -143,6 +151,7 @@ class _Chain:
     guidance_path: bool
     size: int
     deviation: _Deviation
+    identity: tuple[Hashable, ...]
 
     def __len__(self) -> int:
         return math.ceil(self.purifier.length / self.size)
@@ -181,10 +190,8 @@ class _Chain:
         """Return what decides the size of the graph of segment ``j``."""
         device = x.device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        weight = next(self.purifier.parameters(), None)
-        network = None if weight is None else weight.data_ptr()
         steps = len(self.steps(j)), sum(i + 1 in self.deviation.origin for i in self.steps(j))
-        return type(self.purifier), network, j, steps, self.guidance_path, tuple(x.shape), x.dtype, device, autocast
+        return *self.identity, j, steps, self.guidance_path, tuple(x.shape), x.dtype, device, autocast
 
     def weights(self) -> frozenset[int]:
         """Return the addresses of the purifier's weights."""

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from defense.chain_gradient import IrreproducibleState, compared, through_chain
 from defense.errors import InvalidInput, nearest
+from defense.held_graphs import number_of
 from defense.purifiers.base import Purifier
 from defense.randomness import Omega
 
@@ -112,13 +113,15 @@ def purify(
             purified = purifier(x, omega)
         # Not x + (purified - x): that would round.
         return _StraightThrough.apply(x, purified)  # type: ignore[no-untyped-call,no-any-return]
+    identity = (number_of(purifier), str(mode))
     if mode.name == "surrogate":
         purifier = purifier.surrogate(mode.steps)
     if mode.name == "soft":
         purifier = purifier.softened()
     if mode.name == "exact-no-second-moment":
         purifier = purifier.without_second_moment()
-    return through_chain(purifier, x, omega, mode.name != "exact-no-guidance-path", segment)[0]
+    guidance_path = mode.name != "exact-no-guidance-path"
+    return through_chain(purifier, x, omega, guidance_path, segment, identity=identity)[0]
 
 
 def purify_and_deviate(
@@ -153,6 +156,7 @@ def purify_and_deviate(
             f"gradient {mode} does not go through the states of a purification, so their deviation has no gradient "
             "there: use exact or surrogate(K)."
         )
+    identity = (number_of(purifier), str(mode))
     if mode.name == "surrogate":
         purifier = purifier.surrogate(mode.steps)
     if mode.name == "soft":
@@ -165,7 +169,8 @@ def purify_and_deviate(
             f"{type(purifier).__name__} does not noise its input and reverse that: it has no states of a forward "
             "process from which those of the reverse process could deviate."
         )
-    purified, deviation = through_chain(purifier, x, omega, mode.name != "exact-no-guidance-path", segment, every)
+    guidance_path = mode.name != "exact-no-guidance-path"
+    purified, deviation = through_chain(purifier, x, omega, guidance_path, segment, every, identity)
     return purified, deviation / count
 
 

@@ -12,6 +12,7 @@ is rebuilt, so that its states are compared with those of the forward pass.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
@@ -20,10 +21,20 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["HeldGraphs", "graph_bytes", "held_graphs", "holding"]
+__all__ = ["HeldGraphs", "graph_bytes", "held_graphs", "holding", "number_of"]
 
 _NAMES: dict[type, tuple[str, ...]] = {}
 """What the nodes of each type save."""
+
+_NUMBERS: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
+_COUNT = itertools.count()
+
+
+def number_of(owner: object) -> int:
+    """Return a number that no other object has had in this process."""
+    if owner not in _NUMBERS:
+        _NUMBERS[owner] = next(_COUNT)
+    return _NUMBERS[owner]
 
 
 class HeldGraphs:
@@ -34,15 +45,24 @@ class HeldGraphs:
 
     Attributes:
         held: Bytes that they have now.
-        most: Bytes that they had at most; whoever wants to know that of some time sets it to 0 before.
+        most: Bytes that they had at most since :meth:`begin`.
     """
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
-        self.held = self.most = 0
+        self.held = self.most = self._largest = 0
         self._sizes: dict[Hashable, int] = {}
         # A graph may be let go by another thread, or by a garbage collection in the middle of a count of this one.
         self._lock = threading.RLock()
+
+    def begin(self) -> None:
+        """Begin to count the most bytes anew."""
+        self.most = self._largest = 0
+
+    @property
+    def beyond_need(self) -> int:
+        """Bytes that were held at most beyond the one graph that there is at a time without."""
+        return self.most - self._largest
 
     def learn(
         self, kind: Hashable, outputs: Iterable[Tensor], besides: Callable[[], Collection[int]] = tuple
@@ -66,7 +86,7 @@ class HeldGraphs:
         size = self._sizes[kind]
         with self._lock:
             self.held += size
-            self.most = max(self.most, self.held)
+            self.most, self._largest = max(self.most, self.held), max(self._largest, size)
         weakref.finalize(owner, self._release, size).atexit = False
 
     def _release(self, size: int) -> None:
@@ -126,6 +146,6 @@ def _saved(node: Any) -> Iterator[Tensor]:
         _NAMES[kind] = (own,) if hasattr(kind, own) else tuple(n for n in dir(kind) if n.startswith("_saved_"))
     for name in _NAMES[kind]:
         value = getattr(node, name)
-        for one in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(one, Tensor):
-                yield one
+        for saved in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(saved, Tensor):
+                yield saved

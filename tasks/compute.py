@@ -97,6 +97,7 @@ class Context:
     Arguments:
         device: ``"cpu"`` or ``"cuda"``.
         capacity: How many loaded networks are kept, least recently used first to go.
+        sharing: Processes that share the GPU.
 
     Attributes:
         memory_retries: How often a batch was halved for want of memory.
@@ -105,7 +106,7 @@ class Context:
         graphs: Those that exact gradients hold.
     """
 
-    def __init__(self, device: str = "cpu", capacity: int = 8) -> None:
+    def __init__(self, device: str = "cpu", capacity: int = 8, sharing: int = 1) -> None:
         self.device = torch.device(device)
         self._capacity = capacity
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
@@ -116,7 +117,7 @@ class Context:
         self.loading_seconds = 0.0
         self.shared_bytes = 0
         self._compute = Compute()
-        self.graphs = HeldGraphs(_room(self.device))
+        self.graphs = HeldGraphs(_room(self.device, sharing))
 
     @contextlib.contextmanager
     def settings(self, compute: Compute) -> Iterator[None]:
@@ -262,8 +263,8 @@ class Context:
         return done
 
 
-def _room(device: torch.device) -> float:
-    """Return how many bytes of graphs may be held on a device."""
+def _room(device: torch.device, sharing: int) -> float:
+    """Return how many bytes of graphs each of the processes that share a device may hold."""
     if device.type == "cuda":
-        return HELD_SHARE * torch.cuda.get_device_properties(device).total_memory
+        return HELD_SHARE * torch.cuda.get_device_properties(device).total_memory / sharing
     return HELD_SHARE * machine_memory() / (os.cpu_count() or 1)

@@ -184,6 +184,8 @@ class AutoAttackConfig(AttackConfig):
     def effort(self) -> dict[str, int | tuple[str, ...]]:
         """Its parts, their numbers, the package's where no other is stated, and the draws of a call."""
         used = {name: number for name, number in self._numbers.items() if _NUMBERS[name].intersection(self.names)}
+        if "fab-t" in self.names:
+            used["targets"] = self.targets or 9  # in l_1 too, where apgd-t has 5
         return {"attacks": self.names, **used, "eot": self.eot}
 
     def check_task(self, classes: int, image_shape: tuple[int, int, int]) -> None:

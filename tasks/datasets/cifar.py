@@ -54,30 +54,29 @@ class _CifarConfig(DatasetConfig):
         files = [existing(file, f"a file of {self.dataset}", kind="either") for file in found]
         seen = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
         try:
-            images, labels = _official(self.source, self.root or "", self.split == "train", seen)
+            pixels, labels = _official(self.source, self.root or "", self.split == "train", seen)
         except (RuntimeError, OSError) as error:
             raise InvalidInput(
                 f"{self.source.replace('CIFAR', 'CIFAR-')} is not under {self.root!r}: {self.folder} is missing "
                 f"there or damaged (md5). `puregrid data fetch {self.dataset} --root {self.root}` downloads it; "
                 "puregrid never does so by itself."
             ) from error
-        return ImageSet(images, labels)
+        images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)
+        images /= np.float32(255)
+        return ImageSet(images, np.array(labels, dtype=np.int64))
 
 
 @lru_cache(maxsize=1)
 def _official(
     source: str, root: str, train: bool, files: tuple[tuple[str, int, int], ...]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Images in [0, 1] and labels as torchvision reads them; kept while the files have the same sizes and times."""
+) -> tuple[npt.NDArray[np.uint8], tuple[int, ...]]:
+    """Pixels of 0 to 255, shape (N, H, W, C), and labels; kept while the files have the same sizes and times."""
     allow_torchvision_import()
     with installed(f"data set {source.lower()}"):
         from torchvision import datasets
 
     data = getattr(datasets, source)(root, train=train, download=False)
-    images = np.ascontiguousarray(data.data.transpose(0, 3, 1, 2), dtype=np.float32)
-    images /= np.float32(255)
-    labels = np.asarray(data.targets, dtype=np.int64)
-    return images, labels  # shared by every reading; one that was written to no longer has its digest (load)
+    return data.data, tuple(data.targets)
 
 
 @DATASETS.register("cifar10")

@@ -28,6 +28,7 @@ from tasks.datasets import DatasetConfig
 from tasks.stages.attack import AttackStage
 from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table
 from tasks.stages.corrupt import CorruptStage
+from tasks.stages.kind import Kind
 from tasks.stages.schemas import ROW_SCHEMAS
 
 __all__ = ["EvaluateStage"]
@@ -71,6 +72,15 @@ class EvaluateStage(StageSpec):
             else self.source.label()
         )
         return f"{images}, behind {self.purifier.label()}, {_draws(self.draws, self.until)}"
+
+    @property
+    def kind(self) -> Kind:
+        """See :class:`StageSpec`; one that stops asking is of a kind of its own, since it does less than its work."""
+        kind = super().kind
+        if self.until is None:
+            return kind
+        name = f"until {self.until}"
+        return kind._replace(defence=f"{kind.defence} {name}", name=f"{kind.name} {name}")
 
     def model_key(self) -> str:
         """Return the purifier's network, or the classifier where there is none."""

@@ -100,6 +100,38 @@ def test_going_back_twice_rebuilds_and_has_the_same_bits() -> None:
     assert purifier.stepped == [*range(10), *reversed(range(10))]
 
 
+def test_each_purifier_and_mode_is_rebuilt_once_whatever_network_they_share() -> None:
+    graphs, first, second = HeldGraphs(MUCH), Chain(), Chain()
+    with holding(graphs):
+        for purifier, mode, steps in (
+            (first, "exact", 20),
+            (first, "exact", 10),
+            (second, "exact", 20),
+            (first, "exact-no-guidance-path", 20),
+            (second, "exact", 10),
+        ):
+            purifier.stepped.clear()
+            gradient(lambda x, of=purifier, by=mode: purify(of, x, OMEGA, by), images())
+            assert len(purifier.stepped) == steps
+
+
+def test_a_surrogate_is_that_of_its_purifier_though_it_is_made_anew() -> None:
+    purifier, graphs = EVERY["gdmp mse"], HeldGraphs(MUCH)
+    with holding(graphs):
+        gradient(lambda x: purify(purifier, x, OMEGA, "surrogate(2)"), images())
+        out = purify(purifier, images().requires_grad_(), OMEGA, "surrogate(2)")
+        assert graphs.held > 0
+        del out
+
+
+def test_what_gives_way_is_all_but_the_one_graph_that_is_needed_anyway() -> None:
+    _, graphs = gradients(Wide(), 2)
+    size = next(iter(graphs._sizes.values()))
+    assert graphs.most == 10 * size and graphs.beyond_need == 9 * size
+    graphs.begin()
+    assert graphs.most == graphs.beyond_need == 0
+
+
 def test_the_first_gradient_still_finds_a_step_that_is_not_a_function_of_its_arguments() -> None:
     class Spoilt(Chain):
         def step(self, i: int, z: Tensor, x: Tensor, omega: object, *, guidance_path: bool = True) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,6 +91,13 @@ def test_held_graphs_give_way_before_slices_do() -> None:
     assert context.in_batches("unit", 8, 8, work) == [(0, 4), (4, 8)]
     assert tried == [(0, 8, 1), (0, 8, 0), (0, 4, 0), (4, 8, 0)]
     assert context.memory_retries == 2
+
+
+def test_workers_of_a_gpu_divide_the_memory_for_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_device = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: of_device)
+    for sharing, limit in ((1, 20), (4, 5)):
+        assert Context("cuda", sharing=sharing).graphs.limit == limit * 2**30
 
 
 def test_what_one_kind_of_unit_has_learnt_does_not_slow_down_another() -> None:

@@ -209,17 +209,11 @@ class TestCifar100:
     ) -> None:
         write_cifar100(tmp_path, monkeypatch)
         config = Cifar100Config(root=str(tmp_path)).resolved(Path())
-        first = config.load().images
-        assert np.shares_memory(first, config.load().images)
+        with monkeypatch.context() as patch:
+            patch.setattr("torchvision.datasets.CIFAR100.__init__", None)
+            config.load()
         (tmp_path / "cifar-100-python" / "test").write_bytes(b"")
         with pytest.raises(InvalidInput, match="damaged"):
-            config.load()
-
-    def test_images_that_were_written_to_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        write_cifar100(tmp_path, monkeypatch)
-        config = Cifar100Config(root=str(tmp_path)).resolved(Path())
-        config.load().images[0, 0, 0, 0] = 0.5
-        with pytest.raises(InvalidInput, match="digest"):
             config.load()
 
     def test_the_classes_are_the_hundred_fine_ones_in_alphabetical_order(self) -> None:

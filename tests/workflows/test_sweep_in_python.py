@@ -195,7 +195,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a name": ({"defences": ["none", "jepg"]}, "defences.1.purifier: unknown purifier 'jepg'; did you mean 'jpeg'?"),
     "beside a config": (
         {"defences": [{"purifier": JPEGConfig(), "quality": 3}]},
-        "defences.0.quality: unknown field 'quality'; Valid names: aggregation, draws, purifier.",
+        "defences.0.quality: unknown field 'quality'; Valid names: aggregation, draws, purifier, until.",
     ),
     "draws of a deterministic config": (
         {"defences": [{"purifier": JPEGConfig(), "draws": 3}]},

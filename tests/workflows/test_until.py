@@ -54,6 +54,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return Results(Store(str(folder / "store")), sweep)
 
 
+def test_units_that_stop_asking_have_a_cost_of_their_own(results: Results) -> None:
+    kinds = {cell.defence.until: cell.stages[-1].kind for cell in results.sweep.cells}
+    assert len(set(kinds.values())) == 3
+    assert kinds["vote"].name == f"{kinds[None].name} until vote"
+
+
 def of(results: Results, until: str | None, aggregation: str) -> list[Cell]:
     """The clean and the attacked cell of a defence."""
     kind = until, aggregation

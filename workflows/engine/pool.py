@@ -30,6 +30,7 @@ from workflows.engine.worker import Receipt, Trouble, UnitWorker, one_line
 from workflows.monitoring.events import log_event
 from workflows.monitoring.ledger import Ledger, Place, fields_of
 from workflows.planning.free_list import FreeList
+from workflows.planning.machine import per_gpu
 from workflows.planning.plan import PlannedStage, Unit
 from workflows.store import Store
 
@@ -160,7 +161,7 @@ class Pool:
 
     def _fill(self, *, first: bool = False) -> None:
         while len(self._workers) < self._target - self._given_up:
-            actor = self._remote.remote(self._store.uri, self._device)
+            actor = self._remote.remote(self._store.uri, self._device, per_gpu(self._share[1]))
             self._workers[_Worker(actor, actor.ready.remote(), first)] = None
 
     @property

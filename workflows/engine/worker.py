@@ -163,13 +163,14 @@ class UnitWorker:
     Arguments:
         store_uri: Where to read and commit.
         device: ``"cpu"`` or ``"cuda"``.
+        sharing: Workers that share its GPU.
     """
 
-    def __init__(self, store_uri: str, device: str) -> None:
+    def __init__(self, store_uri: str, device: str, sharing: int = 1) -> None:
         if device == "cpu":
             keep_freed_memory()
         self.store = Store(store_uri)
-        self.context = Context(device)
+        self.context = Context(device, sharing=sharing)
         self._idle = resident() if device == "cpu" else 0.0
         self._versions = worker_versions()
         self._checked: set[str] = set()
@@ -333,7 +334,7 @@ class UnitWorker:
         retries, loading = self.context.memory_retries, self.context.loading_seconds
         shared = self.context.shared_bytes
         started = time.perf_counter()
-        self.context.graphs.most = 0
+        self.context.graphs.begin()
         with self.context.settings(spec.settings()), peak_memory(self.context.device) as peak:
             output = spec.run(chunk, inputs.tables, self.context)
             peak_mib = peak()
@@ -357,7 +358,7 @@ class UnitWorker:
         if peak_mib is not None:
             output.notes[PEAK] = round(peak_mib)
             output.notes[IDLE] = round(self._idle or 0.0)
-            output.notes[HELD] = round(self.context.graphs.most / 2**20)
+            output.notes[HELD] = round(self.context.graphs.beyond_need / 2**20)
         if retries:
             output.notes["memory_retries"] = retries
         return _Made(output, attempt, seconds, retries, loading)

@@ -207,7 +207,7 @@ def footprint(
                 int(float(f"{fits:.2g}")),
                 sharing,
                 gpus_per_worker,
-                _proposed(mib + context, room / gpus_per_worker) if gpus_per_worker else "",
+                _proposed(mib + context, room * sharing) if gpus_per_worker else "",
             )
     return found
 
@@ -225,5 +225,5 @@ def _room(workers: int, gpus_per_worker: float) -> float | None:
         if not torch.cuda.is_available():
             return None
         total: int = torch.cuda.get_device_properties(0).total_memory
-        return total * gpus_per_worker / 2**20
+        return total / per_gpu(gpus_per_worker) / 2**20
     return machine_memory() / 2**20 / workers

@@ -81,7 +81,8 @@ def figures(analysis: Analysis) -> list[Figure]:
     results, robustness = analysis.results, analysis.robustness
     pictures = _verdict(analysis.headline)
     drawn: list[tuple[str, str, str, Drawing | Panels, pd.DataFrame]] = []
-    judged = robustness[robustness["images"] > 0] if len(robustness) else robustness
+    # There is no Avg without images, and none where draws stop as soon as the answer is certain.
+    judged = robustness[robustness["avg"].notna()] if len(robustness) else robustness
     if len(judged):
         judged = judged.assign(series=judged["cell"].map(analysis.series)).explode("series", ignore_index=True)
         drawn += [("attacks", "Every defence under every attack", *figure) for figure in _by_attack(judged)]
