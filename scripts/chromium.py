@@ -178,23 +178,23 @@ class Page:
         Raises:
             RuntimeError: The script raised an error.
         """
-        said = self._send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        if "exceptionDetails" in said:
-            raise RuntimeError(json.dumps(said["exceptionDetails"])[:2000])
-        return said["result"].get("value")
+        answer = self._send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(json.dumps(answer["exceptionDetails"])[:2000])
+        return answer["result"].get("value")
 
     def complaints(self) -> list[str]:
         """Return what the console said since the page was opened, and errors that no script caught."""
         self.ask("0")
-        said = []
+        messages = []
         for event in self._browser.events:
             if (
                 event.get("sessionId") == self._session
                 and event["method"].startswith("Runtime.")
                 and (event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown"))
             ):
-                said.append(json.dumps(event["params"])[:500])
-        return said
+                messages.append(json.dumps(event["params"])[:500])
+        return messages
 
     def first_paint(self) -> float:
         """Return after how many milliseconds something was painted first."""

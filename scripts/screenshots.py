@@ -109,20 +109,21 @@ _USE = """(() => {
   const shown = () => [...section.querySelectorAll("tbody tr")].filter(row => !row.hidden);
   const names = () => shown().map(row => row.textContent.trim());
   const numbers = () => shown().map(row => parseFloat(row.cells[place].firstChild.textContent));
-  const said = {before: numbers(), rows: names()};
-  heads[place].querySelector("button").click(); said.falling = numbers();
-  heads[place].querySelector("button").click(); said.rising = numbers();
+  const state = {before: numbers(), rows: names()};
+  heads[place].querySelector("button").click(); state.falling = numbers();
+  heads[place].querySelector("button").click(); state.rising = numbers();
   const words = [...section.querySelectorAll("tbody tr")].at(-1).cells[1].textContent;
   const search = section.querySelector("input[type=search]");
   search.value = words; search.dispatchEvent(new Event("input"));
-  said.words = words; said.found = names(); said.hash = location.hash;
+  state.words = words; state.matches = names(); state.hash = location.hash;
   const mark = document.querySelector("a.mark");
-  if (mark) { mark.click(); said.mark = mark.getAttribute("href").slice(1); said.focus = document.activeElement.id; }
-  if (mark) { said.top = document.activeElement.getBoundingClientRect().top; said.height = innerHeight; }
-  return said;
+  if (mark) { mark.click(); state.mark = mark.getAttribute("href").slice(1); }
+  if (mark) { state.focus = document.activeElement.id; state.height = innerHeight; }
+  if (mark) { state.top = document.activeElement.getBoundingClientRect().top; }
+  return state;
 })()"""
 
-_FOUND = """[...document.querySelectorAll("#leaderboard tbody tr")].filter(row => !row.hidden)
+_SHOWN = """[...document.querySelectorAll("#leaderboard tbody tr")].filter(row => !row.hidden)
   .map(row => row.textContent.trim())"""
 
 
@@ -133,18 +134,19 @@ def use(page: Page, path: Path) -> str:
         AssertionError: Something is not where it has to be.
     """
     page.open(path)
-    said = page.ask(_USE)
-    assert said["falling"] == sorted(said["before"], reverse=True) and said["rising"] == sorted(said["before"]), said
-    wanted = [row for row in said["rows"] if all(word in row.lower() for word in said["words"].lower().split())]
-    assert sorted(said["found"]) == sorted(wanted) != [], said
-    if said.get("mark"):
-        assert said["focus"] == said["mark"] and 0 <= said["top"] <= said["height"], said
-    page.open(path, said["hash"])
-    assert page.ask(_FOUND) == said["found"], said["hash"]
+    state = page.ask(_USE)
+    assert state["falling"] == sorted(state["before"], reverse=True), state
+    assert state["rising"] == sorted(state["before"]), state
+    wanted = [row for row in state["rows"] if all(word in row.lower() for word in state["words"].lower().split())]
+    assert sorted(state["matches"]) == sorted(wanted) != [], state
+    if state.get("mark"):
+        assert state["focus"] == state["mark"] and 0 <= state["top"] <= state["height"], state
+    page.open(path, state["hash"])
+    assert page.ask(_SHOWN) == state["matches"], state["hash"]
     lines = "line" if len(wanted) == 1 else "lines"
     return (
-        f"{len(said['rows'])} lines sorted both ways, {len(wanted)} {lines} found and found again by its address"
-        + (f", mark followed to `#{said['mark']}`" if said.get("mark") else "")
+        f"{len(state['rows'])} lines sorted both ways, {len(wanted)} {lines} found and found again by its address"
+        + (f", mark followed to `#{state['mark']}`" if state.get("mark") else "")
     )
 
 
@@ -190,8 +192,8 @@ def page(seen: dict[str, list[Look]], sizes: dict[str, int], used: dict[str, str
     shown = " | ".join(f"{width} {scheme}" for width, _ in SCREENS for scheme in SCHEMES)
     parts.append(f"| report | bytes | violations | first paint: {shown} |\n|:--|--:|--:|{'--:|' * 6}")
     for name, what in REPORTS.items():
-        paints = " | ".join(f"{median(one.paints):.0f}" for one in seen[name])
-        broken = sum(len(one.broken) for one in seen[name])
+        paints = " | ".join(f"{median(view.paints):.0f}" for view in seen[name])
+        broken = sum(len(view.broken) for view in seen[name])
         parts.append(f"| {what} | {sizes[name]:,} | {broken} | {paints} |")
     parts.append(
         "\nA script sorts the leaderboard, searches it and opens the address that this made in a new page:\n"
@@ -215,38 +217,38 @@ def shoot(made: dict[str, Path]) -> tuple[str, list[str]]:
     seen: dict[str, list[Look]] = {}
     used, complaints, engine = {}, [], ""
     with Chromium() as browser:
-        one = browser.page()
+        tab = browser.page()
         for name, path in made.items():
             seen[name] = []
             for screen in SCREENS:
                 for scheme in SCHEMES:
-                    found = look(one, path, screen, scheme)
-                    engine = _version(one)
-                    seen[name].append(found)
-                    (ROOT / "docs" / picture(name, found.width, scheme)).write_bytes(found.picture)
-                    complaints += [f"{name} {found.width} {scheme}: {rule}" for rule in found.broken]
+                    view = look(tab, path, screen, scheme)
+                    engine = _version(tab)
+                    seen[name].append(view)
+                    (ROOT / "docs" / picture(name, view.width, scheme)).write_bytes(view.picture)
+                    complaints += [f"{name} {view.width} {scheme}: {rule}" for rule in view.broken]
                     print(
-                        f"{name} {found.width} {scheme}: first paint {median(found.paints):.0f} ms, "
-                        f"{len(found.broken)} violations, {len(found.picture):,} bytes",
+                        f"{name} {view.width} {scheme}: first paint {median(view.paints):.0f} ms, "
+                        f"{len(view.broken)} violations, {len(view.picture):,} bytes",
                         flush=True,
                     )
-            one.screen(*SCREENS[0])
-            used[name] = use(one, path)
-        _heads(one, made)
+            tab.screen(*SCREENS[0])
+            used[name] = use(tab, path)
+        _heads(tab, made)
     sizes = {name: path.stat().st_size for name, path in made.items()}
     return page(seen, sizes, used, engine), complaints
 
 
-def _heads(one: Page, made: dict[str, Path]) -> None:
+def _heads(tab: Page, made: dict[str, Path]) -> None:
     """The pictures of other pages of the documentation: the head of a report, and its figures."""
     images = ROOT / "docs" / "images"
     for name, report, height, of in (
         ("report", "quickstart", 1000, ""),
         ("report-figures", "smoke", 1100, "#figures"),
     ):
-        one.screen(1280, height)
-        one.open(made[report])
-        (images / f"{name}.webp").write_bytes(small(one.picture(of), 200))
+        tab.screen(1280, height)
+        tab.open(made[report])
+        (images / f"{name}.webp").write_bytes(small(tab.picture(of), 200))
 
 
 def main(words: Sequence[str] | None = None) -> None:

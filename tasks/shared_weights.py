@@ -16,7 +16,6 @@ process that is gone is dropped by the next reader.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import logging
@@ -29,12 +28,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from defense.spec import Spec
+from tasks.allocator import give_back_freed_memory
 
 __all__ = ["LARGE", "SHARED", "built", "can_share", "file_bytes"]
 
@@ -61,7 +61,7 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK if sys.pla
 
 
 def can_share() -> bool:
-    """Whether this system has memory without a name: Linux has."""
+    """Return whether this system has memory without a name: Linux has."""
     return sys.platform == "linux"
 
 
@@ -77,8 +77,8 @@ def file_bytes(config: object) -> int:
         return 0
     path = Path(config)
     try:
-        files = [path] if path.is_file() else [each for each in path.iterdir() if each.is_file()]
-        return sum(each.stat().st_size for each in files)
+        files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+        return sum(file.stat().st_size for file in files)
     except OSError:  # no file, or none that can be read: who loads it says so
         return 0
 
@@ -106,15 +106,19 @@ def built(build: Callable[[], M], name: str) -> tuple[M, int]:
             return network, 0
         size = weights[-1].end
         try:
-            memory = next((each for each in register.named(name, size) if _adopt(weights, each, size)), None)
+            candidates = register.named(name, size)
+            memory = next((candidate for candidate in candidates if _adopt(weights, candidate, size)), None)
             if memory is None:
                 memory = _make(name, weights, size)
-            weakref.finalize(network, os.close, memory)
-            register.add(name, memory)
         except OSError as error:  # what was moved by then stays where it is mapped
             log.warning("a network is not shared: %s", error)
             return network, 0
-    _trim()
+        weakref.finalize(network, os.close, memory)
+        try:
+            register.add(name, memory)
+        except OSError as error:
+            log.warning("later workers will not share a network: %s", error)
+    give_back_freed_memory()
     return network, sum(weight.bytes for weight in weights)
 
 
@@ -152,7 +156,7 @@ class _Weight:
 
 def _weights(network: nn.Module) -> list[_Weight]:
     """Return the frozen tensors of a network that lie densely in memory, each with a place of its own."""
-    found: list[_Weight] = []
+    weights: list[_Weight] = []
     end = 0
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.requires_grad or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
@@ -160,15 +164,16 @@ def _weights(network: nn.Module) -> list[_Weight]:
         order = tuple(sorted(range(tensor.dim()), key=lambda i: (-tensor.stride()[i], i)))
         if not tensor.permute(order).is_contiguous() or tensor.numel() * tensor.element_size() < _SMALLEST:
             continue
-        found.append(_Weight(tensor, order, -(-end // _ALIGNED) * _ALIGNED))
-        end = found[-1].end
-    return found
+        weights.append(_Weight(tensor, order, -(-end // _ALIGNED) * _ALIGNED))
+        end = weights[-1].end
+    return weights
 
 
 def _make(name: str, weights: list[_Weight], size: int) -> int:
     """Move weights into new memory, one after the other; returns its descriptor."""
     memory = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, memory)
         os.ftruncate(memory, size)
         mapped = mmap.mmap(memory, size, access=mmap.ACCESS_COPY)
         moved = 0
@@ -181,23 +186,23 @@ def _make(name: str, weights: list[_Weight], size: int) -> int:
             moved += weight.bytes
             if moved >= _TRIM:
                 moved = 0
-                _trim()
+                give_back_freed_memory()
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
-    except OSError:
-        os.close(memory)
-        raise
+        stack.pop_all()  # it stays open
     return memory
 
 
 def _adopt(weights: list[_Weight], memory: int, size: int) -> bool:
     """Move weights to where another process has the same ones; closes the memory where it holds others."""
-    mapped = mmap.mmap(memory, size, access=mmap.ACCESS_COPY)
-    there = torch.frombuffer(mapped, dtype=torch.uint8)
-    if not all(torch.equal(there[weight.start : weight.end], weight.content()) for weight in weights):
-        os.close(memory)
-        return False
-    for weight in weights:
-        weight.move(mapped)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, memory)
+        mapped = mmap.mmap(memory, size, access=mmap.ACCESS_COPY)
+        there = torch.frombuffer(mapped, dtype=torch.uint8)
+        if not all(torch.equal(there[weight.start : weight.end], weight.content()) for weight in weights):
+            return False
+        for weight in weights:
+            weight.move(mapped)
+        stack.pop_all()  # it stays open
     return True
 
 
@@ -247,7 +252,7 @@ class _Register:
 
 
 def _holds(name: str, process: int, descriptor: int) -> bool:
-    """Whether a descriptor of a process of this user is memory of that name."""
+    """Return whether a descriptor of a process of this user is memory of that name."""
     with contextlib.suppress(OSError):
         return os.readlink(f"/proc/{process}/fd/{descriptor}") == f"/memfd:{name} (deleted)"
     return False
@@ -263,8 +268,8 @@ def _register() -> Iterator[_Register]:
     path = Path(tempfile.gettempdir(), f"puregrid-{os.getuid()}-weights")
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
             raise PermissionError(f"{path} is not a file of this user: remove it, or set TMPDIR to another folder.")
         fcntl.flock(file, fcntl.LOCK_EX)
         register = _Register(file)
@@ -272,10 +277,3 @@ def _register() -> Iterator[_Register]:
         yield register
     finally:
         os.close(file)
-
-
-def _trim() -> None:
-    """Have malloc give back pages that are free, which a worker's keeps otherwise (:mod:`tasks.allocator`)."""
-    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

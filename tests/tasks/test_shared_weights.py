@@ -145,6 +145,24 @@ def test_memory_that_cannot_be_had_leaves_the_network_whole(
         assert torch.equal(tensor, Net().state_dict()[name]), name
 
 
+def test_errors_leave_no_descriptor_open_and_what_was_moved_counts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    kept, shared = built(Net, "net")
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr("mmap.mmap", refuse)
+        assert [built(Net, name)[1] for name in ("net", "another")] == [0, 0]  # would be taken, would be made
+    assert len(os.listdir("/proc/self/fd")) == before and caplog.text.count("a network is not shared") == 2
+    monkeypatch.setattr(shared_weights._Register, "add", refuse)
+    other, moved = built(Net, "another")
+    assert moved == shared > 0 and len(memories()) == 2 and "later workers" in caplog.text
+    assert torch.equal(other.brief, kept.brief)
+
+
 def test_the_files_of_a_config_are_counted(tmp_path: Path) -> None:
     config = DiffusersConfig(schedule="linear-1000", path=str(PATH)).resolved(Path())
     expected = sum(path.stat().st_size for path in PATH.iterdir())

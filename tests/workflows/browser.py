@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from scripts.chromium import CHROMIUM
 
 
 def browse(page: Path, folder: Path, *options: str, hash_: str = "") -> tuple[str, str]:

@@ -16,6 +16,7 @@ from test_check import filled, puregrid, snapshot  # type: ignore[import-not-fou
 
 from workflows.images.single import Reader
 from workflows.regression.compare import changed_sides, compare_runs
+from workflows.regression.folder import comparison_folder
 from workflows.regression.page import comparison_page
 from workflows.regression.thumbnails import thumbnails
 from workflows.results.reader import Results
@@ -121,6 +122,8 @@ def test_the_page_has_the_numbers_of_json_and_fetches_nothing(runs: tuple, tmp_p
 def test_a_folder_has_a_page_of_every_draw_for_each_image_that_it_shows(runs: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
     """Those are what ``show`` says of the image in either run, lead back to where they came from, and are bounded."""
     names = [f"{path}@{store.uri}" for _, store, path in runs]
+    (tmp_path / "both/images").mkdir(parents=True)
+    (tmp_path / "both/images/0123abcd-7-first.html").touch()  # of an earlier comparison
     found = puregrid("compare", *names, "--out", f"{tmp_path}/both/")
     assert found.exit_code == 0 and found.stdout.strip() == f"{tmp_path}/both/index.html", found.output
     index = ElementTree.parse(tmp_path / "both/index.html").getroot()
@@ -144,6 +147,16 @@ def test_a_folder_has_a_page_of_every_draw_for_each_image_that_it_shows(runs: tu
         for draw in said["draws"]:
             wrong = "right" if draw["prediction"] == said["label"] else "wrong"
             assert f"draw {draw['draw']}: {draw['class']}{wrong}, {100 * draw['confidence']:.1f} %" in text
+
+
+def test_pages_of_an_earlier_comparison_go_and_other_files_stay(runs: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    images, same = tmp_path / "images", snapshot(runs[0])
+    images.mkdir()
+    others = ("notes.html", "0123abcd-7-third.html", "0123abcd-7-first.html.txt")
+    for name in ("0123abcd-7-first.html", "0123abcd-7-second.html", *others):
+        (images / name).write_text("old")
+    assert comparison_folder(same, same, ("a", "b"), tmp_path).read_text() == comparison_page(same, same, ("a", "b"))
+    assert {path.name for path in images.iterdir()} == set(others)
 
 
 def test_two_equal_runs_say_that_nothing_moved(runs: tuple) -> None:  # type: ignore[type-arg]

@@ -184,7 +184,9 @@ def test_everything_that_shows_rows_leaves_out_what_is_not_known(results: Result
     assert len(known.answers) == len(known.label_probability) == wrong["draws_asked"]
     assert known.answers[-1] != known.label and set(known.answers[:-1]) <= {known.label}
     _run("report", sweep, store, "--out", str(tmp_path / "report.html"))
-    assert (tmp_path / "report.html").stat().st_size > 10_000
+    page = (tmp_path / "report.html").read_text()
+    assert len(page) > 10_000 and "<svg" in page
+    assert not re.findall(r"""[>",= ]nan\b""", page)
 
 
 @pytest.mark.slow

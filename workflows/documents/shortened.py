@@ -38,9 +38,9 @@ class Departure:
 
     def sentence(self) -> str:
         """Say both; empty where the attack is the authors'."""
-        said = [f"Their attack is shortened here: {', '.join(self.cut)}."] if self.cut else []
-        said += [f"Set otherwise: {', '.join(self.otherwise)}."] if self.otherwise else []
-        return " ".join(said)
+        sentences = [f"Their attack is shortened here: {', '.join(self.cut)}."] if self.cut else []
+        sentences += [f"Set otherwise: {', '.join(self.otherwise)}."] if self.otherwise else []
+        return " ".join(sentences)
 
 
 def departure(published: Mapping[str, Any] | None, attack: AttackConfig) -> Departure:
@@ -67,13 +67,13 @@ def departure(published: Mapping[str, Any] | None, attack: AttackConfig) -> Depa
         if was == now:
             continue
         less = now is None or (was is not None and _less(now, was))
-        (cut if less else otherwise).append(f"{name} {_said(now)} {'of' if less else 'for'} {_said(was)}")
+        (cut if less else otherwise).append(f"{name} {_text(now)} {'of' if less else 'for'} {_text(was)}")
     for name in type(own).model_fields:
         if name in _BUDGET or name in before or name in after:
             continue
         was, now = getattr(theirs, name), getattr(own, name)
         if was != now:
-            otherwise.append(f"{name} {_said(now)} for {_said(was)}")
+            otherwise.append(f"{name} {_text(now)} for {_text(was)}")
     return Departure(tuple(sorted(cut)), tuple(sorted(otherwise)))
 
 
@@ -83,7 +83,7 @@ def _less(now: Any, was: Any) -> bool:
     return bool(now < was)
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, tuple):
         return " + ".join(map(str, value))
     return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -110,7 +110,7 @@ def check_kind(published: Mapping[str, Any], own: Mapping[str, Any], name: str) 
         for value in own[field] if isinstance(own[field], list) else [own[field]]:
             if not _of_their_kind(field, value, theirs):
                 raise InvalidInput(
-                    f"`{field}: {value}` is not what the authors of {name!r} attacked with ({_said(theirs)}): that "
+                    f"`{field}: {value}` is not what the authors of {name!r} attacked with ({_text(theirs)}): that "
                     "is another attack, to be written by its own name (`attack: ...`).",
                     keys=(field,),
                 )

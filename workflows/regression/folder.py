@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from defense.files import make_folder, write_text
+from defense.errors import PuregridError
+from defense.files import make_folder, shown, write_text
 from workflows.images import single
 from workflows.regression.page import comparison_page
 from workflows.regression.snapshots import Snapshot
-from workflows.regression.thumbnails import Thumbnail
+from workflows.regression.thumbnails import ORDINALS, Thumbnail
 from workflows.report.single import single_page
 
 __all__ = ["comparison_folder"]
@@ -16,7 +18,8 @@ __all__ = ["comparison_folder"]
 _MOST = 24
 """Images that have pages: every draw of each is computed again, in both runs."""
 
-_ORDINALS = ("first", "second")
+_PAGE = re.compile(rf"[0-9a-f]{{8}}-\d+-({'|'.join(ORDINALS)})\.html")
+"""Names of the pages of images, by which those of an earlier comparison are known."""
 
 
 def comparison_folder(first: Snapshot, second: Snapshot, names: tuple[str, str], folder: Path) -> Path:
@@ -29,34 +32,48 @@ def comparison_folder(first: Snapshot, second: Snapshot, names: tuple[str, str],
         first: The first run.
         second: The second, of which differences are the surplus.
         names: What the user calls them.
-        folder: Where; it is made, and files of these names are replaced.
+        folder: Where; it is made, files of these names are replaced, and pages of images that only an earlier
+            comparison had are removed.
 
     Raises:
-        InvalidInput: It cannot be written there.
+        PuregridError: It cannot be written there.
     """
     make_folder(folder / "images", "the folder of images")
     results = [snapshot.results for snapshot in (first, second) if snapshot.results is not None]
     written: list[str] = []
 
     def pages(image: Thumbnail) -> tuple[tuple[str, str], ...]:
-        if len(written) >= _MOST:
+        if len(written) >= len(ORDINALS) * _MOST:
             return ()
         files = [
-            f"images/{cell.id[:8]}-{image.image}-{run}.html" for cell, run in zip(image.cells, _ORDINALS, strict=True)
+            f"images/{cell.id[:8]}-{image.image}-{run}.html" for cell, run in zip(image.cells, ORDINALS, strict=True)
         ]
-        shown = [single(run, cell, image.image) for run, cell in zip(results, image.cells, strict=True)]
-        for place, (file, found) in enumerate(zip(files, shown, strict=True)):
-            other = _ORDINALS[1 - place]
+        contents = [single(run, cell, image.image) for run, cell in zip(results, image.cells, strict=True)]
+        for place, (file, content) in enumerate(zip(files, contents, strict=True)):
+            other = ORDINALS[1 - place]
             crumbs = [
                 (f"../index.html#{image.anchor}", "The two runs"),
                 (files[1 - place].removeprefix("images/"), f"in the {other} run"),
             ]
             text = single_page(
-                found, image.commands[place], crumbs=crumbs, run=f"{_ORDINALS[place]} run, {names[place]}"
+                content, image.commands[place], crumbs=crumbs, run=f"{ORDINALS[place]} run, {names[place]}"
             )
             write_text(folder / file, text, "the page of an image")
-        written.append(image.anchor)
-        return tuple((f"all draws, {run} run", file) for run, file in zip(_ORDINALS, files, strict=True))
+        written.extend(files)
+        return tuple((f"all draws, {run} run", file) for run, file in zip(ORDINALS, files, strict=True))
 
     write_text(folder / "index.html", comparison_page(first, second, names, pages), "the page")
+    _remove_others(folder / "images", {Path(file).name for file in written})
     return folder / "index.html"
+
+
+def _remove_others(images: Path, written: set[str]) -> None:
+    """Remove pages of images that were not written now; other files stay."""
+    try:
+        for path in images.iterdir():
+            if _PAGE.fullmatch(path.name) and path.name not in written:
+                path.unlink()
+    except OSError as error:
+        raise PuregridError(
+            f"pages of an earlier comparison in {shown(images)} could not be removed ({error.strerror or error})."
+        ) from error

@@ -16,12 +16,13 @@ from workflows.regression.snapshots import Snapshot
 from workflows.results.reader import Results
 from workflows.results.records import CellRecord
 
-__all__ = ["Pages", "Thumbnail", "Thumbnails", "thumbnails"]
+__all__ = ["ORDINALS", "Pages", "Thumbnail", "Thumbnails", "thumbnails"]
 
 _CELLS, _EACH = 6, 6
 """Cells that have pictures, those with the most moved images first, and images of either side in each."""
 
-_ORDINALS = ("first", "second")
+ORDINALS = ("first", "second")
+"""What the two runs are called."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class _Run:
 def _thumbnail(which: int, pair: Sequence[Stored], cells: tuple[Cell, ...]) -> Thumbnail:
     one = pair[0]
     shown = [known.original if known.given is None else known.given for known in pair]
-    said = [f"{place} run: {_answers(known)}" for place, known in zip(_ORDINALS, pair, strict=True)]
+    said = [f"{place} run: {_answers(known)}" for place, known in zip(ORDINALS, pair, strict=True)]
     if (shown[0] == shown[1]).all():
         alts = [f"{_what(one)} of class {one.named(one.label)}; {'; '.join(said)}"]
     else:
@@ -130,7 +131,7 @@ def _thumbnail(which: int, pair: Sequence[Stored], cells: tuple[Cell, ...]) -> T
         ]
     return Thumbnail(
         f"image-{pair[1].cell[:8]}-{one.image_id}",
-        (f"image {one.image_id}, class {one.named(one.label)}", f"right only in the {_ORDINALS[which]}", *said),
+        (f"image {one.image_id}, class {one.named(one.label)}", f"right only in the {ORDINALS[which]}", *said),
         tuple((alt, _uri(pixels)) for alt, pixels in zip(alts, shown, strict=False)),
         tuple(f"puregrid show SWEEP --cell {known.cell[:8]} --image {known.image_id}" for known in pair),
         one.image_id,

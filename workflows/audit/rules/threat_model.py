@@ -164,13 +164,13 @@ def published_attack_weaker(all_views: Sequence[View]) -> Iterator[Finding]:
                 setting = recognised(view.cell.defence.purifier, view.attack)
                 if setting is None:
                     continue
-                said = " ".join(filter(None, [*setting.traps, departure(setting.attack, view.attack).sentence()]))
+                lacking = " ".join(filter(None, [*setting.traps, departure(setting.attack, view.attack).sentence()]))
                 yield Finding(
                     "published-attack-weaker",
                     "note",
                     _cells((view, best)),
                     f"The attack of the defence's authors leaves {100 * view.accuracy:.1f} %, another one "
-                    f"{100 * best.accuracy:.1f} %. {said}",
+                    f"{100 * best.accuracy:.1f} %. {lacking}",
                     {"accuracy": view.accuracy, "strongest": best.accuracy},
                     f"`puregrid list published {setting.name}` has its fields; report the other attack.",
                 )

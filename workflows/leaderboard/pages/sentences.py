@@ -42,14 +42,14 @@ def budget(line: Line) -> str:
 
 def _images(board: Board) -> dict[str, tuple[int, int]]:
     """Return the fewest and the most images behind the numbers of each data set."""
-    found: dict[str, tuple[int, int]] = {}
+    ends: dict[str, tuple[int, int]] = {}
     for line in board.lines:
         for candidate in line.all_candidates():
             if candidate.counts:
-                low, high = found.get(line.entry.dataset, (candidate.number.images,) * 2)
+                low, high = ends.get(line.entry.dataset, (candidate.number.images,) * 2)
                 n = candidate.number.images
-                found[line.entry.dataset] = min(low, n), max(high, n)
-    return found
+                ends[line.entry.dataset] = min(low, n), max(high, n)
+    return ends
 
 
 def few_images(board: Board) -> str:
@@ -57,10 +57,10 @@ def few_images(board: Board) -> str:
     few = {name: ends for name, ends in _images(board).items() if ends[0] < FEW}
     if not few:
         return ""
-    said = " and ".join(f"{_range(ends)} images of {name}" for name, ends in few.items())
+    counts = " and ".join(f"{_range(ends)} images of {name}" for name, ends in few.items())
     points = 98 / math.sqrt(min(low for low, _ in few.values()))
     return (
-        f"A board of few images: {said}. An interval is up to {points:.0f} points wide to either side, so that it "
+        f"A board of few images: {counts}. An interval is up to {points:.0f} points wide to either side, so that it "
         "shows the shape of things and no order of defences that are closer."
     )
 
@@ -130,21 +130,21 @@ _SHAPES = ("survives", "falls", "open")
 
 def _shapes(claims: Sequence[Claim]) -> dict[str, list[tuple[Claim, Line]]]:
     """Return claims with the lines that they are compared with, by what became of them; empty without any."""
-    found: dict[str, list[tuple[Claim, Line]]] = {name: [] for name in _SHAPES}
+    pairs: dict[str, list[tuple[Claim, Line]]] = {name: [] for name in _SHAPES}
     for claim in claims:
         for line in claim.lines:
-            if (verdict := shape(claim, line)) in found:
-                found[verdict].append((claim, line))
-    return found if any(found.values()) else {}
+            if (verdict := shape(claim, line)) in pairs:
+                pairs[verdict].append((claim, line))
+    return pairs if any(pairs.values()) else {}
 
 
 def claims_in_full(board: Board, claims: Sequence[Claim]) -> list[str]:
     """Say the same with the numbers behind it."""
-    said = list(claims_in_short(board, claims))
+    sentences = list(claims_in_short(board, claims))
     run = sorted((line for line in board.lines if line.hidden is not None), key=hidden_value, reverse=True)
     short = [line for line in run if (number := line.number("published")) is not None and number.departure.cut]
     if short:
-        said.append(
+        sentences.append(
             f"On {len(short)} of these lines their attack is shortened (fewer steps, draws or parts): in full it "
             "would leave less there, if anything, and hide less."
         )
@@ -154,14 +154,14 @@ def claims_in_full(board: Board, claims: Sequence[Claim]) -> list[str]:
         published, other = line.number("published"), line.number("other")
         assert published is not None and other is not None and line.hidden is not None
         points = interval(line.hidden.value, line.hidden.low, line.hidden.high, sign="+")
-        said.append(
+        sentences.append(
             f"Most is hidden of {line.entry.label}: {percent(published)} under its authors' attack, "
             f"{percent(other)} under {other.attack}, a difference of {points} points on the same "
             f"{line.hidden.images} images. {trap(line)}"
         )
         values = sorted(map(hidden_value, run))
         middle = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
-        said.append(
+        sentences.append(
             f"Over the {len(run)} lines the authors' attacks leave between {100 * values[0]:+.1f} and "
             f"{100 * values[-1]:+.1f} points more than the strongest other one; the median is {100 * middle:+.1f}."
         )
@@ -171,14 +171,14 @@ def claims_in_full(board: Board, claims: Sequence[Claim]) -> list[str]:
             claimed.setdefault(line.entry.label, {})[f"{claim.value.accuracy:g}"] = None
         named = [f"{label} (claimed {', '.join(values)} %)" for label, values in claimed.items()]
         if named:
-            said.append(f"{verdict[0].upper()}{verdict[1:]}: {'; '.join(named)}.")
+            sentences.append(f"{verdict[0].upper()}{verdict[1:]}: {'; '.join(named)}.")
     others = {claim.key for claim in claims for line in claim.lines if not claim.compares(line)}
     if others:
-        said.append(
+        sentences.append(
             f"{len(others)} of {_count(len(claims), 'claim')} are of other data or another budget: there, what the "
             "authors' attack leaves here stands for the claim."
         )
-    return said
+    return sentences
 
 
 def hidden_value(line: Line) -> float:
@@ -195,8 +195,8 @@ def worth(line: Line) -> str:
     text = f"At {budget(line)} it keeps {percent(strongest)} under {who} ({strongest.attack})"
     text += "" if clean is None else f", of {percent(clean)} clean"
     text += "" if published is None else f". The attack of its authors leaves {percent(published)}"
-    said = "" if published is None else published.departure.sentence()
-    text += f". {said[:-1]}" if said else ""
+    lacking = "" if published is None else published.departure.sentence()
+    text += f". {lacking[:-1]}" if lacking else ""
     struck = f" This does not count: {line.struck}" if line.struck else ""
     return f"{text}.{struck}"
 
@@ -209,8 +209,8 @@ def judged(claim: Claim, line: Line) -> str:
         return f"{name}: not attacked."
     theirs = "" if published is None else f"{percent(published)} under the attack of its authors, "
     text = f"{name}: {theirs}{percent(strongest)} under the strongest attack ({strongest.attack})."
-    said = "" if published is None else published.departure.sentence()
-    text += f" {said}" if said else ""
+    lacking = "" if published is None else published.departure.sentence()
+    text += f" {lacking}" if lacking else ""
     by = judged_by(claim, line) or "the claim"
     verdict = {
         "survives": f"The claim survives in shape: what is left is not more than 10 points below {by}.",
