@@ -75,7 +75,7 @@ class FakeRay:
         return self
 
     def options(self, **resources: Any) -> Any:
-        return _Method(lambda uri, device: FakeActor(self))
+        return _Method(lambda uri, device, sharing: FakeActor(self))
 
     def wait(self, references: Sequence[Reference], num_returns: int, timeout: float) -> tuple[list[Reference], list]:
         if timeout:

@@ -11,7 +11,7 @@ from workflows.engine.worker import UnitWorker
 class Sharer(UnitWorker):
     """Writes what Ray lets it see into a file beside the store."""
 
-    def __init__(self, store_uri: str, device: str) -> None:
+    def __init__(self, store_uri: str, device: str, sharing: int) -> None:
         super().__init__(store_uri, "cpu")
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        Path(store_uri).with_name(f"worker-{os.getpid()}").write_text(f"{device} {seen}")
+        Path(store_uri).with_name(f"worker-{os.getpid()}").write_text(f"{device} {seen} {sharing}")

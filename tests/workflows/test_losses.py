@@ -37,12 +37,12 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Lame(UnitWorker):
     """A worker that cannot start, but for the first one on a store."""
 
-    def __init__(self, store_uri: str, device: str) -> None:
+    def __init__(self, store_uri: str, device: str, sharing: int) -> None:
         try:
             Path(store_uri, "taken").touch(exist_ok=False)
         except FileExistsError:
             raise ImportError("libcuda.so.1: cannot open shared object file") from None
-        super().__init__(store_uri, device)
+        super().__init__(store_uri, device, sharing)
 
 
 @pytest.mark.parametrize("elastic", [True, pytest.param(False, marks=pytest.mark.nightly)])

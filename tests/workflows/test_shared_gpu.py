@@ -38,4 +38,4 @@ def test_two_workers_of_half_a_gpu_see_the_same_one_and_compute_side_by_side(
     workers = {line.split()[1] for line in log.read_text().splitlines()}
     assert len(workers) == 2, "one worker did all"
     seen = {path.name: path.read_text() for path in tmp_path.glob("worker-*")}
-    assert seen == dict.fromkeys((f"worker-{worker}" for worker in workers), "cuda 0")
+    assert seen == dict.fromkeys((f"worker-{worker}" for worker in workers), "cuda 0 2")

@@ -82,7 +82,7 @@ def figures(analysis: Analysis) -> list[Figure]:
     pictures = _verdict(analysis.headline)
     drawn: list[tuple[str, str, str, Drawing | Panels, pd.DataFrame]] = []
     # There is no Avg without images, and none where draws stop as soon as the answer is certain.
-    judged = robustness[robustness["avg"].notna()] if len(robustness) else robustness
+    judged = robustness[robustness["avg"].notna()] if "avg" in robustness else robustness[:0]
     if len(judged):
         judged = judged.assign(series=judged["cell"].map(analysis.series)).explode("series", ignore_index=True)
         drawn += [("attacks", "Every defence under every attack", *figure) for figure in _by_attack(judged)]
