@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from unittest.mock import patch
@@ -30,7 +31,8 @@ def test_two_workers_of_half_a_gpu_see_the_same_one_and_compute_side_by_side(
         with pytest.raises(InvalidInput, match="no room for a worker that takes 1 CPUs and 2 GPUs"):
             slots(1, 2)
         pool = Pool(store.uri, slots(1, 0.5), gpus_per_worker=0.5)
-        outcome = go(plan, pool, store)
+        with patch("workflows.engine.loop._OVERDUE_SECONDS", math.inf):  # no second copies on a busy machine
+            outcome = go(plan, pool, store)
     no_slots.remove_node(node)
     assert outcome.computed == 8 and not outcome.failures and outcome.replaced == 0
     assert_whole(plan, store)
