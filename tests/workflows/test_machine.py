@@ -16,7 +16,7 @@ from workflows.formats.plans import _memory
 from workflows.planning import machine
 from workflows.planning.costs import Cost
 from workflows.planning.forecast import default_workers
-from workflows.planning.machine import Footprint, footprint, machine_notices, per_gpu, refuse_slow
+from workflows.planning.machine import Footprint, footprint, machine_notices, per_gpu, refuse_slow, workers_on
 from workflows.planning.plan import Committed
 
 
@@ -102,6 +102,12 @@ def test_a_plan_says_what_a_batch_takes_and_what_would_fit() -> None:
         _memory(Footprint("attack", 400, 1229, 900, 290, 1))
     )
     assert list(_memory(None)) == []
+
+
+def test_workers_of_several_gpus_share_none_between_two() -> None:
+    # 2 / 0.4 is 5, of which one would lie across both.
+    assert [workers_on(2, share) for share in (0.25, 0.4, 0.6, 1, 2)] == [8, 4, 2, 2, 1]
+    assert workers_on(3, 2) == 1 and workers_on(0, 0.5) == 0
 
 
 def test_shares_of_a_gpu() -> None:

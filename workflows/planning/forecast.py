@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from tasks.stages.kind import Kind
 from workflows.monitoring.run_record import read_runs
 from workflows.planning.costs import Cost, costs_of, interval, kinds_of, unit_work
-from workflows.planning.machine import per_gpu
+from workflows.planning.machine import workers_on
 from workflows.planning.plan import Committed, Unit
 from workflows.planning.scheduler import Scheduler
 from workflows.planning.shipped import shipped_costs
@@ -98,9 +98,7 @@ def default_workers(threads: int, gpus_per_worker: float = 0.0) -> int:
     if gpus_per_worker:
         import torch
 
-        gpus = torch.cuda.device_count()
-        fits = int(gpus / gpus_per_worker) if gpus_per_worker > 1 else gpus * per_gpu(gpus_per_worker)
-        return max(1, min(workers, fits))
+        return max(1, min(workers, workers_on(torch.cuda.device_count(), gpus_per_worker)))
     return workers
 
 

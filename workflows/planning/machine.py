@@ -39,6 +39,7 @@ __all__ = [
     "per_gpu",
     "refuse_slow",
     "refuse_uncompiled",
+    "workers_on",
 ]
 
 SLOWER = "7 to 17 times"
@@ -69,6 +70,19 @@ def per_gpu(gpus_per_worker: float) -> int:
             where="--gpus-per-worker",
         )
     return 1
+
+
+def workers_on(gpus: int, gpus_per_worker: float) -> int:
+    """Return how many workers a machine's GPUs have room for.
+
+    Arguments:
+        gpus: GPUs of the machine.
+        gpus_per_worker: GPUs of each worker, not 0.
+
+    Raises:
+        InvalidInput: See :func:`per_gpu`.
+    """
+    return int(gpus / gpus_per_worker) if gpus_per_worker > 1 else gpus * per_gpu(gpus_per_worker)
 
 
 def _multiplies_bf16() -> bool:

@@ -14,7 +14,7 @@ from defense.errors import InvalidInput, PuregridError
 from workflows.engine.cluster import private
 from workflows.engine.worker import one_line
 from workflows.monitoring.progress import phase
-from workflows.planning.machine import per_gpu
+from workflows.planning.machine import workers_on
 
 __all__ = ["Head", "cluster", "room", "slots"]
 
@@ -99,10 +99,8 @@ def room(threads: int, gpus_per_worker: float) -> int:
         if node["Alive"]:
             have = node["Resources"]
             fits = int(have.get("CPU", 0) // threads)
-            if gpus_per_worker > 1:
-                fits = min(fits, int(have.get("GPU", 0) / gpus_per_worker))
-            elif gpus_per_worker:
-                fits = min(fits, int(have.get("GPU", 0)) * per_gpu(gpus_per_worker))
+            if gpus_per_worker:
+                fits = min(fits, workers_on(int(have.get("GPU", 0)), gpus_per_worker))
             workers += fits
     return workers
 
