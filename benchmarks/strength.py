@@ -252,7 +252,7 @@ def main() -> None:
     torch.set_num_threads(1)
     lab = Laboratory(options.defence, options.first, options.images, options.reverse, options.cache, options.part)
     shared = {"eot": options.eot, "select": options.select, "queries": options.queries}
-    rungs = ["blind", *lab.modes, "black-box", "apgd", "diffhammer", "refine"]
+    rungs = ["blind", *lab.modes, "black-box", "diffhammer", "refine"]
     rungs += ["refine(soft)"] if "soft" in lab.modes else []
     reference, work = lab.attack({"attack": "strongest", "rungs": rungs, "steps": options.steps, **shared})
     if options.at_least is not None and work > options.at_least:

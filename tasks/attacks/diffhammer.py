@@ -196,7 +196,7 @@ class DiffHammerConfig(AscentConfig):
             found.append(best)
         if self.reselect is not None:
             candidates = [images for best in found if isinstance(best, Shortlist) for images in best.candidates()]
-            return AttackResult(*rejudged(target, candidates, losses[0], self.reselect))
+            return AttackResult(*rejudged(target, candidates, losses[0], self.reselect, self.ties))
         return AttackResult(*strongest(oracle, [(best.images, best.loss) for best in found], losses[0]))
 
     def _most_fooled(

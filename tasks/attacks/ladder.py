@@ -9,8 +9,9 @@ is submitted is decided on draws of the attacker's own,
 
 .. math:: a_i = \arg\min_a \frac1S \sum_{s=1}^S [f(D(x_{ai};\omega_s)) = y_i],
 
-ties by the higher mean margin loss; the same S draws for all rungs. The rows then judge that one image on draws that
-nobody has chosen by: the minimum over rungs of judged accuracies would be too low by the luck of the draws.
+ties by the higher mean margin loss, or by ``ties``; the same S draws for all rungs. The rows then judge that one
+image on draws that nobody has chosen by: the minimum over rungs of judged accuracies would be too low by the luck of
+the draws.
 
 ``skip`` leaves images alone that an earlier rung has broken, i.e. none of whose S draws was right. Where the defence
 is deterministic that changes no figure. Where it is not, an image that is right with probability p is passed over
@@ -34,6 +35,7 @@ from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
 from tasks.attacks.budgets import format_eps
 from tasks.attacks.derived import DerivedAttackConfig, Given
 from tasks.attacks.losses import margin
+from tasks.attacks.shortlist import Ties, spread_score
 from tasks.attacks.target import Target
 
 __all__ = ["LadderConfig"]
@@ -54,12 +56,16 @@ class LadderConfig(DerivedAttackConfig):
         queries: Queries of ``black-box``.
         select: Draws S on which the rungs are compared; one where the defence is deterministic.
         skip: Do not attack images further that are right on none of the S draws.
+        ties: What decides between rungs that equally many draws get right, ``margin`` or ``spread``
+            (:mod:`tasks.attacks.shortlist`). It is the loss of the rows.
 
     Raises:
         InvalidInput: No rung, an unknown one, or one with another norm or eps.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
+    # Ids are as before there was a choice.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"ties": ("margin",)}
     hands_down: ClassVar[Mapping[str, tuple[str, ...]]] = {"rungs": ("norm", "eps", "unbounded")}
     attack: Literal["ladder"] = "ladder"
     rungs: tuple[SerializeAsAny[AttackConfig], ...] = _RUNGS  # type: ignore[assignment]  # entries, read as such
@@ -69,6 +75,7 @@ class LadderConfig(DerivedAttackConfig):
     queries: int = Field(default=500, ge=1)
     select: int = Field(default=10, ge=1)
     skip: bool = False
+    ties: Ties = "margin"
 
     @classmethod
     def inner_entry(cls, field: str, entry: Any, fields: Mapping[str, Any]) -> Any:
@@ -184,7 +191,7 @@ class LadderConfig(DerivedAttackConfig):
         return AttackResult(best, best_loss, columns={"rung": rung, "right": best_share, "rights": rights})
 
     def _judged(self, target: Target, result: Given) -> tuple[Tensor, Tensor]:
-        """Return the share of right draws and mean margin loss; NaN for images that the rung skipped."""
+        """Return the share of right draws and what decides ties; NaN for images that the rung skipped."""
         size = len(result.images)
         share = torch.full((size,), torch.nan, dtype=torch.float64, device=result.images.device)
         loss = share.clone()
@@ -193,7 +200,10 @@ class LadderConfig(DerivedAttackConfig):
         skipped = result.columns.get("skipped", torch.zeros(size, dtype=torch.bool, device=result.images.device))
         attacked = (~skipped).nonzero().flatten()
         if len(attacked):
-            evaluation = target.select(attacked).evaluate(result.images[attacked], margin)
-            right = evaluation.logits.argmax(2) == target.labels[attacked].unsqueeze(1)
-            share[attacked], loss[attacked] = right.double().mean(1), evaluation.loss.double()
+            part = target.select(attacked)
+            evaluation = part.evaluate(result.images[attacked], margin)
+            right = evaluation.logits.argmax(2) == part.labels.unsqueeze(1)
+            spread = self.ties == "spread"
+            score = spread_score(evaluation.logits, part.labels) if spread else evaluation.loss.double()
+            share[attacked], loss[attacked] = right.double().mean(1), score
         return share, loss

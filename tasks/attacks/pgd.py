@@ -16,9 +16,15 @@ starts included, the attack returns the one of highest loss for each image. Succ
 last`` it returns the last iterate without a look at it, as other libraries do, for a forward pass less.
 
 With ``decay: linear`` the steps shrink, :math:`a_k = 2a\,(1 - (k + \tfrac12)/n)` for k = 0 ... n - 1, and are as
-long together as without: noise of the gradient then moves the last iterates little. ``reselect`` chooses among the
-best iterates and the last ones on fresh draws (:mod:`tasks.attacks.shortlist`), and ``eot_by: cosine`` spends the
-same draws in more steps of fewer, or fewer of more (:mod:`tasks.attacks.draws`).
+long together as without: noise of the gradient then moves the last iterates little. With ``decay: from-eps``
+
+.. math:: a_k = \varepsilon\,(1 - (k + \tfrac12)/n),
+
+however many steps there are: the first ones cross the ball and look for where to end, the last ones settle there, as
+Auto-PGD's do. Where the gradient of a step is that of a few draws, many small steps go where the first ones led.
+
+``reselect`` chooses among the best iterates and the last ones on fresh draws (:mod:`tasks.attacks.shortlist`), and
+``eot_by: cosine`` spends the same draws in more steps of fewer, or fewer of more (:mod:`tasks.attacks.draws`).
 
 ``band`` keeps the perturbation within a disc of spatial frequencies (:mod:`tasks.attacks.band`).
 
@@ -62,14 +68,15 @@ class PGDConfig(AscentConfig):
         keep: The iterate that is returned: the ``best`` by its loss, or the ``last``, whose loss is unknown (NaN).
         restarts: Runs from different random starts. With ``dlr-targeted`` each has a target class of its own: the
             wrong classes in the order of their clean logits.
-        decay: Whether steps are of one length, or ``linear``: shrink to nothing.
+        decay: Whether steps are of one length, or shrink to nothing: ``linear`` from 2a, or ``from-eps``.
         eot_by: Whether ``steps`` and ``eot`` are as they are ``given``, or each image has as many draws a step as the
             ``cosine`` of its gradients says, and ``(steps + 1) eot`` is what all of its draws are together at most.
         band: Largest spatial frequency of the perturbation, in periods an image; None for any.
 
     Raises:
-        InvalidInput: Restarts or ``reselect`` with ``keep: last``; ``eot_by: cosine`` without own draws; at run
-            time, more restarts of ``dlr-targeted`` than wrong classes.
+        InvalidInput: Restarts or ``reselect`` with ``keep: last``; ``eot_by: cosine`` without own draws;
+            ``step_size`` beside ``decay: from-eps``; at run time, more restarts of ``dlr-targeted`` than wrong
+            classes.
     """
 
     keeps_best: ClassVar[bool] = True
@@ -89,7 +96,7 @@ class PGDConfig(AscentConfig):
     }
     keep: Literal["best", "last"] = "best"
     restarts: int = Field(default=1, ge=1)
-    decay: Literal["none", "linear"] = "none"
+    decay: Literal["none", "linear", "from-eps"] = "none"
     eot_by: Literal["given", "cosine"] = "given"
     band: float | None = Field(default=None, gt=0)
 
@@ -101,6 +108,11 @@ class PGDConfig(AscentConfig):
             )
         if self.keep == "last" and self.reselect is not None:
             raise InvalidInput("`keep: last` leaves nothing to choose from: remove it, or `reselect`.")
+        if self.decay == "from-eps" and self.step_size is not None:
+            raise InvalidInput(
+                "`decay: from-eps` begins with steps of eps: remove `step_size`, or write `decay: linear`.",
+                keys=("step_size",),
+            )
         if self.eot_by == "cosine" and self.knows != "purifier":
             raise InvalidInput(
                 "`eot_by: cosine` is for attackers who know the purifier and draw for themselves: remove it.",
@@ -128,7 +140,7 @@ class PGDConfig(AscentConfig):
         if self.keep == "last":
             parts.append("last")
         if self.decay != "none":
-            parts.append("decaying")
+            parts.append("decaying" if self.decay == "linear" else "from eps")
         if self.band is not None:
             parts.append(f"band {self.band:g}")
         return " ".join(parts)
@@ -177,6 +189,8 @@ class PGDConfig(AscentConfig):
         """All restarts, of so many steps each."""
         region = Region(x, self.norm, self.eps)
         size = 2.5 * self.eps / steps if self.step_size is None else self.step_size
+        if self.decay == "from-eps":
+            size = self.eps / 2
         factors = [1.0] * steps if self.decay == "none" else [2 - (2 * k + 1) / steps for k in range(steps)]
         best = self.keeper(x)
         if self.loss == "dlr-targeted":

@@ -7,15 +7,20 @@ highest loss and of the last of each run. One of them is chosen on S further dra
 
 .. math:: \hat k = \arg\min_k \frac1S \sum_{s=1}^S [f(D(x_k;\omega_s)) = y],
 
-ties by the higher mean margin, and its loss in the result is the one on these draws. They are the attacker's own
-(role ``.../reselect``), and neither those of the steps nor those of the judgement.
+ties by ``ties``, and its loss in the result is the one on these draws. They are the attacker's own (role
+``.../reselect``), and neither those of the steps nor those of the judgement.
+
+**Ties** are the rule on images that hardly any draw gets wrong. ``margin`` takes the higher mean margin of the
+classifier. ``spread`` takes the higher :math:`\bar m / s_m`, the mean margin in units of the standard deviation over
+the S draws, that is the larger share of wrong draws if margins were normal: where a draw comes out right or wrong by
+a wide margin, as behind a diffusion model, the mean says little about the rare draw that does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -28,10 +33,16 @@ from tasks.attacks.best import Best
 from tasks.attacks.losses import PointLoss, margin
 from tasks.attacks.target import Target
 
-__all__ = ["AscentConfig", "Shortlist", "rejudged"]
+__all__ = ["AscentConfig", "Shortlist", "Ties", "rejudged", "spread_score"]
+
+Ties = Literal["margin", "spread"]
+"""What decides between images that equally many draws get right; see above."""
 
 _KEPT = 2
 """Points of highest loss on a shortlist."""
+
+_LEAST_SPREAD = 1e-3
+"""Of margins, in units of the logits: below it draws do not differ."""
 
 
 class AscentConfig(AttackConfig):
@@ -40,26 +51,36 @@ class AscentConfig(AttackConfig):
     Arguments:
         reselect: Draws S on which a shortlist is re-judged; None for the point of highest loss on the way.
         warm: Start at the worst image of the rungs before, for rungs of ``strongest``.
+        ties: What decides there between points that equally many draws get right, ``margin`` or ``spread``.
 
     Raises:
         InvalidInput: ``reselect`` where there are no draws, or where the attacker knows those of the judgement.
     """
 
     # Ids are as before there was a choice.
-    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"reselect": (None,), "warm": (False,)}
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "reselect": (None,),
+        "warm": (False,),
+        "ties": ("margin",),
+    }
     reselect: int | None = Field(default=None, ge=1)
     warm: bool = False
+    ties: Ties = "margin"
 
     @model_validator(mode="after")
     def _fresh_draws(self) -> Self:
         if self.reselect is not None and self.knows != "purifier":
             why = "the bare classifier has no draws" if self.static else "those of the judgement are known"
             raise InvalidInput(f"{why}: remove `reselect`, or write `knows: purifier`.", keys=("reselect",))
+        if self.ties != "margin" and self.reselect is None:
+            raise InvalidInput(
+                "`ties` is for points that are compared on fresh draws: write `reselect` too.", keys=("ties",)
+            )
         return self
 
     def on_bare_classifier(self) -> Self:
         """See :class:`AttackConfig`."""
-        return super().on_bare_classifier().model_copy(update={"reselect": None})
+        return super().on_bare_classifier().model_copy(update={"reselect": None, "ties": "margin"})
 
     def label(self) -> str:
         """Its name, and whether it went on from other images."""
@@ -110,7 +131,7 @@ class AscentConfig(AttackConfig):
         """
         if self.reselect is None or not isinstance(best, Shortlist):
             return AttackResult(best.images, best.loss)
-        return AttackResult(*rejudged(target, best.candidates(), loss, self.reselect))
+        return AttackResult(*rejudged(target, best.candidates(), loss, self.reselect, self.ties))
 
 
 class Shortlist(Best):
@@ -152,7 +173,22 @@ class Shortlist(Best):
         return [*self._ends, *self._points]
 
 
-def rejudged(target: Target, candidates: list[Tensor], loss: PointLoss, draws: int) -> tuple[Tensor, Tensor]:
+def spread_score(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean margin over its standard deviation, by which ``spread`` decides ties, shape (B,), float64.
+
+    Arguments:
+        logits: Of S draws, shape (B, S, classes). Of a single draw the score is its margin.
+        labels: True labels, shape (B,).
+    """
+    margins = margin(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1])).reshape(logits.shape[:2])
+    wide = margins.double()
+    mean: Tensor = wide.mean(1)
+    return mean if wide.shape[1] == 1 else mean / wide.std(1, correction=0).clamp_min(_LEAST_SPREAD)
+
+
+def rejudged(
+    target: Target, candidates: list[Tensor], loss: PointLoss, draws: int, ties: Ties = "margin"
+) -> tuple[Tensor, Tensor]:
     """Return for each image the candidate that is least often right on the same fresh draws.
 
     Arguments:
@@ -160,6 +196,7 @@ def rejudged(target: Target, candidates: list[Tensor], loss: PointLoss, draws: i
         candidates: Images, each of shape (B, C, H, W); the first wins ties of share and margin.
         loss: The loss that is reported.
         draws: S.
+        ties: What decides between equal shares: ``margin``, of what the draws answer together, or ``spread``.
 
     Returns:
         Images, and their losses on these draws, shape (B,).
@@ -171,6 +208,8 @@ def rejudged(target: Target, candidates: list[Tensor], loss: PointLoss, draws: i
             logits = judge.logits(images)
         share = (logits.argmax(2) == target.labels.unsqueeze(1)).double().mean(1)
         between, value = judge.over_draws(logits, margin), judge.over_draws(logits, loss)
+        if ties == "spread":
+            between = spread_score(logits, target.labels)
         if kept is None or kept_share is None or kept_margin is None or kept_loss is None:
             kept, kept_share, kept_margin, kept_loss = images, share, between, value
             continue

@@ -1,12 +1,13 @@
 r"""The strongest attack that puregrid knows how to make: a ladder whose last rungs go on from the worst image so far.
 
 The first rungs are those of :mod:`tasks.attacks.ladder`: attackers of growing knowledge, each by itself, so that one
-that is stronger than it should be is seen. Then the worst image of all of them, chosen on the S draws of the ladder,
-is where the next rung starts, and so on:
+that is stronger than it should be is seen. ``diffhammer`` is one more: the gradient of the draws that can be fooled
+together, from three starts with three losses (:mod:`tasks.attacks.diffhammer`). It finds points at which some draw is
+wrong of images that the mean of the draws leaves alone, so that it begins anew. Then the worst image of all of them,
+chosen on the S draws of the ladder, is where the next rung starts, and so on:
 
-* ``apgd``: Auto-PGD (:mod:`tasks.attacks.apgd`);
-* ``diffhammer``: the gradient of the draws that can be fooled together (:mod:`tasks.attacks.diffhammer`);
-* ``refine``: PGD with momentum, shrinking steps, and as many draws a step as the image's gradients need.
+* ``refine``: PGD with momentum, steps that shrink from eps, and as many draws a step as the image's gradients need;
+* ``apgd``: Auto-PGD (:mod:`tasks.attacks.apgd`), which is not among the rungs unless it is named.
 
 ``soft`` and ``refine(soft)`` are rungs through differentiable approximations of what rounds or sorts. Where a
 purifier has none they are the rungs ``exact`` and ``refine`` once more, and left out (:meth:`StrongestConfig.on`).
@@ -33,6 +34,7 @@ from defense.errors import InvalidInput
 from defense.purifiers import PurifierConfig
 from tasks.attacks.base import ATTACKS, AttackConfig
 from tasks.attacks.ladder import LadderConfig
+from tasks.attacks.shortlist import Ties
 
 __all__ = ["StrongestConfig"]
 
@@ -43,7 +45,6 @@ _RUNGS = (
     "exact",
     "soft",
     "black-box",
-    "apgd",
     "diffhammer",
     "refine",
     "refine(soft)",
@@ -52,19 +53,19 @@ _REFINE = {
     "attack": "pgd",
     "attacked": "mean-probability",
     "momentum": 0.75,
-    "decay": "linear",
+    "decay": "from-eps",
     "eot_by": "cosine",
     "random_start": False,
 }
-_WARM: Mapping[str, dict[str, Any]] = {
-    "apgd": {"attack": "apgd", "attacked": "mean-probability"},
-    "diffhammer": {"attack": "diffhammer", "losses": ("margin",)},
-    "refine": _REFINE,
-    "refine(soft)": {**_REFINE, "gradient": "soft"},
+_NAMED: Mapping[str, dict[str, Any]] = {
+    "diffhammer": {"attack": "diffhammer"},
+    "apgd": {"attack": "apgd", "attacked": "mean-probability", "warm": True},
+    "refine": {**_REFINE, "warm": True},
+    "refine(soft)": {**_REFINE, "gradient": "soft", "warm": True},
 }
 
-_REFINING = 8
-"""Budget of ``refine`` in those of the other rungs: one long run is worth more than several short ones."""
+_LONGER = {"diffhammer": 3, "refine": 8, "refine(soft)": 8}
+"""Steps (of DiffHammer in each of its runs) in those of the other rungs: a long run is worth several short ones."""
 
 
 @ATTACKS.register("strongest")
@@ -72,13 +73,15 @@ class StrongestConfig(LadderConfig):
     """The recommended attack: a ladder that ends in rungs which start from the worst image so far.
 
     Arguments:
-        rungs: As in a ladder, then ``apgd``, ``diffhammer``, ``refine`` and ``refine(soft)``, or attacks with ``warm:
-            true``.
-        steps: Steps of the named rungs; ``refine`` takes ``8 steps eot`` gradients of draws.
+        rungs: As in a ladder, and ``diffhammer``; then ``apgd``, ``refine`` and ``refine(soft)``, or attacks with
+            ``warm: true``.
+        steps: Steps of the named rungs; ``refine`` takes ``8 steps eot`` gradients of draws, ``diffhammer`` three
+            times as many steps in each of three runs.
         loss: Loss of the named rungs but ``diffhammer``.
         eot: Draws per evaluation of the named rungs that know the purifier.
         queries: Queries of ``black-box``.
         select: Draws on which the rungs are compared, and, others, on which each chooses among its points.
+        ties: What decides there between images that equally many draws get right, ``spread`` or ``margin``.
 
     Raises:
         InvalidInput: As a ladder does; ``skip``; a warm rung that is first, or before one that is not.
@@ -88,27 +91,29 @@ class StrongestConfig(LadderConfig):
     rungs: tuple[SerializeAsAny[AttackConfig], ...] = _RUNGS  # type: ignore[assignment]  # entries, read as such
     steps: int = Field(default=10, ge=1)
     select: int = Field(default=20, ge=1)
+    ties: Ties = "spread"
 
     @classmethod
     def inner_entry(cls, field: str, entry: Any, fields: Mapping[str, Any]) -> Any:
         """Return a named rung written out; the others as they are."""
         settings = {key: fields.get(key, cls.model_fields[key].default) for key in ("steps", "loss", "eot", "select")}
-        shared = {"eot": settings["eot"], "reselect": settings["select"]}
-        if isinstance(entry, str) and entry in _WARM:
+        ties = fields.get("ties", cls.model_fields["ties"].default)
+        shared = {"eot": settings["eot"], "reselect": settings["select"], "ties": ties}
+        if isinstance(entry, str) and entry in _NAMED:
             steps = settings["steps"]
-            if entry in ("refine", "refine(soft)") and isinstance(steps, int):
-                steps *= _REFINING
+            if isinstance(steps, int):
+                steps *= _LONGER.get(entry, 1)
             loss = {} if entry == "diffhammer" else {"loss": settings["loss"]}
-            return {**shared, **loss, "gradient": "exact", "warm": True, "steps": steps, **_WARM[entry]}
+            return {**shared, **loss, "gradient": "exact", "steps": steps, **_NAMED[entry]}
         written = super().inner_entry(field, entry, fields)
         if not isinstance(entry, str) or "eot" not in written or written["attack"] != "pgd":
             return written
-        return {**written, **shared, "attacked": "mean-probability", "momentum": 0.75, "decay": "linear"}
+        return {**written, **shared, "attacked": "mean-probability", "momentum": 0.75, "decay": "from-eps"}
 
     @classmethod
     def short_names(cls) -> tuple[str, ...]:
         """See :class:`LadderConfig`."""
-        return (*super().short_names(), *_WARM)
+        return (*super().short_names(), *_NAMED)
 
     @model_validator(mode="after")
     def _warm_rungs_last(self) -> Self:

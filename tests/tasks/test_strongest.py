@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,7 +132,7 @@ def test_named_rungs_of_the_strongest() -> None:
     assert attack.alone == 6 and {rung.parameter("reselect") for rung in attack.rungs[6:]} == {6}
     refine, soft = attack.rungs[-2:]
     assert isinstance(refine, PGDConfig)
-    assert (refine.steps, refine.eot_by, refine.decay) == (40, "cosine", "linear")
+    assert (refine.steps, refine.eot_by, refine.decay) == (40, "cosine", "from-eps")
     assert refine.attacked == "mean-probability"
     assert attack.rungs[0] == PGDConfig(steps=5, **LINF)  # what a ladder has: one stage for both
     assert StrongestConfig.model_validate(attack.identity()) == attack
@@ -199,6 +201,31 @@ def test_linear_decay_walks_as_far_in_all() -> None:
         attack = PGDConfig.model_validate({**fields, "random_start": False, "loss": "margin"})
         ends.append(float(attack.run(target(1, 1), x, omega).images.mean()))
     assert ends == [pytest.approx(0.58)] * 2
+
+
+@pytest.mark.parametrize("steps", [1, 4, 40])
+def test_decay_from_eps_starts_with_steps_of_eps_however_many_there_are(steps: int) -> None:
+    """Steps are eps (1 - (k + 1/2)/n), to and fro across the middle, where the loss is highest."""
+    x, omega = torch.full((1, 1, 2, 2), 0.5), Omega.of("a", 0, "attack", range(1))
+    fields = {"norm": "linf", "eps": 0.4, "steps": steps, "keep": "last", "decay": "from-eps", "random_start": False}
+    visited: list[float] = []
+
+    def classify(images: torch.Tensor) -> torch.Tensor:
+        mean = images.flatten(1).mean(1)
+        visited.append(float(mean[0].detach()))
+        bend = -(mean - 0.5).square()
+        return torch.stack([-bend, bend], 1)
+
+    PGDConfig.model_validate({**fields, "loss": "margin"}).run(
+        replace(target(1, 1), classifier=classify, purifier=None), x + 0.0123, omega
+    )
+    lengths = [abs(b - a) for a, b in itertools.pairwise(visited)]
+    assert lengths == [pytest.approx(0.4 * (1 - (k + 0.5) / steps), abs=1e-6) for k in range(len(lengths))]
+
+
+def test_a_step_size_beside_decay_from_eps_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="begins with steps of eps: remove `step_size`"):
+        PGDConfig.model_validate({"norm": "linf", "eps": 0.1, "decay": "from-eps", "step_size": 0.01})
 
 
 def cell(digits: DatasetConfig, cnn: ClassifierConfig, purifier: PurifierConfig, attack: LadderConfig) -> Cell:
