@@ -16,7 +16,7 @@ Keys of the noise: ``("forward", round)``; ``("reverse", r (T + 1) + t)`` for th
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -91,6 +91,10 @@ class Diffusion(IterativePurifier):
         other = copy.copy(self)
         other._modules = {**self._modules, "correction": soft}
         return other
+
+    def target_logits(self, classifier: Callable[[Tensor], Tensor], x: Tensor, omega: Omega) -> Tensor:
+        """See :class:`Purifier`; the guidance's own where there is one."""
+        return classifier(x) if self.guidance is None else self.guidance.target_logits(classifier, x)
 
     def start(self, x: Tensor, omega: Omega) -> Tensor:
         """Return the noised image, or noise alone."""
