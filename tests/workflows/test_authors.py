@@ -33,6 +33,7 @@ DENOISERS = {"flowpure": "flow", "ssni": "shipped"}
 """What a setting is about where it is not any noise prediction."""
 OWN = {
     "agdm": ", auxiliary: digits-trades",
+    "diffcap": ", t_star: 100, schedule: linear-1000",
     "freqpure": ", amplitude_radius: 2, phase_radius: 2",
 }
 """What an entry states itself: networks and sizes of digits."""
@@ -166,7 +167,7 @@ def test_the_bundled_sweep_has_each_defence_as_published_and_under_the_strongest
     attacks = _attacks("leaderboard")
     assert len(attacks) == 33
     assert all({"clean", "strongest"} <= found.keys() for found in attacks.values())
-    assert sum(any(found.values()) for found in attacks.values()) == 26
+    assert sum(any(found.values()) for found in attacks.values()) == 28
 
 
 def test_so_has_that_of_cifar10() -> None:
