@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -218,16 +218,22 @@ class Execution:
                 spared=self._spared,
             )
 
-    def _packing(self, committed: Committed) -> AbstractContextManager[Packer | None]:
-        """Pack the rows of what a run commits beside it; a calibration leaves too few."""
+    @contextmanager
+    def _packing(self, committed: Committed) -> Iterator[Packer | None]:
+        """Pack the rows of what a run commits beside it, and wait for the last; a calibration leaves too few."""
         if self._purpose != "run":
-            return nullcontext()
+            yield None
+            return
 
         def chunks_of(number: int) -> tuple[str, str, list[str]]:
             stage = self._plan.stages[number]
             return stage.spec.stage, stage.id, [chunk.name for chunk in stage.chunks]
 
-        return Packer(self._store, chunks_of, list(map(committed.missing_of, range(len(self._plan.stages)))))
+        missing = list(map(committed.missing_of, range(len(self._plan.stages))))
+        with Packer(self._store, chunks_of, missing) as packer:
+            yield packer
+            with phase("packing the rows for tables"):
+                packer.finish()
 
     def _end(self, state: str, outcome: RunOutcome, pool: Pool, recorder: RunRecorder) -> RunRecord:
         """Record how the run ended, end the workers, and log it."""

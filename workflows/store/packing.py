@@ -138,6 +138,10 @@ class Packer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.stop()
+        self.finish()
+
+    def finish(self) -> None:
+        """Pack what is left at once, unless it was stopped, and wait for it."""
         self._ending = self._hurried = True
         self._woken.set()
         try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import MISSING, asdict, dataclass, fields
-from functools import cache
 from typing import Annotated, Any, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -90,10 +89,15 @@ def read_json(text: bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-@cache
+_ALWAYS: dict[type, tuple[str, ...]] = {}
+
+
 def _always(kind: type[Record]) -> tuple[str, ...]:
     """Return the fields that every version has: those without a default."""
-    return tuple(part.name for part in fields(kind) if part.default is MISSING and part.default_factory is MISSING)
+    if kind not in _ALWAYS:
+        without = [part for part in fields(kind) if part.default is MISSING and part.default_factory is MISSING]
+        _ALWAYS[kind] = tuple(part.name for part in without)
+    return _ALWAYS[kind]
 
 
 _READERS: dict[type, TypeAdapter[Any]] = {}
