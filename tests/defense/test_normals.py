@@ -127,7 +127,6 @@ def test_first_version_is_numpys_and_uniform_numbers_are_the_same_in_both() -> N
     assert not torch.equal(old.normal("reverse", 5, like), KEY.normal("reverse", 5, like))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton")
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_numbers_of_several_steps_are_those_of_each(dtype: torch.dtype, version: int) -> None:
@@ -142,6 +141,7 @@ def test_numbers_of_several_steps_are_those_of_each(dtype: torch.dtype, version:
         key.normals("reverse", [3, -1], like)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton")
 def test_the_kernel_makes_the_same_bits_in_tritons_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
