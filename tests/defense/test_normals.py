@@ -55,6 +55,13 @@ def in_whole_numbers(word: int) -> float:
     return float(np.float32(units)) / 2**UNIT_BITS
 
 
+def test_the_table_is_the_one_that_it_was_before_it_was_packed() -> None:
+    table = quantiles()
+    assert table.dtype == np.int32 and table.shape == (31 * 1024 + 2,)
+    packed = "3463caf3a10dafa196d76fc8be8bff0c59c779f7f665ee4b6c67625a5a2c3750"
+    assert hashlib.sha256(table.astype("<i4").tobytes()).hexdigest() == packed
+
+
 def test_the_bits_of_a_fixed_set_of_words_are_kept() -> None:
     assert hashlib.sha256(normals(EDGES).tobytes()).hexdigest()[:16] == "2478bae07fd86e8d"
     assert hashlib.sha256(normals(some_words(1 << 20)).tobytes()).hexdigest()[:16] == "3420e67bc507cc59"

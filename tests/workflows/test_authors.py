@@ -29,9 +29,10 @@ denoisers:
   flow: {{format: oracle, schedule: flowpure, shape: [1, 8, 8]}}
   shipped: {{format: diffusers, path: {digits_denoiser().path}, schedule: linear-1000}}
 """
-DENOISERS = {"flowpure": "flow", "ssni": "shipped"}
+DENOISERS = {"flowpure": "flow", "flowpure-pgd": "flow", "ssni": "shipped"}
 """What a setting is about where it is not any noise prediction."""
 OWN = {
+    "aaopt-perturbation": ", perturbation: small",
     "agdm": ", auxiliary: digits-trades",
     "diffcap": ", t_star: 100, schedule: linear-1000",
     "freqpure": ", amplitude_radius: 2, phase_radius: 2",
@@ -50,7 +51,8 @@ def test_every_setting_is_a_cell(tmp_path: Path, name: str) -> None:
     denoiser = ", denoiser: small" if setting.attack and "purifier" in setting.attack else ""
     network = "energy: digits-energy" if name == "ebm" else f"denoiser: {DENOISERS.get(name, 'small')}"
     entry = f"{{published: {name}, {network}{OWN.get(name, '')}}}"
-    attack = f"{{as-published: {name}, norm: linf, eps_255: 8{denoiser}}}"
+    other = OWN[name] if name == "aaopt-perturbation" else ""  # the attacked purifier has one as well
+    attack = f"{{as-published: {name}, norm: linf, eps_255: 8{denoiser}{other}}}"
     if setting.attack is None:
         with pytest.raises(InvalidInput, match=f"no attack of the authors of '{name}' is known"):
             sweep(tmp_path, entry, attack)
