@@ -7,7 +7,8 @@ ratios: of n sorted ones it goes from the k-th to the k-th from the end, where a
 shows heads fewer than k times with a probability of at most 2.5 %.
 
 *Inside* is the same of the purifications alone: their time over that of their own network calls, which meet the same
-machine at the same moment.
+machine at the same moment; *step by step* is that of purifications which make the noise of each step when it is due
+and not that of some steps at once, with equal bits.
 
     python benchmarks/purify_overhead.py [--denoiser FOLDER] [--images 50] [--steps 10] [--rounds 15]
 """
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from defense import DiffPure, DiffusersConfig, Omega
+from defense.purifiers import diffusion
 
 
 class Timed:
@@ -84,7 +86,7 @@ def main() -> None:
         defence(x, omega)
         return time.process_time() - began
 
-    bare, whole, inside = [], [], []
+    bare, whole, inside, apart, ahead = [], [], [], [], diffusion._AHEAD
     with torch.no_grad():
         forwards(), purification()
         for _ in range(options.rounds):
@@ -92,12 +94,16 @@ def main() -> None:
             timed.seconds = 0.0
             both = purification() + purification()
             inside.append(both / timed.seconds)
+            diffusion._AHEAD, timed.seconds = 0, 0.0
+            apart.append((purification() + purification()) / timed.seconds)
+            diffusion._AHEAD = ahead
             bare.append((first + forwards()) / 2)
             whole.append(both / 2)
     print(
         f"{options.images} images, {options.steps} steps, {options.rounds} rounds; processor seconds: bare forwards "
         f"{median(bare):.3f}, purification {median(whole):.3f}; ratio "
-        f"{shown([a / b for a, b in zip(whole, bare, strict=True)])}, inside {shown(inside)}"
+        f"{shown([a / b for a, b in zip(whole, bare, strict=True)])}, inside {shown(inside)}, "
+        f"step by step {shown(apart)}"
     )
 
 

@@ -1,14 +1,16 @@
 """What a committed unit costs whoever reads a sweep: unit by unit, the first time, later, and after new units.
 
-A store of made-up rows (``benchmarks/readers.py``) in chunks of ``--chunk`` images. Four ways to make all tables of
+A store of made-up rows (``benchmarks/readers.py``) in chunks of ``--chunk`` images. Five ways to make all tables of
 the sweep from it, in one run, each in a process of its own, in seconds of processor:
 
 * *by unit*: every row file is opened and compared with its commit, as before there were blocks;
-* *first*: the same, and blocks are written;
+* *first*: the same, and blocks are written: of a store that no run of this version has filled;
+* *a run*: the first time after a run, whose driver has packed what landed (:mod:`workflows.store.packing`);
 * *later*: from blocks; the row files are listed, and read where they changed;
 * *grown*: ``--new`` units of every stage were committed since.
 
-*Frames* are the tables of answers, corruptions, image quality and cost; *all* is what ``puregrid tables`` prints,
+What packing itself takes in the driver is a line of its own; it is done while workers compute. *Frames* are the
+tables of answers, corruptions, image quality and cost; *all* is what ``puregrid tables`` prints,
 with the auditor. What the four print is compared byte for byte. With ``--frames`` neither *by unit* nor *all* is
 done, whose cost goes with rows and images, and the frames are compared.
 
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from plain_images import VARIABLE
 from readers import fill
@@ -54,11 +57,44 @@ print(json.dumps([frames_cpu, frames_wall, time.process_time() - began, hashlib.
 """
 
 
-def ask(folder: Path, how: str, what: str) -> tuple[float, float, float, str]:
-    done = subprocess.run([sys.executable, "-c", CODE, str(folder), how, what], capture_output=True, text=True)
+PACK = """
+import json, sys, time
+from pathlib import Path
+from workflows.grid.load import load_sweep
+from workflows.planning.plan import make_plan
+from workflows.store import Store
+from workflows.store.packing import Packer
+folder = Path(sys.argv[1])
+plan, store = make_plan(load_sweep(folder / "rows.yaml")), Store(str(folder / "store"))
+def chunks_of(number):
+    stage = plan.stages[number]
+    return stage.spec.stage, stage.id, [chunk.name for chunk in stage.chunks]
+began, wall = time.process_time(), time.perf_counter()
+with Packer(store, chunks_of, [len(stage.chunks) for stage in plan.stages]) as packer:
+    for number, stage in enumerate(plan.stages):
+        for _ in stage.chunks:
+            packer.landed(number)
+print(json.dumps([time.process_time() - began, time.perf_counter() - wall]))
+"""
+
+
+def python(code: str, *arguments: str) -> list[Any]:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
-    return tuple(json.loads(done.stdout))
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
+def ask(folder: Path, how: str, what: str) -> tuple[float, float, float, str]:
+    cpu, wall, whole, text = python(CODE, str(folder), how, what)
+    return cpu, wall, whole, text
+
+
+def forget(store: Path) -> None:
+    """Take away what readers and runs have written."""
+    for name in ("blocks", "manifests"):
+        shutil.rmtree(store / name, ignore_errors=True)
 
 
 def hide(store: Path, chunks: int, aside: Path) -> list[tuple[Path, Path]]:
@@ -89,8 +125,7 @@ def main() -> None:
         if not count.is_file():
             _, _, rows = fill(folder, options.rows, options.images, 20, options.chunk)
             count.write_text(str(rows))
-        for name in ("blocks", "manifests"):
-            shutil.rmtree(store / name, ignore_errors=True)
+        forget(store)
         units = sum(1 for _ in (store / "commits").rglob("*.json"))
         print(
             f"{count.read_text()} rows in {units} units; ms of processor a unit, and its share of the first line",
@@ -99,16 +134,16 @@ def main() -> None:
         time.sleep(3)
         what = "frames" if options.frames else "all"
         found = {how: ask(folder, how, what) for how in (("first",) if options.frames else ("by unit", "first"))}
+        forget(store)
+        packing, packing_wall = python(PACK, str(folder))
         time.sleep(3)
-        ask(folder, "later", what)  # files of the first reading were younger than a tick of the clock
+        found["a run"] = ask(folder, "a run", what)
         found["later"] = ask(folder, "later", what)
         assert len({text for _, _, _, text in found.values()}) == 1, "the tables differ"
         moved = hide(store, options.new, folder / "aside")
-        for name in ("blocks", "manifests"):
-            shutil.rmtree(store / name)
-        ask(folder, "first", what)
+        forget(store)
+        python(PACK, str(folder))
         time.sleep(3)
-        ask(folder, "later", what)
         for place, path in moved:
             place.rename(path)
         found["grown"] = ask(folder, "later", what)
@@ -117,6 +152,7 @@ def main() -> None:
         for how, (cpu, wall, whole, _) in found.items():
             rest = f"   all {whole / units * 1e3:7.3f} ms {whole / everything:6.3f}" * (not options.frames)
             print(f"{how:<8} frames {cpu / units * 1e3:7.3f} ms {cpu / frames:6.3f}   (wall {wall:6.1f} s){rest}")
+        print(f"packing         {packing / units * 1e3:7.3f} ms          (wall {packing_wall:6.1f} s)")
 
 
 if __name__ == "__main__":

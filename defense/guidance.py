@@ -98,6 +98,10 @@ class Guidance(nn.Module, ABC):
         values = [self.scale(t, schedule) for t in levels.steps]
         return torch.tensor(values, dtype=torch.float64, device=levels.abar.device).view(-1, 1, 1, 1)
 
+    def target_logits(self, classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """See :meth:`defense.purifiers.Purifier.target_logits`."""
+        return classifier(x)
+
     @abstractmethod
     def forward(self, moment: Moment) -> Tensor:
         """The potential G of each image, shape (B,)."""

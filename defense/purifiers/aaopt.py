@@ -10,8 +10,14 @@ declared ``b_ref``. The first term is the gradient of the negative log-likelihoo
 derivative of the denoiser is in it, so that its own derivative, which an exact attack needs, is a first one. The
 second comes from a diffusion model :math:`d_\phi` of *perturbations* (an ordinary noise predictor, trained on
 :math:`x_{clean} - x_{attacked}`), asked at :math:`\gamma_\tau = \sqrt{\bar\alpha_\tau}\gamma +
-\sqrt{1-\bar\alpha_\tau}\,e'`, level :math:`\tau = \lfloor 1000 \sigma \rfloor` of its schedule. No weights of it are
-published; without one (``perturbation`` left out) lambda is 0 and the defence is score regularisation alone.
+\sqrt{1-\bar\alpha_\tau}\,e'`, level :math:`\tau = \lfloor 1000 \sigma \rfloor` of its schedule. The objective
+``aaopt`` of ``puregrid train`` makes one; without (``perturbation`` left out) lambda is 0 and the defence is score
+regularisation alone.
+
+**The sign.** Algorithm 1 descends along the second term (``direction: towards``): u less u_0 becomes a likelier
+perturbation. By default the released code has the model of attacked less clean images, asks it at :math:`u_0 - u` and
+adds the term as it stands, without the minus of the chain rule: u moves *away* from where the model sees it. The same
+model of either sign gives that as :math:`-\lambda`, which is ``direction: away``.
 
 Settings: s = .25 diffusion units (``sigma_eq: 0.125``, ``spread: 0.05``), N = 20, lr .1, lambda .25.
 
@@ -23,7 +29,8 @@ Keys of the noise: ``("level", i)``, ``("score", i)``, ``("perturbation", i)``.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor
@@ -45,7 +52,7 @@ class AAOpt(SpreadOptimised):
 
     Arguments:
         given: Those of :class:`~defense.purifiers.optimised.SpreadOptimised`.
-        lam: lambda.
+        lam: lambda; below 0 for the direction away.
         perturbation: The model of perturbations; None for lambda = 0.
         named: Those that have names there.
     """
@@ -74,17 +81,21 @@ class AAOpt(SpreadOptimised):
 
 @PURIFIERS.register("aaopt")
 class AAOptConfig(SpreadConfig):
-    """AAOpt: optimiser steps along the score, and away from what a model of perturbations knows.
+    """AAOpt: optimiser steps along the score, and along that of a model of perturbations.
 
     Arguments:
         perturbation: A denoiser of perturbations; without one lambda is 0.
         lam: lambda, by default 0.25 with a model of perturbations.
+        direction: ``towards`` likelier perturbations, as in the algorithm, or ``away``, as in the released code.
     """
 
+    # Rows from before there was a choice.
+    unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"direction": ("towards",)}
     purifier: Literal["aaopt"] = "aaopt"
     iterations: int = Field(default=20, ge=1, le=100_000)
     perturbation: SerializeAsAny[DenoiserConfig] | None = None
     lam: float = Field(ge=0)
+    direction: Literal["towards", "away"] = "towards"
 
     @model_validator(mode="before")
     @classmethod
@@ -101,7 +112,29 @@ class AAOptConfig(SpreadConfig):
                 "neither.",
                 keys=("lam",),
             )
+        if self.direction == "away" and self.perturbation is None:
+            raise InvalidInput(
+                "direction is that of the model of perturbations: name one as `perturbation`, or leave it out.",
+                keys=("direction",),
+            )
+        if self.perturbation is not None and not self.perturbation.unconditional:
+            raise InvalidInput(
+                f"perturbation is told one of {self.perturbation.classes} classes, and a purifier does not know the "
+                "class: take an unconditional network.",
+                keys=("perturbation",),
+            )
         return self
+
+    def check_images(self, image_shape: tuple[int, int, int]) -> None:
+        """See :class:`PurifierConfig`; the model of perturbations must take them too."""
+        super().check_images(image_shape)
+        other = None if self.perturbation is None else self.perturbation.image_shape
+        if other not in (None, image_shape):
+            raise InvalidInput(
+                f"purifier {self.label()!r}: the model of perturbations takes images of shape {other}, not "
+                f"{image_shape}. Name one that was trained on these images.",
+                keys=("perturbation",),
+            )
 
     @classmethod
     def _published_sigma(cls, data: dict[str, Any]) -> float:
@@ -113,10 +146,11 @@ class AAOptConfig(SpreadConfig):
         return self.iterations * (1 if self.perturbation is None else 2)
 
     def _form(self) -> str:
-        return "" if self.perturbation is None else f" lam={self.lam:g}"
+        return "" if self.perturbation is None else f" lam={self.lam:g}{' away' if self.direction == 'away' else ''}"
 
     def build(self, models: Models | None = None) -> AAOpt:
         """Load the denoiser, and the model of perturbations."""
         models = models or Models()
         other = None if self.perturbation is None else models.load(self.perturbation)
-        return self.chain(AAOpt, models.load(self.denoiser), lam=self.lam, perturbation=other)
+        lam = self.lam if self.direction == "towards" else -self.lam
+        return self.chain(AAOpt, models.load(self.denoiser), lam=lam, perturbation=other)

@@ -10,6 +10,7 @@ so that :mod:`defense.gradients` can walk back through them one segment at a tim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -55,6 +56,19 @@ class Purifier(nn.Module, ABC):
             What :meth:`forward` returns, and t* of each image; None where all have the config's.
         """
         return self(x, omega), None
+
+    def target_logits(self, classifier: Callable[[Tensor], Tensor], x: Tensor, omega: Omega) -> Tensor:
+        """Return what is answered at the point that the guidance pulls to, within the graph of ``x``.
+
+        Arguments:
+            classifier: The protected classifier, images in [0, 1] to logits.
+            x: Images in [0, 1], shape (B, C, H, W).
+            omega: The randomness of the purification that is guided.
+
+        Returns:
+            Logits, shape (B, classes): by default the classifier's on ``x``, of a guidance that pulls to the input.
+        """
+        return classifier(x)
 
     def surrogate(self, steps: int) -> Purifier:
         """The same purifier in at most ``steps`` reverse steps per round, for surrogate gradients; itself here."""
@@ -176,6 +190,11 @@ class PurifierConfig(Spec, ABC):
     def guided(self) -> bool:
         """Whether reverse steps follow the gradient of a guidance, so that attacks need the gradient through it."""
         return False
+
+    @property
+    def pulls_to(self) -> str | None:
+        """What its guidance pulls the image to (:meth:`Purifier.target_logits`), in words; None for nothing known."""
+        return None
 
     @property
     def knows_eps(self) -> bool:

@@ -94,6 +94,11 @@ class ContrastiveStatelessConfig(StandardReverseConfig):
         return True
 
     @property
+    def pulls_to(self) -> str:
+        """The classifier's answer on the input."""
+        return "the classifier's answer on the input"
+
+    @property
     def uses_classifier(self) -> bool:
         """True."""
         return True

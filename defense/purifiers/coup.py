@@ -79,6 +79,11 @@ class CoupConfig(DiffPureConfig):
         return self.lam > 0
 
     @property
+    def pulls_to(self) -> str | None:
+        """The classifier's answer on the input, where its confidence begins to rise."""
+        return "the classifier's answer on the input" if self.guided else None
+
+    @property
     def uses_classifier(self) -> bool:
         """True."""
         return True

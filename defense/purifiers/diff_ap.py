@@ -115,6 +115,11 @@ class DiffAPConfig(ReverseConfig):
         return self.scale > 0
 
     @property
+    def pulls_to(self) -> str | None:
+        """The input."""
+        return "the input" if self.guided else None
+
+    @property
     def evaluations(self) -> int:
         """One a step."""
         return self.steps

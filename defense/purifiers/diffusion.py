@@ -16,7 +16,8 @@ Keys of the noise: ``("forward", round)``; ``("reverse", r (T + 1) + t)`` for th
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,28 @@ from defense.samplers import DDIM, EpsModel, Sampler, Transition, forward_noise,
 from defense.schedules import Levels
 
 __all__ = ["Diffusion", "guided_transition", "moved"]
+
+
+_AHEAD = 1 << 18
+"""Numbers that are made at once, of as many steps as have so many: they are a mebibyte."""
+
+
+class _Ahead:
+    """The noise of a chain, which is made for some steps ahead when one asks that has none."""
+
+    def __init__(self, keys: list[int], omega: Omega) -> None:
+        self._keys = keys
+        self._omega = omega
+        self._made: dict[int, Tensor] = {}
+
+    def __call__(self, key: int, like: Tensor) -> Tensor:
+        if key not in self._made:
+            first = self._keys.index(key)
+            # The last step of most chains has no noise.
+            rest = self._keys[first + 1 : -1][: max(_AHEAD // max(like.numel(), 1), 1) - 1]
+            steps = [key, *rest]
+            self._made = dict(zip(steps, self._omega.normals("reverse", steps, like), strict=True))
+        return self._made.pop(key)
 
 
 class Diffusion(IterativePurifier):
@@ -92,6 +115,10 @@ class Diffusion(IterativePurifier):
         other._modules = {**self._modules, "correction": soft}
         return other
 
+    def target_logits(self, classifier: Callable[[Tensor], Tensor], x: Tensor, omega: Omega) -> Tensor:
+        """See :class:`Purifier`; the guidance's own where there is one."""
+        return classifier(x) if self.guidance is None else self.guidance.target_logits(classifier, x)
+
     def start(self, x: Tensor, omega: Omega) -> Tensor:
         """Return the noised image, or noise alone."""
         z = 2 * x - 1
@@ -108,12 +135,34 @@ class Diffusion(IterativePurifier):
 
     def step(self, i: int, z: Tensor, x: Tensor, omega: Omega, *, guidance_path: bool = True) -> Tensor:
         """One reverse step, after the noising of its round if it is the first of a later one."""
+        return self._step(i, z, x, omega, guidance_path, partial(omega.normal, "reverse"))
+
+    def forward(self, x: Tensor, omega: Omega) -> Tensor:
+        """See :class:`IterativePurifier`; the noise of a few steps is made at once."""
+        z, noise = self.start(x, omega), _Ahead(list(map(self._key, range(self.length))), omega)
+        for i in range(self.length):
+            z = self._step(i, z, x, omega, True, noise)
+        return self.finish(z, x, omega)
+
+    def _key(self, i: int) -> int:
+        """Return the key of the noise of a step."""
+        r, j = self._steps[i]
+        return r * (self.rounds[r].schedule.steps + 1) + self.rounds[r].grid[j]
+
+    def _step(
+        self,
+        i: int,
+        z: Tensor,
+        x: Tensor,
+        omega: Omega,
+        guidance_path: bool,
+        noise: Callable[[int, Tensor], Tensor],
+    ) -> Tensor:
         r, j = self._steps[i]
         sampler = self.rounds[r]
         if j == 0 and r > 0:
             z = self._noised(z, r, omega)
-        t = sampler.grid[j]
-        key = r * (sampler.schedule.steps + 1) + t
+        t, key = sampler.grid[j], self._key(i)
         if self.correction is not None:
             step = self._corrected(sampler, j, z, x, omega, key, guidance_path)
             z = step.mean
@@ -121,7 +170,7 @@ class Diffusion(IterativePurifier):
         else:
             z, std = moved(self.denoiser, self.guidance, sampler, j, t, z, x, omega, key, guidance_path=guidance_path)
         if isinstance(std, Tensor) or std > 0:
-            z = z + std * omega.normal("reverse", key, z)
+            z = z + std * noise(key, z)
         return z
 
     def _corrected(

@@ -43,6 +43,11 @@ class DistanceGuidedConfig(StandardReverseConfig):
         """By the distance."""
         return True
 
+    @property
+    def pulls_to(self) -> str:
+        """The input."""
+        return "the input"
+
     def build_distance(self, models: Models) -> tuple[Distance, nn.Module | None]:
         """Return the distance, and the network in it."""
         network = None if self.lpips is None else models.load(self.lpips)

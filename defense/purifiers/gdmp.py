@@ -147,6 +147,11 @@ class GDMPConfig(StandardReverseConfig):
         return True
 
     @property
+    def pulls_to(self) -> str:
+        """The input."""
+        return "the input"
+
+    @property
     def knows_eps(self) -> bool:
         """With the rule ``budget``."""
         return self.scale_rule == "budget"

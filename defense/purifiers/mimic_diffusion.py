@@ -115,6 +115,11 @@ class MimicDiffusionConfig(SoftGuidedConfig):
         """False: its derivative is zero almost everywhere, and the exact modes are straight-through."""
         return False
 
+    @property
+    def pulls_to(self) -> str:
+        """The input."""
+        return "the input"
+
     def label(self) -> str:
         """``mimic-diffusion t*=1000 in 100 steps b=16``."""
         return f"mimic-diffusion t*={self.t_star} in {self.steps} steps b={self.b_ref}"

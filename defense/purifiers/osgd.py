@@ -20,6 +20,7 @@ Keys of the noise: ``("forward", 0)`` (n_1), ``("forward", 1)`` (n), ``("reverse
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import Field
@@ -87,6 +88,10 @@ class OSGD(IterativePurifier):
         """Back to [0, 1] pixels."""
         return (z + 1) / 2
 
+    def target_logits(self, classifier: Callable[[Tensor], Tensor], x: Tensor, omega: Omega) -> Tensor:
+        """See :class:`Purifier`: on x', the first answer."""
+        return classifier(self.finish(self.step(0, self.start(x, omega), x, omega), x, omega))
+
 
 @PURIFIERS.register("osgd")
 class OSGDConfig(ReverseConfig):
@@ -111,6 +116,11 @@ class OSGDConfig(ReverseConfig):
     def guided(self) -> bool:
         """By its first answer, unless the scale is 0."""
         return self.scale > 0
+
+    @property
+    def pulls_to(self) -> str | None:
+        """Its first answer."""
+        return "its first answer" if self.guided else None
 
     @property
     def diffuses(self) -> bool:

@@ -24,6 +24,7 @@ in one table.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import torch
@@ -79,6 +80,10 @@ class RobustGuidance(Guidance):
     def scale(self, t: int, schedule: Schedule) -> float:
         """Return the scale s."""
         return self.s
+
+    def target_logits(self, classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return the auxiliary network's answer on the input."""
+        return logits(self.auxiliary, x)
 
     def forward(self, moment: Moment) -> Tensor:
         """See :class:`Guidance`."""
@@ -136,6 +141,11 @@ class RobustReverseConfig(StandardReverseConfig):
     def guided(self) -> bool:
         """By the auxiliary network."""
         return True
+
+    @property
+    def pulls_to(self) -> str:
+        """The auxiliary network's answer on the input."""
+        return "the auxiliary network's answer on the input"
 
     @property
     def classifier_evaluations(self) -> int:

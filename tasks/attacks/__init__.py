@@ -9,6 +9,7 @@ from tasks.attacks.cw import CarliniWagnerConfig
 from tasks.attacks.derived import DerivedAttackConfig, Given
 from tasks.attacks.deviated_reconstruction import DeviatedReconstructionConfig
 from tasks.attacks.diffhammer import DiffHammerConfig
+from tasks.attacks.guidance_target import GuidanceTargetConfig
 from tasks.attacks.hop_skip_jump import HopSkipJumpConfig
 from tasks.attacks.ladder import LadderConfig
 from tasks.attacks.lagrangian_perceptual import LagrangianPerceptualConfig
@@ -38,6 +39,7 @@ __all__ = [
     "DiffHammerConfig",
     "FGSMConfig",
     "Given",
+    "GuidanceTargetConfig",
     "HopSkipJumpConfig",
     "LadderConfig",
     "LagrangianPerceptualConfig",

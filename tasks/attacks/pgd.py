@@ -49,7 +49,7 @@ from tasks.attacks.best import Best
 from tasks.attacks.draws import by_cosine
 from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
 from tasks.attacks.shortlist import AscentConfig
-from tasks.attacks.target import Target
+from tasks.attacks.target import Oracle, Target
 from tasks.attacks.targeted import check_targets, towards, wrong_classes
 
 __all__ = ["FGSMConfig", "PGDConfig"]
@@ -182,6 +182,10 @@ class PGDConfig(AscentConfig):
         target.evaluations = sum(target.tally.evaluations.values())
         return AttackResult(images, values)
 
+    def oracle(self, target: Target) -> Oracle:
+        """Return what is ascended: the target itself."""
+        return target
+
     def _start(self, region: Region, omega: Omega, restart: int) -> Tensor:
         return region.random_start(omega, restart) if self.random_start else region.x
 
@@ -205,7 +209,7 @@ class PGDConfig(AscentConfig):
             path = region if self.band is None else BandRegion(region, self.band)
             if isinstance(path, BandRegion):
                 first = path.begin(first)
-            last = _ascend(target, path, first, sizes, loss, self.momentum, best_seen)
+            last = _ascend(self.oracle(target), path, first, sizes, loss, self.momentum, best_seen)
             best.end_run()
         if self.keep == "last":
             return AttackResult(last.detach(), torch.full_like(best.loss, torch.nan))
@@ -248,7 +252,7 @@ class FGSMConfig(AttackConfig):
 
 
 def _ascend(
-    target: Target,
+    target: Oracle,
     region: Region | BandRegion,
     start: Tensor,
     sizes: Sequence[float],

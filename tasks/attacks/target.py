@@ -172,6 +172,18 @@ class Target:
             deviations.append(deviation)
         return self._by_image(x, logits), torch.cat(deviations).reshape(len(x), -1)
 
+    def pulled_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Like :meth:`logits`, with those at the point that each draw's guidance pulls to, of the same shape."""
+        _, parts = self._next(x)
+        self._count(self.draws)  # the answers at that point
+        logits, pulled = [], []
+        for part, omega in parts:
+            assert self.purifier is not None and omega is not None
+            logits.append(self._classify(self._purify(part, omega)))
+            with self.precision():
+                pulled.append(self.purifier.target_logits(self._classify, part, omega))
+        return self._by_image(x, logits), self._by_image(x, pulled)
+
     def evaluate(self, x: Tensor, loss: PointLoss) -> Evaluation:
         """Return the loss and logits without a gradient."""
         with torch.no_grad():

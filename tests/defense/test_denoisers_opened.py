@@ -97,6 +97,24 @@ def test_flowpure_is_euler_on_the_velocity() -> None:
     assert relative(gradient(lambda x: purify(purifier, x, keys), x), expected) < 1e-12
 
 
+def test_flowpure_of_an_attack_is_euler_from_the_image_itself() -> None:
+    network = NetworkDenoiser(Velocity().double(), "flowpure", (1, 8, 8), prediction="flowpure")
+    config = FlowPureConfig.model_validate({"denoiser": Flow(), "t_start": 0.0, "steps": 4, "forward": "none"})
+    assert config.label() == "flowpure t_start=0 in 4 steps from the image"
+    assert not config.stochastic and config.noise_level is None and not config.diffuses
+    x, keys = images(2), omega(1, 2)
+    state = x
+    for u in (0.0, 0.25, 0.5, 0.75):
+        state = state + 0.25 * Velocity()(state, torch.full((2,), u, dtype=torch.float64))
+    purifier = config.build(Models(load=lambda _: network))
+    torch.testing.assert_close(purifier(x, keys), state, rtol=1e-10, atol=1e-12)
+    assert torch.equal(purifier(x, omega(8, 9)), purifier(x, keys))
+    expected = gradient(lambda x: purifier(x, keys), x)
+    assert relative(gradient(lambda x: purify(purifier, x, keys), x), expected) < 1e-12
+    noised = FlowPureConfig.model_validate({"denoiser": Flow(), "t_start": 0.0, "steps": 4})
+    assert "forward" not in noised.identity() and config.identity()["forward"] == "none"
+
+
 class Flow(ScoreSDEConfig):
     """A config whose network the tests give."""
 

@@ -19,7 +19,9 @@ from defense import (
     Omega,
     get_schedule,
 )
-from defense.samplers import Variance
+from defense.purifiers import diffusion
+from defense.purifiers.diffusion import Diffusion
+from defense.samplers import DDIM, Ancestral, ReverseSDE, Variance, time_grid
 
 LINEAR = DiffusersConfig(schedule="linear-1000", path="unet")
 COSINE = DiffusersConfig(schedule="cosine-4000", path="unet")
@@ -48,6 +50,28 @@ class TestPurification:
         z0 = ((z - (1 - a_s) ** 0.5 * mixture(z, 50)) / a_s**0.5).clamp(-1, 1)
         out = DiffPure(mixture, 100, steps=2, variance=variance, clip_denoised=True)(x, keys)
         torch.testing.assert_close(out, (z0 + 1) / 2, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("together", [0, 40, 1 << 18])
+    def test_noise_that_is_made_for_steps_ahead_is_that_of_each_step(
+        self, mixture: GaussianMixtureDenoiser, monkeypatch: pytest.MonkeyPatch, together: int
+    ) -> None:
+        monkeypatch.setattr(diffusion, "_AHEAD", together)
+        x, keys, schedule = images(2), omega(5, 9), mixture.schedule
+        asked: list[int] = []
+        normals = Omega.normals
+        monkeypatch.setattr(Omega, "normals", lambda *a: asked.append(len(a[2])) or normals(*a))
+        for sampler in (
+            Ancestral(schedule, time_grid(100, 5)),
+            ReverseSDE(schedule, time_grid(100, 5)),
+            DDIM(schedule, time_grid(100, 5)),
+        ):
+            purify = Diffusion(mixture, [sampler, sampler.respaced(3)])
+            z = purify.start(x, keys)
+            for i in range(purify.length):
+                z = purify.step(i, z, x, keys)
+            assert torch.equal(purify(x, keys), purify.finish(z, x, keys))
+        # Of eight steps in two rounds: two that end a round of ancestral sampling have no noise, and DDIM has none.
+        assert asked == {0: [1] * 14, 40: [2, 2, 2, 2, 2, 2, 1, 1], 1 << 18: [7, 7, 1]}[together]
 
     def test_an_image_is_purified_the_same_whatever_else_is_in_the_batch(
         self, mixture: GaussianMixtureDenoiser

@@ -19,6 +19,7 @@ from scipy.stats import chisquare, kstest, norm
 import defense.normals
 from defense import Omega
 from defense.normals import FRACTION_BITS, SEGMENT_BITS, UNIT_BITS, normals, quantiles
+from defense.randomness import relabelled
 
 EDGES = np.array(
     [0, 1, 2, 3, -1, -2, -3, 2**31 - 1, 2**31 - 2, -(2**31), -(2**31) + 1, 2**30, 2**24 + 1], dtype=np.int32
@@ -52,6 +53,13 @@ def in_whole_numbers(word: int) -> float:
     sign = -1 if m < 0 else 1
     units = sign * first + (mantissa % (1 << FRACTION_BITS) * sign * (second - first) >> FRACTION_BITS)
     return float(np.float32(units)) / 2**UNIT_BITS
+
+
+def test_the_table_is_the_one_that_it_was_before_it_was_packed() -> None:
+    table = quantiles()
+    assert table.dtype == np.int32 and table.shape == (31 * 1024 + 2,)
+    packed = "3463caf3a10dafa196d76fc8be8bff0c59c779f7f665ee4b6c67625a5a2c3750"
+    assert hashlib.sha256(table.astype("<i4").tobytes()).hexdigest() == packed
 
 
 def test_the_bits_of_a_fixed_set_of_words_are_kept() -> None:
@@ -124,6 +132,20 @@ def test_first_version_is_numpys_and_uniform_numbers_are_the_same_in_both() -> N
         assert np.array_equal(made.numpy(), np.stack(numbers))
     assert torch.equal(old.uniform("reverse", 5, like), KEY.uniform("reverse", 5, like))
     assert not torch.equal(old.normal("reverse", 5, like), KEY.normal("reverse", 5, like))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_of_several_steps_are_those_of_each(dtype: torch.dtype, version: int) -> None:
+    key, like = replace(KEY, noise=version), torch.zeros(2, 3, 5, 7, dtype=dtype)
+    with relabelled(key, role="attacker", offset=2**40) as shown:
+        for omega in (key, shown):
+            made = omega.normals("reverse", [9, 5, 7], like)
+            assert len(made) == 3
+            for step, each in zip([9, 5, 7], made, strict=True):
+                assert each.dtype == dtype and torch.equal(each, key.normal("reverse", step, like))
+    with pytest.raises(ValueError, match="step -1 is negative"):
+        key.normals("reverse", [3, -1], like)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton")

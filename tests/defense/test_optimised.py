@@ -55,7 +55,7 @@ class TestGaussian:
         expected = K * (1 - 2 * LR * c**2) ** STEPS
         torch.testing.assert_close(slope(chain), torch.full_like(x, expected), rtol=0, atol=1e-12)
 
-    @pytest.mark.parametrize("lam", [0.0, 0.25])
+    @pytest.mark.parametrize("lam", [0.0, 0.25, -0.25])
     def test_aaopt(self, lam: float) -> None:
         small = 0.01
         other = GaussianMixtureDenoiser.gaussian(LINEAR, small) if lam else None
@@ -142,6 +142,18 @@ class TestLevels:
 ORACLE = OracleConfig(schedule="linear-1000", shape=(1, 8, 8))
 
 
+class ToldConfig(OracleConfig):
+    """A network that must be told the class."""
+
+    @property
+    def classes(self) -> int:
+        return 3
+
+    @property
+    def unconditional(self) -> bool:
+        return False
+
+
 class TestConfigs:
     def test_the_published_settings_are_defaults(self) -> None:
         o, n = (ScoreOptConfig(denoiser=ORACLE, form=form) for form in "ON")  # type: ignore[call-arg, arg-type]
@@ -154,6 +166,9 @@ class TestConfigs:
         assert [2 * level for level in aaopt.interval()] == pytest.approx([0.15, 0.35], abs=0.01)
         with_model = AAOptConfig(denoiser=ORACLE, perturbation=ORACLE)  # type: ignore[call-arg]
         assert (with_model.lam, with_model.evaluations) == (0.25, 40)
+        assert with_model.build().lam == 0.25 and "direction" not in with_model.identity()
+        away = AAOptConfig(denoiser=ORACLE, perturbation=ORACLE, direction="away")  # type: ignore[call-arg]
+        assert away.build().lam == -0.25 and away.label().endswith("lam=0.25 away t*=74 20 x 0.1")
         assert not o.diffuses and o.guided and o.noise_level is not None
 
     def test_lm_is_score_opt_o(self) -> None:
@@ -169,9 +184,18 @@ class TestConfigs:
             (ScoreOptConfig, {"form": "N", "spread": 0.05}, "spread belongs to form O"),
             (AAOptConfig, {"lam": 0.25}, "give both, or neither"),
             (AAOptConfig, {"lam": 0.0, "perturbation": ORACLE}, "give both, or neither"),
+            (AAOptConfig, {"direction": "away"}, "name one as `perturbation`, or leave it out"),
+            (AAOptConfig, {"perturbation": ToldConfig(schedule="linear-1000")}, "told one of 3 classes"),
             (LikelihoodMaximizationConfig, {"iterations": 0}, "iterations"),
         ],
     )
     def test_what_has_no_meaning_is_refused(self, kind: Any, fields: dict[str, Any], message: str) -> None:
         with pytest.raises(InvalidInput, match=message):
             kind(denoiser=ORACLE, **fields)
+
+    def test_a_model_of_perturbations_of_other_images_is_refused(self) -> None:
+        wide = OracleConfig(schedule="linear-1000", shape=(3, 8, 8))
+        config = AAOptConfig(denoiser=ORACLE, perturbation=wide)  # type: ignore[call-arg]
+        with pytest.raises(InvalidInput, match=r"takes images of shape \(3, 8, 8\), not \(1, 8, 8\)"):
+            config.check_images((1, 8, 8))
+        AAOptConfig(denoiser=ORACLE, perturbation=ORACLE).check_images((1, 8, 8))  # type: ignore[call-arg]

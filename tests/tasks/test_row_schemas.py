@@ -66,6 +66,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "pgd": {**LINF, "steps": 1},
     "pgd-eot": {**LINF, "steps": 1},
     "random-noise": LINF,
+    "guidance-target": {**LINF, "steps": 1},
     "hop-skip-jump": {**LINF, "queries": 4},
     "rays": {**LINF, "queries": 4},
     "spsa": {**LINF, "steps": 1, "samples": 2},

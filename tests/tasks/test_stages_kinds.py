@@ -102,7 +102,8 @@ def test_attacks_say_whether_they_see_gradients_and_what_they_return() -> None:
         *("hop-skip-jump", "random-noise", "rays", "spsa", "square", "transfer")
     }
     assert names(lambda attack: attack.keeps_best) == {
-        *("pgd", "fgsm", "apgd", "bpda-eot", "pgd-eot", "deviated-reconstruction", "diffhammer")
+        *("pgd", "fgsm", "apgd", "bpda-eot", "pgd-eot", "deviated-reconstruction", "diffhammer"),
+        "guidance-target",
     }
 
 

@@ -63,6 +63,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "stadv": {"attack": "stadv", "steps": 4},
     "low-frequency": {"attack": "low-frequency", "steps": 3, "kernels": [3]},
     "deviated-reconstruction": {"attack": "deviated-reconstruction", **LINF, "steps": 3, "eot": 2},
+    "guidance-target": {"attack": "guidance-target", **LINF, "steps": 3, "eot": 2},
     "diffhammer": {"attack": "diffhammer", **LINF, "steps": 3, "eot": 3},
     "diffhammer grafted": {"attack": "diffhammer", **LINF, "steps": 3, "eot": 3, "graft": True},
     "autoattack": {"attack": "autoattack", **LINF, "version": "custom", "attacks": ["apgd-ce"]},

@@ -150,6 +150,10 @@ def configs() -> dict[str, dict[str, Any]]:
             "t_start": 0.5,
             "steps": 3,
         },
+        "flowpure of an attack": {
+            **{"purifier": "flowpure", "denoiser": ConvolutionsConfig(schedule="flowpure"), "t_start": 0.0},
+            **{"steps": 3, "forward": "none"},
+        },
         "one-shot": {"purifier": "one-shot", "denoiser": denoiser, "sigma_eq": 0.25},
         "densepure": {"purifier": "densepure", "denoiser": denoiser, "sigma_eq": 0.25, "steps": 3},
         "gradual-noise": {"purifier": "gradual-noise", **at, "depths": [5, 20], "steps": 2},

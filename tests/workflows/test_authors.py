@@ -29,10 +29,12 @@ denoisers:
   flow: {{format: oracle, schedule: flowpure, shape: [1, 8, 8]}}
   shipped: {{format: diffusers, path: {digits_denoiser().path}, schedule: linear-1000}}
 """
-DENOISERS = {"flowpure": "flow", "ssni": "shipped"}
+DENOISERS = {"flowpure": "flow", "flowpure-pgd": "flow", "ssni": "shipped"}
 """What a setting is about where it is not any noise prediction."""
 OWN = {
+    "aaopt-perturbation": ", perturbation: small",
     "agdm": ", auxiliary: digits-trades",
+    "diffcap": ", t_star: 100, schedule: linear-1000",
     "freqpure": ", amplitude_radius: 2, phase_radius: 2",
 }
 """What an entry states itself: networks and sizes of digits."""
@@ -49,7 +51,8 @@ def test_every_setting_is_a_cell(tmp_path: Path, name: str) -> None:
     denoiser = ", denoiser: small" if setting.attack and "purifier" in setting.attack else ""
     network = "energy: digits-energy" if name == "ebm" else f"denoiser: {DENOISERS.get(name, 'small')}"
     entry = f"{{published: {name}, {network}{OWN.get(name, '')}}}"
-    attack = f"{{as-published: {name}, norm: linf, eps_255: 8{denoiser}}}"
+    other = OWN[name] if name == "aaopt-perturbation" else ""  # the attacked purifier has one as well
+    attack = f"{{as-published: {name}, norm: linf, eps_255: 8{denoiser}{other}}}"
     if setting.attack is None:
         with pytest.raises(InvalidInput, match=f"no attack of the authors of '{name}' is known"):
             sweep(tmp_path, entry, attack)
@@ -166,7 +169,7 @@ def test_the_bundled_sweep_has_each_defence_as_published_and_under_the_strongest
     attacks = _attacks("leaderboard")
     assert len(attacks) == 33
     assert all({"clean", "strongest"} <= found.keys() for found in attacks.values())
-    assert sum(any(found.values()) for found in attacks.values()) == 26
+    assert sum(any(found.values()) for found in attacks.values()) == 28
 
 
 def test_so_has_that_of_cifar10() -> None:

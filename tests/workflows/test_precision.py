@@ -34,6 +34,7 @@ from workflows.planning.summary import summarise
 from workflows.results.reader import Results
 from workflows.statistics.sequences import anytime, anytime_difference, evidence, sequence_ends
 from workflows.store import Store
+from workflows.store.blocks import Blocks
 
 SWEEP = """\
 sweep: precise
@@ -454,6 +455,10 @@ def test_a_run_stops_and_says_so(two_slots: SharedRay, tmp_path: Path) -> None:
     assert not outcome.failures and not outcome.blocked
     assert set(results.robustness()["stopped"]) == {"precise enough"}
     assert any("units were not needed" in line for line in said)
+    for stage in plan.stages:  # what was spared holds no packing up
+        committed = store.committed_chunks(stage.spec.stage, stage.id)
+        packed = {chunk for chunk, _ in Blocks(store, stage.spec.stage, stage.id).units()}
+        assert packed == committed or len(committed) < 2
     status = CliRunner().invoke(app, ["status", str(tmp_path / "s.yaml"), "--store", store.uri])
     assert status.exit_code == 0 and f"{outcome.spared} not needed" in status.stdout
     again, _, _ = run_sweep(sweep, store, options, said.append)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -323,6 +324,23 @@ class TestLabels:
             *["pgd-1 linf", "pgd-2 linf"] * 2,
         ]
         assert {sweep.labels[cell.id]["classifier"] for cell in sweep.cells} == {"digits-cnn"}
+
+    def test_networks_are_called_by_their_files_unless_two_have_one_name(self, tmp_path: Path) -> None:
+        twin = tmp_path / "twin" / "digits-ddpm"
+        shutil.copytree(ASSETS / "digits-adbm", twin)
+        for second, wanted in ((ASSETS / "digits-adbm", True), (twin, False)):
+            sweep = swept(
+                tmp_path,
+                "datasets: [{dataset: digits, images: {first: 4}}]\nclassifiers: [digits-cnn]\ndenoisers:\n"
+                f"  a: {{format: diffusers, path: {ASSETS / 'digits-ddpm'}, schedule: linear-1000}}\n"
+                f"  b: {{format: diffusers, path: {second}, schedule: linear-1000}}\n"
+                "defences: [{purifier: one-shot, denoiser: [a, b], schedule: linear-1000, t_star: 50}]\n"
+                "attacks: [none]\n",
+            )
+            names = [sweep.labels[cell.id]["defence"] for cell in sweep.cells]
+            by_file = ["one-shot t*=50 (denoiser=digits-ddpm)", "one-shot t*=50 (denoiser=digits-adbm)"]
+            assert len(set(names)) == 2 and (names == by_file) is wanted
+            assert wanted or not any("digits" in name for name in names)
 
 
 def test_three_defences_four_attacks_and_five_budgets_fit_in_sixty_lines(tmp_path: Path) -> None:

@@ -21,12 +21,15 @@ from workflows.training import load_config, train
 from workflows.training.objectives import (
     AdversarialBridge,
     AdversarialDenoising,
+    AttackedFlow,
     ConsistencyTuning,
     Denoising,
     GaussianFlow,
+    PerturbationDiffusion,
     adbm_coefficients,
 )
 from workflows.training.objectives.addt import rank_mapped
+from workflows.training.objectives.attacked import attacked
 
 X = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.tensor([0, 1, 2, 0])
@@ -110,6 +113,65 @@ def test_a_perfect_velocity_loses_nothing() -> None:
     assert float(GaussianFlow().loss(batch(ask, "flowpure"))) < 1e-12
 
 
+class TestAttacked:
+    """Objectives that learn of attacked images."""
+
+    BUDGETS = torch.tensor([0.1, 0.0, 0.7, 0.02]).view(-1, 1, 1, 1)
+    L2 = torch.tensor([False, False, True, False]).view(-1, 1, 1, 1)
+
+    def test_images_are_in_their_balls_and_fool_the_guide(self) -> None:
+        found = attacked(Guide(), X, Y, self.BUDGETS, torch.Generator().manual_seed(3), steps=8, l2=self.L2)
+        delta = (found - X).flatten(1)
+        sizes = [float(d.norm() if l2 else d.abs().max()) for d, l2 in zip(delta, self.L2, strict=True)]
+        assert sizes[1] == 0 and all(
+            0.5 * eps <= size <= eps * (1 + 1e-9) for size, eps in zip(sizes, self.BUDGETS.double(), strict=True)
+        )
+        assert found.min() >= 0 and found.max() <= 1 and not found.requires_grad
+
+        def losses(x: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(Guide()(x), Y, reduction="none")
+
+        assert (losses(found) > losses(X))[[0, 2, 3]].all()
+
+    def test_a_step_size_may_be_that_of_all_images(self) -> None:
+        start = torch.Generator().manual_seed(3)
+        budgets = torch.full((4, 1, 1, 1), 0.2)
+        first = 0.2 * (2 * torch.rand(X.shape, generator=start).to(X) - 1)
+        found = attacked(Guide(), X, Y, budgets, torch.Generator().manual_seed(3), steps=1, step_size=0.01)
+        moved = found - (X + first).clamp(0, 1)
+        inner = (found > 0) & (found < 1) & ((found - X).abs() < 0.2 - 1e-9)
+        torch.testing.assert_close(moved[inner].abs(), torch.full_like(moved[inner], 0.01), rtol=0, atol=1e-7)
+
+    def test_a_perfect_model_of_perturbations_loses_nothing(self) -> None:
+        """Its state is sqrt(abar) gamma + sqrt(1 - abar) n, gamma twice the clean less the attacked image."""
+        rule = PerturbationDiffusion(classifier="digits-cnn", linf=(0.1,), l2=(0.5,), inner_steps=2)
+        same = torch.Generator().manual_seed(0)
+        kind = (torch.rand(4, generator=same, dtype=torch.float64) * 3).long().view(-1, 1, 1, 1)
+        radii = torch.tensor([0.0, 0.1, 0.5])[kind]
+        gamma = 2 * (X - attacked(Guide(), X, Y, radii, same, steps=2, l2=kind == 2))
+        assert gamma.abs().max() > 0.05
+
+        def ask(z: Tensor, labels: Tensor) -> Tensor:
+            a = torch.tensor(get_schedule("linear-1000").abar)[labels + 1].view(-1, 1, 1, 1)
+            return (z - a.sqrt() * gamma) / (1 - a).sqrt()
+
+        assert float(rule.loss(batch(ask))) < 1e-12
+        assert float(rule.loss(batch(lambda z, labels: ask(z, labels) - gamma))) > 1e-4
+
+    def test_a_perfect_velocity_leads_from_the_attacked_to_the_clean_image(self) -> None:
+        rule = AttackedFlow(classifier="digits-cnn", eps=0.3, step_size=0.05, inner_steps=2)
+
+        def ask(at: Tensor, u: Tensor) -> Tensor:
+            return (X - at) / (1 - u.to(X)).view(-1, 1, 1, 1)
+
+        assert float(rule.loss(batch(ask, "flowpure"))) < 1e-9
+        assert float(rule.loss(batch(lambda at, u: 0 * at, "flowpure"))) > 1e-4
+
+    def test_without_an_attack_there_is_nothing_to_learn(self) -> None:
+        with pytest.raises(InvalidInput, match="give their radii, `linf`, `l2` or both"):
+            PerturbationDiffusion(classifier="digits-cnn")
+
+
 def test_a_network_that_knows_the_image_loses_nothing() -> None:
     """The F of a consistency model whose f is the clean image at every level."""
 
@@ -158,6 +220,17 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "addt": {"objective": {"objective": "addt", "classifier": "digits-cnn", "inner_steps": 1}},
     "flowpure": {"objective": "flowpure", "schedule": "flowpure"},
     "consistency": {"objective": "consistency", "schedule": "edm"},
+    "aaopt": {"objective": {"objective": "aaopt", "classifier": "digits-cnn", "linf": [0.1], "inner_steps": 1}},
+    "flowpure-attacked": {
+        "objective": {
+            "objective": "flowpure-attacked",
+            "classifier": "digits-cnn",
+            "eps": 0.2,
+            "step_size": 0.1,
+            "inner_steps": 1,
+        },
+        "schedule": "flowpure",
+    },
 }
 
 
@@ -165,8 +238,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def test_a_training_ends_with_a_card_and_a_network_that_loads(name: str, tmp_path: Path) -> None:
     card, out = trained(tmp_path, **OBJECTIVES[name])
     assert card["config"]["objective"]["objective"] == name
-    assert all(math.isfinite(value) for value in card["measured"]["test_eps_mse"].values())
-    predicts = {"flowpure": "flowpure", "consistency": "consistency"}.get(name, "eps")
+    measured = card["measured"]
+    # What is not the noise of images is told by its loss.
+    other = name in ("aaopt", "flowpure-attacked")
+    assert ("test_loss" in measured) == other and ("test_eps_mse" in measured) != other
+    figures = [measured["test_loss"]] if other else measured["test_eps_mse"].values()
+    assert all(math.isfinite(value) and value > 0 for value in figures)
+    predicts = {"consistency": "consistency"}.get(name, "flowpure" if "flowpure" in name else "eps")
     fields = {"path": str(out), "schedule": card["config"]["schedule"], "prediction": predicts}
     net = DiffusersConfig.model_validate(fields).resolved(tmp_path).build()
     with torch.no_grad():

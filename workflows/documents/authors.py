@@ -36,6 +36,10 @@ _FOLDER = Path(__file__).parent.parent / "published" / "authors"
 _OWN = ("norm", "eps", "eps_255", "unbounded")
 """What a transferred attack says itself: its source inherits it."""
 _LEVELS = ("t_star", "sigma_eq")
+_NETWORKS = ("denoiser", "perturbation")
+"""What an entry says of the purifier that the authors attack in the place of theirs."""
+_FORMS = ("form", "forward", "direction")
+"""Fields of a purifier that make it another method, where a setting states them."""
 
 
 class AuthorsSetting(Spec):
@@ -93,7 +97,7 @@ def recognised(purifier: PurifierConfig, attack: AttackConfig) -> AuthorsSetting
         wanted, published = setting.defence, setting.attack
         if published is None or wanted["purifier"] != purifier.purifier:
             continue
-        if wanted.get("form") != purifier.parameter("form") and "form" in wanted:
+        if any(field in wanted and wanted[field] != purifier.parameter(field) for field in _FORMS):
             continue
         if (published["attack"], published.get("gradient")) != (attack.attack, attack.gradient):
             continue
@@ -144,6 +148,6 @@ def _attack(attack: dict[str, Any], own: dict[str, Any], name: str) -> dict[str,
         raise InvalidInput(
             f"the authors of {name!r} attack another purifier than they defend with: say with which `denoiser`."
         )
-    purifier = {**attack["purifier"], "denoiser": own.pop("denoiser")}
+    purifier = {**attack["purifier"], **{name: own.pop(name) for name in _NETWORKS if name in own}}
     source = {**attack["source"], **{field: own.pop(field) for field in list(own) if field not in _OWN}}
     return {**attack, **own, "purifier": purifier, "source": source}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from workflows.planning.scheduler import Failure
 from workflows.planning.stopping import Spared
 from workflows.preflight import Answer, Check, ask, preflight
 from workflows.store import Store
+from workflows.store.packing import Packer
 
 __all__ = ["Execution", "Notify", "Options", "nothing", "ready_to_ask"]
 
@@ -118,6 +120,7 @@ class Execution:
         self._before = before
         self._spared = spared
         self._threads = max(stage.spec.settings().threads for stage in plan.stages)
+        self._packer: Packer | None = None
         self._failed_before = set(store.files.names(f"sweeps/{sweep.id}/failures"))
         self._same_store_seen = options.address is None
         """Whether a commit of a worker was found in the store that this driver sees."""
@@ -132,12 +135,17 @@ class Execution:
             How it ended, and the record of the run.
         """
         wanted = self._options.workers or default_workers(self._threads)
-        units = committed_for(wanted).missing
+        at_first = committed_for(wanted)
+        units = at_first.missing
         recorder = RunRecorder(
             self._store, self._sweep.id, self._purpose, self._options.gpus_per_worker, to_compute=units
         )
         threads = min(wanted, units) * self._threads
-        with log_to(self._options.log, run=recorder.id), cluster(threads, self._options.address):
+        with (
+            self._packing(at_first) as self._packer,  # outside: what is left is packed while the cluster ends
+            log_to(self._options.log, run=recorder.id),
+            cluster(threads, self._options.address),
+        ):
             self._before()
             room = self._options.workers or slots(self._threads, self._options.gpus_per_worker)
             committed = committed_for(room)
@@ -157,6 +165,8 @@ class Execution:
             try:
                 outcome = self._compute(committed, pool, recorder)
                 state = "stopped" if outcome.interrupted else "failed" if outcome.failures else "finished"
+                if self._packer is not None:
+                    (self._packer.stop if outcome.interrupted else self._packer.no_more)()
             except KeyboardInterrupt:
                 state = "stopped"
                 raise
@@ -208,6 +218,23 @@ class Execution:
                 spared=self._spared,
             )
 
+    @contextmanager
+    def _packing(self, committed: Committed) -> Iterator[Packer | None]:
+        """Pack the rows of what a run commits beside it, and wait for the last; a calibration leaves too few."""
+        if self._purpose != "run":
+            yield None
+            return
+
+        def chunks_of(number: int) -> tuple[str, str, list[str]]:
+            stage = self._plan.stages[number]
+            return stage.spec.stage, stage.id, [chunk.name for chunk in stage.chunks]
+
+        missing = list(map(committed.missing_of, range(len(self._plan.stages))))
+        with Packer(self._store, chunks_of, missing) as packer:
+            yield packer
+            with phase("packing the rows for tables"):
+                packer.finish()
+
     def _end(self, state: str, outcome: RunOutcome, pool: Pool, recorder: RunRecorder) -> RunRecord:
         """Record how the run ended, end the workers, and log it."""
         record = recorder.finish(state, outcome.elsewhere, workers_at_most=pool.most)
@@ -236,7 +263,9 @@ class Execution:
             self._notify(f"{describe(self._plan, event.unit)} is tried again: {event.error}")
 
     def _on_receipt(self, event: Event) -> None:
-        """Delete the record of a failure when its unit is committed."""
+        """Have the rows of a unit packed that is committed, and delete the record of its failure."""
+        if self._packer is not None:
+            self._packer.landed(event.unit.stage)
         if not self._same_store_seen:
             self._see_same_store(event)
         path = failure_path(self._sweep, self._plan, event.unit)

@@ -16,9 +16,10 @@ is the same sweep, with the same ids and the same errors, as the file with these
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 from defense.denoisers import DenoiserConfig
@@ -227,18 +228,19 @@ class Sweep:
     def labels(self) -> dict[str, dict[str, str]]:
         """The names of the parts of each cell in tables, by cell id; two different parts never have one name.
 
-        Where short labels coincide, the fields in which the parts differ are added.
+        Where short labels coincide, the fields in which the parts differ are added; networks by the names of their
+        files where these differ, else by the first digits of their ids.
         """
         labels: dict[str, dict[str, str]] = {cell.id: {} for cell in self.cells}
         for part in PARTS:
-            names: dict[str, dict[str, dict[str, Any]]] = {}
+            names: dict[str, dict[str, tuple[dict[str, Any], Cell]]] = {}
             named = [(cell, *known) for cell in self.cells if (known := cell.part(part)) is not None]
-            for _, label, fields in named:
-                names.setdefault(label, {})[json.dumps(fields, sort_keys=True)] = fields
             for cell, label, fields in named:
-                other_fields = names[label].values()
-                differs = [k for k in fields if any(other.get(k) != fields[k] for other in other_fields)]
-                extra = ", ".join(f"{key}={_short(fields[key])}" for key in differs)
+                names.setdefault(label, {})[json.dumps(fields, sort_keys=True)] = fields, cell
+            for cell, label, fields in named:
+                others = names[label].values()
+                differs = [k for k in fields if any(other.get(k) != fields[k] for other, _ in others)]
+                extra = ", ".join(f"{key}={_shown(part, key, fields[key], others)}" for key in differs)
                 labels[cell.id][part] = f"{label} ({extra})" if extra else label
         return labels
 
@@ -248,6 +250,20 @@ class Sweep:
         if self.base is not None:
             return self.base.id
         return digest(json.dumps([self.name, sorted(cell.id for cell in self.cells)]))
+
+
+def _shown(part: str, key: str, value: Any, others: Iterable[tuple[dict[str, Any], Cell]]) -> str:
+    """Return a field's value as it distinguishes parts: the name of a network's file if no other has it."""
+    files = {json.dumps(fields.get(key), sort_keys=True): _file(part, key, cell) for fields, cell in others}
+    name = files[json.dumps(value, sort_keys=True)]
+    return name if name is not None and list(files.values()).count(name) == 1 else _short(value)
+
+
+def _file(part: str, key: str, cell: Cell) -> str | None:
+    config = {"classifier": cell.classifier, "defence": cell.defence.purifier}.get(part)
+    network = getattr(config, key, None)
+    path = getattr(network, "path", None) or getattr(network, "weights", None)
+    return Path(path).name if isinstance(path, str) else None
 
 
 def _short(value: Any) -> str:

@@ -30,7 +30,11 @@ SOURCES: dict[str, tuple[str, ...]] = {
     **{"apgd": ("croce2020",), "autoattack": ("croce2020",), "square": ("andriushchenko2020",)},
     **{"fgsm": ("goodfellow2015",), "cw-l2": ("carlini2017",), "spsa": ("uesato2018",), "stadv": ("xiao2018",)},
     **{"transfer": ("papernot2016",), "deviated-reconstruction": ("kang2023",), "diffhammer": ("wang2024",)},
-    **{"hop-skip-jump": ("hopskipjump2020",), "lagrangian-perceptual": ("laidlaw2021",)},
+    **{
+        "guidance-target": ("madry2018",),
+        "hop-skip-jump": ("hopskipjump2020",),
+        "lagrangian-perceptual": ("laidlaw2021",),
+    },
     **{"low-frequency": ("kassis2024",), "ladder": ("kassis2024", "carlini2019")},
     **{"strongest": ("kassis2024", "croce2020", "wang2024")},
     **{"cifar10": ("krizhevsky2009",), "cifar100": ("krizhevsky2009",), "digits": ("pedregosa2011",)},

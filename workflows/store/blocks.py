@@ -6,7 +6,8 @@
 
 A block holds the rows of some units of a stage in Arrow's file format, and for each unit the hash of the row file
 that they were read from. Blocks are never changed: units that were committed since are read one by one, and where
-they are many (:data:`ENOUGH`) they become a block of their own; what is in a block is not read again.
+they are many (:data:`ENOUGH`) they become a block of their own; what is in a block is not read again. A run writes
+blocks of what it commits while it goes on (:mod:`workflows.store.packing`), so its reader finds them.
 
 A unit's rows are taken from a block only if the hash is the one that its commit has now. Of a unit whose files have
 not changed since they were verified that is known from the stage's manifest (:mod:`workflows.store.manifest`); all
@@ -33,10 +34,10 @@ from workflows.store.manifest import Manifest
 from workflows.store.outage import StoreUnavailable
 from workflows.store.store import Store
 
-__all__ = ["ENOUGH", "Facts", "StageRows"]
+__all__ = ["ENOUGH", "Blocks", "Facts", "StageRows", "UnitRows", "note"]
 
-ENOUGH = 16
-"""Units that are worth a block."""
+ENOUGH = 8
+"""Units that are worth a block to who reads them: writing it and the manifest takes as long as reading some five."""
 
 _UNITS = b"puregrid.units"
 _VERSION = 1
@@ -69,6 +70,105 @@ class _Block(NamedTuple):
     ends: npt.NDArray[np.int64]
 
 
+class UnitRows(NamedTuple):
+    """Units that were read one by one and compared with their commits.
+
+    Arguments:
+        chunks: Which.
+        commits: Their commits.
+        rows: Their rows, one unit after the other.
+        counts: How many rows each has.
+        evaluations: How often each has asked a network, by ``denoiser`` and ``classifier``.
+    """
+
+    chunks: list[str]
+    commits: list[Commit]
+    rows: pa.Table
+    counts: list[int]
+    evaluations: dict[str, list[int]]
+
+    @classmethod
+    def read(cls, store: Store, stage: str, stage_id: str, chunks: Sequence[str]) -> UnitRows:
+        """Read units; errors as in :meth:`Store.read_unit`."""
+        read = store.at_once(lambda chunk: store.read_unit(stage, stage_id, chunk), chunks)
+        tables = [complete(stage, table) for _, table in read]
+        counts = [table.num_rows for table in tables]
+        rows = pa.concat_tables(tables).combine_chunks()
+        evaluations = {name: _sums(rows, counts, f"{name}_evaluations") for name in ("denoiser", "classifier")}
+        return cls(list(chunks), [commit for commit, _ in read], rows, counts, evaluations)
+
+    @property
+    def hashes(self) -> list[str]:
+        """The hash of each row file."""
+        return [
+            next(sha256 for path, sha256 in commit.sha256.items() if path.startswith("rows/"))
+            for commit in self.commits
+        ]
+
+
+class Blocks:
+    """The blocks of a stage.
+
+    Arguments:
+        store: The store.
+        stage: Kind of stage.
+        stage_id: Its id.
+    """
+
+    def __init__(self, store: Store, stage: str, stage_id: str) -> None:
+        self._store = store
+        self._stage = stage
+        self._folder = f"blocks/{stage}/{stage_id}"
+
+    def open(self) -> list[tuple[pa.Table, dict[str, Any]]]:
+        """Return the rows and the units of each block, without those that are damaged or of another version."""
+        opened = self._store.at_once(self._open, self._store.files.names(self._folder))
+        return [found for found in opened if found is not None]
+
+    def units(self) -> set[tuple[str, str]]:
+        """Return chunk and hash of all units that blocks hold, without unpacking their rows."""
+        names = self._store.files.names(self._folder)
+        opened = self._store.at_once(lambda name: self._open(name, rows=False), names)
+        return {unit for found in opened if found is not None for unit in _named(found[1])}
+
+    def _open(self, name: str, *, rows: bool = True) -> tuple[pa.Table | None, dict[str, Any]] | None:
+        with contextlib.suppress(FileNotFoundError, pa.ArrowException, OSError, ValueError):
+            data = self._store.files.read(f"{self._folder}/{name}")
+            if name != _name(data):
+                return None
+            file = pa.ipc.open_file(pa.BufferReader(data))
+            units = json.loads((file.schema.metadata or {})[_UNITS])
+            if units["version"] == [_VERSION, _schema_version(self._stage)]:
+                return file.read_all().replace_schema_metadata(None) if rows else None, units
+        return None
+
+    def write(self, parts: Sequence[UnitRows]) -> None:
+        """Write units as a block; in a store that may only be read nothing is written."""
+        units = {
+            "version": [_VERSION, _schema_version(self._stage)],
+            "chunks": [chunk for part in parts for chunk in part.chunks],
+            "rows": [sha256 for part in parts for sha256 in part.hashes],
+            "counts": [count for part in parts for count in part.counts],
+            **{name: [n for part in parts for n in part.evaluations[name]] for name in ("denoiser", "classifier")},
+        }
+        rows = pa.concat_tables([part.rows for part in parts]).combine_chunks()
+        sink = pa.BufferOutputStream()
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        marked = rows.replace_schema_metadata({_UNITS: json.dumps(units, separators=(",", ":")).encode()})
+        with pa.ipc.new_file(sink, marked.schema, options=options) as file:
+            file.write_table(marked)
+        data: bytes = sink.getvalue().to_pybytes()
+        with contextlib.suppress(StoreUnavailable):
+            self._store.files.write(f"{self._folder}/{_name(data)}", data)
+
+
+def note(manifest: Manifest, units: UnitRows) -> None:
+    """Note units that were read in a manifest that was opened before."""
+    for chunk, commit in zip(units.chunks, units.commits, strict=True):
+        if manifest.believed(chunk, images=False) is None:  # else it knows more: whether its images are whole
+            manifest.note(chunk, (commit.seconds, commit.ended), commit.sha256, commit.inputs, commit.note(PEAK))
+
+
 class StageRows:
     """The rows of the committed units of a stage, as they are when this is made.
 
@@ -92,7 +192,7 @@ class StageRows:
         self.facts: dict[str, Facts] = {}
         manifest = store.manifest(stage, stage_id, images=False)
         known = {chunk: entry for chunk in chunks if (entry := manifest.believed(chunk, images=False)) is not None}
-        stored = self._read_blocks(manifest, known) if known or len(chunks) >= ENOUGH else set()
+        stored = self._read_blocks(manifest, known) if manifest.rows or len(chunks) >= ENOUGH else set()
         fresh = [chunk for chunk in chunks if chunk not in self._in]
         if fresh:
             self._read_units(fresh, manifest, stored)
@@ -120,15 +220,10 @@ class StageRows:
 
     def _read_blocks(self, manifest: Manifest, known: dict[str, int]) -> set[tuple[str, str]]:
         """Take the units that are known to be in blocks; returns chunk and hash of all that blocks hold."""
-        folder = f"blocks/{self._stage}/{self._stage_id}"
-        names = self._store.files.names(folder)
         stored: set[tuple[str, str]] = set()
-        for found in self._store.at_once(lambda name: self._open(f"{folder}/{name}"), names):
-            if found is None:
-                continue
-            rows, units = found
+        for rows, units in Blocks(self._store, self._stage, self._stage_id).open():
             used = False
-            for place, (chunk, sha256) in enumerate(zip(units["chunks"], units["rows"], strict=True)):
+            for place, (chunk, sha256) in enumerate(_named(units)):
                 stored.add((chunk, sha256))
                 entry = known.get(chunk)
                 if entry is not None and manifest.rows[entry] == sha256 and chunk not in self._in:
@@ -146,59 +241,27 @@ class StageRows:
                 self._blocks.append(_Block(rows, np.cumsum(units["counts"])))
         return stored
 
-    def _open(self, path: str) -> tuple[pa.Table, dict[str, Any]] | None:
-        """Return the rows and the units of a block; None where it is damaged, or of another version."""
-        with contextlib.suppress(FileNotFoundError, pa.ArrowException, OSError, ValueError):
-            data = self._store.files.read(path)
-            if not path.endswith(f"/{_name(data)}"):
-                return None
-            rows = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-            units = json.loads((rows.schema.metadata or {})[_UNITS])
-            if units["version"] == [_VERSION, _schema_version(self._stage)]:
-                return rows.replace_schema_metadata(None), units
-        return None
-
     def _read_units(self, chunks: Sequence[str], manifest: Manifest, stored: set[tuple[str, str]]) -> None:
         """Read units one by one, compare them with their commits, and write a block where they are many."""
-        read = self._store.at_once(lambda chunk: self._store.read_unit(self._stage, self._stage_id, chunk), chunks)
-        tables = [complete(self._stage, table) for _, table in read]
-        commits = [commit for commit, _ in read]
-        sums = {name: [_sum(table, f"{name}_evaluations") for table in tables] for name in ("denoiser", "classifier")}
-        counts = [table.num_rows for table in tables]
-        rows = pa.concat_tables(tables).combine_chunks()
-        for place, (chunk, commit) in enumerate(zip(chunks, commits, strict=True)):
+        units = UnitRows.read(self._store, self._stage, self._stage_id, chunks)
+        for place, (chunk, commit) in enumerate(zip(chunks, units.commits, strict=True)):
             self._in[chunk] = len(self._blocks), place
             self.facts[chunk] = Facts(
-                counts[place],
-                sums["denoiser"][place],
-                sums["classifier"][place],
+                units.counts[place],
+                units.evaluations["denoiser"][place],
+                units.evaluations["classifier"][place],
                 commit.seconds,
                 commit.note(PEAK),
                 commit.ended,
             )
-        self._blocks.append(_Block(rows, np.cumsum(counts)))
-        hashes = [_hash(commit) for commit in commits]
-        new = [pair for pair in zip(chunks, hashes, strict=True) if pair not in stored]
-        if len(chunks) < ENOUGH or any(commit.newer for commit in commits):
+        self._blocks.append(_Block(units.rows, np.cumsum(units.counts)))
+        new = set(zip(chunks, units.hashes, strict=True)) - stored
+        if (new and len(chunks) < ENOUGH) or any(commit.newer for commit in units.commits):
             return
         if new:
-            units = {"chunks": list(chunks), "rows": hashes, "counts": counts, **sums}
-            self._write(rows, units)
-        for chunk, commit in zip(chunks, commits, strict=True):
-            times = (commit.seconds, commit.ended)
-            manifest.note(chunk, times, commit.sha256, commit.inputs, commit.note(PEAK))
+            Blocks(self._store, self._stage, self._stage_id).write([units])
+        note(manifest, units)
         manifest.write()
-
-    def _write(self, rows: pa.Table, units: dict[str, Any]) -> None:
-        units = {"version": [_VERSION, _schema_version(self._stage)], **units}
-        sink = pa.BufferOutputStream()
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        marked = rows.replace_schema_metadata({_UNITS: json.dumps(units, separators=(",", ":")).encode()})
-        with pa.ipc.new_file(sink, marked.schema, options=options) as file:
-            file.write_table(marked)
-        data: bytes = sink.getvalue().to_pybytes()
-        with contextlib.suppress(StoreUnavailable):  # of a store that may only be read
-            self._store.files.write(f"blocks/{self._stage}/{self._stage_id}/{_name(data)}", data)
 
 
 def complete(stage: str, table: pa.Table) -> pa.Table:
@@ -208,8 +271,8 @@ def complete(stage: str, table: pa.Table) -> pa.Table:
     return table if schema is None else schema.complete(table)
 
 
-def _hash(commit: Commit) -> str:
-    return next(sha256 for path, sha256 in commit.sha256.items() if path.startswith("rows/"))
+def _named(units: dict[str, Any]) -> zip[tuple[str, str]]:
+    return zip(units["chunks"], units["rows"], strict=True)
 
 
 def _name(data: bytes) -> str:
@@ -221,6 +284,11 @@ def _schema_version(stage: str) -> int:
     return 0 if schema is None else schema.version
 
 
-def _sum(rows: pa.Table, column: str) -> int:
-    # Corruptions, and rows of old versions, have none.
-    return int(pc.sum(rows[column]).as_py() or 0) if column in rows.column_names else 0
+def _sums(rows: pa.Table, counts: Sequence[int], column: str) -> list[int]:
+    """Return the sum of a column over each unit; 0 where a row has none, as of corruptions and of old versions."""
+    if column not in rows.column_names:
+        return [0] * len(counts)
+    total = np.concatenate([[0], np.cumsum(pc.fill_null(rows[column], 0).to_numpy().astype(np.int64))])
+    ends = np.cumsum(counts)
+    sums: list[int] = (total[ends] - total[ends - counts]).tolist()
+    return sums

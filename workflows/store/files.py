@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import shutil
@@ -173,18 +174,19 @@ class LocalFiles(Files):
     @patient
     def read(self, path: str) -> bytes:
         """See :class:`Files`."""
+        place = f"{self.uri}/{path}"  # a Path takes as long as a small file
         try:
             # Without O_NONBLOCK a pipe would make this wait for ever.
-            handle = os.open(self.root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            handle = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in _NO_FILE:
-                raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self.root / path)) from error
+                raise FileNotFoundError(errno.ENOENT, "there is no such file", place) from error
             raise
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
-            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self.root / path))
-        with os.fdopen(handle, "rb") as file:
-            return file.read()
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", place)
+        with io.FileIO(handle) as file:
+            return file.readall()
 
     @patient
     def write(self, path: str, data: bytes) -> None:

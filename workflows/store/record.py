@@ -45,9 +45,8 @@ class Record:
     @classmethod
     def _checksum(cls, content: dict[str, Any]) -> str:
         """Hash of the fields that every version has; the order of keys, and all other fields, do not matter."""
-        known = [part.name for part in fields(cls) if part.default is MISSING and part.default_factory is MISSING]
         try:
-            text = json.dumps({name: content.get(name) for name in known}, sort_keys=True)
+            text = json.dumps({name: content.get(name) for name in _always(cls)}, sort_keys=True)
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -88,6 +87,17 @@ def read_json(text: bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+_ALWAYS: dict[type, tuple[str, ...]] = {}
+
+
+def _always(kind: type[Record]) -> tuple[str, ...]:
+    """Return the fields that every version has: those without a default."""
+    if kind not in _ALWAYS:
+        without = [part for part in fields(kind) if part.default is MISSING and part.default_factory is MISSING]
+        _ALWAYS[kind] = tuple(part.name for part in without)
+    return _ALWAYS[kind]
 
 
 _READERS: dict[type, TypeAdapter[Any]] = {}

@@ -235,18 +235,37 @@ class DenoiserObjective(Objective):
         return F.mse_loss(net(z, (t - 1).to(x.device), return_dict=False, **self.told(y, generator))[0], eps)
 
     def progress(self, net: nn.Module, test: ImageSet) -> dict[str, float]:
-        """Error of the noise prediction at some levels, on 100 test images."""
+        """Error of the noise prediction at some levels, or the loss, on 100 test images."""
+        if self.other:
+            return {"test/loss": self._loss(net, test, 100)}
         errors = self._errors(net, test, 100, self.null_class)
         return {f"test/eps_mse {key}": value for key, value in errors.items()}
 
     def measure(self, net: nn.Module, test: ImageSet) -> dict[str, Any]:
-        """Error of the noise prediction at some levels, of the weights as they are saved."""
+        """Error of the noise prediction at some levels, or the loss, of the weights as they are saved."""
         if self.config.save_as == "fp16":
             net = copy.deepcopy(net).half().float()
+        if self.other:
+            return {"test_loss": self._loss(net, test, len(test)), "test_images": len(test)}
         measured: dict[str, Any] = {"test_eps_mse": self._errors(net, test, 500, self.null_class)}
         if self.null_class is not None:
             measured["test_eps_mse_with_class"] = self._errors(net, test, 500, None)
         return {**measured, "test_images": len(test)}
+
+    @property
+    def other(self) -> bool:
+        """Whether the network is asked for something else than the noise of images."""
+        return self.config.objective is not None and not self.config.objective.denoises_images
+
+    def _loss(self, net: nn.Module, test: ImageSet, images: int) -> float:
+        """Mean loss on the first test images, with random numbers of its own."""
+        device, generator = next(net.parameters()).device, torch.Generator().manual_seed(self.config.seed)
+        total = 0.0
+        for first in range(0, images, 100):
+            x = torch.from_numpy(test.images[first : min(first + 100, images)]).to(device)
+            y = torch.from_numpy(test.labels[first : first + len(x)]).long().to(device)
+            total += len(x) * float(self.loss(net, x, y, generator, 0).detach())
+        return round(total / images, 6)
 
     def _errors(self, net: nn.Module, test: ImageSet, images: int, null_class: int | None) -> dict[str, float]:
         objective = self.config.objective

@@ -57,10 +57,12 @@ class DenoiserLoss(Spec, ABC):
 
     Attributes:
         prediction: What the trained network predicts.
+        denoises_images: Whether that is of noised images. Of others the card has the mean loss, ``test_loss``.
     """
 
     named_by: ClassVar[str | None] = "objective"
     prediction: ClassVar[Prediction] = "eps"
+    denoises_images: ClassVar[bool] = True
     objective: str
 
     @classmethod
