@@ -18,7 +18,7 @@ from defense.purifiers import JPEGConfig, PurifierConfig
 from tasks.attacks import APGDConfig, DiffHammerConfig, LadderConfig, PGDConfig, StrongestConfig, Target
 from tasks.attacks.draws import by_cosine, cosines
 from tasks.attacks.losses import PointLoss, margin, point_loss
-from tasks.attacks.shortlist import Shortlist, rejudged
+from tasks.attacks.shortlist import Shortlist, Ties, rejudged, spread_score
 from tasks.attacks.target import Evaluation
 from tasks.compute import Compute, Context
 from tasks.datasets import DatasetConfig
@@ -56,6 +56,30 @@ def test_a_shortlist_holds_the_points_of_highest_loss_and_the_last_of_each_run()
     means = [images.flatten(1).mean(1).tolist() for images in kept.candidates()]
     assert means == [pytest.approx(pair) for pair in ([0.3, 0.3], [0.4, 0.4], [0.2, 0.3], [0.3, 0.1])]
     assert torch.equal(kept.loss, torch.tensor([3.0, 6.0]))
+
+
+def test_spread_is_the_mean_margin_over_its_deviation() -> None:
+    logits = torch.tensor([[[3.0, 0.0], [1.0, 0.0]], [[0.0, 4.0], [0.0, 0.0]], [[2.0, 0.0], [2.0, 0.0]]])
+    score = spread_score(logits, torch.zeros(3, dtype=torch.long))
+    assert score.tolist() == [pytest.approx(-2.0), pytest.approx(1.0), pytest.approx(-2000.0)]
+    assert spread_score(logits[:, :1], torch.zeros(3, dtype=torch.long)).tolist() == [-3.0, 4.0, -2.0]
+
+
+@pytest.mark.parametrize(("ties", "kept"), [("margin", 0), ("spread", 1)])
+def test_of_images_that_no_draw_gets_wrong_spread_keeps_the_one_that_varies(ties: Ties, kept: int) -> None:
+    """The second point is the better one by the mean margin, and the one that fails at times."""
+    points = [flat(0.3), flat(0.2)]
+    noise = torch.tensor([0.0, 0.5, -0.5, 0.4]).view(1, 4, 1)
+
+    class Draws(Target):
+        def logits(self, x: Tensor) -> Tensor:
+            mean = x.flatten(1).mean(1).view(-1, 1, 1)
+            right = 1 - mean + noise * (mean < 0.25)
+            return torch.cat([right.expand(len(x), 4, 1), torch.zeros(len(x), 4, 1)], 2)
+
+    aimed = Draws(by_mean, torch.zeros(1, dtype=torch.long), Omega.of("p", 0, "eot", range(1)), Coin(), draws=4)
+    images, _ = rejudged(aimed, points, margin, 4, ties)
+    assert torch.equal(images, points[kept])
 
 
 def test_candidates_are_judged_on_the_same_draws_which_are_not_those_of_the_steps() -> None:
@@ -126,10 +150,13 @@ def test_each_image_is_attacked_with_its_own_draws() -> None:
 
 def test_named_rungs_of_the_strongest() -> None:
     attack = StrongestConfig(steps=5, eot=3, select=6, queries=9, **LINF)
-    names = ["pgd", "pgd", "pgd", "pgd", "pgd", "square", "apgd", "diffhammer", "pgd", "pgd"]
+    names = ["pgd", "pgd", "pgd", "pgd", "pgd", "square", "diffhammer", "pgd", "pgd"]
     assert [rung.attack for rung in attack.rungs] == names
-    assert [bool(rung.parameter("warm")) for rung in attack.rungs] == [False] * 6 + [True] * 4
-    assert attack.alone == 6 and {rung.parameter("reselect") for rung in attack.rungs[6:]} == {6}
+    assert [bool(rung.parameter("warm")) for rung in attack.rungs] == [False] * 7 + [True] * 2
+    assert attack.alone == 7 and {rung.parameter("reselect") for rung in attack.rungs[6:]} == {6}
+    assert {rung.parameter("ties") for rung in attack.rungs[6:]} == {"spread"}
+    hammer = attack.rungs[6]
+    assert isinstance(hammer, DiffHammerConfig) and (hammer.steps, len(hammer.losses)) == (15, 3)
     refine, soft = attack.rungs[-2:]
     assert isinstance(refine, PGDConfig)
     assert (refine.steps, refine.eot_by, refine.decay) == (40, "cosine", "from-eps")
@@ -137,12 +164,12 @@ def test_named_rungs_of_the_strongest() -> None:
     assert attack.rungs[0] == PGDConfig(steps=5, **LINF)  # what a ladder has: one stage for both
     assert StrongestConfig.model_validate(attack.identity()) == attack
     vote = attack.against("majority-vote")
-    assert [rung.attacked for rung in vote.rungs[1:5]] == ["vote"] * 4 and vote.rungs[7] == attack.rungs[7]
+    assert [rung.attacked for rung in vote.rungs[1:5]] == ["vote"] * 4 and vote.rungs[6] == attack.rungs[6]
     assert attack.against("single") == attack.against("mean-probability") == attack
     certain = attack.against("single", stochastic=False)
     assert certain.select == 1 and certain.rungs[-1].parameter("reselect") == 1
     # Soft rungs are the exact ones through other gradients, and go where there are none.
-    assert [attack.rungs[i].gradient for i in (3, 4, 8, 9)] == ["exact", "soft"] * 2
+    assert [attack.rungs[i].gradient for i in (3, 4, 7, 8)] == ["exact", "soft"] * 2
     assert soft.model_copy(update={"gradient": "exact"}) == refine
     assert attack.on(JPEGConfig(quality=50)) == attack
     plain = attack.on(CoinConfig())
@@ -159,8 +186,9 @@ def test_named_rungs_of_the_strongest() -> None:
     [
         ({"rungs": ["refine"]}, "is the first: put another before it"),
         ({"rungs": ["blind", "apgd", "exact"]}, "list the rungs with `warm` last"),
+        ({"rungs": ["blind", "refine", "diffhammer"]}, "list the rungs with `warm` last"),
         ({"skip": True}, "attacks every image to the end"),
-        ({"rungs": ["exakt"]}, "'exakt' is none of .*black-box, apgd, diffhammer, refine, refine"),
+        ({"rungs": ["exakt"]}, "'exakt' is none of .*black-box, diffhammer, apgd, refine, refine"),
         ({"rungs": [{"attack": "ladder"}]}, "itself made of other attacks"),
         ({"rungs": [{"attack": "strongest"}]}, "itself made of other attacks"),
         ({"rungs": [{"attack": "fgsm", "eps": 0.2}]}, "minima over images compare attacks of one budget"),
@@ -188,7 +216,7 @@ def test_what_makes_no_sense_alone_is_refused() -> None:
 
 def test_new_fields_are_in_no_id_at_their_defaults() -> None:
     for config in (PGDConfig(**KNOWING), APGDConfig(**KNOWING), DiffHammerConfig(**KNOWING)):
-        assert not {"reselect", "warm", "decay", "eot_by"} & set(config.identity())
+        assert not {"reselect", "warm", "decay", "eot_by", "ties"} & set(config.identity())
         assert config.model_copy(update={"reselect": 4}).id != config.id
 
 
