@@ -45,6 +45,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "digits-adbm": {"purifier": "diffpure", "form": "ddim", "sigma_eq": 0.165, "steps": 5},
 }
 """Small denoisers that ship, in half precision, and the purifier that each was trained for."""
+OTHERS = ["digits-aaopt", "digits-flowpure-pgd"]
+"""Those that are not asked for the noise of images."""
 CLASSIFIER: dict[str, Any] = {
     "train": "classifier",
     "dataset": {"dataset": "digits"},
@@ -485,7 +487,7 @@ class TestWrongConfigs:
 
 
 class TestShipped:
-    @pytest.mark.parametrize("name", [*ZOO, "digits-ddpm", "digits-cond-ddpm", *SMALL])
+    @pytest.mark.parametrize("name", [*ZOO, "digits-ddpm", "digits-cond-ddpm", *SMALL, *OTHERS])
     def test_cards_match_the_weights_and_the_configs_that_ship(self, name: str) -> None:
         card = yaml.safe_load((ASSETS / name / "card.yaml").read_text())
         files = {path.name: _sha256(path) for path in (ASSETS / name).iterdir() if path.name != "card.yaml"}
@@ -543,6 +545,18 @@ class TestShipped:
         measured = eps_mse(config, denoiser.net, digits_test)
         assert measured == pytest.approx(card["measured"]["test_eps_mse"], abs=1e-4)
         assert card["parameters"] == sum(p.numel() for p in denoiser.parameters())
+
+    @every("name", OTHERS)
+    def test_a_network_of_attacks_has_the_loss_of_its_card(self, digits_test: ImageSet, name: str) -> None:
+        config = load_config(CONFIGS / f"{name}.yaml")
+        assert isinstance(config, DenoiserTraining) and config.objective is not None
+        predicts = config.objective.prediction
+        folder = DiffusersConfig(path=str(ASSETS / name), schedule=config.schedule, prediction=predicts)
+        net = folder.resolved(Path("/")).build()
+        card = yaml.safe_load((ASSETS / name / "card.yaml").read_text())
+        measured = DenoiserObjective(config, digits_test).measure(net.net, digits_test)
+        assert measured["test_loss"] == pytest.approx(card["measured"]["test_loss"], rel=1e-3)
+        assert card["parameters"] == sum(p.numel() for p in net.parameters()) < 100_000
 
     @every("name", SMALL)
     def test_a_small_denoiser_has_the_error_of_its_card_and_purifies(self, digits_test: ImageSet, name: str) -> None:
