@@ -25,7 +25,7 @@ from torch import Tensor
 
 from defense.errors import InvalidInput
 
-__all__ = ["LossName", "PointLoss", "check_classes", "dlr_targeted", "margin", "point_loss"]
+__all__ = ["LossName", "PointLoss", "check_classes", "dlr_targeted", "least_classes", "margin", "point_loss"]
 
 LossName = Literal["ce", "margin", "dlr"]
 PointLoss = Callable[[Tensor, Tensor], Tensor]
@@ -35,6 +35,11 @@ _TINY = 1e-12
 
 _LEAST_CLASSES = {"dlr": 3, "dlr-targeted": 4}
 """Classes without which a loss has no value; the others take two."""
+
+
+def least_classes(name: str) -> int:
+    """Return the number of classes without which a loss has no value."""
+    return _LEAST_CLASSES.get(name, 2)
 
 
 def check_classes(field: str, losses: str | Sequence[str], classes: int) -> None:
@@ -50,7 +55,7 @@ def check_classes(field: str, losses: str | Sequence[str], classes: int) -> None
     """
     names = [losses] if isinstance(losses, str) else losses
     for place, name in enumerate(names):
-        least = _LEAST_CLASSES.get(name, 2)
+        least = least_classes(name)
         if classes < least:
             raise InvalidInput(
                 f"loss {name} needs at least {least} classes, the classifier has {classes}: use ce or margin.",

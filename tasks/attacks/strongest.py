@@ -33,7 +33,9 @@ from defense.aggregate import Aggregation
 from defense.errors import InvalidInput
 from defense.purifiers import PurifierConfig
 from tasks.attacks.base import ATTACKS, AttackConfig
+from tasks.attacks.diffhammer import DiffHammerConfig
 from tasks.attacks.ladder import LadderConfig
+from tasks.attacks.losses import least_classes
 from tasks.attacks.shortlist import Ties
 
 __all__ = ["StrongestConfig"]
@@ -81,7 +83,8 @@ class StrongestConfig(LadderConfig):
         eot: Draws per evaluation of the named rungs that know the purifier.
         queries: Queries of ``black-box``.
         select: Draws on which the rungs are compared, and, others, on which each chooses among its points.
-        ties: What decides there between images that equally many draws get right, ``spread`` or ``margin``.
+        ties: What decides between images that equally many draws get right, here and in the named rungs: ``spread``
+            or ``margin``.
 
     Raises:
         InvalidInput: As a ladder does; ``skip``; a warm rung that is first, or before one that is not.
@@ -162,6 +165,25 @@ class StrongestConfig(LadderConfig):
         rungs = tuple(rung for rung in self.rungs if not once_more(rung))
         return self if len(rungs) == len(self.rungs) else self.model_copy(update={"rungs": rungs})
 
+    def for_classes(self, classes: int) -> Self:
+        """Return the attack with the losses of DiffHammer that have a value with so few classes.
+
+        Only where they are the default ones, which nobody has asked for: with two classes there is no DLR.
+
+        Arguments:
+            classes: Number of classes.
+        """
+        default = DiffHammerConfig.model_fields["losses"].default
+        fitting = tuple(name for name in default if classes >= least_classes(name))
+
+        def fitted(rung: AttackConfig) -> AttackConfig:
+            chosen = rung.parameter("losses") == default and isinstance(rung, DiffHammerConfig)
+            return rung.model_copy(update={"losses": fitting}) if chosen else rung
+
+        if fitting == default:
+            return self
+        return self.model_copy(update={"rungs": tuple(map(fitted, self.rungs))})
+
     def against(self, aggregation: Aggregation, *, stochastic: bool = True) -> Self:
         """Return the attack on a defence that makes one answer of its draws in this way.
 
@@ -185,7 +207,7 @@ class StrongestConfig(LadderConfig):
         return self.model_copy(update={"rungs": tuple(map(fitted, self.rungs)), "select": select})
 
     def label(self) -> str:
-        """``strongest linf of 8``; of a chain in which each goes on from the one before, its last."""
+        """``strongest linf of 7``; of a chain in which each goes on from the one before, its last."""
         if self.alone == 1 and len(self.rungs) > 1:
             return f"{self.rungs[-1].label()} of {len(self.rungs)}"
         return f"strongest {self.norm} of {len(self.rungs)}"

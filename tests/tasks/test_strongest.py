@@ -181,6 +181,17 @@ def test_named_rungs_of_the_strongest() -> None:
     assert all(rung.static and rung.parameter("reselect") is None for rung in bare.rungs)
 
 
+def test_two_classes_have_no_dlr_and_the_named_rung_leaves_it_out() -> None:
+    attack = StrongestConfig(steps=5, **LINF)
+    with pytest.raises(InvalidInput, match="dlr needs at least 3 classes"):
+        attack.check_task(2, (1, 8, 8))
+    attack.for_classes(2).check_task(2, (1, 8, 8))
+    assert attack.for_classes(2).rungs[6].parameter("losses") == ("margin", "ce")
+    assert attack.for_classes(3) == attack
+    asked = StrongestConfig.model_validate({**LINF, "rungs": ["blind", {"attack": "diffhammer", "losses": ["dlr"]}]})
+    assert asked.for_classes(2) == asked
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -99,6 +99,9 @@ def recognised(purifier: PurifierConfig, attack: AttackConfig) -> AuthorsSetting
             continue
         if any(field in wanted and wanted[field] != purifier.parameter(field) for field in _FORMS):
             continue
+        # AAOpt with its model of perturbations, and without, are two methods.
+        if "direction" in wanted and ("lam" in wanted) != (purifier.parameter("perturbation") is not None):
+            continue
         if (published["attack"], published.get("gradient")) != (attack.attack, attack.gradient):
             continue
         other = attack.parameter("purifier")

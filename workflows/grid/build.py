@@ -252,6 +252,8 @@ class Builder:
                 threat = threat.on_bare_classifier()  # so that the adaptive attacks on no defence are one cell
             elif isinstance(threat, StrongestConfig):
                 threat = threat.on(defence.purifier)
+            if isinstance(threat, StrongestConfig):
+                threat = threat.for_classes(classifier.architecture.classes)
             yield Cell(
                 images,
                 classifier,
