@@ -43,6 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "digits-flowpure": {"purifier": "flowpure", "t_start": 0.5},
     "digits-consistency": {"purifier": "consistency", "sigma_eq": 0.15},
     "digits-adbm": {"purifier": "diffpure", "form": "ddim", "sigma_eq": 0.165, "steps": 5},
+    "digits-addt": {"purifier": "diffpure", "form": "ddim", "sigma_eq": 0.15, "steps": 5},
 }
 """Small denoisers that ship, in half precision, and the purifier that each was trained for."""
 OTHERS = ["digits-aaopt", "digits-flowpure-pgd"]

@@ -54,7 +54,7 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
 
 def written() -> str:
     """Return what :data:`WRITTEN` is to hold: the entries of the classes themselves."""
-    return json.dumps({kind: KINDS[kind][1]() for kind in _GROUPS}, indent=1) + "\n"
+    return json.dumps({kind: KINDS[kind][1]() for kind in _GROUPS}, separators=(",", ":")) + "\n"
 
 
 def details(kind: str, name: str) -> dict[str, Any]:
