@@ -63,17 +63,12 @@ from pathlib import Path
 from workflows.grid.load import load_sweep
 from workflows.planning.plan import make_plan
 from workflows.store import Store
-from workflows.store.packing import Packer
+from workflows.store.packing import pack
 folder = Path(sys.argv[1])
 plan, store = make_plan(load_sweep(folder / "rows.yaml")), Store(str(folder / "store"))
-def chunks_of(number):
-    stage = plan.stages[number]
-    return stage.spec.stage, stage.id, [chunk.name for chunk in stage.chunks]
 began, wall = time.process_time(), time.perf_counter()
-with Packer(store, chunks_of, [len(stage.chunks) for stage in plan.stages]) as packer:
-    for number, stage in enumerate(plan.stages):
-        for _ in stage.chunks:
-            packer.landed(number)
+for stage in plan.stages:
+    pack(store, stage.spec.stage, stage.id, [chunk.name for chunk in stage.chunks])
 print(json.dumps([time.process_time() - began, time.perf_counter() - wall]))
 """
 

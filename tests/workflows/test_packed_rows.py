@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
+import pyarrow as pa
 import pytest
 from naps import Nap, plan_of
 from test_blocks import block_files, one_by_one, rows
 from test_manifest import aged, commit, flipped, reads  # noqa: F401
 
+from defense.errors import InvalidInput
 from workflows.store import Manifest, Store, StoreUnavailable, packing
 from workflows.store.blocks import Blocks
+from workflows.store.commits import COMMIT_VERSION
 from workflows.store.packing import Packer, pack
 
 SPEC, OTHER = Nap(number=1), Nap(number=2)
@@ -22,6 +29,14 @@ CHUNKS = PLAN.stages[0].chunks
 NAMES = [chunk.name for chunk in CHUNKS]
 
 pytestmark = pytest.mark.usefixtures("aged")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_dies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    died: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    yield
+    assert not died
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -42,6 +57,29 @@ def packer(store: Store, *missing: int) -> Packer:
 
 def pack_all(store: Store, go_on: Callable[[], bool] = lambda: True) -> int:
     return pack(store, *chunks_of(0), go_on)
+
+
+def packed(store: Store) -> set[str]:
+    return {chunk for chunk, _ in Blocks(store, "nap", SPEC.id).units()}
+
+
+def hung(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Have reads of rows wait; returns what is set when one does, and what lets them go on."""
+    reading, go_on = threading.Event(), threading.Event()
+    real = store.files.read
+
+    def read(path: str) -> bytes:
+        if path.startswith("rows/"):
+            reading.set()
+            assert go_on.wait(60)
+        return real(path)
+
+    monkeypatch.setattr(store.files, "read", read)
+    return reading, go_on
+
+
+def refuses(*_: object) -> NoReturn:
+    raise StoreUnavailable("refuses")
 
 
 def until(true: Callable[[], object]) -> None:
@@ -119,16 +157,36 @@ def test_a_damaged_unit_is_packed_by_nobody_and_the_packer_goes_on(store: Store,
     with packer(store, 5, 3) as working:
         for number in (0, 1):
             working.landed(number)
-    assert not block_files(store)
+    assert packed(store) == {NAMES[0], *NAMES[2:5]}
     assert store.files.names(f"blocks/nap/{OTHER.id}")
     assert store.manifest("nap", SPEC.id).believed(NAMES[1], images=False) is None
+
+
+def test_a_unit_of_a_later_version_is_packed_by_nobody_and_its_neighbours_are(store: Store) -> None:
+    found = store.committed("nap", SPEC.id, NAMES[2])
+    assert found is not None
+    later = json.dumps(replace(found, schema_version=COMMIT_VERSION + 1).checked()).encode()
+    store.files.write(Store.commit_path("nap", SPEC.id, NAMES[2]), later)
+    assert pack_all(store) == 4 and packed(store) == {*NAMES[:2], *NAMES[3:5]}
+    assert store.manifest("nap", SPEC.id).believed(NAMES[2], images=False) is None
+
+
+def test_units_that_blocks_hold_are_not_written_again_beside_new_ones(store: Store) -> None:
+    pack_all(store)
+    (first,) = block_files(store)
+    store.files.delete(f"manifests/nap/{SPEC.id}.json")
+    for chunk in CHUNKS[5:]:
+        commit(store, SPEC, chunk)
+    assert pack_all(store) == 7
+    store.files.delete(f"blocks/nap/{SPEC.id}/{first}")
+    assert packed(store) == set(NAMES[5:])
 
 
 def test_it_stops_after_the_units_that_it_reads_and_what_was_read_is_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "_SLICE", 2)
-    asked = iter([True, False])
+    asked = iter([True] * 3 + [False])
     assert pack_all(store, lambda: next(asked)) == 2
     assert Blocks(store, "nap", SPEC.id).units() == {
         (name, store.data_sha256("nap", SPEC.id, name)[Store.rows_path("nap", SPEC.id, name)]) for name in NAMES[:2]
@@ -183,37 +241,123 @@ def test_leaving_packs_what_is_left_at_once_and_an_exception_nothing(store: Stor
     assert len(block_files(store)) == 1
 
 
+def test_what_was_committed_before_a_run_counts_as_packed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_TICK", 0.01)
+    monkeypatch.setattr(packing, "_MANY", 1)
+    with packer(store, 5) as working:  # of 7: half of two is one
+        working.landed(0)
+        until(lambda: store.files.exists(f"manifests/nap/{SPEC.id}.json"))
+        working.stop()
+    store.files.delete(f"manifests/nap/{SPEC.id}.json")
+    with packer(store, 3) as working:  # half of four is two
+        working.landed(0)
+        time.sleep(0.2)
+        assert not store.files.exists(f"manifests/nap/{SPEC.id}.json")
+        working.landed(0)
+        until(lambda: store.files.exists(f"manifests/nap/{SPEC.id}.json"))
+        working.stop()
+
+
 def test_landing_waits_for_no_read_and_a_store_that_hangs_holds_nobody_who_stops(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "_TICK", 0.01)
     monkeypatch.setattr(packing, "_MANY", 1)
-    reading, go_on = threading.Event(), threading.Event()
-    real = store.files.read
+    monkeypatch.setattr(packing, "_GRACE", 0.2)
+    before = set(threading.enumerate())
+    reading, go_on = hung(store, monkeypatch)
+    try:
+        with packer(store, 6) as working:
+            working.landed(0)
+            assert reading.wait(20)
+            began = time.monotonic()
+            working.landed(0)
+            assert time.monotonic() - began < 5
+            working.stop()
+        working.finish()
+        assert time.monotonic() - began < 10
+        ours = set(threading.enumerate()) - before
+        assert ours and all(thread.daemon for thread in ours), "the process cannot end"
+    finally:
+        go_on.set()
+        assert working._ended.wait(20)
+
+
+@pytest.mark.parametrize("key", [False, True])
+def test_the_end_waits_some_seconds_or_until_ctrl_c_and_raises_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, key: bool
+) -> None:
+    monkeypatch.setattr(packing, "_LAST", 50.0 if key else 0.2)
+    monkeypatch.setattr(packing, "_GRACE", 0.2)
+    reading, go_on = hung(store, monkeypatch)
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def press() -> None:
+        assert reading.wait(20)
+        time.sleep(0.2)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    try:
+        with packer(store, 6) as working:
+            working.landed(0)
+            began = time.monotonic()
+            if key:
+                threading.Thread(target=press).start()
+        assert time.monotonic() - began < 20 and working.stopped and not working._ended.is_set()
+    finally:
+        go_on.set()
+        assert working._ended.wait(20)
+    assert rows(store, NAMES[:5]) == one_by_one(store, NAMES[:5])
+
+
+def test_a_store_that_does_not_answer_is_asked_again_and_nothing_is_written_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_TICK", 0.01)
+    monkeypatch.setattr(packing, "_MANY", 1)
+    monkeypatch.setattr(packing, "_OUTAGE", 0.01)
+    monkeypatch.setattr(packing, "_SLICE", 2)
+    real, asked = store.files.read, []
 
     def read(path: str) -> bytes:
-        if path.startswith("rows/"):
-            reading.set()
-            assert go_on.wait(30)
+        if NAMES[3] in path and path.startswith("rows/"):
+            asked.append(path)
+            if len(asked) < 3:
+                refuses()
+            assert not block_files(store) and not store.files.exists(f"manifests/nap/{SPEC.id}.json")
         return real(path)
 
     monkeypatch.setattr(store.files, "read", read)
-    with packer(store, 99) as working:
+    with packer(store, 6) as working:
         working.landed(0)
-        assert reading.wait(20)
-        began = time.monotonic()
-        working.landed(0)
-        assert time.monotonic() - began < 5 and not go_on.is_set()
+        until(lambda: store.files.exists(f"manifests/nap/{SPEC.id}.json"))
         working.stop()
-        go_on.set()
+    assert packed(store) == set(NAMES[:5])
 
 
-def test_a_store_that_does_not_answer_ends_it_and_nothing_else(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(*_: object) -> None:
-        raise StoreUnavailable("refuses")
-
-    monkeypatch.setattr(store.files, "names", refuses)
-    with packer(store, 9) as working:
-        working.landed(0)
-    monkeypatch.undo()
+def test_a_store_that_does_not_answer_at_the_end_is_not_waited_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(store.files, "names", refuses)
+        began = time.monotonic()
+        with packer(store, 6) as working:
+            working.landed(0)
+        assert time.monotonic() - began < 10 and working._ended.is_set()
     assert not block_files(store) and rows(store, NAMES[:5]) == one_by_one(store, NAMES[:5])
+
+
+@pytest.mark.parametrize("error", [pa.ArrowInvalid("no"), StopIteration(), InvalidInput("no"), MemoryError()])
+def test_an_error_that_nobody_expects_is_a_warning_and_ends_nothing_else(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def fails(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(Blocks, "write", fails)
+    with packer(store, 6) as working:
+        working.landed(0)
+    (record,) = caplog.records
+    assert record.message.startswith("rows are not packed") and record.exc_info and record.exc_info[1] is error
+    assert working._ended.is_set() and not store.files.exists(f"manifests/nap/{SPEC.id}.json")

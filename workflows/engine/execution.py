@@ -220,7 +220,7 @@ class Execution:
 
     @contextmanager
     def _packing(self, committed: Committed) -> Iterator[Packer | None]:
-        """Pack the rows of what a run commits beside it, and wait for the last; a calibration leaves too few."""
+        """Pack the rows of what a run commits beside it, and wait a while for the last; of a calibration none."""
         if self._purpose != "run":
             yield None
             return
@@ -232,8 +232,9 @@ class Execution:
         missing = list(map(committed.missing_of, range(len(self._plan.stages))))
         with Packer(self._store, chunks_of, missing) as packer:
             yield packer
-            with phase("packing the rows for tables"):
-                packer.finish()
+            if not packer.stopped:
+                with phase("packing the rows for tables"):
+                    packer.finish()
 
     def _end(self, state: str, outcome: RunOutcome, pool: Pool, recorder: RunRecorder) -> RunRecord:
         """Record how the run ended, end the workers, and log it."""

@@ -4,18 +4,23 @@ The driver waits for workers most of the time. In a thread it reads back what th
 the commits as every reader does, and writes blocks (:mod:`workflows.store.blocks`) and manifests. It begins no stage
 before the last of its units is older than what a manifest believes (:mod:`workflows.store.manifest`), or many wait;
 reads a stage again only when half as much is new as it has, so that a stage of n units has some log n blocks; and
-rests three times as long as that took. When the last unit is committed what is left is packed, without rests.
+rests three times as long as that took. When the last unit is committed what is left is packed, without rests, for 20
+seconds at most.
 
-Nothing depends on it: blocks and manifests are copies, each is written whole, and a run that is stopped or killed
-leaves units that are read one by one.
+Nothing depends on it: blocks and manifests are copies, each is written whole, and what a run does not pack, since it
+is stopped or killed, or its store does not answer, is read one by one by the first who asks, who packs it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from defense.errors import StoreError
 from workflows.store.blocks import Blocks, UnitRows, note
@@ -23,6 +28,8 @@ from workflows.store.outage import StoreUnavailable
 from workflows.store.store import Store
 
 __all__ = ["Packer", "pack"]
+
+log = logging.getLogger(__name__)
 
 _OLD_SECONDS = 2.5
 """Age at which a manifest believes a file, and a little for the clocks."""
@@ -35,6 +42,12 @@ _FEW = 2
 
 _REST = 3.0
 _TICK = 1.0
+
+_OUTAGE = 30.0
+"""Seconds after which a store that did not answer is asked again."""
+
+_LAST, _GRACE = 20.0, 5.0
+"""Seconds that the end of a run waits for the last blocks; and, once stopped, for what is being read and written."""
 
 _SLICE, _BYTES = 32, 32 * 2**20
 """Units that are read at once, and rows of which a block is made: of more there are several."""
@@ -50,14 +63,13 @@ def pack(
         stage: Kind of stage.
         stage_id: Its id.
         chunks: The chunks of the stage that are asked for.
-        go_on: Asked before units are read; once it says no, what was read is written.
+        go_on: Asked before each unit is read; once it says no, what was read is written.
 
     Returns:
-        How many units were read.
+        How many units were read. Those that are damaged or of a later version are left out.
 
     Raises:
-        StoreError: A unit is damaged; what was read before is written.
-        StoreUnavailable: The store does not answer.
+        StoreUnavailable: The store does not answer; nothing more is written.
     """
     blocks, manifest = Blocks(store, stage, stage_id), store.manifest(stage, stage_id, images=False)
     stored, fresh = blocks.units(), []
@@ -66,37 +78,46 @@ def pack(
         if chunk in manifest.commits and (entry is None or (chunk, manifest.rows[entry]) not in stored):
             fresh.append(chunk)
     parts: list[UnitRows] = []
-    read = 0
+
+    def whole(chunk: str) -> UnitRows | None:
+        if not go_on():
+            return None
+        try:
+            unit = UnitRows.read(store, stage, stage_id, [chunk])
+        except StoreUnavailable:
+            raise
+        except (StoreError, pa.ArrowException):  # whoever asks for its rows says so
+            return None
+        return None if unit.commits[0].newer else unit
 
     def write() -> None:
-        new = [part for part in parts if not stored.issuperset(zip(part.chunks, part.hashes, strict=True))]
-        if sum(len(part.chunks) for part in new) >= _FEW:
+        new = [part for part in parts if (part.chunks[0], part.hashes[0]) not in stored]
+        if len(new) >= _FEW:
             blocks.write(new)
         for part in parts:
             note(manifest, part)
         parts.clear()
 
-    try:
-        while fresh and go_on():
-            some, fresh = fresh[:_SLICE], fresh[_SLICE:]
-            units = UnitRows.read(store, stage, stage_id, some)
-            if any(commit.newer for commit in units.commits):
-                continue
-            read += len(some)
-            parts.append(units)
-            if sum(part.rows.nbytes for part in parts) >= _BYTES:
-                write()
-    finally:
-        write()
-        manifest.write()
+    read = size = 0
+    while fresh and go_on():
+        some, fresh = fresh[:_SLICE], fresh[_SLICE:]
+        units = [unit for unit in store.at_once(whole, some) if unit is not None]
+        parts += units
+        read += len(units)
+        size += sum(unit.rows.nbytes for unit in units)
+        if size >= _BYTES:
+            write()
+            size = 0
+    write()
+    manifest.write()
     return read
 
 
 @dataclass
 class _Stage:
     missing: int
+    packed: int
     waiting: int = 0
-    packed: int = 0
     landed: float = 0.0
 
 
@@ -110,7 +131,8 @@ class Packer:
         clock: Seconds that only grow.
 
     :meth:`landed` is called for each unit that is committed. On :meth:`no_more` what is left is packed, and on
-    leaving, too, unless by an exception; then, and on :meth:`stop`, it ends after the units that it is reading.
+    leaving, too, unless by an exception; then, and on :meth:`stop`, it ends after the units that it is reading. What
+    goes wrong in it is a warning and ends it, and never the run.
     """
 
     def __init__(
@@ -127,8 +149,8 @@ class Packer:
         self._clock = clock
         self._stages: dict[int, _Stage] = {}
         self._lock = threading.Lock()
-        self._woken = threading.Event()
-        self._stopped = self._ending = self._hurried = False
+        self._woken, self._ended = threading.Event(), threading.Event()
+        self.stopped = self._ending = self._hurried = False
         self._thread = threading.Thread(target=self._work, name="packer", daemon=True)
 
     def __enter__(self) -> Packer:
@@ -141,13 +163,15 @@ class Packer:
         self.finish()
 
     def finish(self) -> None:
-        """Pack what is left at once, unless it was stopped, and wait for it."""
+        """Pack what is left at once, unless it was stopped, and wait for it, until Ctrl-C or for some seconds."""
+        if self._hurried:
+            return
         self._ending = self._hurried = True
         self._woken.set()
-        try:
-            # A store that does not answer holds a read for a minute, which nobody who stops a run waits for.
-            self._thread.join(5.0 if self._stopped else None)
-        finally:
+        # A store that does not answer holds a read for a minute, which nobody waits for.
+        for seconds in (0.0 if self.stopped else _LAST, _GRACE):
+            with contextlib.suppress(KeyboardInterrupt):  # the run is over, and its outcome is returned
+                self._ended.wait(seconds)  # a join that is interrupted takes the thread for ended
             self.stop()
 
     def landed(self, stage: int) -> None:
@@ -155,7 +179,8 @@ class Packer:
         with self._lock:
             found = self._stages.get(stage)
             if found is None:
-                found = self._stages[stage] = _Stage(self._missing[stage])
+                missing = self._missing[stage]
+                found = self._stages[stage] = _Stage(missing, len(self._chunks_of(stage)[2]) - missing)
             found.missing -= 1
             found.waiting += 1
             found.landed = self._clock()
@@ -167,7 +192,7 @@ class Packer:
 
     def stop(self) -> None:
         """Leave everything as it is."""
-        self._stopped = True
+        self.stopped = True
         self._woken.set()
 
     def _due(self) -> int | None:
@@ -184,30 +209,37 @@ class Packer:
         return None
 
     def _work(self) -> None:
-        while not self._stopped:
-            number = self._due()
-            if number is None:
-                if self._hurried:  # then all that waits is due
+        try:
+            while not self.stopped:
+                number = self._due()
+                if number is not None:
+                    rest = self._pack(number)
+                elif self._hurried:  # then all that waits is due
                     return
-                self._woken.wait(_TICK)
-                self._woken.clear()
-                continue
-            began = time.monotonic()
-            if not self._pack(number):
-                return
-            if not self._ending:
-                self._woken.wait(_REST * (time.monotonic() - began))
+                else:
+                    rest = _TICK
+                if rest:
+                    self._woken.wait(rest)
+                    self._woken.clear()
+        except Exception as error:
+            if not self.stopped:
+                log.warning("rows are not packed: whoever reads them first takes longer", exc_info=error)
+        finally:
+            self._ended.set()
 
-    def _pack(self, number: int) -> bool:
-        """Pack a stage; returns whether the store answers."""
+    def _pack(self, number: int) -> float:
+        """Pack a stage; returns for how many seconds to rest."""
+        began = time.monotonic()
         with self._lock:
             stage = self._stages[number]
             waiting, stage.waiting = stage.waiting, 0
-        stage.packed += waiting
         try:
-            pack(self._store, *self._chunks_of(number), lambda: not self._stopped)
-        except StoreUnavailable:
-            return False  # the run says so if it lasts
-        except StoreError:
-            pass  # a unit is damaged: whoever reads its rows says so
-        return True
+            pack(self._store, *self._chunks_of(number), lambda: not self.stopped)
+        except StoreUnavailable:  # the run says so if it lasts
+            if self._hurried:
+                self.stop()
+            with self._lock:
+                stage.waiting += waiting
+            return _OUTAGE
+        stage.packed += waiting
+        return 0.0 if self._ending else _REST * (time.monotonic() - began)

@@ -24,11 +24,14 @@ touched.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -75,8 +78,29 @@ class Store:
         """Return a function of the store of each item, in order; in a bucket many are asked for at once."""
         if not self.is_remote or len(items) < 2:
             return [function(item) for item in items]
-        with ThreadPoolExecutor(min(self.files.requests, len(items))) as threads:
-            return list(threads.map(function, items))
+        found: list[Future[V]] = [Future() for _ in items]
+        left = deque(zip(items, found, strict=True))
+
+        def work() -> None:
+            with contextlib.suppress(IndexError):
+                while True:
+                    item, future = left.popleft()
+                    try:
+                        future.set_result(function(item))
+                    except BaseException as error:
+                        future.set_exception(error)
+                        left.clear()
+
+        # Daemons, since the end of a process waits for the threads of a pool, and they for a store that hangs.
+        threads = [Thread(target=work, daemon=True) for _ in range(min(self.files.requests, len(items)))]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            left.clear()
+        return [future.result() for future in found]
 
     @staticmethod
     def rows_path(spec_stage: str, stage_id: str, chunk: str) -> str:
