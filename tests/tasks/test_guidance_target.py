@@ -127,12 +127,12 @@ def test_of_the_point_alone_no_gradient_goes_through_the_chain(name: str, x: Ten
             return x.clone()
 
         @staticmethod
-        def backward(ctx: Any, cotangent: Tensor) -> Tensor:  # type: ignore[override]
+        def backward(ctx: Any, cotangent: Tensor) -> Tensor:
             return torch.full_like(cotangent, torch.nan)
 
     class Broken(Purifier):
         def forward(self, x: Tensor, omega: Omega) -> Tensor:
-            purified: Tensor = Cliff.apply(purifier(x, omega))
+            purified: Tensor = Cliff.apply(purifier(x, omega))  # type: ignore[no-untyped-call]
             return purified
 
         def target_logits(self, classifier: Any, x: Tensor, omega: Omega) -> Tensor:

@@ -68,7 +68,7 @@ def test_a_skipped_rung_is_nowhere_compared() -> None:
 def test_an_equal_score_of_spread_leaves_the_earlier_rung() -> None:
     """Rows hold scores in single precision: the same image again is no higher by what that has rounded off."""
     images = flat(*(0.02 * k for k in range(1, 13)))
-    first, second = (LadderConfig(rungs=rungs, ties="spread", skip=True, **LINF) for rungs in (TWO, THREE))
+    first, second = (LadderConfig(rungs=rungs, ties="spread", skip=True, **LINF) for rungs in (TWO, THREE))  # type: ignore[arg-type]
     so_far = first.combine(coin_target(12, 7), images, [Given(images), Given(images)])
     row = {**so_far.columns, "loss": so_far.loss.float()}
     found = second.combine(coin_target(12, 7), images, [Given(images, row), Given(images)])
