@@ -94,9 +94,9 @@ class ContrastiveStatelessConfig(StandardReverseConfig):
         return True
 
     @property
-    def pulls_to(self) -> str:
-        """The classifier's answer on the input."""
-        return "the classifier's answer on the input"
+    def pulls_to(self) -> str | None:
+        """The classifier's answer on the input, unless the scale is 0."""
+        return "the classifier's answer on the input" if self.scale > 0 else None
 
     @property
     def uses_classifier(self) -> bool:

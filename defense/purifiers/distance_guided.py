@@ -44,9 +44,9 @@ class DistanceGuidedConfig(StandardReverseConfig):
         return True
 
     @property
-    def pulls_to(self) -> str:
-        """The input."""
-        return "the input"
+    def pulls_to(self) -> str | None:
+        """The input, unless the scale is 0."""
+        return "the input" if self.scale > 0 else None
 
     def build_distance(self, models: Models) -> tuple[Distance, nn.Module | None]:
         """Return the distance, and the network in it."""

@@ -147,9 +147,9 @@ class GDMPConfig(StandardReverseConfig):
         return True
 
     @property
-    def pulls_to(self) -> str:
-        """The input."""
-        return "the input"
+    def pulls_to(self) -> str | None:
+        """The input, unless the scale is 0."""
+        return "the input" if self.scale > 0 else None
 
     @property
     def knows_eps(self) -> bool:

@@ -116,9 +116,9 @@ class MimicDiffusionConfig(SoftGuidedConfig):
         return False
 
     @property
-    def pulls_to(self) -> str:
-        """The input."""
-        return "the input"
+    def pulls_to(self) -> str | None:
+        """The input, unless the scale is 0."""
+        return "the input" if self.scale > 0 else None
 
     def label(self) -> str:
         """``mimic-diffusion t*=1000 in 100 steps b=16``."""

@@ -143,9 +143,11 @@ class RobustReverseConfig(StandardReverseConfig):
         return True
 
     @property
-    def pulls_to(self) -> str:
-        """The auxiliary network's answer on the input."""
-        return "the auxiliary network's answer on the input"
+    def pulls_to(self) -> str | None:
+        """The auxiliary network's answer on the input; None where no term of a weight above 0 looks at the input."""
+        labelled = self.class_weight > 0 and self.class_label == "prediction"
+        looks = self.scale > 0 and (labelled or self.latent_weight > 0)
+        return "the auxiliary network's answer on the input" if looks else None
 
     @property
     def classifier_evaluations(self) -> int:

@@ -274,7 +274,7 @@ class AttackContract(LabelledSpecContract):
         config, watched = self.config(), _Watched(self.classifier())
         target, x, omega = self._target(config, classifier=watched)
         self._attack(config, target, x, omega)
-        counted = sum(target.tally.evaluations.values())
+        counted = sum(target.tally.evaluations.values()) + sum(target.tally.points.values())
         assert watched.images <= counted, f"the classifier saw {watched.images} images, the target counted {counted}"
 
     def test_attack_that_knows_the_purifier_asks_it(self) -> None:

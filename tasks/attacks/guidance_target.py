@@ -15,8 +15,9 @@ pulls to, and g the network whose answer there counts (:meth:`~defense.purifiers
 * the first answer of the defence (``osgd``): the protected classifier, and that answer, on the draw's own noise.
 
 :math:`L_D` has the gradient mode of the entry; the second term is differentiated as it is, without the chain. The
-attack is adaptive: it knows the purifier, and what guides it. Steps, starts, restarts and the choice of points are
-those of ``pgd``; with ``reselect`` the choice is by the defence's answers alone.
+attack is adaptive: it knows the purifier, and what guides it. Steps, starts and restarts are those of ``pgd``. L is
+what the steps climb; which iterate is kept :math:`L_D` alone decides, so that no point is kept for what its guidance
+would be asked. The evaluations are those of ``pgd``; with :math:`\beta = 1` no gradient goes through the chain.
 
 This attack is ours. :math:`\beta` weighs two losses of logits, so that the loss should be of one scale for both:
 ``margin``, the default here, or ``dlr``.
@@ -25,6 +26,7 @@ This attack is ours. :math:`\beta` weighs two losses of logits, so that the loss
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -32,10 +34,11 @@ from pydantic import Field, model_validator
 
 from defense.errors import InvalidInput
 from defense.purifiers import PurifierConfig
+from defense.randomness import Omega
 from tasks.attacks.base import ATTACKS
 from tasks.attacks.losses import PointLoss
 from tasks.attacks.pgd import PGDConfig
-from tasks.attacks.target import Evaluation, Oracle, Target
+from tasks.attacks.target import Evaluation, Oracle, Tally, Target
 
 __all__ = ["GuidanceTargetConfig", "Pulled"]
 
@@ -45,7 +48,7 @@ class GuidanceTargetConfig(PGDConfig):
     """PGD on the defence and on what its guidance pulls to; on the bare classifier, which has no guidance, it is PGD.
 
     Arguments:
-        share: beta, above 0; 1 leaves the defence's own answer out.
+        share: beta, above 0; 1 leaves the defence's own answer out of the steps.
         loss: ``ce``, ``margin``, ``dlr`` or ``dlr-targeted``, of both terms.
 
     Raises:
@@ -67,12 +70,6 @@ class GuidanceTargetConfig(PGDConfig):
             )
         return self
 
-    @property
-    def evaluations(self) -> int:
-        """As those of ``pgd``, and as many of the classifier at the point that is pulled to."""
-        looks = 0 if self.static else (self.steps + (self.keep == "best")) * self.restarts
-        return super().evaluations + looks
-
     def check(self, purifier: PurifierConfig) -> None:
         """See :class:`AttackConfig`."""
         if not self.static and purifier.pulls_to is None:
@@ -92,12 +89,14 @@ class GuidanceTargetConfig(PGDConfig):
         return name if self.share == 0.5 else f"{name} share {self.share:g}"
 
     def oracle(self, target: Target) -> Oracle:
-        """Return the sum of both losses; the target alone where there is no purifier."""
+        """Return the target with the gradient of both losses; the target alone where there is no purifier."""
         return target if target.purifier is None else Pulled(target, self.share)
 
 
 class Pulled:
-    """The target with the loss at the point that its guidance pulls to.
+    """The target's own loss, with the gradient of its sum with the loss at the point that its guidance pulls to.
+
+    The iterate that is kept is so the one that hurts the defence most.
 
     Arguments:
         target: A defence whose purifier is guided.
@@ -109,20 +108,43 @@ class Pulled:
         self.share = share
 
     def evaluate(self, x: torch.Tensor, loss: PointLoss) -> Evaluation:
-        """Weighted loss and the defence's logits, without a gradient."""
-        with torch.no_grad():
-            value, logits = self._total(x, loss)
-            return Evaluation(value, logits)
+        """The defence's loss and logits, without a gradient."""
+        return self.target.evaluate(x, loss)
 
     def differentiate(self, x: torch.Tensor, loss: PointLoss) -> Evaluation:
-        """Weighted loss, the defence's logits, and the gradient of the former."""
-        at = x.detach().requires_grad_()
-        value, logits = self._total(at, loss)
-        (gradient,) = torch.autograd.grad(value.sum(), at)
-        self.target.tally.see(self.target.omega.image_ids, gradient)
-        return Evaluation(value.detach(), logits.detach(), gradient)
+        """The defence's loss and logits, and the gradient of the weighted sum."""
+        point = _AtThePoint.of(self.target)  # before the draws go on
+        pull = point.differentiated(x, loss).gradient
+        assert pull is not None
+        gradient = self.share * pull
+        if self.share < 1:
+            own = self.target.differentiated(x, loss)
+            assert own.gradient is not None
+            gradient = (1 - self.share) * own.gradient + gradient
+        else:  # 0 times a gradient through a chain is a cost, and NaN where that gradient is infinite
+            own = self.target.evaluate(x, loss)
+        ids = self.target.omega.image_ids
+        self.target.tally.see(ids, gradient)
+        self.target.tally.points.update(ids * self.target.draws)
+        return replace(own, gradient=gradient)
 
-    def _total(self, x: torch.Tensor, loss: PointLoss) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, pulled = self.target.pulled_logits(x)
-        own, guide = (self.target.over_draws(each, loss) for each in (logits, pulled))
-        return (1 - self.share) * own + self.share * guide, logits
+
+class _AtThePoint(Target):
+    """What is answered on the same draws at the point that the guidance pulls to, in the batches of the target."""
+
+    @classmethod
+    def of(cls, target: Target) -> Self:
+        """Its next draws; what is asked is no purification, and not counted as one."""
+        values = {item.name: getattr(target, item.name) for item in fields(target)}
+        return cls(**{**values, "tally": Tally()})
+
+    def answer(self, x: torch.Tensor, omega: Omega | None) -> torch.Tensor:
+        """See :class:`Target`; as there the purifier's networks run in its precision, the classifier does not."""
+        assert self.purifier is not None and omega is not None
+
+        def classify(at: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(at.device.type, enabled=False):
+                return self._classify(at)
+
+        with self.precision():
+            return self.purifier.target_logits(classify, x, omega)

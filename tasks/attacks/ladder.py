@@ -204,6 +204,7 @@ class LadderConfig(DerivedAttackConfig):
             evaluation = part.evaluate(result.images[attacked], margin)
             right = evaluation.logits.argmax(2) == part.labels.unsqueeze(1)
             spread = self.ties == "spread"
-            score = spread_score(evaluation.logits, part.labels) if spread else evaluation.loss.double()
-            share[attacked], loss[attacked] = right.double().mean(1), score
+            score = spread_score(evaluation.logits, part.labels) if spread else evaluation.loss
+            # In the precision of the rows, from which the scores of earlier rungs come back: equal ones stay equal.
+            share[attacked], loss[attacked] = right.double().mean(1), score.float().double()
         return share, loss

@@ -91,12 +91,14 @@ class Tally:
         gradients: Gradients of the loss over the draws.
         zero: Those of them that are 0 in every pixel.
         nan: Those that are NaN or infinite in any.
+        points: Answers at points that a guidance pulls to, each draw counted: of a classifier, without purification.
     """
 
     evaluations: Counter[int] = field(default_factory=Counter)
     gradients: Counter[int] = field(default_factory=Counter)
     zero: Counter[int] = field(default_factory=Counter)
     nan: Counter[int] = field(default_factory=Counter)
+    points: Counter[int] = field(default_factory=Counter)
 
     def see(self, ids: Sequence[int], gradient: Tensor) -> None:
         """Count one gradient of each image, shape (B, ...)."""
@@ -154,7 +156,11 @@ class Target:
     def logits(self, x: Tensor) -> Tensor:
         """Return logits of the next K draws, shape (B, K, classes), in the graph of ``x`` if it has one."""
         _, parts = self._next(x)
-        return self._by_image(x, [self._classify(self._purify(*part)) for part in parts])
+        return self._by_image(x, [self.answer(*part) for part in parts])
+
+    def answer(self, x: Tensor, omega: Omega | None) -> Tensor:
+        """Return the logits of one batch of draws, shape (B, classes)."""
+        return self._classify(self._purify(x, omega))
 
     def deviating_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Like :meth:`logits`, with L_dev of each draw, shape (B, K); see :mod:`defense.gradients`.
@@ -172,18 +178,6 @@ class Target:
             deviations.append(deviation)
         return self._by_image(x, logits), torch.cat(deviations).reshape(len(x), -1)
 
-    def pulled_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Like :meth:`logits`, with those at the point that each draw's guidance pulls to, of the same shape."""
-        _, parts = self._next(x)
-        self._count(self.draws)  # the answers at that point
-        logits, pulled = [], []
-        for part, omega in parts:
-            assert self.purifier is not None and omega is not None
-            logits.append(self._classify(self._purify(part, omega)))
-            with self.precision():
-                pulled.append(self.purifier.target_logits(self._classify, part, omega))
-        return self._by_image(x, logits), self._by_image(x, pulled)
-
     def evaluate(self, x: Tensor, loss: PointLoss) -> Evaluation:
         """Return the loss and logits without a gradient."""
         with torch.no_grad():
@@ -196,6 +190,13 @@ class Target:
         A mean of losses is differentiated batch by batch, so that no more than one batch is remembered however many
         draws there are; the gradient has the bits of one backward pass through all of them.
         """
+        found = self.differentiated(x, loss)
+        assert found.gradient is not None
+        self.tally.see(self.omega.image_ids, found.gradient)
+        return found
+
+    def differentiated(self, x: Tensor, loss: PointLoss) -> Evaluation:
+        """Return what :meth:`differentiate` does, for a term of a sum whose gradient is tallied as one."""
         if self.attacked == "mean-loss" and self.purifier is not None:
             value, logits, gradient = self._batch_by_batch(x, loss)
         else:
@@ -203,7 +204,6 @@ class Target:
             logits = self.logits(at)
             value = self.over_draws(logits, loss)
             (gradient,) = torch.autograd.grad(value.sum(), at)
-        self.tally.see(self.omega.image_ids, gradient)
         return Evaluation(value.detach(), logits.detach(), gradient)
 
     def _batch_by_batch(self, x: Tensor, loss: PointLoss) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,7 +213,7 @@ class Target:
         labels = self.labels.repeat_interleave(self.draws)
         for part, omega in parts:
             at = part.detach().requires_grad_()
-            z = self._classify(self._purify(at, omega))
+            z = self.answer(at, omega)
             # A targeted loss knows its classes by place: it gets all rows, those of other batches without meaning.
             rows = nn.functional.pad(z, (0, 0, done, len(labels) - done - len(part)))
             value = loss(rows, labels)[done : done + len(part)]

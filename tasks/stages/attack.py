@@ -126,7 +126,8 @@ class AttackStage(StageSpec):
             else:
                 result = self.attack.run(target, x, omega_part)
             _add(notes, result.notes)
-            counters = {name: getattr(target.tally, name) for name in ("evaluations", "gradients", "zero", "nan")}
+            names = ("evaluations", "gradients", "zero", "nan", "points")
+            counters = {name: getattr(target.tally, name) for name in names}
             counts = {
                 name: torch.tensor([counter[image] for image in omega_part.image_ids])
                 for name, counter in counters.items()
@@ -140,6 +141,7 @@ class AttackStage(StageSpec):
                 "loss": result.loss,
                 **perturbation_norms(result.images, x),
                 "evaluations": counts["evaluations"],
+                "points": counts["points"],
                 "attack_gradients": counts["gradients"],
                 "attack_gradient_zero": counts["zero"],
                 "attack_gradient_nan": counts["nan"],
@@ -189,7 +191,9 @@ class AttackStage(StageSpec):
                 "loss": pa.array(column["loss"].numpy(), pa.float32()),
                 **{norm: pa.array(column[norm].numpy(), pa.float64()) for norm in ("linf", "l2", "l1")},
                 "denoiser_evaluations": pa.array((evaluations * steps * denoising).round(), pa.int64()),
-                "classifier_evaluations": pa.array((evaluations * (1 + steps * guiding)).round(), pa.int64()),
+                "classifier_evaluations": pa.array(
+                    (evaluations * (1 + steps * guiding) + column["points"].numpy()).round(), pa.int64()
+                ),
                 **attack_columns({name: _column(own[name]) for name in known}, extra_column(extra, len(evaluations))),
             }
         )

@@ -181,7 +181,11 @@ _ATTACK = RowSchema(
         *_IMAGE,
         RowColumn("clean_prediction", pa.int16(), "answer of the bare classifier to the clean image"),
         RowColumn("adversarial_prediction", pa.int16(), "its answer to the adversarial image"),
-        RowColumn("loss", pa.float32(), "the loss that the attack maximised; NaN where it did not look"),
+        RowColumn(
+            "loss",
+            pa.float32(),
+            "the loss that the attack maximised, of a ladder with ties: spread its score; NaN where it did not look",
+        ),
         _LINF,
         _L2,
         RowColumn("l1", pa.float64(), "sum of the changes"),

@@ -19,6 +19,7 @@ from defense import (
     Omega,
     get_schedule,
 )
+from defense.gradients import GradientMode, purify
 from defense.purifiers import diffusion
 from defense.purifiers.diffusion import Diffusion
 from defense.samplers import DDIM, Ancestral, ReverseSDE, Variance, time_grid
@@ -50,6 +51,23 @@ class TestPurification:
         z0 = ((z - (1 - a_s) ** 0.5 * mixture(z, 50)) / a_s**0.5).clamp(-1, 1)
         out = DiffPure(mixture, 100, steps=2, variance=variance, clip_denoised=True)(x, keys)
         torch.testing.assert_close(out, (z0 + 1) / 2, rtol=0, atol=1e-12)
+
+    def test_a_step_of_a_subclass_is_the_one_that_is_taken(self, mixture: GaussianMixtureDenoiser) -> None:
+        """Gradient modes walk the steps one by one: they differentiate the function that is evaluated."""
+
+        class Halved(Diffusion):
+            def step(self, i: int, z: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
+                return super().step(i, z, *args, **more) / 2
+
+        x, keys = images(2), omega(5, 9)
+        purifier = Halved(mixture, [DDIM(mixture.schedule, time_grid(100, 3), eta=1.0)])
+        z = purifier.start(x, keys)
+        for i in range(3):
+            z = purifier.step(i, z, x, keys)
+        assert torch.equal(purifier(x, keys), purifier.finish(z, x, keys))
+        at = x.clone().requires_grad_()
+        exact = purify(purifier, at, keys, GradientMode("exact"))
+        assert torch.equal(exact.detach(), purifier(x, keys))
 
     @pytest.mark.parametrize("together", [0, 40, 1 << 18])
     def test_noise_that_is_made_for_steps_ahead_is_that_of_each_step(

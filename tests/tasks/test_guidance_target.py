@@ -107,11 +107,71 @@ def test_the_gradient_is_that_of_both_terms_by_plain_autograd(name: str, x: Tens
         total = (1 - share) * own + share * guide
         (expected,) = torch.autograd.grad(total.sum(), at)
         assert found.gradient is not None
-        torch.testing.assert_close(found.loss, total.detach(), rtol=1e-9, atol=1e-9)
+        # What an attack keeps is chosen by the defence's own loss.
+        torch.testing.assert_close(found.loss, own.detach(), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(found.gradient, expected, rtol=1e-8, atol=1e-10)
         assert expected.abs().max() > 1e-3
-    assert target.evaluations == 2 * 2 * draws * COUNT  # of the defence, and at the point that is pulled to
+    assert target.evaluations == 2 * draws * COUNT  # purifications: at the point that is pulled to there are none
+    assert set(target.tally.points.values()) == {2 * draws}
     assert set(target.tally.gradients.values()) == {2}
+
+
+@pytest.mark.parametrize("name", list(guided()))
+def test_of_the_point_alone_no_gradient_goes_through_the_chain(name: str, x: Tensor, y: Tensor) -> None:
+    """It would be multiplied by 0, and is not finite here."""
+    purifier = guided()[name]
+
+    class Cliff(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+            return torch.full_like(cotangent, torch.nan)
+
+    class Broken(Purifier):
+        def forward(self, x: Tensor, omega: Omega) -> Tensor:
+            purified: Tensor = Cliff.apply(purifier(x, omega))  # type: ignore[no-untyped-call]
+            return purified
+
+        def target_logits(self, classifier: Any, x: Tensor, omega: Omega) -> Tensor:
+            return purifier.target_logits(classifier, x, omega)
+
+    found, other = (
+        Pulled(Target(NET, y, omega(), Broken(), GradientMode("exact"), draws=2, batch=size), 1.0).differentiate(
+            x, MARGIN
+        )
+        for size in (None, 2)
+    )
+    at = x.clone().requires_grad_()
+    guide = sum(MARGIN(answered(name, purifier, at, omega(draw=k)), y).sum() / 2 for k in range(2))
+    (expected,) = torch.autograd.grad(guide, at)  # type: ignore[arg-type]
+    own = sum(MARGIN(NET(purifier(x, omega(draw=k))), y) / 2 for k in range(2))
+    assert found.gradient is not None and other.gradient is not None
+    torch.testing.assert_close(found.gradient, expected, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(other.gradient, expected, rtol=1e-8, atol=1e-10)  # batch by batch
+    torch.testing.assert_close(found.loss, own, rtol=1e-9, atol=1e-9)
+
+
+def test_the_networks_of_the_purifier_are_in_its_precision_and_the_classifier_is_not(x: Tensor, y: Tensor) -> None:
+    seen: list[bool] = []
+    purifier = guided()["first answer"]
+
+    def classifier(at: Tensor) -> Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        logits: Tensor = NET(at)
+        return logits
+
+    def denoiser(z: Tensor, t: int) -> Tensor:
+        asked.append(torch.is_autocast_enabled("cpu"))
+        return ORACLE(z, t)
+
+    asked: list[bool] = []
+    purifier.denoiser = denoiser  # type: ignore[assignment]
+    precision = torch.autocast("cpu", torch.bfloat16)
+    Pulled(Target(classifier, y, omega(), purifier, precision=lambda: precision), 0.5).differentiate(x, MARGIN)
+    assert seen == [False, False] and asked and all(asked)
 
 
 def slope(from_noise: bool, t: int, s: float) -> float:
@@ -200,6 +260,22 @@ def test_purifiers_without_a_target_are_refused_before_anything_runs() -> None:
         with pytest.raises(InvalidInput, match=why) as caught:
             attack().check(purifier)
         assert "pgd with `gradient: exact`" in str(caught.value), name
+    trades = {"auxiliary": "digits-trades", "t_star": 50, "steps": 2}
+    distances = ("gdmp", "guided-from-noise", "mimic-diffusion", "distribution-transfer", "contrastive-stateless")
+    unpulled: list[dict[str, Any]] = [
+        *({"purifier": name, "t_star": 300, "scale": 0.0} for name in distances),
+        {"purifier": "robust-reverse", **trades, "scale": 0.0},
+        {"purifier": "robust-reverse", **trades, "class_weight": 0.0, "latent_weight": 0.0},
+        {"purifier": "robust-reverse", **trades, "class_label": "entropy", "latent_weight": 0.0},
+    ]
+    for entry in unpulled:
+        purifier = PURIFIERS.get(entry["purifier"]).model_validate({**shared, **entry})
+        assert purifier.pulls_to is None, entry
+        with pytest.raises(InvalidInput, match="no pull towards a point"):
+            attack().check(purifier)
+    for more in ({"class_label": "entropy"}, {"latent_weight": 0.0}):
+        entry = {"purifier": "robust-reverse", **trades, **more}
+        assert PURIFIERS.get("robust-reverse").model_validate({**shared, **entry}).pulls_to is not None
     for name in ("gdmp", "guided-from-noise", "mimic-diffusion", "diff-ap", "osgd", "distribution-transfer", "coup"):
         purifier = PURIFIERS.get(name).model_validate({"purifier": name, **shared, "t_star": 300})
         attack().check(purifier)
@@ -211,7 +287,7 @@ def test_labels_and_fields() -> None:
     config = attack(eot=5)
     assert config.label() == "guidance-target-20 linf margin exact eot 5" and not config.static
     assert attack(share=0.25, steps=7).label() == "guidance-target-7 linf margin share 0.25 exact"
-    assert config.evaluations == 2 * 21 and config.on_bare_classifier().evaluations == 21
+    assert config.evaluations == config.on_bare_classifier().evaluations == 21  # as those of pgd
     for wrong in ({"share": 0.0}, {"eot_by": "cosine"}):
         with pytest.raises(InvalidInput, match=next(iter(wrong))):
             attack(**wrong)

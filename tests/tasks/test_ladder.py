@@ -18,6 +18,8 @@ from tasks.datasets import DatasetConfig
 from tasks.stages import AttackStage, Chunk, Output, images_from_table
 from workflows.grid.cells import Cell, Defence, Images
 
+TWO, THREE = ("blind", "bpda"), ("blind", "bpda", "exact")
+
 
 def coin_target(count: int, draws: int) -> Target:
     labels = torch.zeros(count, dtype=torch.long)
@@ -61,6 +63,17 @@ def test_a_skipped_rung_is_nowhere_compared() -> None:
     assert target.evaluations == 0  # the ladder so far is not judged again, and the skipped image not at all
     rights = found.columns["rights"].numpy()
     np.testing.assert_array_equal(np.isnan(rights), [[False, True, True], [False, False, False]])
+
+
+def test_an_equal_score_of_spread_leaves_the_earlier_rung() -> None:
+    """Rows hold scores in single precision: the same image again is no higher by what that has rounded off."""
+    images = flat(*(0.02 * k for k in range(1, 13)))
+    first, second = (LadderConfig(rungs=rungs, ties="spread", skip=True, **LINF) for rungs in (TWO, THREE))  # type: ignore[arg-type]
+    so_far = first.combine(coin_target(12, 7), images, [Given(images), Given(images)])
+    row = {**so_far.columns, "loss": so_far.loss.float()}
+    found = second.combine(coin_target(12, 7), images, [Given(images, row), Given(images)])
+    assert found.columns["rung"].tolist() == [0] * 12
+    assert torch.equal(found.loss, so_far.loss)
 
 
 def cell(digits: DatasetConfig, cnn: ClassifierConfig, purifier: PurifierConfig, attack: LadderConfig) -> Cell:

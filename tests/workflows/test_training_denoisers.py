@@ -6,8 +6,10 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,12 +19,15 @@ from defense import InvalidInput, get_schedule
 from defense.denoisers import DiffusersConfig
 from defense.denoisers.predictions import consistency_scalings
 from defense.schedules import vp_abar
+from tasks.datasets import ImageSet
 from workflows.training import load_config, train
+from workflows.training.kinds.denoiser import DenoiserObjective
 from workflows.training.objectives import (
     AdversarialBridge,
     AdversarialDenoising,
     AttackedFlow,
     ConsistencyTuning,
+    DenoiserLoss,
     Denoising,
     GaussianFlow,
     PerturbationDiffusion,
@@ -249,6 +254,28 @@ def test_a_training_ends_with_a_card_and_a_network_that_loads(name: str, tmp_pat
     net = DiffusersConfig.model_validate(fields).resolved(tmp_path).build()
     with torch.no_grad():
         assert net(torch.zeros(1, 1, 8, 8), 100).isfinite().all()
+
+
+@pytest.mark.parametrize("radii", [{"linf": [2, 4, 8]}, {"linf": [0.0]}, {"l2": [128.0]}, {"l2": [-1.0]}])
+def test_radii_that_are_not_of_pixels_between_0_and_1_are_refused(radii: dict[str, list[float]]) -> None:
+    with pytest.raises(InvalidInput, match=r"less than or equal to|greater than 0"):
+        DenoiserLoss.from_entry({"objective": "aaopt", "classifier": "digits-cnn", **radii})
+
+
+def test_the_mean_loss_is_that_of_the_test_images_there_are_without_a_graph() -> None:
+    graphs: list[bool] = []
+
+    class Ones(DenoiserObjective):
+        def __init__(self) -> None:
+            self.config = SimpleNamespace(seed=0)  # type: ignore[assignment]
+
+        def loss(self, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, step: int) -> Tensor:
+            graphs.append(torch.is_grad_enabled())
+            return torch.tensor(2.0)
+
+    few = ImageSet(np.zeros((3, 1, 8, 8), np.float32), np.zeros(3, np.int64))
+    assert Ones()._loss(nn.Linear(1, 1), few, 100) == 2.0
+    assert graphs == [False]
 
 
 class TestClasses:

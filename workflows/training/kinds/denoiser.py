@@ -257,14 +257,16 @@ class DenoiserObjective(Objective):
         """Whether the network is asked for something else than the noise of images."""
         return self.config.objective is not None and not self.config.objective.denoises_images
 
+    @torch.no_grad()
     def _loss(self, net: nn.Module, test: ImageSet, images: int) -> float:
-        """Mean loss on the first test images, with random numbers of its own."""
+        """Mean loss on the first test images, as many as there are, with random numbers of its own."""
+        images = min(images, len(test))
         device, generator = next(net.parameters()).device, torch.Generator().manual_seed(self.config.seed)
         total = 0.0
         for first in range(0, images, 100):
             x = torch.from_numpy(test.images[first : min(first + 100, images)]).to(device)
             y = torch.from_numpy(test.labels[first : first + len(x)]).long().to(device)
-            total += len(x) * float(self.loss(net, x, y, generator, 0).detach())
+            total += len(x) * float(self.loss(net, x, y, generator, 0))
         return round(total / images, 6)
 
     def _errors(self, net: nn.Module, test: ImageSet, images: int, null_class: int | None) -> dict[str, float]:

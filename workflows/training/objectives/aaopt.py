@@ -16,11 +16,11 @@ defence together, and by default the other one: attacked less clean, with :math:
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from defense.errors import InvalidInput
@@ -36,15 +36,15 @@ class PerturbationDiffusion(GuidedLoss):
     """Noise prediction on perturbations.
 
     Arguments:
-        linf: Radii of l_inf balls, units of [0, 1] pixels.
-        l2: Radii of l_2 balls, likewise.
+        linf: Radii of l_inf balls, units of [0, 1] pixels (8/255, not 8).
+        l2: Radii of l_2 balls, likewise (0.5, not 128), up to 10: beyond it an image is another one.
         inner_steps: PGD steps of the attack.
     """
 
     denoises_images = False
     objective: Literal["aaopt"] = "aaopt"
-    linf: tuple[PositiveFloat, ...] = ()
-    l2: tuple[PositiveFloat, ...] = ()
+    linf: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    l2: tuple[Annotated[float, Field(gt=0, le=10)], ...] = ()
     inner_steps: int = Field(default=10, ge=1)
 
     @model_validator(mode="after")
