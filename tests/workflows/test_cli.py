@@ -400,6 +400,7 @@ class TestList:
                     "unbounded=()",
                     "reselect=None",
                     "warm=False",
+                    "ties='margin'",
                 ],
                 *[
                     "steps=20",

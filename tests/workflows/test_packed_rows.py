@@ -292,6 +292,8 @@ def test_the_end_waits_some_seconds_or_until_ctrl_c_and_raises_nothing(
     reading, go_on = hung(store, monkeypatch)
     main = threading.main_thread().ident
     assert main is not None
+    # A process that a shell started in the background ignores the key, and so would the test.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def press() -> None:
         assert reading.wait(20)
@@ -306,6 +308,7 @@ def test_the_end_waits_some_seconds_or_until_ctrl_c_and_raises_nothing(
                 threading.Thread(target=press).start()
         assert time.monotonic() - began < 20 and working.stopped and not working._ended.is_set()
     finally:
+        signal.signal(signal.SIGINT, handler)
         go_on.set()
         assert working._ended.wait(20)
     assert rows(store, NAMES[:5]) == one_by_one(store, NAMES[:5])
