@@ -99,6 +99,16 @@ def settings_come_back() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
+def _shipped(name: str) -> tuple[DenoiserTraining, DiffusersConfig, dict[str, Any]]:
+    """Config, entry and card of a small denoiser that ships."""
+    config = load_config(CONFIGS / f"{name}.yaml")
+    assert isinstance(config, DenoiserTraining) and config.objective is not None
+    folder = DiffusersConfig(
+        path=str(ASSETS / name), schedule=config.schedule, prediction=config.objective.prediction
+    )
+    return config, folder.resolved(Path("/")), yaml.safe_load((ASSETS / name / "card.yaml").read_text())
+
+
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -549,26 +559,18 @@ class TestShipped:
 
     @every("name", OTHERS)
     def test_a_network_of_attacks_has_the_loss_of_its_card(self, digits_test: ImageSet, name: str) -> None:
-        config = load_config(CONFIGS / f"{name}.yaml")
-        assert isinstance(config, DenoiserTraining) and config.objective is not None
-        predicts = config.objective.prediction
-        folder = DiffusersConfig(path=str(ASSETS / name), schedule=config.schedule, prediction=predicts)
-        net = folder.resolved(Path("/")).build()
-        card = yaml.safe_load((ASSETS / name / "card.yaml").read_text())
+        config, denoiser, card = _shipped(name)
+        net = denoiser.build()
         measured = DenoiserObjective(config, digits_test).measure(net.net, digits_test)
         assert measured["test_loss"] == pytest.approx(card["measured"]["test_loss"], rel=1e-3)
         assert card["parameters"] == sum(p.numel() for p in net.parameters()) < 100_000
 
     @every("name", SMALL)
     def test_a_small_denoiser_has_the_error_of_its_card_and_purifies(self, digits_test: ImageSet, name: str) -> None:
-        config = load_config(CONFIGS / f"{name}.yaml")
-        assert isinstance(config, DenoiserTraining) and config.objective is not None
-        predicts = config.objective.prediction
-        folder = DiffusersConfig(path=str(ASSETS / name), schedule=config.schedule, prediction=predicts)
-        denoiser = folder.resolved(Path("/"))
+        config, denoiser, card = _shipped(name)
         net = denoiser.build()
-        card = yaml.safe_load((ASSETS / name / "card.yaml").read_text())
-        assert eps_mse(config, net.net, digits_test, prediction=predicts) == pytest.approx(
+        assert denoiser.prediction is not None
+        assert eps_mse(config, net.net, digits_test, prediction=denoiser.prediction) == pytest.approx(
             card["measured"]["test_eps_mse"], abs=1e-4
         )
         assert card["parameters"] == sum(p.numel() for p in net.parameters()) < 100_000
