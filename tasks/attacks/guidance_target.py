@@ -135,7 +135,7 @@ class _AtThePoint(Target):
     @classmethod
     def of(cls, target: Target) -> Self:
         """Its next draws; what is asked is no purification, and not counted as one."""
-        values = {item.name: getattr(target, item.name) for item in fields(target)}
+        values = {item.name: getattr(target, item.name) for item in fields(Target)}
         return cls(**{**values, "tally": Tally()})
 
     def answer(self, x: torch.Tensor, omega: Omega | None) -> torch.Tensor:

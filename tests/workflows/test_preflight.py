@@ -13,6 +13,7 @@ from loops import every
 from naps import SharedRay
 from typer.testing import CliRunner
 
+from workflows.assets.bundled import bundled_sweeps
 from workflows.cli import app
 from workflows.planning.plan import make_plan
 from workflows.preflight import checks_of, preflight
@@ -293,6 +294,11 @@ GOOD_ENOUGH = {
         defences="{purifier: gaussian-noise, sigma: 0.1}",
         **DIGITS,
     ),
+    "an attack that asks at another point too": sweep(
+        "{attack: guidance-target, norm: linf, eps: 0.1, steps: 1, eot: 1}",
+        defences="{purifier: gdmp, denoiser: {format: oracle, schedule: linear-1000}, t_star: 36, steps: 1}",
+        **DIGITS,
+    ),
     "an attack of somebody else's": sweep(
         "{attack: 'preflight_parts:BadAttackConfig', norm: linf, eps: 0.1, how: well}"
     ),
@@ -304,6 +310,13 @@ GOOD_ENOUGH = {
 def test_what_runs_is_not_refused(name: str, tmp_path: Path) -> None:
     status, said = plan(tmp_path, GOOD_ENOUGH[name])
     assert status == 0 and "none refused" in said, said
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", [name for name in bundled_sweeps() if name.startswith("digits-")])
+def test_bundled_sweeps_of_the_digits_pass(name: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", name, "--store", str(tmp_path)])
+    assert result.exit_code == 0 and "none refused" in result.stderr, result.stderr
 
 
 def test_weights_of_another_architecture_are_refused_at_the_classifier(tmp_path: Path) -> None:
