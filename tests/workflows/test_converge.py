@@ -16,6 +16,7 @@ from defense.errors import InvalidInput
 from tasks.attacks import AttackConfig, LadderConfig, StrongestConfig
 from workflows.analysis import Analysis
 from workflows.audit import findings
+from workflows.engine.loop import RunOutcome
 from workflows.engine.run import Options, run_sweep
 from workflows.grid.cells import Cell
 from workflows.grid.converge import axes_of, doubled
@@ -326,6 +327,23 @@ def test_intervals_of_a_sweep_that_stops_early_call_less_a_change() -> None:
     assert Intervals().changed(cell, before, after)  # type: ignore[arg-type]
     assert not Intervals(precision).changed(cell, before, after[:100])  # type: ignore[arg-type]
     assert Intervals(precision).changed(cell, of(0.9), of(0.3)[:300])  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_last_rows_are_packed_begins_no_further_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, store, rounds = swept(tmp_path, SWEEP), Store(str(tmp_path / "store")), list[int]()
+
+    def ran(current: Sweep, *_: object) -> tuple[RunOutcome, Results, None]:
+        compute(current, store.uri)
+        rounds.append(len(current.cells))
+        return RunOutcome(last=True), Results(store, current), None
+
+    monkeypatch.setattr("workflows.engine.run._run", ran)
+    outcome, results, _ = run_sweep(sweep, store, Options(), lambda _: None)
+    assert outcome.interrupted and rounds == [4] == [len(results.sweep.cells)]
+    assert len(extended(sweep, store).cells) > 4
 
 
 @pytest.mark.nightly

@@ -307,6 +307,7 @@ def test_the_end_waits_some_seconds_or_until_ctrl_c_and_raises_nothing(
             if key:
                 threading.Thread(target=press).start()
         assert time.monotonic() - began < 20 and working.stopped and not working._ended.is_set()
+        assert working.interrupted == key
     finally:
         signal.signal(signal.SIGINT, handler)
         go_on.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -172,7 +172,7 @@ class Execution:
                 raise
             finally:
                 record = self._end(state, outcome, pool, recorder)
-        return outcome, record
+        return replace(outcome, last=self._packer is not None and self._packer.interrupted), record
 
     def _pool(self, workers: int, units: int, recorder: RunRecorder) -> Pool:
         """Start the workers; a growing cluster gets as many as it has room and work for."""

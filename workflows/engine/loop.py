@@ -70,6 +70,7 @@ class RunOutcome:
         failures: Quarantined units.
         blocked: Units that need one of those.
         interrupted: Whether Ctrl-C ended the run.
+        last: Whether it came when all units were committed: nothing follows this run.
     """
 
     computed: int = 0
@@ -84,6 +85,7 @@ class RunOutcome:
     failures: tuple[Failure, ...] = ()
     blocked: int = 0
     interrupted: bool = False
+    last: bool = False
     spared: int = 0
 
     def and_then(self, later: RunOutcome) -> RunOutcome:

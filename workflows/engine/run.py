@@ -44,6 +44,9 @@ def run_sweep(
         further = extended(sweep, store)
         if len(further.cells) == len(current.cells):
             break
+        if outcome.last:
+            outcome = replace(outcome, interrupted=True)
+            break
         current = further
         notify(f"converge: {len(current.cells)} cells by now")
         more, results, later = _run(current, store, replace(options, preflight=False), notify)

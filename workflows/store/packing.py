@@ -13,7 +13,6 @@ is stopped or killed, or its store does not answer, is read one by one by the fi
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -150,7 +149,7 @@ class Packer:
         self._stages: dict[int, _Stage] = {}
         self._lock = threading.Lock()
         self._woken, self._ended = threading.Event(), threading.Event()
-        self.stopped = self._ending = self._hurried = False
+        self.stopped = self.interrupted = self._ending = self._hurried = False
         self._thread = threading.Thread(target=self._work, name="packer", daemon=True)
 
     def __enter__(self) -> Packer:
@@ -170,8 +169,10 @@ class Packer:
         self._woken.set()
         # A store that does not answer holds a read for a minute, which nobody waits for.
         for seconds in (0.0 if self.stopped else _LAST, _GRACE):
-            with contextlib.suppress(KeyboardInterrupt):  # the run is over, and its outcome is returned
+            try:
                 self._ended.wait(seconds)  # a join that is interrupted takes the thread for ended
+            except KeyboardInterrupt:  # the run is over, and its outcome is returned
+                self.interrupted = True
             self.stop()
 
     def landed(self, stage: int) -> None:
