@@ -41,9 +41,10 @@ from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks.apgd_l1 import BestIterate, budgets, sparse_ascend
 from tasks.attacks.band import BandSpace
-from tasks.attacks.base import ATTACKS, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.losses import PointLoss, check_classes, point_loss
+from tasks.attacks.region import Norm, Region
 from tasks.attacks.shortlist import AscentConfig
 from tasks.attacks.target import Oracle, Target
 from tasks.attacks.targeted import check_targets, towards, wrong_classes

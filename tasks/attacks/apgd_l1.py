@@ -26,9 +26,9 @@ import math
 import torch
 from torch import Tensor
 
-from tasks.attacks.base import Region, largest_signs
 from tasks.attacks.best import Best
 from tasks.attacks.losses import PointLoss
+from tasks.attacks.region import Region, largest_signs
 from tasks.attacks.target import Target
 
 __all__ = ["BestIterate", "budgets", "sparse_ascend"]

@@ -51,8 +51,9 @@ from defense.errors import InvalidInput, nearest
 from defense.gradients import GradientMode
 from defense.packages import installed
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.losses import margin
+from tasks.attacks.region import Norm, Region
 from tasks.attacks.target import Target
 
 __all__ = ["AutoAttackConfig", "reference_seed"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from defense.purifiers.freqpure import disc
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 
 __all__ = ["BandRegion", "BandSpace", "in_band"]
 

@@ -63,9 +63,10 @@ from torch.nn.functional import elu, logsigmoid
 from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks import apgd
-from tasks.attacks.base import ATTACKS, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.losses import LossName, PointLoss, check_classes, margin, point_loss
+from tasks.attacks.region import Norm, Region
 from tasks.attacks.shortlist import AscentConfig, Shortlist, rejudged
 from tasks.attacks.target import Evaluation, Oracle, Target, strongest
 

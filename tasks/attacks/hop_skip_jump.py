@@ -42,8 +42,9 @@ from pydantic import Field
 from torch import Tensor
 
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.target import Target
 
 __all__ = ["HopSkipJumpConfig"]

@@ -31,10 +31,11 @@ from torch import Tensor
 from defense.errors import InvalidInput, inside
 from defense.gradients import GRADIENT_MODES, GradientMode
 from defense.purifiers import PurifierConfig
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.budgets import format_eps
 from tasks.attacks.derived import DerivedAttackConfig, Given
 from tasks.attacks.losses import margin
+from tasks.attacks.region import Norm
 from tasks.attacks.shortlist import Ties, spread_score
 from tasks.attacks.target import Target
 

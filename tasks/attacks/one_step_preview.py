@@ -35,8 +35,9 @@ from defense.denoisers import Denoiser, DenoiserConfig
 from defense.denoisers.levels import noise_at
 from defense.errors import InvalidInput
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.losses import LossName, check_classes, point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.target import Target
 
 __all__ = ["OneStepPreviewConfig"]

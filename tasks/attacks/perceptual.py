@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from defense.errors import InvalidInput
 from defense.lpips import LpipsConfig
 from defense.spec import Spelling
-from tasks.attacks.base import AttackConfig, Norm
+from tasks.attacks.base import AttackConfig
+from tasks.attacks.region import Norm
 
 __all__ = ["PerceptualConfig", "network"]
 

@@ -44,10 +44,11 @@ from torch import Tensor
 from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks.band import BandRegion
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.draws import by_cosine
 from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.shortlist import AscentConfig
 from tasks.attacks.target import Oracle, Target
 from tasks.attacks.targeted import check_targets, towards, wrong_classes

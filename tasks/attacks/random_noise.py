@@ -13,8 +13,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.target import Target
 
 __all__ = ["RandomNoiseConfig"]

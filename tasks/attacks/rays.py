@@ -26,8 +26,9 @@ from pydantic import Field
 from torch import Tensor
 
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Norm, Region
 from tasks.attacks.target import Target
 
 __all__ = ["RaySConfig"]

@@ -37,9 +37,10 @@ from torch import Tensor
 
 from defense.randomness import Omega
 from defense.spec import Spelling
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.losses import LossName, check_classes, point_loss
+from tasks.attacks.region import Norm
 from tasks.attacks.target import Target
 
 __all__ = ["StAdvConfig", "roughness", "warp"]

@@ -16,9 +16,10 @@ from torch import Tensor
 from defense.classifiers import ClassifierConfig
 from defense.errors import InvalidInput, inside
 from defense.purifiers import PurifierConfig
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.derived import DerivedAttackConfig, Given
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Norm, Region
 from tasks.attacks.target import Target
 
 __all__ = ["TransferConfig"]

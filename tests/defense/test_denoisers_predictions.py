@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from loops import every
+from mixtures import reverse
 from torch import Tensor, nn
 
 from defense import GaussianMixtureDenoiser, InvalidInput, get_schedule
 from defense.denoisers import DENOISERS, DenoiserConfig, NetworkDenoiser, OracleConfig, Prediction
 from defense.denoisers.predictions import SIGMA_DATA, edm_noise_label, implied_eps, network_input
-from defense.samplers import Ancestral, reverse, time_grid
+from defense.samplers import Ancestral, time_grid
 
 PREDICTIONS: list[Prediction] = ["eps", "x0", "v", "edm"]
 MEAN, VARIANCE = 0.3, 0.2

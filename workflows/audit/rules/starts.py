@@ -16,7 +16,7 @@ from scipy import stats
 
 from defense.randomness import NoiseVersion, Omega
 from tasks.attacks import AttackConfig, PGDConfig
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 from workflows.audit.about import about, percent
 from workflows.audit.finding import Finding
 from workflows.audit.view import View

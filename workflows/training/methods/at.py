@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 from workflows.training.methods.base import METHODS, RobustMethod
 from workflows.training.methods.inner import evaluation_mode, maximise, uniform_start
 

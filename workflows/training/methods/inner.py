@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 
 __all__ = ["evaluation_mode", "gaussian_start", "maximise", "uniform_start"]
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 from workflows.training.methods.base import METHODS, RobustMethod
 from workflows.training.methods.inner import evaluation_mode, gaussian_start, maximise
 
