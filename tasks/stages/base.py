@@ -122,8 +122,9 @@ class StageSpec(Spec):
         return "clean" if self.threat is None else self.threat.label()
 
     def settings(self) -> Compute:
-        """Return the settings under which the unit computes."""
-        return Compute()
+        """Return the settings under which the unit computes: its field ``compute``, if it has one."""
+        compute: Compute = self.parameter("compute") or Compute()
+        return compute
 
     def work_per_image(self) -> float:
         """Network evaluations that one image costs, for estimates."""

@@ -86,10 +86,6 @@ class EvaluateStage(StageSpec):
         """Return the purifier's network, or the classifier where there is none."""
         return self.purifier.model_key() or self.classifier.id
 
-    def settings(self) -> Compute:
-        """See :class:`StageSpec`."""
-        return self.compute
-
     def work_per_image(self) -> float:
         """Return the evaluations of the purifier's network, or of the classifier where it has none, at most."""
         return float(self.draws * max(self.purifier.evaluations, 1))

@@ -89,10 +89,6 @@ class QualityStage(StageSpec):
         """Return the purifier's network."""
         return self.purifier.model_key() or self.purifier.id
 
-    def settings(self) -> Compute:
-        """See :class:`StageSpec`."""
-        return self.compute
-
     def work_per_image(self) -> float:
         """Return the evaluations of the purifier's network for one draw."""
         return float(max(self.purifier.evaluations, 1))
