@@ -1,7 +1,5 @@
 """Files of weights: hashing, safe loading, and messages when a file is not the one that was meant."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Sequence

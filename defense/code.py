@@ -13,8 +13,6 @@ Other libraries that it uses are not followed. What this process has imported is
 and workers compare theirs with the driver's.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.util

@@ -5,8 +5,6 @@ Levels are :math:`\bar\alpha(t/1000)` of ``vp-continuous`` whatever the schedule
 :mod:`defense.samplers`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

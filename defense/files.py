@@ -5,8 +5,6 @@ To open a pipe may wait for ever, a device may have no end, and a name may be no
 for, and :func:`write_text` leaves either the old file or the new one, whatever happens.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

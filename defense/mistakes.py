@@ -1,7 +1,5 @@
 """What is wrong with the fields of an entry, in the names that the entry uses."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ Parsers of other libraries raise what they like on a damaged file (``struct.erro
 ``UnicodeDecodeError``, ...), and no list of them is complete.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

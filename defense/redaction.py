@@ -10,8 +10,6 @@ Errors of other libraries may repeat a password without its URI, or decoded. So 
 once, :func:`remember`, are replaced wherever they stand alone.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import TextIO

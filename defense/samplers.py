@@ -44,8 +44,6 @@ unless :meth:`Sampler.noised_to` says otherwise, as some public code has it.
 last step has no noise, but decides its ``gain``: ``last_gain = "posterior"``.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math

@@ -26,8 +26,6 @@ those of the whole to the last bit, however the samples are divided between batc
 are fewer than a batch, share one with those of other images; so do all selection samples, which belong to one unit.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -5,8 +5,6 @@ that hold data and nothing else; its sets are the mappings of names to tensors i
 (``state_dict``, ``model``, ``ema``, ...).
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import pathlib

@@ -9,8 +9,6 @@ ResNet-18 is the network that adversarial training is usually reported with (TRA
 TRADES; give ``mean`` and ``std`` for a checkpoint that was trained otherwise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

@@ -35,8 +35,6 @@ them. The authors draw them anew in every call.
 whose mean distance exceeds the least by ``margin`` are out, and the rest of the levels is asked for the others alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,8 +6,6 @@ network is asked when it is loaded: twice, one image alone and in a batch, with 
 holds is compared before and after.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ after it goes. Both then end at 4x4 pixels, as they end at 7x7 for images of 224
 torchvision's. torchvision is imported when a network is built, not before.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

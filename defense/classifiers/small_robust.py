@@ -6,8 +6,6 @@ a hidden layer of 100 units. All convolutions have biases. Both are benchmark ne
 (VNN-COMP), whose names and parameter names they carry.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

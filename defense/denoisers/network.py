@@ -1,7 +1,5 @@
 """A denoiser that is a network, and a denoiser config that is one file of weights."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path

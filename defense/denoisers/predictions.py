@@ -39,8 +39,6 @@ label, 1000 times that of EDM:
           c_{in} = \frac{1}{\sqrt s},\quad c_{noise} = 250 \ln\sigma .
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from torch import Tensor

@@ -20,8 +20,6 @@ which is 1 for equal slopes and 0 for unrelated ones or where either is much lar
 gradient predicts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

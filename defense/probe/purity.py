@@ -1,7 +1,5 @@
 """Is it a function of the image and its randomness, and of nothing else?"""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import random

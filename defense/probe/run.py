@@ -1,7 +1,5 @@
 """Probe a purifier or a classifier: every check, guarded, the first answer kept for the last question."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -19,8 +19,6 @@ Jacobian is then the identity, as where published code detaches the optimiser's 
 ``exact-no-second-moment`` v alone is a constant, as in the public code of DiffHammer (Wang et al., 2024).
 """
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from collections.abc import Callable

@@ -5,8 +5,6 @@ of its arguments, per image, that asks the defence through its :class:`~tasks.at
 say of draws, gradients and cost is true.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Attacks, one file each, and their registry."""
 
-from __future__ import annotations
-
 from tasks.attacks.apgd import APGDConfig
 from tasks.attacks.autoattack import AutoAttackConfig
 from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult

@@ -28,8 +28,6 @@ success is not looked at: all images are attacked to the end, those included who
 iterates of all runs the one of highest loss is returned.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 

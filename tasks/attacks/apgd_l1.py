@@ -19,8 +19,6 @@ what the rule says of its start. Not as there, pixels count as changed only if t
 to the image in floating point, whose rounding errors it counts, and so takes denser steps than its rule says.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -30,8 +30,6 @@ is a hash of spec id, seed and the image ids of the batch. Torch's, numpy's and 
 were found.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import random

@@ -12,8 +12,6 @@ FreqPure lets through whole is the disc of its radius. The construction is ours;
 attacked inside of their band is what reviewers of such papers ask for.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

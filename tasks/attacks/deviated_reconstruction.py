@@ -25,8 +25,6 @@ Choices of ours, where the paper leaves one:
 The paper's figures owe as much to the exact gradient as to this loss: compare with ``apgd`` at equal settings.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal, Self
 
 import torch

@@ -31,8 +31,6 @@ is asked too, and returned where more of the draws answer wrongly. Success is no
 Keys: ``("start", k)`` for the k-th trial, ``("direction", k)`` for the k-th block of directions.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import ClassVar, Literal

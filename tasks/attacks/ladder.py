@@ -19,8 +19,6 @@ with probability :math:`(1-p)^S`, and a stronger rung might have taken the p tha
 0.26 of an image at 95 % confidence. Rows mark the images that were skipped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 

@@ -14,8 +14,6 @@ r"""Losses that attacks maximise, of logits z and label y, one value per row.
 where :math:`z_{\pi_1} \ge z_{\pi_2} \ge \dots` are the sorted logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal
 

@@ -20,8 +20,6 @@ classifier for each preview, backward too, where the gradient of a defence costs
 Keys: ``("level", n)``, ``("preview", n)``, ``("renoise", n)`` for the n-th preview of the attack.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Adam by hand, for attacks that follow many images at once."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

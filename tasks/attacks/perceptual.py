@@ -4,8 +4,6 @@ No image is far by LPIPS if a network does not see that it is; l_p balls have no
 auditor keep the norm ``lpips`` apart from the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path

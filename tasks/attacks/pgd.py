@@ -31,8 +31,6 @@ Auto-PGD's do. Where the gradient of a step is that of a few draws, many small s
 With one step from the image itself this is FGSM (Goodfellow et al., arXiv 1412.6572), with a = eps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self

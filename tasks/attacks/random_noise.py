@@ -6,8 +6,6 @@ r"""Random noise of the attack's norm: the control that every attack must beat.
 A defence that random noise breaks as well as a gradient does has been attacked with a gradient that says nothing.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from torch import Tensor

@@ -16,8 +16,6 @@ draws that is the class of their mean probability. All queries of an image are a
 The image is returned at its best radius, or at eps if that is further away. Success is not looked at.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import ClassVar, Literal
 

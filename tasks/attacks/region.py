@@ -5,8 +5,6 @@ range [0, 1]. Both hold exactly for the stored float32 images: bounds are formed
 so that a check of stored images in float64 never finds one outside.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -11,8 +11,6 @@ not). In the authors' code the move behind the weights has unit size whatever ep
 it leaves it as it was: ``weighing: code``, :func:`select_as_in_code`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

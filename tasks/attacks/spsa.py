@@ -23,8 +23,6 @@ divided by a small delta. The next step has others. With ``fixed_scores: false``
 what an attacker faces who can do no more than submit images.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 

@@ -32,8 +32,6 @@ Not as in the reference:
   kept at no gain in loss. Here every image costs all of its queries.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import ClassVar, Literal

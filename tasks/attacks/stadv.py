@@ -25,8 +25,6 @@ The flow bounds no distance of pixel values. Its figures stand apart from those 
 and l_2 norms that came of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 

@@ -22,8 +22,6 @@ defence takes a majority (:meth:`StrongestConfig.against`). ``diffhammer`` weigh
 objective.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 

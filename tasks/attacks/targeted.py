@@ -1,7 +1,5 @@
 """Losses that pull towards one wrong class of each image: which class, and the loss."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ own, and submits what fooled that (Papernot et al., arXiv 1605.07277). The image
 budget. It knows nothing of what it is judged on: every defence shares them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 

@@ -1,7 +1,5 @@
 """The config of a corruption: its name, its severity, and whose images."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

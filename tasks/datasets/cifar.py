@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100 in torchvision's layout."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal, Self

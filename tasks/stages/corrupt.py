@@ -1,7 +1,5 @@
 """*corrupt*: clean images to corrupted ones; no network is asked, and all classifiers and defences share it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

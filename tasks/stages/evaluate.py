@@ -5,8 +5,6 @@ fewest draws after which the answer of an image may be certain, of all images to
 keyed by image and number, so those that are asked are those of the judgement in full, and its answer is theirs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 

@@ -10,8 +10,6 @@ Outputs are cut to [0, 1] first, as saving them would. The purified images of th
 judged too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

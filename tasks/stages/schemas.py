@@ -7,8 +7,6 @@ of attacks that are not puregrid's cannot be known here: they go into one column
 A file of an older version may lack columns; :meth:`RowSchema.complete` adds them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

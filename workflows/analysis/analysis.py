@@ -1,7 +1,5 @@
 """Everything that a sweep's committed rows show, as one value, computed once on first use."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property

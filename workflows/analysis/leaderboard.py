@@ -1,7 +1,5 @@
 """What every kind of threat leaves of each classifier and defence, from the frames of the analysis."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where numbers come from: what was computed, on what, by which versions, and the command that repeats it."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Findings about views: whose cells they are, and in which words a rung of a ladder is named."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from workflows.audit.finding import Finding, Severity

@@ -1,7 +1,5 @@
 """Names of cells that have no line in the robustness table: corruptions and certificates."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from workflows.grid.load import Sweep

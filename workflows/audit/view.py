@@ -1,7 +1,5 @@
 """Cells as the rules see them: specs, rows, and which answers are right, read once."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The auditor's findings in words: how many there are, which cells they mean, on which numbers they rest."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ a finding has its number as ``\tnote``. A table that is wider than the text is m
 is several.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ inherit the axes they do not name). Threats are the attacks, the corruptions and
 any of them there are clean images alone. Inside an entry, a list where a single value is expected is an axis too.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ wants none (``NO_COLOR``, ``--color never``). Else sixel graphics if the termina
 Else blocks. It is asked only if stdin is a terminal, too, and the process is in the foreground.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

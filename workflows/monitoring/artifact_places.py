@@ -4,8 +4,6 @@ An experiment of a store has its artifacts in ``FOLDER/mlartifacts/NAME``. In a 
 its store, that FOLDER is another store, whose files a copy must not touch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sqlite3

@@ -4,8 +4,6 @@ The engine writes events to the standard library's logger ``puregrid.run``; :fun
 fields are in ``docs/running.md``. Without a handler nothing is formatted, so a run without a log pays nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """When a run that somebody looks at shows a table of what is there: early, and then ever more rarely."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

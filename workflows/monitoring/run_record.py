@@ -9,8 +9,6 @@ driver is still there is found out by looking for its process, or, where that is
 the record to be rewritten.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

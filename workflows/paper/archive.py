@@ -7,8 +7,6 @@ holds code: JSON and safetensors alone. Judging verifies every hash, that images
 ones, and compares answers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

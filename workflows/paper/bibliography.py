@@ -1,7 +1,5 @@
 """The papers behind every method that comes with puregrid, as BibTeX."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable

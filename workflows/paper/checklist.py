@@ -1,7 +1,5 @@
 """The items of a conference's checklist that a store can answer, in the words of NeurIPS."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pandas as pd

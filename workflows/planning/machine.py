@@ -13,8 +13,6 @@ room for is found from the same figures: with n of them each has 1/n of the memo
 take must leave a tenth of that free.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Mapping

@@ -8,8 +8,6 @@ a fixed convolution takes here. It is a guess: right within a factor of two or s
 ``python -m scripts.shipped_costs`` measures the file anew.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable

@@ -7,8 +7,6 @@ it count for nothing. A question is answered after the first chunk at which its 
 of the same order.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ text quotes it. A published figure is never used as a measurement: it stands in 
 that differ and the known anomalies of its table.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

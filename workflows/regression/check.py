@@ -22,8 +22,6 @@ The check judges Avg, the aggregated answer where several draws make one, and ce
 :func:`measures`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal

@@ -5,8 +5,6 @@ in the order of image ids. Any measure that is one share per image can take part
 to :class:`Shares`, and all that comes after (pairing, tests, report) asks for no more.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence

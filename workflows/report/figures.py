@@ -3,8 +3,6 @@
 The points of every figure are the rows of its frame, and nothing else is drawn.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

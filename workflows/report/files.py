@@ -1,7 +1,5 @@
 """A report as files: the page; or for a wiki or a paper tables as Markdown or LaTeX, with figures as SVG and CSV."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -16,8 +16,6 @@ corrupted 75 times is still one image. Accuracies have Wilson's interval, which 
 have that of :mod:`workflows.statistics.paired`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@
 >>> results.robustness()                                                  # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial

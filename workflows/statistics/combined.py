@@ -11,8 +11,6 @@ Let :math:`r_{aij}` be whether draw j of image i is right under attack a.
   :func:`selected_per_image`, which selects on other draws, is too high.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

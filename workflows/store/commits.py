@@ -4,8 +4,6 @@ A commit of an older version lacks fields, which have a default; one of a newer 
 are ignored. What cannot be read is damaged, unless it says that it is of a later version.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self

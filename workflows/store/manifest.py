@@ -16,8 +16,6 @@ therefore believed only if its files are two seconds older than the manifest.
 A manifest is a copy of what commits say. It decides nothing by itself: damaged or deleted, everything is read again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -22,8 +22,6 @@ its unit sets it aside. One of a later ``schema_version`` is not; it is read whe
 touched.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

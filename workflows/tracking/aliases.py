@@ -5,8 +5,6 @@ the tag ``puregrid.baseline.ALIAS``, whose value is the time. The artifact is wr
 tag of the old run is removed: after a stop half way, two runs have the tag and the later time counts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -12,8 +12,6 @@ nothing else with them. Its last part is written after all that it speaks for, s
 interrupted shows.
 """
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import random

@@ -5,8 +5,6 @@ its class, the answer of each draw, which rung of a ladder broke it. They are pl
 ``log_table`` itself would read the old one and append to it; ``mlflow.load_table`` finds them by :data:`LISTED`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

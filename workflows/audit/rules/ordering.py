@@ -7,8 +7,6 @@ the noise of the images says that an attack has failed. These are the marks of g
 sign-flip test of :mod:`workflows.statistics.exact_tests` at p < .01.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence

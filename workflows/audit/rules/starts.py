@@ -5,8 +5,6 @@ attack's spec, the seed and the image (:meth:`tasks.attacks.base.Region.random_s
 that says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The axes of a grid, and how many cells they make."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The sections of a sweep file that hold one thing."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The page of the board."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The page of a defence."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

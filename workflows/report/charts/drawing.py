@@ -7,8 +7,6 @@ A line has its colour and its shape: six of each, so that neither has to be told
 apart in the sight of people with any of the three colour-vision deficiencies, which a test computes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

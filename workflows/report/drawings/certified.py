@@ -4,8 +4,6 @@ The share of images certified at radius r, :math:`c(r)`, is a step function that
 that is right; it is drawn at these radii, not at those of the table alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Accuracy against how hard an attack tries."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from tasks.attacks.budgets import format_eps

@@ -1,7 +1,5 @@
 """Accuracy under each corruption, as maps."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from workflows.report.charts import Drawing, Tile, heat_map

@@ -1,7 +1,5 @@
 """What figures are made of: groups of rows, and shares as text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

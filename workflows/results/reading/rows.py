@@ -1,7 +1,5 @@
 """The committed rows of a sweep's cells, and what is remembered of them."""
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence

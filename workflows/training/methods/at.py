@@ -6,8 +6,6 @@ Madry et al., "Towards deep learning models resistant to adversarial attacks", a
 inner maximum is approximated by projected gradient ascent from a uniform point of the ball.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

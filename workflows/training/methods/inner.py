@@ -6,8 +6,6 @@ from a start in the ball; the last iterate is the result. The geometry (ball, ra
 the attacks: :class:`tasks.attacks.base.Region`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

@@ -11,8 +11,6 @@ Batch norm: the inner maximisation runs in evaluation mode; of the loss, clean a
 the network one after the other in training mode, each with their own batch statistics, the running ones taking both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 
