@@ -192,10 +192,7 @@ class Purified(_Voting):
 
     Arguments:
         purifier: The purifier; one that diffuses adds its own noise to that of the certificate.
-        classifier: Images to logits, frozen.
-        votes: K, the number of draws that vote.
-        precision: Context of the purification (autocast).
-        mean: Average the probabilities of the draws instead of counting their answers.
+        classifier, votes, precision, mean: See :class:`Denoised`; the votes are those of K draws.
         clamp: Clamp the noised image to [0, 1], which purifiers are made for. It is the first step of f, and valid.
 
     Raises:

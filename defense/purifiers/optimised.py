@@ -172,17 +172,11 @@ def slope(loss: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
 
 
 class SpreadOptimised(Optimised):
-    """A chain whose every step draws its noise level between two.
+    """A chain whose every step draws its noise level between two; other arguments are those of :class:`Optimised`.
 
     Arguments:
-        denoiser: See :class:`Optimised`.
         low: Least noise level, pixel units.
         high: Largest one.
-        iterations: See :class:`Optimised`.
-        lr: See :class:`Optimised`.
-        optimizer: See :class:`Optimised`.
-        b_ref: See :class:`Optimised`.
-        clip: See :class:`Optimised`.
     """
 
     def __init__(

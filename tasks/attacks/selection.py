@@ -62,15 +62,13 @@ def select_as_in_code(losses: Tensor, gradients: Tensor, norm: Norm, size: float
               q_i = \sigma(5\,(L_i + d_k^\top g_i))
 
     with :math:`d_a` the steepest direction of draw a, of unit size in the second formula whatever the budget is.
+    Losses, gradients and what is returned are as for :func:`select`.
 
     Arguments:
-        losses: Loss of each draw, shape (B, K).
-        gradients: Gradient of each draw, shape (B, K, ...).
+        losses: See there.
+        gradients: See there.
         norm: Norm of the steepest direction.
         size: Size of the move by which the draw is chosen.
-
-    Returns:
-        As :func:`select`.
     """
     draws = losses.shape[1]
     value, slope = losses.double(), gradients.double().flatten(2)
