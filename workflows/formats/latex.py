@@ -13,7 +13,7 @@ from workflows.audit import Finding
 from workflows.formats.findings import NumberedFinding, numbered_findings, on_lines, shown
 from workflows.tables.table import Table
 
-__all__ = ["PACKAGES", "document", "escaped", "table_latex"]
+__all__ = ["PACKAGES", "document", "escaped"]
 
 PACKAGES = "booktabs, graphicx, threeparttable"
 """What a document needs that holds the tables."""
@@ -53,11 +53,6 @@ def document(tables: Sequence[Table], title: str, findings: Sequence[Finding]) -
     for place, table in enumerate(tables):
         parts.append(_parts(table, title, findings, words, unplaced if place == 0 else []))
     return "\n".join(parts)
-
-
-def table_latex(table: Table, title: str = "", findings: Sequence[Finding] = ()) -> str:
-    """Render a table, or its parts."""
-    return document([table], title, findings)
 
 
 def _parts(

@@ -217,10 +217,6 @@ class Reference:
     dataset: str | None
     smoke: bool
 
-    def has(self, value: Published) -> bool:
-        """Return whether a published value is one of these; figures have none of their own."""
-        return value.table == self.table and self.dataset in (None, value.dataset)
-
 
 def reference(name: str) -> Reference | None:
     """Return what a sweep repeats: named ``PAPER``, ``PAPER-table2-cifar10`` or ``PAPER-figure4-smoke-digits``."""
