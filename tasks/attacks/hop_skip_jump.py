@@ -95,14 +95,7 @@ class HopSkipJumpConfig(AttackConfig):
 
 
 class _Search:
-    """Points at the boundary of a batch; every image asks its own questions.
-
-    Arguments:
-        target: Whom they are put to.
-        x: Clean images.
-        omega: Randomness of the images.
-        config: The attack.
-    """
+    """Points at the boundary of a batch; every image asks its own questions."""
 
     def __init__(self, target: Target, x: Tensor, omega: Omega, config: HopSkipJumpConfig) -> None:
         self.target, self.x, self.omega, self.config = target, x, omega, config

@@ -78,14 +78,7 @@ class RaySConfig(AttackConfig):
 
 
 class _Search:
-    """Directions and radii of a batch; every image asks its own questions.
-
-    Arguments:
-        target: Whom they are put to.
-        x: Clean images.
-        queries: Of each image.
-        tolerance: Of radii.
-    """
+    """Directions and radii of a batch; every image asks its own questions."""
 
     def __init__(self, target: Target, x: Tensor, queries: int, tolerance: float) -> None:
         self.target, self.x, self.tolerance = target, x, tolerance

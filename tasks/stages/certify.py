@@ -37,13 +37,7 @@ __all__ = ["CertifyStage", "SampleStage", "SequenceStage", "Smoothed"]
 
 
 class _Fitting:
-    """A base classifier that answers a batch of samples in parts where the device has no memory for all of it.
-
-    Arguments:
-        base: The base classifier.
-        context: Knows how much fits.
-        key: What it knows that by.
-    """
+    """A base classifier that answers a batch of samples in parts where the device has no memory for all of it."""
 
     def __init__(self, base: BaseClassifier, context: Context, key: str) -> None:
         self._base = base

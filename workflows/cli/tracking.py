@@ -125,14 +125,7 @@ def _track_all(store: str, mlflow: str | None) -> None:
 
 
 def _track(loaded: Sweep, opened: Store, mlflow: str | None, command: str) -> bool:
-    """Log what is committed of a sweep; returns whether anything is.
-
-    Arguments:
-        loaded: The sweep.
-        opened: Its store.
-        mlflow: The option ``--mlflow``.
-        command: The command that makes its report.
-    """
+    """Log what is committed of a sweep; returns whether anything is."""
     tracker = open_tracker(mlflow, loaded, opened.uri, strict=True, wanted="track")
     assert tracker is not None
     from workflows.analysis import Analysis
