@@ -87,10 +87,6 @@ def load_state_dict(path: str | Path, *, what: str = "weights") -> dict[str, Ten
     Takes ``.safetensors`` and torch files (``weights_only=True``), see :mod:`defense.weight_files`. A state dict that
     lies under ``state_dict`` or another name, and key prefixes ``module.`` left by DataParallel, are unwrapped.
 
-    Arguments:
-        path: The file.
-        what: What it is, for messages.
-
     Raises:
         InvalidInput: The file cannot be read, or holds several.
     """

@@ -177,9 +177,6 @@ class EnergyConfig(Spec):
     def resolved(self, base: Path) -> Self:
         """This config with its checkpoint found, hashed and checked.
 
-        Arguments:
-            base: Folder at which relative paths start.
-
         Raises:
             InvalidInput: Unknown architecture, no weights, a missing file or one with another hash.
         """

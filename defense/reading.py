@@ -27,11 +27,6 @@ _LONGEST_CAUSE = 300
 def reading(path: str | Path, what: str, *, hint: str = "Fetch it again, or give another file.") -> Iterator[None]:
     """Turn every error inside into an InvalidInput with the file and the cause; puregrid's own pass.
 
-    Arguments:
-        path: The file or folder that is read.
-        what: What it is, for the message.
-        hint: What to do.
-
     Raises:
         InvalidInput: Something inside raised; or the file is a device, a pipe or a socket, which may have no end.
     """
@@ -104,10 +99,6 @@ def _finite(digits: str) -> float:
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
     """Return the mapping in a JSON file.
-
-    Arguments:
-        path: The file.
-        what: What it is, for the message.
 
     Raises:
         InvalidInput: It is missing, no JSON (:func:`parse_json`), or no mapping.

@@ -188,11 +188,7 @@ def _without_field(match: re.Match[str]) -> str:
 
 
 class RedactingStream:
-    """A text stream that writes everything without credentials, whoever writes: tracebacks, usage errors, libraries.
-
-    Arguments:
-        stream: Where to write.
-    """
+    """A text stream that writes everything without credentials, whoever writes: tracebacks, usage errors, others."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -92,11 +92,7 @@ def _refuse_shared_noise(purifier: Purifier) -> None:
 
 
 class Bare:
-    """A classifier of noised images, without anything in front.
-
-    Arguments:
-        classifier: Images to logits, frozen.
-    """
+    """A classifier of noised images, without anything in front."""
 
     def __init__(self, classifier: nn.Module) -> None:
         self.classifier = classifier

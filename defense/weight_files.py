@@ -101,10 +101,6 @@ def read_sets(path: str | Path, *, what: str = "weights") -> Sets:
 def read_content(path: str | Path, *, what: str = "weights") -> Any:
     """Return the content of a file of weights, as it was saved.
 
-    Arguments:
-        path: See :func:`read_sets`.
-        what: See there.
-
     Raises:
         InvalidInput: See there.
     """

@@ -105,22 +105,14 @@ class CifarResNet(FeatureNet):
 
 
 class ResNet18(CifarResNet):
-    """Groups of two basic blocks; 512 features.
-
-    Arguments:
-        classes: Number of classes.
-    """
+    """Groups of two basic blocks; 512 features."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__(ProjectionBlock, (2, 2, 2, 2), classes)
 
 
 class ResNet50(CifarResNet):
-    """Groups of 3, 4, 6 and 3 bottleneck blocks; 2048 features.
-
-    Arguments:
-        classes: Number of classes.
-    """
+    """Groups of 3, 4, 6 and 3 bottleneck blocks; 2048 features."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__(BottleneckBlock, (3, 4, 6, 3), classes)

@@ -26,11 +26,7 @@ class _Borrowed(FeatureNet):
 
 
 class MobileNetV2(_Borrowed):
-    """torchvision's MobileNetV2 at width 1 with the strides of CIFAR.
-
-    Arguments:
-        classes: Number of classes.
-    """
+    """torchvision's MobileNetV2 at width 1 with the strides of CIFAR."""
 
     features: nn.Module
     classifier: nn.Sequential
@@ -67,11 +63,7 @@ class MobileNetV2(_Borrowed):
 
 
 class ShuffleNetV2(_Borrowed):
-    """torchvision's ShuffleNetV2 x1.0 with the strides of CIFAR.
-
-    Arguments:
-        classes: Number of classes.
-    """
+    """torchvision's ShuffleNetV2 x1.0 with the strides of CIFAR."""
 
     conv1: nn.Sequential
     stage2: nn.Module

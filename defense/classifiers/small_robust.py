@@ -62,11 +62,7 @@ class PlainBlock(nn.Module):
 
 
 class ResNet4b(FeatureNet):
-    """Four residual blocks and a hidden layer.
-
-    Arguments:
-        classes: Number of classes.
-    """
+    """Four residual blocks and a hidden layer."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()

@@ -188,13 +188,7 @@ def _at_the_range(found: Differences) -> Differences:
 
 
 def mode_gradient(found: Differences, mode: str, *, exact: bool) -> ModeGradient:
-    """Return the errors of a gradient mode.
-
-    Arguments:
-        found: The slopes.
-        mode: The mode.
-        exact: Whether it is meant to be the gradient of the function.
-    """
+    """Return the errors of a gradient mode."""
     part = found.subject.part
     gradient = (found.exact if mode == "exact" else found.autograd(mode)).double().cpu()
     errors = found.errors(gradient)

@@ -85,10 +85,6 @@ def probe_classifier(
 def probe_subject(subject: Subject, reference: Tensor | None = None) -> Probe:
     """Ask every check.
 
-    Arguments:
-        subject: What is probed.
-        reference: Images of the test set.
-
     Raises:
         InvalidInput: There are fewer than two images.
     """

@@ -276,13 +276,7 @@ class SpreadConfig(OptimisedConfig):
         return middle - self.spread, middle + self.spread
 
     def chain(self, kind: Callable[..., Chain], denoiser: EpsModel, **more: Any) -> Chain:
-        """Return a chain of some kind with the fields of this config.
-
-        Arguments:
-            kind: Its class.
-            denoiser: Its network.
-            more: What else it takes.
-        """
+        """Return a chain of some kind with the fields of this config."""
         chain = kind(
             denoiser,
             *self.interval(),

@@ -34,12 +34,7 @@ _FIRST_ID = 3
 
 
 class SmoothClassifier(nn.Module):
-    """A small network without kinks, asked image by image: its rounding cannot depend on the batch.
-
-    Arguments:
-        channels: Channels of the images.
-        classes: Number of classes.
-    """
+    """A small network without kinks, asked image by image: its rounding cannot depend on the batch."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()

@@ -43,11 +43,6 @@ def least_classes(name: str) -> int:
 def check_classes(field: str, losses: str | Sequence[str], classes: int) -> None:
     """Refuse losses that have no value with so few classes, before anything is computed.
 
-    Arguments:
-        field: The field of an attack that names them, for the message.
-        losses: A name, or several.
-        classes: Number of classes.
-
     Raises:
         InvalidInput: One has none; with its path.
     """

@@ -13,11 +13,6 @@ __all__ = ["check_targets", "towards", "wrong_classes"]
 def check_targets(field: str, count: int, classes: int) -> None:
     """Refuse more target classes than there are wrong ones, before anything is computed.
 
-    Arguments:
-        field: The field of an attack that says how many, for the message.
-        count: How many.
-        classes: Number of classes.
-
     Raises:
         InvalidInput: There are fewer; with the path of the field.
     """

@@ -55,14 +55,7 @@ class Output:
 
 
 class Components(NamedTuple):
-    """The parts of a stage's own computation; None where it has no such part.
-
-    Arguments:
-        classifier: The classifier that is asked.
-        purifier: The purifier in front of it.
-        attack: The attack that is run.
-        corruption: The corruption that is applied.
-    """
+    """The parts of a stage's own computation; None where it has no such part."""
 
     classifier: ClassifierConfig | None = None
     purifier: PurifierConfig | None = None

@@ -133,10 +133,6 @@ def extra_column(values: Mapping[str, list[float] | list[list[float]]], count: i
 def attack_columns(values: Mapping[str, pa.Array], extra: pa.Array) -> dict[str, pa.Array]:
     """Return what an attack says of its images as columns of the rows.
 
-    Arguments:
-        values: Those of declared columns, by name with the prefix.
-        extra: The others, from :func:`extra_column`.
-
     Raises:
         InvalidInput: A value has the name of one of puregrid's columns and another type.
     """

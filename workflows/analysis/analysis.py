@@ -213,11 +213,7 @@ class Analysis:
         return [*(table.warning for table in self.tables if table.warning), *self.missing]
 
     def provenance(self, command: str) -> Provenance:
-        """Where the numbers come from.
-
-        Arguments:
-            command: The command that reproduces them.
-        """
+        """Where the numbers come from."""
         return provenance(self.results, command)
 
     # Tables

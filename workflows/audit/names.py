@@ -8,11 +8,7 @@ __all__ = ["NamesBeside"]
 
 
 class NamesBeside:
-    """Names of the corruption and certificate cells of a sweep.
-
-    Arguments:
-        sweep: The sweep.
-    """
+    """Names of the corruption and certificate cells of a sweep."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._labels = sweep.labels

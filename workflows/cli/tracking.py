@@ -61,12 +61,7 @@ def open_tracker(mlflow: str | None, sweep: Sweep, store_uri: str, *, strict: bo
 
 
 def pages(analysis: Analysis, command: str) -> dict[str, str]:
-    """Return the report and its figures as artifacts of the sweep's run; the same rows give the same pages.
-
-    Arguments:
-        analysis: The sweep's analysis.
-        command: The command that makes the report, for its provenance.
-    """
+    """Return the report and its figures as artifacts of the sweep's run; the same rows give the same pages."""
     from workflows.report import report
     from workflows.report.figures import figures
 

@@ -224,14 +224,7 @@ class Builder(Settings):
     def _combinations(
         self, base: type[Spec], keys: Keys, entry: dict[str, Any], beside: frozenset[str] = frozenset()
     ) -> Iterator[tuple[Any, Combination]]:
-        """Yield the resolved configs of an entry, each with its combination.
-
-        Arguments:
-            base: What the configs are.
-            keys: The entry's place.
-            entry: A mapping, see :func:`items`.
-            beside: Fields of the entry that are not the config's.
-        """
+        """Yield the resolved configs of an entry, each with its combination."""
         document, value = self.document, entry[base.named_by or ""]
         if isinstance(value, base):
             known_keys(document, keys, entry, {base.named_by or "", *beside})

@@ -141,13 +141,7 @@ class Sweep:
 
     @classmethod
     def of_grid(cls, grid: Grid, text: str, document: Document) -> Self:
-        """Return the sweep of a document.
-
-        Arguments:
-            grid: What the document says.
-            text: The text of the sweep file.
-            document: Where its entries are written.
-        """
+        """Return the sweep of a document."""
         sweep = cls.__new__(cls)
         sweep._set(text, document, grid)
         return sweep

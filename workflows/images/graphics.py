@@ -23,13 +23,7 @@ _CELL = (10, 20)
 
 
 def wanted_images(images: str, color: str, *, colours: bool) -> str:
-    """Return ``sixel``, ``blocks`` or ``none``.
-
-    Arguments:
-        images: The option ``--images``.
-        color: The option ``--color``.
-        colours: Whether stdout is a terminal with colours, and its user wants them.
-    """
+    """Return ``sixel``, ``blocks`` or ``none``."""
     if images != "auto":
         return images
     if color == "always":

@@ -51,12 +51,6 @@ def log_text(client: Any, run: Any, path: str, text: str) -> None:
 
     MLflow's client remembers in its process where the artifacts of a run are, by the run's id alone: with a store and
     then with its copy, it would write to the first one.
-
-    Arguments:
-        client: MLflow.
-        run: The run, as MLflow has it now.
-        path: Where below the run's artifacts.
-        text: What.
     """
     folder = local_path(run.info.artifact_uri)
     if folder is None:

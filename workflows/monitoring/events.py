@@ -78,10 +78,6 @@ def log_event(event: str, **fields: Field) -> None:
 def log_to(path: Path | None, **constant: Field) -> Iterator[None]:
     """Append the events inside to a file; None logs nothing.
 
-    Arguments:
-        path: The file; its folder must exist.
-        constant: Fields that every line has.
-
     Raises:
         InvalidInput: The file cannot be written.
     """

@@ -39,11 +39,7 @@ class Previews:
         self._seen = 0
 
     def tick(self, committed: int) -> None:
-        """Show a table if it is time for one, and units were committed since the last.
-
-        Arguments:
-            committed: Units that the run has committed.
-        """
+        """Show a table if it is time for one, and units were committed since the last."""
         passed = self._clock() - self._started
         if committed == self._seen or passed < self._due:
             return

@@ -50,10 +50,6 @@ _SLACK = 1e-6
 def write_archive(analysis: Analysis, folder: Path) -> str:
     """Write the adversarial images of a sweep, and what was answered to them.
 
-    Arguments:
-        analysis: The sweep's analysis.
-        folder: Where; it is made, and files of these names are replaced.
-
     Returns:
         The sha256 of the manifest, which speaks for all other files.
     """

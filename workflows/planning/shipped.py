@@ -72,11 +72,7 @@ def _shipped() -> dict[str, Any]:
 
 
 def shipped_costs(kinds: Iterable[Kind]) -> dict[Kind, Cost]:
-    """Guess the cost of kinds of units on the processors of this machine; kinds of unknown networks are left out.
-
-    Arguments:
-        kinds: The kinds.
-    """
+    """Guess the cost of kinds of units on the processors of this machine; kinds of unknown networks are left out."""
     shipped, found = _shipped(), dict[Kind, float]()
     for kind in set(kinds):
         factor, each = shipped["factors"].get(group(kind)), shipped["networks"].get(kind.model)

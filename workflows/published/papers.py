@@ -180,11 +180,6 @@ def load_paper(name: str) -> Paper:
 def mean_gains(paper: Paper, defence: str, table: str) -> dict[str, float]:
     """Return the mean over corruptions of accuracy with a defence minus without, in points, for each classifier.
 
-    Arguments:
-        paper: The paper.
-        defence: Which defence.
-        table: Which table.
-
     Returns:
         By classifier, and as ``all`` the mean over all cells.
     """

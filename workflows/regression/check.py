@@ -164,11 +164,6 @@ def measures(cell: CellOutcome) -> list[str]:
 def check(before: Snapshot, now: Snapshot, gate: Gate) -> list[CellVerdict]:
     """Compare every cell of a sweep with a baseline.
 
-    Arguments:
-        before: The baseline.
-        now: The sweep.
-        gate: What counts as worse.
-
     Returns:
         A verdict a cell of the sweep, in its order, then of cells that only the baseline has.
 

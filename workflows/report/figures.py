@@ -267,10 +267,6 @@ def t_star_families(defences: Mapping[str, Defence], t_star: Mapping[str, int]) 
 
     A defence of as many steps as it is deep is one of those with so many steps, if there are others; if not, the
     steps follow t*.
-
-    Arguments:
-        defences: The defence of each cell.
-        t_star: t* of each cell.
     """
     kinds: dict[str, tuple[str, int | None]] = {}
     for cell, defence in defences.items():

@@ -55,10 +55,6 @@ def report_to(
 def check_out(out: Path | str | None, how: Format) -> Path:
     """Return where a report will be, after a look whether it can be written there.
 
-    Arguments:
-        out: As :func:`report_to`.
-        how: See there.
-
     Raises:
         InvalidInput: See there.
     """

@@ -62,10 +62,6 @@ def gain_frame(groups: Groups) -> pd.DataFrame:
 def mce_frame(groups: Groups, baseline: str) -> pd.DataFrame:
     """:func:`mce_table` of every group that has a baseline of its data set, seed and origin.
 
-    Arguments:
-        groups: The groups.
-        baseline: A classifier, whose errors without a defence are the baseline.
-
     Raises:
         InvalidInput: As :func:`mce_table`; or there is no such classifier among them.
     """

@@ -155,13 +155,6 @@ class Store:
         of two attempts one wins and both return the winner's record, and what the loser wrote is removed. See
         ``docs/invariants/commit.md``.
 
-        Arguments:
-            spec: The stage.
-            stage_id: Its id (``spec.id``, computed once by the caller).
-            chunk: The chunk.
-            output: What the unit computed.
-            attempt: Who computed it.
-
         Raises:
             StoreUnavailable: The store is full, refuses, or has been unreachable for a minute; nothing is committed.
             NewerCommit: A later version of puregrid has committed it, in a way that this one cannot read.

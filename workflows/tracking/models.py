@@ -37,12 +37,7 @@ class Model:
 
 
 class Models:
-    """The models of an experiment, each once.
-
-    Arguments:
-        client: MLflow.
-        experiment: Id of the experiment.
-    """
+    """The models of an experiment, each once."""
 
     def __init__(self, client: BoundedClient, experiment: str) -> None:
         self._client = client

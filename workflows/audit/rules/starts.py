@@ -38,13 +38,7 @@ SAME = 1e-6
 
 
 class Starts:
-    """The images of one attack that are its random starts; nothing for attacks that have none.
-
-    Arguments:
-        attack: The attack.
-        seed: Seed of its stage.
-        noise: Version of its normal numbers.
-    """
+    """The images of one attack that are its random starts; nothing for attacks that have none."""
 
     def __init__(self, attack: AttackConfig, seed: int, noise: NoiseVersion) -> None:
         random = isinstance(attack, PGDConfig) and attack.random_start and attack.keep == "best" and not attack.warm
