@@ -71,8 +71,9 @@ class StageSpec(Spec):
     version: int
 
     def inputs(self) -> dict[str, StageSpec]:
-        """Stages whose images or rows this one reads, by role."""
-        return {}
+        """Stages whose images or rows this one reads, by role: its field ``source``, if it has one."""
+        source: StageSpec | None = self.parameter("source")
+        return {} if source is None else {"source": source}
 
     @property
     def reads(self) -> Literal["images", "rows", "images and rows"]:
@@ -87,7 +88,8 @@ class StageSpec(Spec):
     @property
     def threat(self) -> AttackConfig | CorruptionConfig | None:
         """What made, or makes, the images that it is about; None where they are clean."""
-        return self.components.attack or self.components.corruption
+        source: StageSpec | None = self.parameter("source")
+        return self.components.attack or self.components.corruption or (None if source is None else source.threat)
 
     @property
     def kind(self) -> Kind:

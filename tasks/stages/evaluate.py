@@ -19,9 +19,7 @@ from defense.aggregate import UNASKED, Until, still_to_ask
 from defense.classifiers import ClassifierConfig
 from defense.purifiers import PurifierConfig
 from defense.randomness import Omega
-from tasks.attacks import AttackConfig
 from tasks.compute import Compute, Context
-from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
 from tasks.stages.attack import AttackStage
 from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table
@@ -48,19 +46,10 @@ class EvaluateStage(StageSpec):
     seed: int
     compute: Compute
 
-    def inputs(self) -> dict[str, StageSpec]:
-        """Return the attack or corruption, if any."""
-        return {} if self.source is None else {"source": self.source}
-
     @property
     def components(self) -> Components:
         """See :class:`StageSpec`."""
         return Components(self.classifier, self.purifier)
-
-    @property
-    def threat(self) -> AttackConfig | CorruptionConfig | None:
-        """See :class:`StageSpec`."""
-        return None if self.source is None else self.source.threat
 
     def label(self) -> str:
         """Return what is judged, on which images."""
