@@ -43,7 +43,8 @@ from defense.purifiers import BitDepthConfig, GaussianNoiseConfig, Purifier
 from defense.torchvision_cpu import allow_torchvision_import
 from puregrid import digits_denoiser
 from tasks.attacks import CarliniWagnerConfig, LowFrequencyConfig, SPSAConfig, StAdvConfig, Target, low_frequency
-from tasks.attacks.base import AttackConfig, Region
+from tasks.attacks.base import AttackConfig
+from tasks.attacks.region import Region
 from tasks.datasets import DigitsConfig
 
 Attack = Callable[[Tensor, Tensor], Tensor]

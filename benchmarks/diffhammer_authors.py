@@ -43,8 +43,8 @@ from torch.nn.functional import elu
 from defense import Omega
 from defense.gradients import GradientMode
 from tasks.attacks import DiffHammerConfig, Target
-from tasks.attacks.base import Region
 from tasks.attacks.losses import LossName, PointLoss, point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.target import PerDraw
 from workflows.statistics.proportions import worst_of
 

@@ -32,7 +32,8 @@ from tasks.attacks import AttackConfig, LadderConfig
 from tasks.stages import AttackStage, StageSpec
 from workflows.audit import Finding, findings
 from workflows.grid.load import Cell, Sweep, load_sweep
-from workflows.results.reader import Answers, Results
+from workflows.results.reader import Results
+from workflows.results.reading.rows import Answers
 from workflows.statistics.proportions import wilson
 from workflows.store import Store
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from defense import ClassifierConfig, Omega
 from tasks.attacks import APGDConfig, AutoAttackConfig, PGDConfig, Target
 from tasks.attacks.autoattack import reference_seed
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 from tasks.datasets import Cifar10Config
 from workflows.statistics.exact_tests import mcnemar
 

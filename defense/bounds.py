@@ -10,8 +10,6 @@ with a field ``unbounded`` lets a user go beyond the bounds of names::
 ``unbounded`` is not in any id: with or without it, the same numbers are the same rows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

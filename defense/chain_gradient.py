@@ -21,8 +21,6 @@ whose graph has the state. What a term sends to an origin in an earlier segment 
 image a round, so that the memory is that of the chain alone.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Hashable

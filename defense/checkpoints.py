@@ -1,7 +1,5 @@
 """Files of weights: hashing, safe loading, and messages when a file is not the one that was meant."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -88,10 +86,6 @@ def load_state_dict(path: str | Path, *, what: str = "weights") -> dict[str, Ten
 
     Takes ``.safetensors`` and torch files (``weights_only=True``), see :mod:`defense.weight_files`. A state dict that
     lies under ``state_dict`` or another name, and key prefixes ``module.`` left by DataParallel, are unwrapped.
-
-    Arguments:
-        path: The file.
-        what: What it is, for messages.
 
     Raises:
         InvalidInput: The file cannot be read, or holds several.

@@ -13,8 +13,6 @@ Other libraries that it uses are not followed. What this process has imported is
 and workers compare theirs with the driver's.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.util
@@ -29,7 +27,7 @@ from typing import Any, NamedTuple
 
 from defense.errors import InvalidInput
 
-__all__ = ["Code", "code_of_class", "code_of_modules", "is_foreign", "owners_of"]
+__all__ = ["Code", "code_of_class", "code_of_modules", "is_foreign", "is_foreign_field", "owners_of"]
 
 OWN = frozenset({"defense", "puregrid", "tasks", "workflows"})
 """puregrid's own packages: their stages have versions instead."""
@@ -63,6 +61,13 @@ def is_foreign(module: str) -> bool:
     """Return whether a module is neither puregrid's nor a library that every spec has its base classes from."""
     top = module.partition(".")[0]
     return top not in OWN and top not in _LIBRARIES
+
+
+@cache
+def is_foreign_field(kind: type, name: str) -> bool:
+    """Return whether a field is declared by a class that is not puregrid's: its name may mean anything there."""
+    declaring = next((base for base in kind.__mro__ if name in inspect.get_annotations(base)), kind)
+    return declaring.__module__.partition(".")[0] not in OWN
 
 
 def owners_of(value: Any) -> tuple[str, ...]:

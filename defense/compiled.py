@@ -10,8 +10,6 @@ first. Nothing is chosen by timing (``max-autotune``), which would choose differ
 that needs more programs than :data:`PROGRAMS` raises: the compiler would otherwise quietly go on without compiling.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

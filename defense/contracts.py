@@ -1,7 +1,5 @@
 """The purifier's contract suite under its former name; import it from :mod:`puregrid.testing`."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

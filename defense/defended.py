@@ -14,8 +14,6 @@ Aggregation of the K draws, with :math:`p_k = \mathrm{softmax}(f(D(x;\omega_k)))
 * ``single``: one draw, its logits.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, get_args
 

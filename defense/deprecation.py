@@ -8,8 +8,6 @@ A public name is deprecated in one release and removed no earlier than the secon
 The warning is a :class:`FutureWarning`, which Python shows to users, and names the line that calls.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import re

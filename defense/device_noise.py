@@ -9,8 +9,6 @@ The kernel is written in Triton, which PyTorch for CUDA brings along. Before a p
 numbers on either side, and their bits are equal. Where there is no Triton the CPU makes the numbers.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 

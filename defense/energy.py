@@ -12,8 +12,6 @@ the identity for a Jacobian, and the exact gradient through the whole chain is t
 nothing. The network that ships with puregrid is smooth (SiLU), so that there the two differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,9 +176,6 @@ class EnergyConfig(Spec):
 
     def resolved(self, base: Path) -> Self:
         """This config with its checkpoint found, hashed and checked.
-
-        Arguments:
-            base: Folder at which relative paths start.
 
         Raises:
             InvalidInput: Unknown architecture, no weights, a missing file or one with another hash.

@@ -4,8 +4,6 @@ A type annotation says where: ``tuple[AttackConfig, ...]`` has an entry at each 
 ``ClassifierConfig | None`` one or none. :class:`defense.spec.Spec` reads its fields by this.
 """
 
-from __future__ import annotations
-
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

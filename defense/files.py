@@ -5,8 +5,6 @@ To open a pipe may wait for ever, a device may have no end, and a name may be no
 for, and :func:`write_text` leaves either the old file or the new one, whatever happens.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -95,13 +93,6 @@ def existing(
 ) -> Path:
     """Return the path of a file or folder that is there and can be read.
 
-    Arguments:
-        name: As :func:`path_of`.
-        what: See there.
-        kind: What it must be.
-        base: See there.
-        where: See there.
-
     Raises:
         InvalidInput: As :func:`path_of`; or it is not there, is no file or folder (a device, a pipe), or may not be
             read.
@@ -129,13 +120,6 @@ def found(
     where: str | None = None,
 ) -> Path:
     """Return the absolute path of a file or folder, for a caller who has more to say of one that is not there.
-
-    Arguments:
-        name: As :func:`path_of`.
-        what: See there.
-        kind: What it must be, if it is there.
-        base: See there.
-        where: See there.
 
     Raises:
         InvalidInput: As :func:`existing`, but not where there is nothing.
@@ -210,11 +194,6 @@ def writable(name: str | Path, what: str, *, where: str | None = None, make_fold
 
 def writable_folder(name: str | Path, what: str, *, where: str | None = None) -> Path:
     """Return the path of a folder in which files can be written, or that can be made.
-
-    Arguments:
-        name: As :func:`path_of`.
-        what: See there.
-        where: See there.
 
     Raises:
         InvalidInput: As :func:`path_of`; or it is something else, or may not be written or made.

@@ -114,14 +114,7 @@ def purify(
         # Not x + (purified - x): that would round.
         return _StraightThrough.apply(x, purified)  # type: ignore[no-untyped-call,no-any-return]
     identity = (number_of(purifier), str(mode))
-    if mode.name == "surrogate":
-        purifier = purifier.surrogate(mode.steps)
-    if mode.name == "soft":
-        purifier = purifier.softened()
-    if mode.name == "exact-no-second-moment":
-        purifier = purifier.without_second_moment()
-    guidance_path = mode.name != "exact-no-guidance-path"
-    return through_chain(purifier, x, omega, guidance_path, segment, identity=identity)[0]
+    return through_chain(_differentiated(purifier, mode), x, omega, _guides(mode), segment, identity=identity)[0]
 
 
 def purify_and_deviate(
@@ -137,11 +130,11 @@ def purify_and_deviate(
 
     Arguments:
         purifier: The purifier; one that noises its input, or a sequence with such a stage.
-        x: Images in [0, 1], shape (B, C, H, W).
-        omega: Randomness of each batch element.
+        x: See :func:`purify`.
+        omega: See there.
         mode: Gradient mode or its name, one that goes through the chain.
         every: Which states are compared: of each round the last one, and every so many-th before it.
-        segment: See :func:`purify`.
+        segment: See there.
 
     Returns:
         Purified images, as :func:`purify` gives them, and L_dev in diffusion units squared, shape (B,), with the
@@ -157,21 +150,28 @@ def purify_and_deviate(
             "there: use exact or surrogate(K)."
         )
     identity = (number_of(purifier), str(mode))
-    if mode.name == "surrogate":
-        purifier = purifier.surrogate(mode.steps)
-    if mode.name == "soft":
-        purifier = purifier.softened()
-    if mode.name == "exact-no-second-moment":
-        purifier = purifier.without_second_moment()
+    purifier = _differentiated(purifier, mode)
     count = compared(purifier, every)
     if not count:
         raise InvalidInput(
             f"{type(purifier).__name__} does not noise its input and reverse that: it has no states of a forward "
             "process from which those of the reverse process could deviate."
         )
-    guidance_path = mode.name != "exact-no-guidance-path"
-    purified, deviation = through_chain(purifier, x, omega, guidance_path, segment, every, identity)
+    purified, deviation = through_chain(purifier, x, omega, _guides(mode), segment, every, identity)
     return purified, deviation / count
+
+
+def _differentiated(purifier: Purifier, mode: GradientMode) -> Purifier:
+    """Return the chain through which a mode differentiates."""
+    if mode.name == "surrogate":
+        return purifier.surrogate(mode.steps)
+    if mode.name == "soft":
+        return purifier.softened()
+    return purifier.without_second_moment() if mode.name == "exact-no-second-moment" else purifier
+
+
+def _guides(mode: GradientMode) -> bool:
+    return mode.name != "exact-no-guidance-path"
 
 
 class _StraightThrough(torch.autograd.Function):

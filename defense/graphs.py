@@ -6,8 +6,6 @@ ever. Labels are an input like images, so that one recording serves all time ste
 has never run on a GPU, and ``benchmarks/gpu.py`` is where it would be measured first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -13,8 +13,6 @@ size; where that is reproduced, the batch size is a declared constant (``gdmp``)
 classifier. That dependence is part of the defence, and of its exact gradient.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

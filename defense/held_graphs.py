@@ -9,8 +9,6 @@ visiting the nodes of the graph; weights, which are there anyway, are left out. 
 is rebuilt, so that its states are compared with those of the forward pass.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import threading

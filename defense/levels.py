@@ -5,8 +5,6 @@ tensor of shape (B, 1, 1, 1): near the clean end what float32 leaves of 1 - abar
 when it meets them, as a number does.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ The ``lpips`` package ships the calibrated linear layers; its backbone, torchvis
 ImageNet, it would download without asking. Here the backbone's checkpoint is a file that the user names.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 

@@ -1,7 +1,5 @@
 """The networks of a purifier."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 

@@ -14,8 +14,6 @@ asserted when it is read. The quantile is smooth, so that the file holds third d
 (0, -1, 1, -2, ... as 0, 1, 2, 3, ...), by the bytes of equal weight, deflated: 8 KB for 127, to the bit.
 """
 
-from __future__ import annotations
-
 import hashlib
 import zlib
 from functools import cache

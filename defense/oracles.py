@@ -23,7 +23,7 @@ from torch import Tensor
 from defense.levels import factor, root
 from defense.schedules import Levels, Schedule
 
-__all__ = ["GaussianMixtureDenoiser", "gaussian_slope", "gaussian_variance"]
+__all__ = ["GaussianMixtureDenoiser"]
 
 
 class GaussianMixtureDenoiser:
@@ -81,14 +81,3 @@ class GaussianMixtureDenoiser:
     def responsibilities(self, z: Tensor, t: int) -> Tensor:
         """Return the posterior probability of each component given ``z`` at level ``t``, shape (*z.shape, K)."""
         return self._components(z, float(self.schedule.abar[t]))[0]
-
-
-def gaussian_slope(abar: float, variance: float) -> float:
-    """E[purified | x] = k x for p0 = N(0, s2): k = a s2 / (a s2 + 1 - a), in the limit of small steps."""
-    return abar * variance / (abar * variance + 1 - abar)
-
-
-def gaussian_variance(abar: float, variance: float) -> float:
-    """Var[purified | x] for p0 = N(0, s2): posterior variance plus the forward noise carried through."""
-    total = abar * variance + 1 - abar
-    return variance * (1 - abar) / total + (1 - abar) * abar * variance**2 / total**2

@@ -6,8 +6,6 @@ needs, for a notebook. What runs sweeps, logs them and writes reports are the ex
 ``report``; ``all`` is the three.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -11,8 +11,6 @@ beside them, what autocast makes of them; under autocast to bfloat16 it uses tho
 number, so the result has the same bits. Without autocast, or under another type, nothing is different.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ Parsers of other libraries raise what they like on a damaged file (``struct.erro
 ``UnicodeDecodeError``, ...), and no list of them is complete.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -28,11 +26,6 @@ _LONGEST_CAUSE = 300
 @contextmanager
 def reading(path: str | Path, what: str, *, hint: str = "Fetch it again, or give another file.") -> Iterator[None]:
     """Turn every error inside into an InvalidInput with the file and the cause; puregrid's own pass.
-
-    Arguments:
-        path: The file or folder that is read.
-        what: What it is, for the message.
-        hint: What to do.
 
     Raises:
         InvalidInput: Something inside raised; or the file is a device, a pipe or a socket, which may have no end.
@@ -106,10 +99,6 @@ def _finite(digits: str) -> float:
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
     """Return the mapping in a JSON file.
-
-    Arguments:
-        path: The file.
-        what: What it is, for the message.
 
     Raises:
         InvalidInput: It is missing, no JSON (:func:`parse_json`), or no mapping.

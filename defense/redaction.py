@@ -10,8 +10,6 @@ Errors of other libraries may repeat a password without its URI, or decoded. So 
 once, :func:`remember`, are replaced wherever they stand alone.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import TextIO
@@ -190,11 +188,7 @@ def _without_field(match: re.Match[str]) -> str:
 
 
 class RedactingStream:
-    """A text stream that writes everything without credentials, whoever writes: tracebacks, usage errors, libraries.
-
-    Arguments:
-        stream: Where to write.
-    """
+    """A text stream that writes everything without credentials, whoever writes: tracebacks, usage errors, others."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -4,8 +4,6 @@ A name is looked up among the built-in entries, then among the Python entry poin
 (``puregrid.purifiers``, ...), and a name of the form ``module:attribute`` is imported as it stands.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import signal

@@ -28,9 +28,7 @@ Every sampler is a chain of Gaussian transitions from level t to s < t. With
 * Euler on the probability-flow ODE (equation 13 there):
   :math:`z_s = z_t + \tfrac\Delta2 (z_t + \text{score})`;
 
-* both in the time of the continuous VP process, as the public code of DiffPure integrates them
-  (:class:`ContinuousVP`): levels :math:`\bar\alpha(t/1000)` of ``vp-continuous`` whatever the schedule, the last step
-  to 1e-5, and :math:`\Delta = \beta(t)\,(t - s)/1000` with :math:`\beta` at the level that the step leaves.
+* both in the time of the continuous VP process: :mod:`defense.continuous_vp`.
 
 A grid of two levels, t and 0, is one-shot denoising. No noise enters the last step of ancestral and DDIM; the SDE
 has its noise in every step.
@@ -46,13 +44,11 @@ unless :meth:`Sampler.noised_to` says otherwise, as some public code has it.
 last step has no noise, but decides its ``gain``: ``last_gain = "posterior"``.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
@@ -61,15 +57,13 @@ from torch import Tensor
 
 from defense.errors import InvalidInput
 from defense.levels import factor, log, root
-from defense.schedules import Levels, Schedule, vp_abar
+from defense.schedules import Levels, Schedule
 
 __all__ = [
     "DDIM",
     "Ancestral",
-    "ContinuousVP",
     "EpsModel",
     "LastGain",
-    "Noise",
     "ProbabilityFlow",
     "ReverseSDE",
     "Sampler",
@@ -77,14 +71,11 @@ __all__ = [
     "Variance",
     "forward_noise",
     "predicted_z0",
-    "reverse",
     "time_grid",
 ]
 
 Variance = Literal["small", "large", "learned"]
 LastGain = Literal["own", "posterior"]
-Noise = Callable[[int, Tensor], Tensor]
-"""``noise(t, like)``: the noise of the step that leaves level t, shaped like ``like``."""
 
 
 class EpsModel(Protocol):
@@ -256,13 +247,10 @@ class Sampler(ABC):
 
 
 class Ancestral(Sampler):
-    """Ancestral sampling; see the module.
+    """Ancestral sampling; see the module, and :class:`Sampler` for the other arguments.
 
     Arguments:
-        schedule: See :class:`Sampler`.
-        grid: See :class:`Sampler`.
         variance: ``small``, ``large`` or ``learned``.
-        clip: See :class:`Sampler`.
         last_gain: Gain of the last step with variance ``large``: its ``own`` beta, or the ``posterior`` variance of
             the step before.
     """
@@ -316,13 +304,10 @@ class Ancestral(Sampler):
 
 
 class DDIM(Sampler):
-    """DDIM; see the module.
+    """DDIM; see the module, and :class:`Sampler` for the other arguments.
 
     Arguments:
-        schedule: See :class:`Sampler`.
-        grid: See :class:`Sampler`.
         eta: 0 (deterministic) to 1 (ancestral ``small``).
-        clip: See :class:`Sampler`.
     """
 
     def __init__(self, schedule: Schedule, grid: Sequence[int], *, eta: float = 0.0, clip: bool = False) -> None:
@@ -385,83 +370,3 @@ class ProbabilityFlow(Sampler):
         abar_t, abar_s = self._levels[i]
         half = factor(log(abar_s / abar_t) / 2, z)
         return Transition(z + half * (z + self.score(i, z, eps)), 0.0, half)
-
-
-class ContinuousVP(Sampler):
-    r"""Euler steps of the reverse VP-SDE, or of its probability flow, in continuous time; see the module.
-
-    Source: the public code of Nie et al. (DiffPure), ``RevVPSDE`` with torchsde's ``euler``. A network that counts
-    discrete levels from 0 gets the index :math:`\lfloor 1000 t \rfloor` there, which is the level above that of its
-    state: ``shift = 1``. (In float32 that index is now and then one less: 3 times in the 325 steps of t* = 75, 100
-    and 150.)
-
-    Arguments:
-        schedule: The network's.
-        grid: See :class:`Sampler`, in units of 1/1000.
-        flow: Follow the probability flow instead of the SDE.
-        shift: The network is asked at this many levels above the state's.
-        clip: See :class:`Sampler`.
-
-    Raises:
-        InvalidInput: The network has no level that high.
-    """
-
-    END = 1e-5
-    """Time at which the last step ends."""
-
-    def __init__(
-        self, schedule: Schedule, grid: Sequence[int], *, flow: bool = False, shift: int = 0, clip: bool = False
-    ) -> None:
-        super().__init__(schedule, grid, clip=clip)
-        if grid[0] + shift > schedule.steps:
-            raise InvalidInput(
-                f"t_star = {grid[0]} asks the network at level {grid[0] + shift} of {schedule.name!r}, which ends at "
-                f"{schedule.steps}: take a smaller t_star, or `time: schedule`."
-            )
-        self.flow = flow
-        self.shift = shift
-
-    def _time(self, t: int) -> float:
-        return max(t / 1000, self.END)
-
-    def _abar_of(self, t: int) -> float:
-        return float(vp_abar(self._time(t)))
-
-    def asked(self, i: int) -> int:
-        """See the class."""
-        return self.grid[i] + self.shift
-
-    def transition(self, i: int, z: Tensor, eps: Tensor, v: Tensor | None = None) -> Transition:
-        """See :class:`Sampler`."""
-        t, s = self._time(self.grid[i]), self._time(self.grid[i + 1])
-        delta = (0.1 + 19.9 * t) * (t - s)
-        if self.flow:
-            return Transition(z + delta / 2 * (z + self.score(i, z, eps)), 0.0, delta / 2)
-        return Transition(z + delta * (0.5 * z + self.score(i, z, eps)), math.sqrt(delta), delta)
-
-
-def reverse(model: EpsModel, z: Tensor, sampler: Sampler, noise: Noise) -> Tensor:
-    """Run a whole reverse process without guidance.
-
-    Arguments:
-        model: Noise predictor; with ``with_variance(z, t) -> (eps, v)`` if the sampler's variance is learned.
-        z: State at level ``sampler.grid[0]``, shape (B, ...).
-        sampler: The sampler.
-        noise: Source of the per-step noise.
-
-    Returns:
-        State at level 0, shape (B, ...).
-    """
-    for i, t in enumerate(sampler.grid[:-1]):
-        asked = sampler.asked(i)
-        eps, v = model.with_variance(z, asked) if sampler.learned else (model(z, asked), None)  # type: ignore[attr-defined]
-        step = sampler.transition(i, z, eps, v)
-        z = step.mean
-        if isinstance(step.std, Tensor) or step.std > 0:
-            z = z + step.std * noise(t, z)
-    return z
-
-
-def no_noise(t: int, like: Tensor) -> Tensor:
-    """Zero noise: with it a reverse process follows its means."""
-    return torch.zeros_like(like)

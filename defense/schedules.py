@@ -29,8 +29,6 @@ Schedules:
 * ``flowpure``: sigma_eq = 0.3 t/1000, the levels of Gaussian FlowPure (arXiv 2505.13280) at u = 1 - t/1000.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

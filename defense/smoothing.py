@@ -26,8 +26,6 @@ those of the whole to the last bit, however the samples are divided between batc
 are fewer than a batch, share one with those of other images; so do all selection samples, which belong to one unit.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -94,11 +92,7 @@ def _refuse_shared_noise(purifier: Purifier) -> None:
 
 
 class Bare:
-    """A classifier of noised images, without anything in front.
-
-    Arguments:
-        classifier: Images to logits, frozen.
-    """
+    """A classifier of noised images, without anything in front."""
 
     def __init__(self, classifier: nn.Module) -> None:
         self.classifier = classifier
@@ -194,10 +188,7 @@ class Purified(_Voting):
 
     Arguments:
         purifier: The purifier; one that diffuses adds its own noise to that of the certificate.
-        classifier: Images to logits, frozen.
-        votes: K, the number of draws that vote.
-        precision: Context of the purification (autocast).
-        mean: Average the probabilities of the draws instead of counting their answers.
+        classifier, votes, precision, mean: See :class:`Denoised`; the votes are those of K draws.
         clamp: Clamp the noised image to [0, 1], which purifiers are made for. It is the first step of f, and valid.
 
     Raises:

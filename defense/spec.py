@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from inspect import isabstract
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -37,15 +36,15 @@ from pydantic import (
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from defense.bounds import FOREIGN, Bound, check_bounds
-from defense.code import Code, code_of_class
+from defense.code import Code, code_of_class, is_foreign_field
 from defense.entries import EntryOf, Inside, Reading, Spelling, structured
-from defense.errors import InvalidInput, nearest
+from defense.errors import InvalidInput
+from defense.mistakes import as_written, explained, unknown_field
 
 __all__ = ["EntryOf", "Reading", "Spec", "Spelling", "digest"]
 
 ID_LENGTH = 16
 """Hex digits of an id: 64 bits, so a million specs collide with probability below 1e-7."""
-
 
 CODE = "_code"
 """Key of the code in an identity; no field can have that name."""
@@ -132,13 +131,7 @@ class Spec(BaseModel):
 
     @classmethod
     def inner_entry(cls, field: str, entry: Any, fields: Mapping[str, Any]) -> Any:
-        """Return what an inner entry stands for, where a class has its own short forms (a ladder's rungs).
-
-        Arguments:
-            field: The field that holds it.
-            entry: A name, a mapping or a config.
-            fields: The fields around it, as far as they are given.
-        """
+        """Return what an entry in ``field`` stands for: a class may have its own short forms (a ladder's rungs)."""
         return entry
 
     @classmethod
@@ -198,34 +191,17 @@ class Spec(BaseModel):
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any], reading: Reading | None = None) -> Self:
-        """Validate the fields of an entry of this very class; every mistake has its path.
-
-        Raises:
-            InvalidInput: A mistake.
-        """
+        """Validate the fields of an entry of this very class; a mistake is an InvalidInput with its path."""
         try:
             return cls.model_validate(fields, context=reading)
         except ValidationError as error:  # of an after-validator
-            raise cls._explained(error, fields, {}, ()) from error
+            raise explained(error, fields, cls.model_fields, cls.spellings) from error
         except InvalidInput as error:
-            raise cls._as_written(error.at_field(fields), fields) from error
-
-    @classmethod
-    def _as_written(cls, error: InvalidInput, data: Mapping[str, Any]) -> InvalidInput:
-        """Return the error at the name that a field was written by."""
-        written = {cls.spellings[name].field: name for name in data if name in cls.spellings}
-        if error.keys and error.keys[0] in written and error.keys[0] not in data:
-            return type(error)(error.message, where=error.where, keys=(written[str(error.keys[0])], *error.keys[1:]))
-        return error
+            raise as_written(error.at_field(fields), fields, cls.spellings) from error
 
     @classmethod
     def spelled(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields with their proper names and values.
-
-        Raises:
-            InvalidInput: A field is given twice, by two names; something is no number; a spelling of the base class
-                means nothing here.
-        """
+        """Fields with their proper names and values; a spelling without meaning here, or a second one, is refused."""
         result = dict(fields)
         for base in cls.__mro__:
             for name, spelling in getattr(base, "spellings", {}).items():
@@ -258,54 +234,28 @@ class Spec(BaseModel):
         if reading.identity:
             data = {**{name: values[0] for name, values in cls.unsaid.items()}, **data}
         known = {*cls.model_fields, *cls.spellings, *reading.beside}
-        written = {cls.spellings[name].field: name for name in data if name in cls.spellings}
         try:
             fields = cls.spelled(data)
             return handler(cls._with_inner_specs(fields, replace(reading, beside=())))
         except ValidationError as error:
             # Without its cause: pydantic's own words say less.
-            raise cls._explained(error, data, written, reading.beside) from None
+            raise explained(error, data, cls.model_fields, cls.spellings, reading.beside) from None
         except InvalidInput as error:
             # A misspelled field goes first: what is missed here is missing because of it.
             for name in data.keys() - known - set(error.keys[:1]):
                 if difflib.get_close_matches(name, known - data.keys(), n=1):
-                    raise _unknown(name, known) from error
-            raise cls._as_written(error.at_field(data), data) from None
+                    raise unknown_field(name, known) from error
+            raise as_written(error.at_field(data), data, cls.spellings) from None
 
     @model_validator(mode="after")
     def _within_bounds(self) -> Self:
         """Runs before the validators of subclasses, which may compute something as large as a number says."""
         own = type(self).bounds
         if own is not None:
-            foreign = {name: FOREIGN for name in type(self).model_fields if _is_foreign(type(self), name)}
-            check_bounds({name: getattr(self, name) for name in type(self).model_fields}, {**foreign, **own})
+            names = type(self).model_fields
+            foreign = {name: FOREIGN for name in names if is_foreign_field(type(self), name)}
+            check_bounds({name: getattr(self, name) for name in names}, {**foreign, **own})
         return self
-
-    @classmethod
-    def _explained(
-        cls, error: ValidationError, data: Mapping[str, Any], written: Mapping[str, str], beside: tuple[str, ...]
-    ) -> InvalidInput:
-        """Return the first mistake of pydantic's list, in our words."""
-        mistakes = error.errors()
-        # A spelling that no validator has taken in is no mistake: another field kept them from it.
-        others = [mistake for mistake in mistakes if str((*mistake["loc"], "")[0]) not in cls.spellings] or mistakes
-        first = next((mistake for mistake in others if mistake["type"] == "extra_forbidden"), others[0])
-        message = first["msg"].removeprefix("Value error, ")
-        if not first["loc"]:
-            return InvalidInput(message)
-        name = str(first["loc"][0])
-        if first["type"] == "extra_forbidden":
-            return _unknown(name, {*cls.model_fields, *cls.spellings, *beside})
-        description = cls.model_fields[name].description if name in cls.model_fields else None
-        if first["type"] == "missing":
-            return InvalidInput(f"field {name!r} is missing. {description or ''}".strip())
-        value = first["input"]
-        if name in written:
-            name, value = written[name], data[written[name]]
-            description = f"It is {cls.spellings[name].unit}."
-        return InvalidInput(
-            f"{name} = {value!r} ({type(value).__name__}): {message}. {description or ''}".strip(), keys=(name,)
-        )
 
     @classmethod
     def _with_inner_specs(cls, fields: dict[str, Any], reading: Reading) -> dict[str, Any]:
@@ -431,10 +381,6 @@ class Spec(BaseModel):
         return digest(self.canonical())
 
 
-def _unknown(name: str, known: set[str]) -> InvalidInput:
-    return InvalidInput(f"unknown field {name!r}; {nearest(name, known)}", keys=(name,))
-
-
 def _resolved(spec: Spec, base: Path, *keys: str | int) -> Spec:
     try:
         return spec.resolved(base)
@@ -448,10 +394,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-@cache
-def _is_foreign(kind: type, name: str) -> bool:
-    """Return whether a field is of a class that is not puregrid's: its name may mean anything there."""
-    declaring = next((base for base in kind.__mro__ if name in inspect.get_annotations(base)), kind)
-    return declaring.__module__.partition(".")[0] not in ("defense", "tasks", "workflows", "puregrid")

@@ -4,8 +4,6 @@ A control character in a name may move the cursor, recolour a terminal or hide w
 what Python would write for it.
 """
 
-from __future__ import annotations
-
 import unicodedata
 
 __all__ = ["in_one_line", "visible"]

@@ -7,8 +7,6 @@ schemas first lets the import pass; the operators themselves stay without an imp
 uses neither. Where torch has CUDA, or torchvision is imported already, nothing is touched.
 """
 
-from __future__ import annotations
-
 import sys
 
 import torch

@@ -5,8 +5,6 @@ that hold data and nothing else; its sets are the mappings of names to tensors i
 (``state_dict``, ``model``, ``ema``, ...).
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import pathlib
@@ -102,10 +100,6 @@ def read_sets(path: str | Path, *, what: str = "weights") -> Sets:
 
 def read_content(path: str | Path, *, what: str = "weights") -> Any:
     """Return the content of a file of weights, as it was saved.
-
-    Arguments:
-        path: See :func:`read_sets`.
-        what: See there.
 
     Raises:
         InvalidInput: See there.

@@ -1,7 +1,5 @@
 """Entry point of the command ``puregrid``; the commands are in :mod:`workflows.cli`."""
 
-from __future__ import annotations
-
 import sys
 
 from defense.packages import MissingPackage, installed

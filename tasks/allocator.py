@@ -9,8 +9,6 @@ Units of other shapes do not fit into the holes of those before, so that the hea
 between units a process that holds much gives the freed pages back.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

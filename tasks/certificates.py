@@ -13,8 +13,6 @@ A defence with ``aggregation: majority-vote`` votes with its draws inside every 
 ``mean-probability`` averages them there (DiffSmooth's m); one with a single answer has one draw a sample.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator

@@ -9,8 +9,6 @@ Arrays are read through a memory map, from the tar without unpacking it, and eac
 is first read. Nothing here downloads.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import tarfile

@@ -5,8 +5,6 @@ those of plugins too, passes through :func:`checked_images` whenever it is loade
 and the images that a sweep selects of it through :func:`check_selection`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from typing import Any
 

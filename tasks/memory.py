@@ -1,7 +1,5 @@
 """The most memory that a unit took: of the GPU, or of the worker's process without one; and whether it ran out."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Probe a defence from Python: anybody's purifier or classifier, on images of a data set."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -11,8 +11,6 @@ PSNR and SSIM are torchmetrics', in float64; its PSNR is good to 1e-5 dB. Of its
 mean, which in some releases includes the mirrored edge.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -13,8 +13,6 @@ process, its descriptor. The kernel frees memory with the last process that maps
 process that is gone is dropped by the next reader.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

@@ -6,8 +6,6 @@ here needs it. Python runs a package's parent first, though, and ``import defens
 other parent that has ``defense.errors`` beside it.
 """
 
-from __future__ import annotations
-
 from defense.certify.bounds import (
     ceiling,
     cohen_dataset_bound,

@@ -24,8 +24,6 @@ as :math:`N\alpha` is large (at N = 10,000 and alpha = rho = 0.001 with 0.0016, 
 0.0037), so :func:`cohen_dataset_bound` is for comparison with printed numbers only.
 """
 
-from __future__ import annotations
-
 import bisect
 import math
 from functools import lru_cache

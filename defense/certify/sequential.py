@@ -39,8 +39,6 @@ n = 10,000 it takes 72, 65 and 59 %: where all answers agree, even a fixed-n tes
 to come within 5 % of the ceiling.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -11,8 +11,6 @@ r"""Summaries of the certificates of many images.
 Certificates with another sigma, alpha, rule or guarantee are never averaged: such a mean has no statement.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

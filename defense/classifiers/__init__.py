@@ -1,7 +1,5 @@
 """Classifiers: from images in [0, 1] to logits, with their normalisation inside."""
 
-from __future__ import annotations
-
 from defense.classifiers import robustbench, zoos
 from defense.classifiers.base import CLASSIFIERS, Architecture, ClassifierConfig, FeatureNet, Normalised
 from defense.classifiers.clip_purified import CLIPPurifiedConfig

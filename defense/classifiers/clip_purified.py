@@ -21,8 +21,6 @@ that belongs to it: ``classes``, shape (C, D); ``null``, shape (D,) or (template
 :math:`\tau` (100 without). No weights of CLIP ship with puregrid.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -9,8 +9,6 @@ ResNet-18 is the network that adversarial training is usually reported with (TRA
 TRADES; give ``mean`` and ``std`` for a checkpoint that was trained otherwise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -107,22 +105,14 @@ class CifarResNet(FeatureNet):
 
 
 class ResNet18(CifarResNet):
-    """Groups of two basic blocks; 512 features.
-
-    Arguments:
-        classes: Number of classes.
-    """
+    """Groups of two basic blocks; 512 features."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__(ProjectionBlock, (2, 2, 2, 2), classes)
 
 
 class ResNet50(CifarResNet):
-    """Groups of 3, 4, 6 and 3 bottleneck blocks; 2048 features.
-
-    Arguments:
-        classes: Number of classes.
-    """
+    """Groups of 3, 4, 6 and 3 bottleneck blocks; 2048 features."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__(BottleneckBlock, (3, 4, 6, 3), classes)

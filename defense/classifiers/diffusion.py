@@ -35,8 +35,6 @@ them. The authors draw them anew in every call.
 whose mean distance exceeds the least by ``margin`` are out, and the rest of the levels is asked for the others alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,14 +90,7 @@ class Sift(Spec):
 
 
 class _Levels(nn.Module):
-    """A denoiser with levels of its schedule, and the noise of each.
-
-    Arguments:
-        denoiser: Class-conditional noise predictor.
-        grid: Levels in diffusion units, rising.
-        weight: See the module.
-        seed: Seed of the noises.
-    """
+    """A denoiser with levels of its schedule, and the noise of each."""
 
     def __init__(self, denoiser: Any, grid: list[float], weight: Weight, seed: int) -> None:
         super().__init__()
@@ -129,16 +120,9 @@ class _Levels(nn.Module):
         return image
 
     def for_each_class(self, term: Any, i: int, x: Tensor, wanted: Tensor) -> Tensor:
-        """Return ``term(i, x, labels)`` of the wanted pairs of image and class; zero elsewhere.
+        """Return ``term(i, x, labels)``, one number a pair, where images and classes are ``wanted``; zero elsewhere.
 
-        Arguments:
-            term: From a level, images and a class for each to one number for each.
-            i: The level.
-            x: Images, shape (B, C, H, W).
-            wanted: Which pairs, shape (B, classes).
-
-        Returns:
-            Shape (B, classes).
+        ``wanted`` and what is returned have shape (B, classes).
         """
         image, label = wanted.nonzero(as_tuple=True)
 

@@ -1,7 +1,5 @@
 """A small convolutional network for the embedded 8x8 digits, with weights that ship with puregrid."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import Tensor, nn

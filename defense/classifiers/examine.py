@@ -6,8 +6,6 @@ network is asked when it is loaded: twice, one image alone and in a batch, with 
 holds is compared before and after.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -27,10 +25,6 @@ def logits_of(output: Any, classes: int | None = None) -> Tensor:
 
     A tensor is taken as it is; of a mapping or an object with ``logits`` that; of a tuple or list the only tensor of
     shape (B, classes).
-
-    Arguments:
-        output: What the network returned.
-        classes: Number of classes, if known.
 
     Raises:
         InvalidInput: It is not plain which part are the logits.

@@ -6,8 +6,6 @@ after it goes. Both then end at 4x4 pixels, as they end at 7x7 for images of 224
 torchvision's. torchvision is imported when a network is built, not before.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,11 +26,7 @@ class _Borrowed(FeatureNet):
 
 
 class MobileNetV2(_Borrowed):
-    """torchvision's MobileNetV2 at width 1 with the strides of CIFAR.
-
-    Arguments:
-        classes: Number of classes.
-    """
+    """torchvision's MobileNetV2 at width 1 with the strides of CIFAR."""
 
     features: nn.Module
     classifier: nn.Sequential
@@ -69,11 +63,7 @@ class MobileNetV2(_Borrowed):
 
 
 class ShuffleNetV2(_Borrowed):
-    """torchvision's ShuffleNetV2 x1.0 with the strides of CIFAR.
-
-    Arguments:
-        classes: Number of classes.
-    """
+    """torchvision's ShuffleNetV2 x1.0 with the strides of CIFAR."""
 
     conv1: nn.Sequential
     stage2: nn.Module

@@ -8,8 +8,6 @@ Option B, a 1x1 convolution with batch norm there, is what the checkpoints of
 ``github.com/chenyaofo/pytorch-cifar-models`` have; these are the names with ``-b``.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch.nn.functional as F

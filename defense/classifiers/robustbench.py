@@ -5,8 +5,6 @@ name has architecture, normalisation and the way that each checkpoint is read. T
 has: the package would download it, puregrid does not let it. An extra: ``pip install puregrid[robustbench]``.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 import tempfile

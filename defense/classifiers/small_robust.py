@@ -6,8 +6,6 @@ a hidden layer of 100 units. All convolutions have biases. Both are benchmark ne
 (VNN-COMP), whose names and parameter names they carry.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,11 +62,7 @@ class PlainBlock(nn.Module):
 
 
 class ResNet4b(FeatureNet):
-    """Four residual blocks and a hidden layer.
-
-    Arguments:
-        classes: Number of classes.
-    """
+    """Four residual blocks and a hidden layer."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()

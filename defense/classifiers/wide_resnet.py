@@ -9,8 +9,6 @@ Parameter names are those of the checkpoints in circulation (``block1.layer.0.co
 normalised by default, as in TRADES; give ``mean`` and ``std`` for a checkpoint that was trained otherwise.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch.nn.functional as F

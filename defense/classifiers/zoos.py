@@ -5,8 +5,6 @@ names; nothing is downloaded. Normalisation and size of the images are those tha
 number of classes is 1000, unless the options say otherwise. timm is an extra: ``pip install puregrid[timm]``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path

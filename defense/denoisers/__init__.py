@@ -1,7 +1,5 @@
 """Denoisers: networks that predict the noise in an image, behind one interface."""
 
-from __future__ import annotations
-
 from defense.denoisers.base import DENOISERS, Denoiser, DenoiserConfig, LoadDenoiser, load_denoiser
 from defense.denoisers.diffusers_folder import DiffusersConfig, DiffusersDenoiser, digits_denoiser
 from defense.denoisers.guided_diffusion import GuidedDiffusionConfig

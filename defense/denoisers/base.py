@@ -87,10 +87,6 @@ class Denoiser(nn.Module, ABC):
     def with_variance(self, z: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
         r"""Return the predicted noise, and the network's variance output if it has one.
 
-        Arguments:
-            z: See :meth:`forward`.
-            t: See :meth:`forward`.
-
         Returns:
             Noise prediction, and v of the same shape with values meant to lie in [-1, 1]: the variance of a reverse
             step is :math:`\exp(\tfrac{v+1}2 \log\beta + \tfrac{1-v}2 \log\tilde\beta)` (Nichol and Dhariwal,
@@ -126,9 +122,6 @@ class DenoiserConfig(Spec, ABC):
     @abstractmethod
     def resolved(self, base: Path) -> Self:
         """This config with absolute paths and with the hashes of its files filled in and checked.
-
-        Arguments:
-            base: Folder at which relative paths start.
 
         Raises:
             InvalidInput: A file is missing, or is not the one that the hash names.

@@ -6,8 +6,6 @@ channels in the order (channel, which of the three), and linear maps of channels
 ``map_augment``, which is zero outside training, is left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor

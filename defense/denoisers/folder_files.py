@@ -6,8 +6,6 @@ have all of it in one folder. Weights are ``diffusion_pytorch_model[.VARIANT].sa
 and shards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ or inside residual blocks. Parameters carry the names of the public implementati
 ``middle_block``, ``output_blocks``, ``time_embed``, ``out``), so that their checkpoints load.
 """  # noqa: D205
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal

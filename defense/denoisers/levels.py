@@ -9,8 +9,6 @@ estimate of the clean image is
 (Karras et al., arXiv 2206.00364, section 3, for networks that predict the noise.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

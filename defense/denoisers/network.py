@@ -1,7 +1,5 @@
 """A denoiser that is a network, and a denoiser config that is one file of weights."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -146,12 +144,6 @@ class NetworkDenoiser(Denoiser):
 
 def fit(net: nn.Module, state: Mapping[str, Tensor], path: str | Path, what: str) -> nn.Module:
     """Load tensors into a network, all or none, and set it to evaluation without gradients.
-
-    Arguments:
-        net: The network.
-        state: Tensors by their names in the network.
-        path: Where they come from, for the message.
-        what: The architecture that the config describes, for the message.
 
     Raises:
         InvalidInput: The tensors are not of this architecture, with what differs.

@@ -1,7 +1,5 @@
 """The ``config.json`` of a diffusers ``UNet2DModel``: every field checked, used or refused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

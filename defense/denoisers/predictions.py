@@ -39,8 +39,6 @@ label, 1000 times that of EDM:
           c_{in} = \frac{1}{\sqrt s},\quad c_{noise} = 250 \ln\sigma .
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from torch import Tensor
@@ -54,7 +52,6 @@ __all__ = [
     "SIGMA_MIN",
     "Prediction",
     "consistency_scalings",
-    "edm_noise_label",
     "implied_eps",
     "network_input",
     "noise_label",
@@ -77,11 +74,6 @@ LABELLED = ("edm", "consistency", "flow", "flow-reversed", "flowpure", "ve")
 
 def _sigma(abar: Any) -> Any:
     return root((1 - abar) / abar)
-
-
-def edm_noise_label(abar: float) -> float:
-    """c_noise, the noise level as an ``edm`` network takes it, 0 < abar < 1."""
-    return float(noise_label("edm", abar))
 
 
 def noise_label(prediction: Prediction, abar: Any) -> Any:

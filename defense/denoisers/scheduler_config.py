@@ -16,8 +16,6 @@ Every field of the file is used, or is one that the purifier states instead (``f
 ``clip_denoised``), or is refused.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ on the way up. Parameters carry the names and the order of the public implementa
 its checkpoints load.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal

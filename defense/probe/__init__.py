@@ -9,8 +9,6 @@ have no verdict.
 What it cannot see: a defence that waits for more calls than a probe makes, or that knows this code.
 """
 
-from __future__ import annotations
-
 from defense.probe.demands import DEMANDS, Demand
 from defense.probe.record import VERDICTS, Check, ModeGradient, Number, Probe
 from defense.probe.run import IMAGES, probe_classifier, probe_purifier, probe_subject

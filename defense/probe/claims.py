@@ -1,7 +1,5 @@
 """Are its outputs what they should be, and is what it says of its cost true?"""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """What each check asks, what its number is held against and why, and what to do where it fails."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

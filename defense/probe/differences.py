@@ -20,8 +20,6 @@ which is 1 for equal slopes and 0 for unrelated ones or where either is much lar
 gradient predicts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -190,13 +188,7 @@ def _at_the_range(found: Differences) -> Differences:
 
 
 def mode_gradient(found: Differences, mode: str, *, exact: bool) -> ModeGradient:
-    """Return the errors of a gradient mode.
-
-    Arguments:
-        found: The slopes.
-        mode: The mode.
-        exact: Whether it is meant to be the gradient of the function.
-    """
+    """Return the errors of a gradient mode."""
     part = found.subject.part
     gradient = (found.exact if mode == "exact" else found.autograd(mode)).double().cpu()
     errors = found.errors(gradient)

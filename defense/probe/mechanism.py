@@ -11,8 +11,6 @@ With images x, a change :math:`\delta` of +-8/255 in every pixel, and draws :mat
   frequencies, of norms in the Fourier domain.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -11,8 +11,6 @@ A generative model makes images like those of its data, and a denoiser takes per
 digit.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

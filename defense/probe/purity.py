@@ -1,7 +1,5 @@
 """Is it a function of the image and its randomness, and of nothing else?"""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import random
@@ -321,12 +319,7 @@ def frozen(subject: Subject) -> Check:
 
 
 def unfrozen(module: nn.Module, what: str) -> list[str]:
-    """Return what is not frozen in a network: parameters that want gradients, parts in training mode.
-
-    Arguments:
-        module: The network.
-        what: Its name in messages, such as ``the purifier``.
-    """
+    """Return what is not frozen in a network: parameters that want gradients, parts in training mode."""
     wanted = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     training = [name or what for name, part in module.named_modules() if part.training]
     texts = []

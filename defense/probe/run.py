@@ -1,7 +1,5 @@
 """Probe a purifier or a classifier: every check, guarded, the first answer kept for the last question."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -86,10 +84,6 @@ def probe_classifier(
 
 def probe_subject(subject: Subject, reference: Tensor | None = None) -> Probe:
     """Ask every check.
-
-    Arguments:
-        subject: What is probed.
-        reference: Images of the test set.
 
     Raises:
         InvalidInput: There are fewer than two images.

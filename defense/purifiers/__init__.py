@@ -1,7 +1,5 @@
 """Purifiers, one file each, and their registry."""
 
-from __future__ import annotations
-
 from defense.purifiers.aaopt import AAOpt, AAOptConfig
 from defense.purifiers.base import PURIFIERS, IterativePurifier, Purifier, PurifierConfig
 from defense.purifiers.bit_depth import BitDepthConfig

@@ -27,8 +27,6 @@ detached: the identity's gradient, evaluated at another image (86.24 %; 84.08 % 
 Keys of the noise: ``("level", i)``, ``("score", i)``, ``("perturbation", i)``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 

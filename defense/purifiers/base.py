@@ -48,10 +48,6 @@ class Purifier(nn.Module, ABC):
     def with_levels(self, x: Tensor, omega: Omega) -> tuple[Tensor, tuple[int, ...] | None]:
         """Purify a batch, and say which diffusion time each image got where the purifier chooses it by the image.
 
-        Arguments:
-            x: See :meth:`forward`.
-            omega: See :meth:`forward`.
-
         Returns:
             What :meth:`forward` returns, and t* of each image; None where all have the config's.
         """

@@ -13,8 +13,6 @@ The networks: the paper's CIFAR-10 model is a checkpoint of JAX; in torch, diffu
 (``UNet2DModel`` with ``CMStochasticIterativeScheduler``), which are told the class.
 """
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import model_validator

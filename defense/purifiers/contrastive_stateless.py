@@ -18,8 +18,6 @@ No trained projection and no other image is in it. Figures of the published defe
 Keys of the noise: those of :mod:`defense.purifiers.diffusion`; ``("negative", step)``.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -15,8 +15,6 @@ The confidence is pulled up whatever the class is: on an attacked image, that of
 (``exact-no-guidance-path``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 

@@ -9,8 +9,6 @@ The level is the smallest one with at least the noise sigma (the authors' code t
 the cosine schedule, which is a fraction of a step away).
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -20,8 +20,6 @@ Settings for CIFAR-10: t* = 1000 in 5 steps, b = 16, one draw. With steps on the
 pull's gradient is detached): the attacked defence is not the defence.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal
 

@@ -10,8 +10,6 @@ noise of the certificate is the forward noise, and the mean is taken in each of 
 are five fixed ones; here they have the key ``("local", 0)`` of each draw.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field

@@ -18,8 +18,6 @@ paper starts where the embedding has just become stable is from its abstract and
 threshold for classifiers is ours.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

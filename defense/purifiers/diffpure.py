@@ -22,9 +22,9 @@ with R a reverse process from t* to 0, over all t* steps or a respaced subset of
 
 The authors' code clamps nothing (``clip_denoised`` is off by default), and its ``sde`` and ``ode`` mix discrete and
 continuous time: they noise by the discrete ``linear-1000``, and integrate the continuous VP process
-(:class:`defense.samplers.ContinuousVP`), with a network of discrete levels asked one level above. This is ``time:
-continuous``, the default of these forms on ``linear-1000`` and ``vp-continuous``; ``time: schedule`` has all of it on
-the denoiser's schedule, the only choice on others.
+(:mod:`defense.continuous_vp`), with a network of discrete levels asked one level above. This is ``time: continuous``,
+their default on ``linear-1000`` and ``vp-continuous``; ``time: schedule``, the only choice on others, has all of it
+on the denoiser's schedule.
 
 The forward noise has the key ``("forward", 0)`` and the noise of the step that leaves level t the key
 ``("reverse", t)``; ``ldsde`` counts its steps from 0.
@@ -39,6 +39,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from defense.continuous_vp import ContinuousVP
 from defense.errors import InvalidInput
 from defense.models import Models
 from defense.purifiers.base import PURIFIERS, IterativePurifier
@@ -46,7 +47,7 @@ from defense.purifiers.diffusion import Diffusion
 from defense.purifiers.reverse import StandardReverseConfig
 from defense.purifiers.solvers import Solved
 from defense.randomness import Omega
-from defense.samplers import Ancestral, ContinuousVP, EpsModel, Sampler, Variance, time_grid
+from defense.samplers import Ancestral, EpsModel, Sampler, Variance, time_grid
 from defense.schedules import NoiseLevel, Schedule, get_schedule
 
 __all__ = ["DiffPure", "DiffPureConfig", "LangevinPurifier"]

@@ -1,7 +1,5 @@
 """The common part of guided purifiers: a distance to the input, and its networks."""
 
-from __future__ import annotations
-
 from typing import Self
 
 from pydantic import Field, model_validator

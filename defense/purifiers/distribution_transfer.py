@@ -25,8 +25,6 @@ index is abar = 0.962, noise 0.099. The default is that noise, ``sigma_eq = 0.09
 ``t_star: 470`` with ``schedule: linear-1000`` is the literal reading.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

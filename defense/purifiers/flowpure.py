@@ -18,8 +18,6 @@ steps lead from the image itself, by the authors from t_start = 0, and the purif
 that an attacker would have to average over: it is a layer of the classifier, learned against an attack on the rest.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 

@@ -26,8 +26,6 @@ frequencies, so that other image sizes need other ones (8 x 8 pixels: 2 or 3).
 Keys of the noise: those of :mod:`defense.purifiers.diffusion`; ``("frequency", step)`` for y.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

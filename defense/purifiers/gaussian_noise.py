@@ -8,8 +8,6 @@ would leave the certificate valid, but a classifier that was trained on unclippe
 training.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -25,8 +25,6 @@ variance of the step before and not with beta (``last_gain: posterior``; 1.8 tim
 ``linear-1000``).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self

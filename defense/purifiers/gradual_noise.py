@@ -7,8 +7,6 @@ with :math:`D_t` DiffPure at t* = t, small t* first: for CIFAR-10 the values 30,
 not clamp the predicted clean image (``clip_denoised``).
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field

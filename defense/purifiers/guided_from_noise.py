@@ -11,8 +11,6 @@ that the output knows of x comes through the guidance, so a gradient that does n
 ``exact-no-guidance-path`` makes this defence look unbreakable.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field

@@ -27,8 +27,6 @@ steps a thousand levels, a vote of 20 draws.
 Keys of the noise: ``("forward", 0)``; of the step that leaves level t ``("outside", t)`` and ``("again", t)``.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

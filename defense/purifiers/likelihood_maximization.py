@@ -13,8 +13,6 @@ output: an attack with ``knows: randomness`` and ``gradient: bpda``. DiffHammer,
 16.15 % (mean over draws) and 8.01 % (worst) of the accuracy.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """No purifier: the bare classifier, D(x) = x. Every table needs it to say what a defence adds."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

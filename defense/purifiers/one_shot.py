@@ -7,8 +7,6 @@ with t the smallest level whose sigma_eq is at least the smoothing noise sigma: 
 the smoothing noise, rescaled. As a defence by itself it is DiffPure with a single reverse step.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from defense.models import Models

@@ -19,8 +19,6 @@ Jacobian is then the identity, as where published code detaches the optimiser's 
 ``exact-no-second-moment`` v alone is a constant, as in the public code of DiffHammer (Wang et al., 2024).
 """
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
@@ -174,17 +172,11 @@ def slope(loss: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
 
 
 class SpreadOptimised(Optimised):
-    """A chain whose every step draws its noise level between two.
+    """A chain whose every step draws its noise level between two; other arguments are those of :class:`Optimised`.
 
     Arguments:
-        denoiser: See :class:`Optimised`.
         low: Least noise level, pixel units.
         high: Largest one.
-        iterations: See :class:`Optimised`.
-        lr: See :class:`Optimised`.
-        optimizer: See :class:`Optimised`.
-        b_ref: See :class:`Optimised`.
-        clip: See :class:`Optimised`.
     """
 
     def __init__(
@@ -284,13 +276,7 @@ class SpreadConfig(OptimisedConfig):
         return middle - self.spread, middle + self.spread
 
     def chain(self, kind: Callable[..., Chain], denoiser: EpsModel, **more: Any) -> Chain:
-        """Return a chain of some kind with the fields of this config.
-
-        Arguments:
-            kind: Its class.
-            denoiser: Its network.
-            more: What else it takes.
-        """
+        """Return a chain of some kind with the fields of this config."""
         chain = kind(
             denoiser,
             *self.interval(),

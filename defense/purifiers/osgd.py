@@ -17,8 +17,6 @@ detach the guidance.
 Keys of the noise: ``("forward", 0)`` (n_1), ``("forward", 1)`` (n), ``("reverse", t)``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, Literal

@@ -18,8 +18,6 @@ the time that the network is told.
 Keys of the noise: ``("forward", 0)``, and ``("reverse", t)`` for the step that leaves level t, as in ``diffpure``.
 """
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """The base config of all diffusion purifiers: a denoiser, t* on its schedule, and a reverse process."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 

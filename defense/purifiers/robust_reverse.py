@@ -22,8 +22,6 @@ A TRADES network inside the defence may be all that helps: always put it alone, 
 in one table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, Self
 

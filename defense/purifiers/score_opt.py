@@ -57,13 +57,7 @@ class ScoreOptN(Optimised):
     """Form ``N``: the noised image is optimised, so that its predicted noise is the noise that was added.
 
     Arguments:
-        denoiser: See :class:`Optimised`.
-        t: Level of s.
-        iterations: See :class:`Optimised`.
-        lr: See :class:`Optimised`.
-        optimizer: See :class:`Optimised`.
-        b_ref: See :class:`Optimised`.
-        clip: See :class:`Optimised`.
+        t: Level of s. The others are those of :class:`Optimised`.
     """
 
     def __init__(

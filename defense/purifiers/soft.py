@@ -24,8 +24,6 @@ that of one of these:
   with :math:`\bar x` the median. It spreads the gradient over all pixels that are near the median.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -11,8 +11,6 @@ which is libjpeg's own ("fancy") upsampling. The roundings to 8 bits before and 
 average.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import lru_cache

@@ -24,8 +24,6 @@ statistic reaches the purifier as data, so that no gradient of it exists; here i
 Keys of the noise: ``("statistic", t)`` for level t of the statistic; the others are those of ``diffpure``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache

@@ -5,8 +5,6 @@ of its arguments, per image, that asks the defence through its :class:`~tasks.at
 say of draws, gradients and cost is true.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -36,12 +34,7 @@ _FIRST_ID = 3
 
 
 class SmoothClassifier(nn.Module):
-    """A small network without kinks, asked image by image: its rounding cannot depend on the batch.
-
-    Arguments:
-        channels: Channels of the images.
-        classes: Number of classes.
-    """
+    """A small network without kinks, asked image by image: its rounding cannot depend on the batch."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()

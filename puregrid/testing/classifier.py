@@ -4,8 +4,6 @@ A classifier maps images in [0, 1] to logits: a frozen function, per image, with
 gradient that it says it has.
 """
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from pathlib import Path

@@ -4,8 +4,6 @@ A corruption maps 8-bit images to 8-bit images: a function of the image, its id,
 image is corrupted the same in any batch and on any worker.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Demands of several suites: on configs, networks, gradients and global random generators."""
 
-from __future__ import annotations
-
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -8,8 +8,6 @@ on the schedule that it declares, whatever its network was trained to predict: a
 t.
 """
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from pathlib import Path

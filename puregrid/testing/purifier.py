@@ -4,8 +4,6 @@ A purifier :math:`D(x;\omega)` is a function of its arguments, per image: the sa
 any batch, with or without gradients, and nothing else is read or moved.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 
 import torch

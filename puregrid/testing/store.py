@@ -4,8 +4,6 @@ Readers believe commits only, and a commit is a file that is created once, after
 operations: a write that is whole or not there, a creation that one of several wins, a listing that is up to date.
 """
 
-from __future__ import annotations
-
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping

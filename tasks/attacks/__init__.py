@@ -1,10 +1,8 @@
 """Attacks, one file each, and their registry."""
 
-from __future__ import annotations
-
 from tasks.attacks.apgd import APGDConfig
 from tasks.attacks.autoattack import AutoAttackConfig
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, perturbation_norms
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.cw import CarliniWagnerConfig
 from tasks.attacks.derived import DerivedAttackConfig, Given
 from tasks.attacks.deviated_reconstruction import DeviatedReconstructionConfig
@@ -19,6 +17,7 @@ from tasks.attacks.pgd import FGSMConfig, PGDConfig
 from tasks.attacks.presets import BPDAEOTConfig, PGDEOTConfig
 from tasks.attacks.random_noise import RandomNoiseConfig
 from tasks.attacks.rays import RaySConfig
+from tasks.attacks.region import Norm, perturbation_norms
 from tasks.attacks.spsa import SPSAConfig
 from tasks.attacks.square import SquareConfig
 from tasks.attacks.stadv import StAdvConfig

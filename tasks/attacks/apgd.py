@@ -28,8 +28,6 @@ success is not looked at: all images are attacked to the end, those included who
 iterates of all runs the one of highest loss is returned.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -41,9 +39,10 @@ from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks.apgd_l1 import BestIterate, budgets, sparse_ascend
 from tasks.attacks.band import BandSpace
-from tasks.attacks.base import ATTACKS, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.losses import PointLoss, check_classes, point_loss
+from tasks.attacks.region import Norm, Region
 from tasks.attacks.shortlist import AscentConfig
 from tasks.attacks.target import Oracle, Target
 from tasks.attacks.targeted import check_targets, towards, wrong_classes

@@ -19,16 +19,14 @@ what the rule says of its start. Not as there, pixels count as changed only if t
 to the image in floating point, whose rounding errors it counts, and so takes denser steps than its rule says.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor
 
-from tasks.attacks.base import Region, largest_signs
 from tasks.attacks.best import Best
 from tasks.attacks.losses import PointLoss
+from tasks.attacks.region import Region, largest_signs
 from tasks.attacks.target import Target
 
 __all__ = ["BestIterate", "budgets", "sparse_ascend"]

@@ -30,8 +30,6 @@ is a hash of spec id, seed and the image ids of the batch. Torch's, numpy's and 
 were found.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import random
@@ -51,8 +49,9 @@ from defense.errors import InvalidInput, nearest
 from defense.gradients import GradientMode
 from defense.packages import installed
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.losses import margin
+from tasks.attacks.region import Norm, Region
 from tasks.attacks.target import Target
 
 __all__ = ["AutoAttackConfig", "reference_seed"]

@@ -12,13 +12,11 @@ FreqPure lets through whole is the disc of its radius. The construction is ours;
 attacked inside of their band is what reviewers of such papers ask for.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from defense.purifiers.freqpure import disc
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 
 __all__ = ["BandRegion", "BandSpace", "in_band"]
 

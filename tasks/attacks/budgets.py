@@ -1,7 +1,5 @@
 """Budgets as text: the same in tables, messages, names of cells and MLflow."""
 
-from __future__ import annotations
-
 __all__ = ["format_eps", "read_eps"]
 
 

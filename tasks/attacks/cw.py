@@ -32,10 +32,11 @@ from pydantic import Field
 from torch import Tensor
 
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region, perturbation_norms
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.losses import margin
 from tasks.attacks.optimizers import Adam
+from tasks.attacks.region import Norm, Region, perturbation_norms
 from tasks.attacks.target import Target
 
 __all__ = ["CarliniWagnerConfig"]

@@ -4,8 +4,6 @@ A stage reads the images of its sources from the store, so that an attack that i
 of two, is computed once.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -25,8 +25,6 @@ Choices of ours, where the paper leaves one:
 The paper's figures owe as much to the exact gradient as to this loss: compare with ``apgd`` at equal settings.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -38,9 +36,10 @@ from defense.gradients import GradientMode
 from defense.purifiers import PurifierConfig
 from defense.randomness import Omega
 from tasks.attacks.apgd import ascend, sphere_start
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.target import Evaluation, Oracle, Target, strongest
 
 __all__ = ["DeviatedReconstructionConfig", "Deviating"]

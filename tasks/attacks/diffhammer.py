@@ -21,13 +21,9 @@ the gradients at the purified images, and their weighted sum goes back through a
 would fool most (equation 11). Lost is what the Jacobians of the draws have apart: the paper measures up to 3.5 points
 of average robust accuracy. It is an option here; by default every draw has its own gradient.
 
-Choices of ours, where the paper leaves one or its code does otherwise:
+Choices of ours, where the paper leaves one or its code does otherwise (those of the E-step:
+:mod:`tasks.attacks.selection`):
 
-* :math:`\Delta` is sought among the moves from the image by ``reach`` times eps along the steepest direction of each
-  draw, the best of which is improved by following the weighted gradient while the objective rises. Moves are cut with
-  ball and range (grafted ones, which are moves of purified images, are not). In the code the move
-  behind the weights has unit size whatever eps is, and the loop that should improve it leaves it as it was.
-  ``weighing: code``, the default, does that (:func:`select_as_in_code`); ``weighing: fitted`` does as the paper says.
 * The sum over q normalises, as in the code; algorithm 1 divides by the number of draws. For one step it is the same,
   in the stepwise mean it keeps a step with few promising draws from being forgotten.
 * What the ascent sees as its loss, in Auto-PGD's checkpoints and in the choice of the best iterate, is the mean of
@@ -52,28 +48,27 @@ Choices of ours, where the paper leaves one or its code does otherwise:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn.functional import elu, logsigmoid
 
 from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks import apgd
-from tasks.attacks.base import ATTACKS, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.losses import LossName, PointLoss, check_classes, margin, point_loss
+from tasks.attacks.region import Region
+from tasks.attacks.selection import select, select_as_in_code, sigmoid_mean, steepest, weighted
 from tasks.attacks.shortlist import AscentConfig, Shortlist, rejudged
 from tasks.attacks.target import Evaluation, Oracle, Target, strongest
 
-__all__ = ["DiffHammerConfig", "select", "select_as_in_code", "shares", "sigmoid_mean"]
+__all__ = ["DiffHammerConfig", "shares"]
 
 _RHO = 0.75
-_IMPROVEMENTS = 5
-_SLOPE = 5.0
 
 
 @ATTACKS.register("diffhammer")
@@ -88,7 +83,7 @@ class DiffHammerConfig(AscentConfig):
         averaging: a, the power of the stepwise mean; 0 for none.
         reach: Size of the move of the E-step, in units of eps.
         graft: Take the weighted gradient back through one draw instead of all.
-        weighing: The E-step: ``fitted`` as above, or ``code``, which is that of the authors' code.
+        weighing: The E-step: ``fitted`` as in the paper, or that of the authors' ``code``.
         keep: The iterate that is returned: that of the ``highest-loss``, or of the ``most-fooled`` draws.
         restart_up_to: Share of fooled draws above which an image takes part in no further restart; None for none.
             0.5 by default where such draws are counted.
@@ -261,79 +256,6 @@ def shares(steps: int) -> list[int]:
     return sorted(stops - {0})
 
 
-def select(losses: Tensor, gradients: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The E-step.
-
-    Arguments:
-        losses: Loss of each draw, shape (B, K).
-        gradients: Gradient of each draw, shape (B, K, ...).
-        move: The move that a direction stands for, shapes (B, ...).
-
-    Returns:
-        ``q / sum(q)``, shape (B, K), float64, and the draw whose own move fools most, shape (B,).
-    """
-    # In float64, and the sum over draws in their order: it must not depend on the rest of the batch.
-    value, slope = losses.double(), gradients.double().flatten(2)
-
-    def expected(direction: Tensor) -> Tensor:
-        return value + (slope * move(direction).double().flatten(1).unsqueeze(1)).sum(2)
-
-    moved = expected(gradients[:, 0])
-    chosen = torch.zeros(len(losses), dtype=torch.long, device=losses.device)
-    for k in range(1, losses.shape[1]):
-        other = expected(gradients[:, k])
-        better = other.sigmoid().sum(1) > moved.sigmoid().sum(1)
-        moved, chosen = torch.where(better.unsqueeze(1), other, moved), torch.where(better, k, chosen)
-    for _ in range(_IMPROVEMENTS):
-        other = expected(_weighted(_normalised(moved), gradients))
-        better = other.sigmoid().sum(1) > moved.sigmoid().sum(1)
-        moved = torch.where(better.unsqueeze(1), other, moved)
-    return _normalised(moved), chosen
-
-
-def select_as_in_code(losses: Tensor, gradients: Tensor, norm: Norm, size: float) -> tuple[Tensor, Tensor]:
-    r"""The E-step of the authors' code.
-
-    .. math:: k = \arg\max_a \sum_i \mathrm{elu}(L_i + \text{size}\; d_a^\top g_i), \qquad
-              q_i = \sigma(5\,(L_i + d_k^\top g_i))
-
-    with :math:`d_a` the steepest direction of draw a, of unit size in the second formula whatever the budget is.
-
-    Arguments:
-        losses: Loss of each draw, shape (B, K).
-        gradients: Gradient of each draw, shape (B, K, ...).
-        norm: Norm of the steepest direction.
-        size: Size of the move by which the draw is chosen.
-
-    Returns:
-        As :func:`select`.
-    """
-    draws = losses.shape[1]
-    value, slope = losses.double(), gradients.double().flatten(2)
-    steepest = [_steepest(gradients[:, a], norm).double().flatten(1).unsqueeze(1) for a in range(draws)]
-    gains = torch.stack([(slope * direction).sum(2) for direction in steepest], 1)  # (B, a, i)
-    chosen = elu(value.unsqueeze(1) + size * gains).sum(2).argmax(1)
-    gain = gains[torch.arange(len(losses), device=losses.device), chosen]
-    return _normalised(_SLOPE * (value + gain)), chosen
-
-
-def sigmoid_mean(losses: Tensor) -> Tensor:
-    """``logit(mean(sigmoid(L)))`` over the draws, shapes (B, K) to (B,): the loss of one draw, or of equal ones."""
-    if losses.shape[1] == 1:
-        return losses.squeeze(1)
-    wide = losses.double()
-    return (logsigmoid(wide).logsumexp(1) - logsigmoid(-wide).logsumexp(1)).to(losses.dtype)
-
-
-def _normalised(expected: Tensor) -> Tensor:
-    return logsigmoid(expected).softmax(1)  # q / sum(q), also where every q is as good as zero
-
-
-def _weighted(weights: Tensor, gradients: Tensor) -> Tensor:
-    weights = weights.to(gradients.dtype).reshape(*weights.shape, *[1] * (gradients.dim() - 2))
-    return (weights * gradients).sum(1)
-
-
 class _Selective:
     """The target with the selective gradient in place of the mean one; one for each restart, for it remembers."""
 
@@ -366,10 +288,10 @@ class _Selective:
         if self.coded:
             weights, chosen = select_as_in_code(at.losses, at.gradients, self.region.norm, self.size)
         elif self.graft:
-            weights, chosen = select(at.losses, at.gradients, lambda g: self.size * _steepest(g, self.region.norm))
+            weights, chosen = select(at.losses, at.gradients, lambda g: self.size * steepest(g, self.region.norm))
         else:
             weights, chosen = select(at.losses, at.gradients, lambda g: self.region.ascend(x, g, self.size) - x)
-        gradient = _weighted(weights, at.gradients)
+        gradient = weighted(weights, at.gradients)
         if self.graft:
             gradient = self.target.pull_back(x, at.first + chosen, gradient)
         self.steps += 1
@@ -397,15 +319,6 @@ class _ByFooled(Best):
     def see(self, images: Tensor, loss: Tensor) -> Tensor:
         """See :class:`Best`: of the point that the oracle was asked about last."""
         return self.best.see(images, self.oracle.fooled)
-
-
-def _steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """Return the direction of steepest ascent, of unit norm."""
-    if norm == "linf":
-        return gradient.sign()
-    length = gradient.double().flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    unit: Tensor = gradient.double() / length.view(-1, *[1] * (gradient.dim() - 1))
-    return unit.to(gradient.dtype)
 
 
 def _ascend(oracle: Oracle, region: Region, start: Tensor, loss: PointLoss, steps: int, best: Best) -> None:

@@ -11,8 +11,6 @@ batch nor a clock; it is rounded up to a power of two, at most the one with whic
 that is deterministic c = 1 and K = 1.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

@@ -23,8 +23,6 @@ This attack is ours. :math:`\beta` weighs two losses of logits, so that the loss
 ``margin``, the default here, or ``dlr``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal, Self

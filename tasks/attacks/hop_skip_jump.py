@@ -31,8 +31,6 @@ is asked too, and returned where more of the draws answer wrongly. Success is no
 Keys: ``("start", k)`` for the k-th trial, ``("direction", k)`` for the k-th block of directions.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -42,8 +40,9 @@ from pydantic import Field
 from torch import Tensor
 
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.target import Target
 
 __all__ = ["HopSkipJumpConfig"]
@@ -96,14 +95,7 @@ class HopSkipJumpConfig(AttackConfig):
 
 
 class _Search:
-    """Points at the boundary of a batch; every image asks its own questions.
-
-    Arguments:
-        target: Whom they are put to.
-        x: Clean images.
-        omega: Randomness of the images.
-        config: The attack.
-    """
+    """Points at the boundary of a batch; every image asks its own questions."""
 
     def __init__(self, target: Target, x: Tensor, omega: Omega, config: HopSkipJumpConfig) -> None:
         self.target, self.x, self.omega, self.config = target, x, omega, config

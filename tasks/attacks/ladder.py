@@ -19,8 +19,6 @@ with probability :math:`(1-p)^S`, and a stronger rung might have taken the p tha
 0.26 of an image at 95 % confidence. Rows mark the images that were skipped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -31,10 +29,11 @@ from torch import Tensor
 from defense.errors import InvalidInput, inside
 from defense.gradients import GRADIENT_MODES, GradientMode
 from defense.purifiers import PurifierConfig
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.budgets import format_eps
 from tasks.attacks.derived import DerivedAttackConfig, Given
 from tasks.attacks.losses import margin
+from tasks.attacks.region import Norm
 from tasks.attacks.shortlist import Ties, spread_score
 from tasks.attacks.target import Target
 

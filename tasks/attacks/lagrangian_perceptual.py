@@ -16,8 +16,6 @@ are other numbers; and of the image, all iterates inside of the bound and the la
 returned. Success is not looked at. Key of the noise: ``("start", 0)``.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

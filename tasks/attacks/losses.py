@@ -14,8 +14,6 @@ r"""Losses that attacks maximise, of logits z and label y, one value per row.
 where :math:`z_{\pi_1} \ge z_{\pi_2} \ge \dots` are the sorted logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -44,11 +42,6 @@ def least_classes(name: str) -> int:
 
 def check_classes(field: str, losses: str | Sequence[str], classes: int) -> None:
     """Refuse losses that have no value with so few classes, before anything is computed.
-
-    Arguments:
-        field: The field of an attack that names them, for the message.
-        losses: A name, or several.
-        classes: Number of classes.
 
     Raises:
         InvalidInput: One has none; with its path.

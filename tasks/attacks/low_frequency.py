@@ -30,8 +30,6 @@ LPIPS bounds no distance of pixel values. Its figures stand apart from those of 
 and l_2 norms that came of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, Self
 

@@ -20,8 +20,6 @@ classifier for each preview, backward too, where the gradient of a defence costs
 Keys: ``("level", n)``, ``("preview", n)``, ``("renoise", n)`` for the n-th preview of the attack.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -35,8 +33,9 @@ from defense.denoisers import Denoiser, DenoiserConfig
 from defense.denoisers.levels import noise_at
 from defense.errors import InvalidInput
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.losses import LossName, check_classes, point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.target import Target
 
 __all__ = ["OneStepPreviewConfig"]

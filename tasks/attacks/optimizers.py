@@ -1,7 +1,5 @@
 """Adam by hand, for attacks that follow many images at once."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -13,10 +11,6 @@ class Adam:
 
     It works element by element, so that no image knows of another; and it returns its steps instead of taking them,
     so that they can be projected, or withheld from some images.
-
-    Arguments:
-        like: What is optimised.
-        lr: Learning rate.
     """
 
     def __init__(self, like: Tensor, lr: float) -> None:

@@ -4,8 +4,6 @@ No image is far by LPIPS if a network does not see that it is; l_p balls have no
 auditor keep the norm ``lpips`` apart from the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +15,8 @@ from torch import Tensor, nn
 from defense.errors import InvalidInput
 from defense.lpips import LpipsConfig
 from defense.spec import Spelling
-from tasks.attacks.base import AttackConfig, Norm
+from tasks.attacks.base import AttackConfig
+from tasks.attacks.region import Norm
 
 __all__ = ["PerceptualConfig", "network"]
 

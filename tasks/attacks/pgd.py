@@ -31,8 +31,6 @@ Auto-PGD's do. Where the gradient of a step is that of a few draws, many small s
 With one step from the image itself this is FGSM (Goodfellow et al., arXiv 1412.6572), with a = eps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
@@ -44,10 +42,11 @@ from torch import Tensor
 from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks.band import BandRegion
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.draws import by_cosine
 from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.shortlist import AscentConfig
 from tasks.attacks.target import Oracle, Target
 from tasks.attacks.targeted import check_targets, towards, wrong_classes

@@ -9,8 +9,6 @@
 Everything can be set otherwise; an l_2 budget wants a step size of its own.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

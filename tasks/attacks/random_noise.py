@@ -6,15 +6,14 @@ r"""Random noise of the attack's norm: the control that every attack must beat.
 A defence that random noise breaks as well as a gradient does has been attacked with a gradient that says nothing.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.target import Target
 
 __all__ = ["RandomNoiseConfig"]

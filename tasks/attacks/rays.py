@@ -16,8 +16,6 @@ draws that is the class of their mean probability. All queries of an image are a
 The image is returned at its best radius, or at eps if that is further away. Success is not looked at.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -26,8 +24,9 @@ from pydantic import Field
 from torch import Tensor
 
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Norm, Region
 from tasks.attacks.target import Target
 
 __all__ = ["RaySConfig"]
@@ -79,14 +78,7 @@ class RaySConfig(AttackConfig):
 
 
 class _Search:
-    """Directions and radii of a batch; every image asks its own questions.
-
-    Arguments:
-        target: Whom they are put to.
-        x: Clean images.
-        queries: Of each image.
-        tolerance: Of radii.
-    """
+    """Directions and radii of a batch; every image asks its own questions."""
 
     def __init__(self, target: Target, x: Tensor, queries: int, tolerance: float) -> None:
         self.target, self.x, self.tolerance = target, x, tolerance

@@ -16,8 +16,6 @@ the S draws, that is the larger share of wrong draws if margins were normal: whe
 a wide margin, as behind a diffusion model, the mean says little about the rare draw that does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self

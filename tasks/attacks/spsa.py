@@ -23,8 +23,6 @@ divided by a small delta. The next step has others. With ``fixed_scores: false``
 what an attacker faces who can do no more than submit images.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -33,10 +31,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.losses import LossName, PointLoss, check_classes, point_loss
 from tasks.attacks.optimizers import Adam
+from tasks.attacks.region import Region
 from tasks.attacks.target import Target
 
 __all__ = ["SPSAConfig", "estimate_gradient"]

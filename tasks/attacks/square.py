@@ -32,8 +32,6 @@ Not as in the reference:
   kept at no gain in loss. Here every image costs all of its queries.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -43,8 +41,9 @@ from pydantic import Field
 from torch import Tensor
 
 from defense.randomness import Omega
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Norm, Region
 from tasks.attacks.target import Target
 
 __all__ = ["SquareConfig", "window_share", "window_side"]

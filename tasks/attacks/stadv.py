@@ -25,8 +25,6 @@ The flow bounds no distance of pixel values. Its figures stand apart from those 
 and l_2 norms that came of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -37,9 +35,10 @@ from torch import Tensor
 
 from defense.randomness import Omega
 from defense.spec import Spelling
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.best import Best
 from tasks.attacks.losses import LossName, check_classes, point_loss
+from tasks.attacks.region import Norm
 from tasks.attacks.target import Target
 
 __all__ = ["StAdvConfig", "roughness", "warp"]

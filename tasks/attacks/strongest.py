@@ -22,8 +22,6 @@ defence takes a majority (:meth:`StrongestConfig.against`). ``diffhammer`` weigh
 objective.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -151,11 +149,7 @@ class StrongestConfig(LadderConfig):
         return self.model_copy(update={"rungs": self.rungs[:count]})
 
     def on(self, purifier: PurifierConfig) -> Self:
-        """Return the attack without rungs that are another one once more on this purifier.
-
-        Arguments:
-            purifier: What is attacked.
-        """
+        """Return the attack without rungs that are another one once more on this purifier."""
         if purifier.softens:
             return self
 
@@ -169,9 +163,6 @@ class StrongestConfig(LadderConfig):
         """Return the attack with the losses of DiffHammer that have a value with so few classes.
 
         Only where they are the default ones, which nobody has asked for: with two classes there is no DLR.
-
-        Arguments:
-            classes: Number of classes.
         """
         default = DiffHammerConfig.model_fields["losses"].default
         fitting = tuple(name for name in default if classes >= least_classes(name))

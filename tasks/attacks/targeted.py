@@ -1,7 +1,5 @@
 """Losses that pull towards one wrong class of each image: which class, and the loss."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -14,11 +12,6 @@ __all__ = ["check_targets", "towards", "wrong_classes"]
 
 def check_targets(field: str, count: int, classes: int) -> None:
     """Refuse more target classes than there are wrong ones, before anything is computed.
-
-    Arguments:
-        field: The field of an attack that says how many, for the message.
-        count: How many.
-        classes: Number of classes.
 
     Raises:
         InvalidInput: There are fewer; with the path of the field.

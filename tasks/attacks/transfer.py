@@ -5,8 +5,6 @@ own, and submits what fooled that (Papernot et al., arXiv 1605.07277). The image
 budget. It knows nothing of what it is judged on: every defence shares them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
@@ -16,9 +14,10 @@ from torch import Tensor
 from defense.classifiers import ClassifierConfig
 from defense.errors import InvalidInput, inside
 from defense.purifiers import PurifierConfig
-from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult, Norm, Region
+from tasks.attacks.base import ATTACKS, AttackConfig, AttackResult
 from tasks.attacks.derived import DerivedAttackConfig, Given
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Norm, Region
 from tasks.attacks.target import Target
 
 __all__ = ["TransferConfig"]

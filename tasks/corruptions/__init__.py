@@ -1,7 +1,5 @@
 """Common corruptions: the benchmark's fifteen and its four extra ones, on any data set."""
 
-from __future__ import annotations
-
 from tasks.corruptions.base import SEVERITIES, Corrupted, Corruption, Origin
 from tasks.corruptions.generate import BENCHMARK, CORRUPTIONS, EXTRA, VERSION, corrupt
 from tasks.corruptions.weather import FROST_FILES, Photographs

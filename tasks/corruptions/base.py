@@ -10,8 +10,6 @@ Since truncation makes a grey level of a rounding error, arithmetic is in the pr
 corruption; of colour changes (HSV) a few values in a hundred differ from it by one level all the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -10,8 +10,6 @@
 Radii and sigmas are in pixels and do not grow with the image.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

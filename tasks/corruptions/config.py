@@ -1,7 +1,5 @@
 """The config of a corruption: its name, its severity, and whose images."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,9 +90,6 @@ class CorruptionConfig(Spec):
 
     def resolved(self, base: Path) -> Self:
         """This config with its folders found, and what does not depend on the data set checked and hashed.
-
-        Arguments:
-            base: Folder at which relative paths start.
 
         Raises:
             InvalidInput: There is no folder of official arrays, or the photographs are not the published ones.

@@ -11,8 +11,6 @@ r"""What software does to images.
 Elastic lengths are shares of the image's longer side, which is 32 pixels in CIFAR.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

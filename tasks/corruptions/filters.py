@@ -12,8 +12,6 @@ r"""Filters that several corruptions share, from the definitions of the librarie
 * ``mirrored``: OpenCV's correlation, with edges mirrored about the outermost pixel.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal
 

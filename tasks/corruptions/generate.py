@@ -10,8 +10,6 @@ than a pixel (no change), and saturation, without colours to change, does nothin
 compare with one another, never with CIFAR-10-C.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import MappingProxyType
 

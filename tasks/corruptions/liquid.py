@@ -6,8 +6,6 @@ repeated and :math:`|g_x| + |g_y|` as their size, and distances counted in steps
 neighbours beside, diagonal, and a knight's move away (Borgefors, CVGIP 1986).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

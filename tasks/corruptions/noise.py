@@ -6,8 +6,6 @@ r"""Noise: independent in every pixel and channel.
 * speckle: :math:`x + x\,n`, :math:`n \sim N(0, c^2)`
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from tasks.corruptions.base import Corruption, Image, Pixels

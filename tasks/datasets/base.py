@@ -135,11 +135,7 @@ class DatasetConfig(Spec, ABC):
         return ImageSet(images, labels)
 
     def check_selected(self, ids: Sequence[int]) -> None:
-        """Look at the images that a sweep selects: see :func:`tasks.image_checks.check_selection`.
-
-        Arguments:
-            ids: Their ids.
-        """
+        """Look at the images that a sweep selects: see :func:`tasks.image_checks.check_selection`."""
         data, chosen = self.load(), list(ids)
         check_selection(data.images[chosen], data.labels[chosen], name=self.label(), accept=self.accept)
 

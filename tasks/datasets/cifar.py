@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100 in torchvision's layout."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -21,11 +19,7 @@ __all__ = ["Cifar10Config", "Cifar100Config"]
 
 
 class _CifarConfig(DatasetConfig):
-    """The common part of CIFAR-10 and CIFAR-100: torchvision's layout under a data root, md5s checked by torchvision.
-
-    Arguments:
-        root: Data root; by default the environment variable ``PUREGRID_DATA``.
-    """
+    """The common part of CIFAR-10 and CIFAR-100: torchvision's layout under a data root, md5s checked by it."""
 
     root: str | None = Field(default=None, exclude=True)
 

@@ -1,7 +1,5 @@
 """Lists of class names: a class a line, with further names after the first; ``#`` begins a comment."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from defense.files import read_text

@@ -1,7 +1,5 @@
 """Folders of pictures, a folder a class."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ is made of the images of others (a ladder, a transfer) holds their stages. A sta
 results of its code change.
 """
 
-from __future__ import annotations
-
 from tasks.stages.attack import AttackStage
 from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table, images_to_table
 from tasks.stages.certify import CertifyStage, SampleStage, SequenceStage, Smoothed

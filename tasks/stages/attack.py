@@ -77,10 +77,6 @@ class AttackStage(StageSpec):
         """Return the purifier's network, or the classifier."""
         return (self.purifier.model_key() if self.purifier is not None else "") or self.classifier.id
 
-    def settings(self) -> Compute:
-        """See :class:`StageSpec`."""
-        return self.compute
-
     def work_per_image(self) -> float:
         """Return the evaluations of the classifier, or of the purifier's network: a gradient counts as three."""
         if self.purifier is None:

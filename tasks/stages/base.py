@@ -55,14 +55,7 @@ class Output:
 
 
 class Components(NamedTuple):
-    """The parts of a stage's own computation; None where it has no such part.
-
-    Arguments:
-        classifier: The classifier that is asked.
-        purifier: The purifier in front of it.
-        attack: The attack that is run.
-        corruption: The corruption that is applied.
-    """
+    """The parts of a stage's own computation; None where it has no such part."""
 
     classifier: ClassifierConfig | None = None
     purifier: PurifierConfig | None = None
@@ -78,8 +71,9 @@ class StageSpec(Spec):
     version: int
 
     def inputs(self) -> dict[str, StageSpec]:
-        """Stages whose images or rows this one reads, by role."""
-        return {}
+        """Stages whose images or rows this one reads, by role: its field ``source``, if it has one."""
+        source: StageSpec | None = self.parameter("source")
+        return {} if source is None else {"source": source}
 
     @property
     def reads(self) -> Literal["images", "rows", "images and rows"]:
@@ -94,7 +88,8 @@ class StageSpec(Spec):
     @property
     def threat(self) -> AttackConfig | CorruptionConfig | None:
         """What made, or makes, the images that it is about; None where they are clean."""
-        return self.components.attack or self.components.corruption
+        source: StageSpec | None = self.parameter("source")
+        return self.components.attack or self.components.corruption or (None if source is None else source.threat)
 
     @property
     def kind(self) -> Kind:
@@ -122,8 +117,9 @@ class StageSpec(Spec):
         return "clean" if self.threat is None else self.threat.label()
 
     def settings(self) -> Compute:
-        """Return the settings under which the unit computes."""
-        return Compute()
+        """Return the settings under which the unit computes: its field ``compute``, if it has one."""
+        compute: Compute = self.parameter("compute") or Compute()
+        return compute
 
     def work_per_image(self) -> float:
         """Network evaluations that one image costs, for estimates."""

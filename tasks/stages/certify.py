@@ -37,13 +37,7 @@ __all__ = ["CertifyStage", "SampleStage", "SequenceStage", "Smoothed"]
 
 
 class _Fitting:
-    """A base classifier that answers a batch of samples in parts where the device has no memory for all of it.
-
-    Arguments:
-        base: The base classifier.
-        context: Knows how much fits.
-        key: What it knows that by.
-    """
+    """A base classifier that answers a batch of samples in parts where the device has no memory for all of it."""
 
     def __init__(self, base: BaseClassifier, context: Context, key: str) -> None:
         self._base = base
@@ -156,12 +150,38 @@ def _counts(table: pa.Table) -> npt.NDArray[np.int64]:
     return np.array(table["counts"].to_pylist(), dtype=np.int64)
 
 
-class SampleStage(StageSpec):
+class _OfSmoothed(StageSpec):
+    """A stage about a smoothed classifier."""
+
+    smoothed: Smoothed
+
+    @property
+    def components(self) -> Components:
+        """See :class:`StageSpec`."""
+        return self.smoothed.components
+
+    def settings(self) -> Compute:
+        """See :class:`StageSpec`."""
+        return self.smoothed.compute
+
+
+class _Samples(_OfSmoothed):
+    """Samples of the images of a chunk, :attr:`together` of each at most."""
+
+    def model_key(self) -> str:
+        """See :class:`StageSpec`."""
+        return self.smoothed.model_key()
+
+    def work_per_image(self) -> float:
+        """Return the evaluations of the purifier's network, or of the classifier where it has none, at most."""
+        return float(self.together * max(self.smoothed.evaluations, 1))
+
+
+class SampleStage(_Samples):
     """A range of samples of every image of a chunk."""
 
     stage: Literal["sample"] = "sample"
     version: Literal[1] = 1
-    smoothed: Smoothed
     role: Role
     first: int = Field(ge=0)
     count: int = Field(ge=1)
@@ -171,26 +191,9 @@ class SampleStage(StageSpec):
         what = "selection" if self.role == SELECT else "estimation"
         return f"{self.smoothed.label()}, {what} samples {self.first} to {self.first + self.count - 1}"
 
-    def model_key(self) -> str:
-        """See :class:`Smoothed`."""
-        return self.smoothed.model_key()
-
-    def settings(self) -> Compute:
-        """See :class:`StageSpec`."""
-        return self.smoothed.compute
-
-    @property
-    def components(self) -> Components:
-        """See :class:`Smoothed`."""
-        return self.smoothed.components
-
     def threat_label(self) -> str:
         """``noise 0.25, estimation``."""
         return f"noise {self.smoothed.sigma:g}, {'selection' if self.role == SELECT else 'estimation'}"
-
-    def work_per_image(self) -> float:
-        """Return the evaluations of the purifier's network, or of the classifier where it has none."""
-        return float(self.count * max(self.smoothed.evaluations, 1))
 
     @property
     def together(self) -> int:
@@ -205,7 +208,7 @@ class SampleStage(StageSpec):
         return Output(ROW_SCHEMAS[self.stage].table(columns))
 
 
-class SequenceStage(StageSpec):
+class SequenceStage(_Samples):
     """Estimation samples up to ``stop``, of the images that have not stopped before.
 
     Arguments:
@@ -218,7 +221,6 @@ class SequenceStage(StageSpec):
 
     stage: Literal["sample-sequence"] = "sample-sequence"
     version: Literal[1] = 1
-    smoothed: Smoothed
     select: SampleStage
     after: SequenceStage | None = None
     stop: int = Field(ge=1)
@@ -242,26 +244,9 @@ class SequenceStage(StageSpec):
         """Which samples of what."""
         return f"{self.smoothed.label()}, sequential samples {self.first} to {self.stop - 1}"
 
-    def model_key(self) -> str:
-        """See :class:`Smoothed`."""
-        return self.smoothed.model_key()
-
-    def settings(self) -> Compute:
-        """See :class:`StageSpec`."""
-        return self.smoothed.compute
-
-    @property
-    def components(self) -> Components:
-        """See :class:`Smoothed`."""
-        return self.smoothed.components
-
     def threat_label(self) -> str:
         """``noise 0.25, sequential``."""
         return f"noise {self.smoothed.sigma:g}, sequential"
-
-    def work_per_image(self) -> float:
-        """Return an upper bound: images that have stopped cost nothing."""
-        return float((self.stop - self.first) * max(self.smoothed.evaluations, 1))
 
     @property
     def together(self) -> int:
@@ -297,12 +282,11 @@ class SequenceStage(StageSpec):
         return Output(ROW_SCHEMAS[self.stage].table({**rows, **columns}))
 
 
-class CertifyStage(StageSpec):
+class CertifyStage(_OfSmoothed):
     """Certificates, from counts."""
 
     stage: Literal["certify"] = "certify"
     version: Literal[1] = 1
-    smoothed: Smoothed
     certificate: CertificateConfig
 
     @property
@@ -351,19 +335,6 @@ class CertifyStage(StageSpec):
         """Return what is certified."""
         return f"{self.smoothed.label()}, {self.certificate.label()}"
 
-    def model_key(self) -> str:
-        """None: it counts."""
-        return ""
-
-    def settings(self) -> Compute:
-        """See :class:`StageSpec`."""
-        return self.smoothed.compute
-
-    @property
-    def components(self) -> Components:
-        """See :class:`Smoothed`."""
-        return self.smoothed.components
-
     def threat_label(self) -> str:
         """Return the certificate."""
         return self.certificate.label()
@@ -374,16 +345,11 @@ class CertifyStage(StageSpec):
 
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
         """Rows: label, certified class (-1 for an abstention), radius, bounds, samples, and what they guarantee."""
+        sequential = self.certificate.guarantee == "sequential"
+        ranges = {0: "sequence"} if sequential else {first: f"samples from {first}" for first in self._firsts()}
         counts0 = self._total(chunk, SELECT, {0: inputs["select"]})
-        if self.certificate.guarantee == "sequential":
-            counts = self._total(chunk, ESTIMATE, {0: inputs["sequence"]})
-        else:
-            counts = self._total(
-                chunk, ESTIMATE, {first: inputs[f"samples from {first}"] for first in self._firsts()}
-            )
-        certificates = [
-            self._certificate(selection, estimation) for selection, estimation in zip(counts0, counts, strict=True)
-        ]
+        counts = self._total(chunk, ESTIMATE, {first: inputs[role] for first, role in ranges.items()})
+        certificates = [self._certificate(*pair) for pair in zip(counts0, counts, strict=True)]
         base = _rows(self.smoothed, chunk, context, np.zeros(len(certificates), dtype=np.int64))
         certificate = self.certificate
         return Output(

@@ -1,7 +1,5 @@
 """*corrupt*: clean images to corrupted ones; no network is asked, and all classifiers and defences share it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 
@@ -11,7 +9,7 @@ import torch
 from pydantic import SerializeAsAny
 
 from tasks.attacks import perturbation_norms
-from tasks.compute import Compute, Context
+from tasks.compute import Context
 from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
 from tasks.stages.base import Chunk, Components, Output, StageSpec, images_to_table
@@ -37,14 +35,6 @@ class CorruptStage(StageSpec):
     def label(self) -> str:
         """Data set, corruption, severity."""
         return f"{self.dataset.label()}, {self.corruption.label()}"
-
-    def work_per_image(self) -> float:
-        """One: what a corruption costs is measured, and hardly counts."""
-        return 1.0
-
-    def settings(self) -> Compute:
-        """No network, so nothing to set."""
-        return Compute()
 
     def run(self, chunk: Chunk, inputs: Mapping[str, pa.Table], context: Context) -> Output:
         """Rows: label, and how far the image was moved, l_inf and l_2 in units of [0, 1] pixels."""

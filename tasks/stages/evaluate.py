@@ -5,8 +5,6 @@ fewest draws after which the answer of an image may be certain, of all images to
 keyed by image and number, so those that are asked are those of the judgement in full, and its answer is theirs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -21,9 +19,7 @@ from defense.aggregate import UNASKED, Until, still_to_ask
 from defense.classifiers import ClassifierConfig
 from defense.purifiers import PurifierConfig
 from defense.randomness import Omega
-from tasks.attacks import AttackConfig
 from tasks.compute import Compute, Context
-from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
 from tasks.stages.attack import AttackStage
 from tasks.stages.base import Chunk, Components, Output, StageSpec, images_from_table
@@ -50,19 +46,10 @@ class EvaluateStage(StageSpec):
     seed: int
     compute: Compute
 
-    def inputs(self) -> dict[str, StageSpec]:
-        """Return the attack or corruption, if any."""
-        return {} if self.source is None else {"source": self.source}
-
     @property
     def components(self) -> Components:
         """See :class:`StageSpec`."""
         return Components(self.classifier, self.purifier)
-
-    @property
-    def threat(self) -> AttackConfig | CorruptionConfig | None:
-        """See :class:`StageSpec`."""
-        return None if self.source is None else self.source.threat
 
     def label(self) -> str:
         """Return what is judged, on which images."""
@@ -85,10 +72,6 @@ class EvaluateStage(StageSpec):
     def model_key(self) -> str:
         """Return the purifier's network, or the classifier where there is none."""
         return self.purifier.model_key() or self.classifier.id
-
-    def settings(self) -> Compute:
-        """See :class:`StageSpec`."""
-        return self.compute
 
     def work_per_image(self) -> float:
         """Return the evaluations of the purifier's network, or of the classifier where it has none, at most."""

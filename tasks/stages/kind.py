@@ -1,7 +1,5 @@
 """Kinds of units: those that differ in cost by images and network evaluations alone."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 __all__ = ["Kind"]

@@ -74,10 +74,6 @@ class ProbeStage(StageSpec):
             return self.purifier.model_key() or self.purifier.id
         return "" if self.classifier is None else self.classifier.id
 
-    def settings(self) -> Compute:
-        """See :class:`StageSpec`."""
-        return self.compute
-
     def work_per_image(self) -> float:
         """Return about how many evaluations of the network a probe makes for each of its images."""
         return float(_WORK * (1 if self.purifier is None else max(self.purifier.evaluations, 1)))

@@ -10,8 +10,6 @@ Outputs are cut to [0, 1] first, as saving them would. The purified images of th
 judged too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 
@@ -27,9 +25,7 @@ from defense.lpips import LpipsConfig
 from defense.purifiers import PurifierConfig
 from defense.randomness import Omega
 from defense.spec import Spec
-from tasks.attacks import AttackConfig
 from tasks.compute import Compute, Context
-from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
 from tasks.quality import quality
 from tasks.stages.attack import AttackStage
@@ -66,19 +62,10 @@ class QualityStage(StageSpec):
     seed: int
     compute: Compute
 
-    def inputs(self) -> dict[str, StageSpec]:
-        """Return the attack or corruption, if any."""
-        return {} if self.source is None else {"source": self.source}
-
     @property
     def components(self) -> Components:
         """See :class:`StageSpec`."""
         return Components(self.classifier, self.purifier)
-
-    @property
-    def threat(self) -> AttackConfig | CorruptionConfig | None:
-        """See :class:`StageSpec`."""
-        return None if self.source is None else self.source.threat
 
     def label(self) -> str:
         """Return what is measured, on which images."""
@@ -88,10 +75,6 @@ class QualityStage(StageSpec):
     def model_key(self) -> str:
         """Return the purifier's network."""
         return self.purifier.model_key() or self.purifier.id
-
-    def settings(self) -> Compute:
-        """See :class:`StageSpec`."""
-        return self.compute
 
     def work_per_image(self) -> float:
         """Return the evaluations of the purifier's network for one draw."""

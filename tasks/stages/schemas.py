@@ -7,8 +7,6 @@ of attacks that are not puregrid's cannot be known here: they go into one column
 A file of an older version may lack columns; :meth:`RowSchema.complete` adds them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,10 +132,6 @@ def extra_column(values: Mapping[str, list[float] | list[list[float]]], count: i
 
 def attack_columns(values: Mapping[str, pa.Array], extra: pa.Array) -> dict[str, pa.Array]:
     """Return what an attack says of its images as columns of the rows.
-
-    Arguments:
-        values: Those of declared columns, by name with the prefix.
-        extra: The others, from :func:`extra_column`.
 
     Raises:
         InvalidInput: A value has the name of one of puregrid's columns and another type.

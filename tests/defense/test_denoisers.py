@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from defense import DENOISERS, Denoiser, DiffusersConfig, InvalidInput, Omega
 from defense.checkpoints import sha256_file
-from defense.denoisers.predictions import Prediction, edm_noise_label, implied_eps, network_input
+from defense.denoisers.predictions import Prediction, implied_eps, network_input, noise_label
 from defense.samplers import forward_noise
 from defense.schedules import get_schedule
 from defense.torchvision_cpu import allow_torchvision_import
@@ -156,7 +156,7 @@ def test_what_the_network_predicts_is_taken_from_the_folder_or_from_the_field(
     abar = resolved.build().schedule.level(100).abar
     kind = resolved.prediction
     assert kind is not None
-    index: int | float = 99 if kind != "edm" else edm_noise_label(abar)
+    index: int | float = 99 if kind != "edm" else noise_label("edm", abar)
     expected = implied_eps(kind, reference(unet_folder, network_input(kind, z, abar), index), z, abar)
     torch.testing.assert_close(resolved.build()(z, 100), expected)
 

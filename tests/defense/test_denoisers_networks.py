@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from mixtures import reverse
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from weights import Touch
@@ -28,7 +29,7 @@ from defense.denoisers.guided_diffusion import GUIDED_DIFFUSION_PRESETS
 from defense.denoisers.guided_unet import GuidedUNet
 from defense.denoisers.score_sde import SCORE_SDE_PRESETS
 from defense.denoisers.song_unet import SongUNet
-from defense.samplers import Ancestral, reverse, time_grid
+from defense.samplers import Ancestral, time_grid
 
 
 def value(name: str, shape: tuple[int, ...]) -> Tensor:

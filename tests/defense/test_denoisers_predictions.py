@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from loops import every
+from mixtures import reverse
 from torch import Tensor, nn
 
 from defense import GaussianMixtureDenoiser, InvalidInput, get_schedule
 from defense.denoisers import DENOISERS, DenoiserConfig, NetworkDenoiser, OracleConfig, Prediction
-from defense.denoisers.predictions import SIGMA_DATA, edm_noise_label, implied_eps, network_input
-from defense.samplers import Ancestral, reverse, time_grid
+from defense.denoisers.predictions import SIGMA_DATA, implied_eps, network_input, noise_label
+from defense.samplers import Ancestral, time_grid
 
 PREDICTIONS: list[Prediction] = ["eps", "x0", "v", "edm"]
 MEAN, VARIANCE = 0.3, 0.2
@@ -76,7 +77,7 @@ def test_an_edm_network_sees_unit_variance_and_a_quarter_of_the_logarithm(sigma:
     abar = 1 / (1 + sigma**2)
     z = torch.ones(1, dtype=torch.float64) * math.sqrt(abar * SIGMA_DATA**2 + 1 - abar)
     assert network_input("edm", z, abar).item() == pytest.approx(1, rel=1e-9)
-    assert edm_noise_label(abar) == pytest.approx(math.log(sigma) / 4, abs=1e-9)
+    assert noise_label("edm", abar) == pytest.approx(math.log(sigma) / 4, abs=1e-9)
     assert network_input("v", z, abar) is z
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mixtures import gaussian_slope
 from torch import Tensor
 
 from defense import DiffPureConfig, DiffusersConfig, GaussianMixtureDenoiser, InvalidInput, Omega, get_schedule
-from defense.oracles import gaussian_slope
 from defense.purifiers import (
     DensePureConfig,
     Diffusion,

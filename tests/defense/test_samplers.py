@@ -11,21 +11,29 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mixtures import FLOOR, SAMPLES, TOY, ddim, fresh, law
+from mixtures import (
+    FLOOR,
+    SAMPLES,
+    TOY,
+    Noise,
+    ddim,
+    fresh,
+    gaussian_slope,
+    gaussian_variance,
+    law,
+    no_noise,
+    reverse,
+)
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from defense import DiffPure, GaussianMixtureDenoiser, InvalidInput, Omega, Schedule, get_schedule
-from defense.oracles import gaussian_slope, gaussian_variance
 from defense.samplers import (
     Ancestral,
     EpsModel,
-    Noise,
     Variance,
     forward_noise,
-    no_noise,
     predicted_z0,
-    reverse,
     time_grid,
 )
 from defense.schedules import vp_abar

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from loops import every
-from mixtures import FLOOR, SAMPLES, TOY, fresh, law
+from mixtures import FLOOR, SAMPLES, TOY, fresh, law, no_noise, reverse
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
@@ -22,9 +22,7 @@ from defense.samplers import (
     ReverseSDE,
     Sampler,
     forward_noise,
-    no_noise,
     predicted_z0,
-    reverse,
     time_grid,
 )
 from defense.schedules import vp_abar

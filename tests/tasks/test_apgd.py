@@ -20,9 +20,9 @@ from defense.randomness import Omega
 from tasks.attacks import apgd
 from tasks.attacks.apgd import APGDConfig, checkpoints, sphere_start
 from tasks.attacks.apgd_l1 import budgets
-from tasks.attacks.base import Norm, Region, _onto_l1_ball, perturbation_norms
 from tasks.attacks.losses import dlr_targeted, point_loss
 from tasks.attacks.pgd import PGDConfig
+from tasks.attacks.region import Norm, Region, _onto_l1_ball, perturbation_norms
 from tasks.attacks.target import Target
 from tasks.datasets import ImageSet
 

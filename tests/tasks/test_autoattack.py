@@ -20,8 +20,9 @@ from defense import Purifier
 from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks.autoattack import AutoAttackConfig, _Scores, reference_seed
-from tasks.attacks.base import AttackResult, Norm, Region, perturbation_norms
+from tasks.attacks.base import AttackResult
 from tasks.attacks.losses import margin
+from tasks.attacks.region import Norm, Region, perturbation_norms
 from tasks.attacks.target import Target
 from tasks.datasets import ImageSet
 

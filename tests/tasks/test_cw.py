@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from defense import Purifier
 from defense.errors import InvalidInput
 from defense.randomness import Omega
-from tasks.attacks.base import AttackResult, perturbation_norms
+from tasks.attacks.base import AttackResult
 from tasks.attacks.cw import CarliniWagnerConfig
 from tasks.attacks.losses import margin
+from tasks.attacks.region import perturbation_norms
 from tasks.attacks.target import Target
 from tasks.datasets import ImageSet
 

@@ -20,8 +20,9 @@ from defense.oracles import GaussianMixtureDenoiser
 from defense.purifiers import DiffPure
 from defense.randomness import Omega
 from tasks.attacks import ATTACKS, AttackConfig, Norm, apgd, perturbation_norms
-from tasks.attacks.diffhammer import DiffHammerConfig, select, select_as_in_code, shares, sigmoid_mean
+from tasks.attacks.diffhammer import DiffHammerConfig, shares
 from tasks.attacks.losses import LossName, point_loss
+from tasks.attacks.selection import select, select_as_in_code, sigmoid_mean
 from tasks.attacks.target import PerDraw, Target, strongest
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

@@ -22,9 +22,9 @@ from defense.purifiers.robust_reverse import RobustGuidance
 from defense.randomness import Omega
 from defense.samplers import Ancestral, time_grid
 from tasks.attacks import ATTACKS, AttackConfig, LadderConfig, StrongestConfig
-from tasks.attacks.base import Region
 from tasks.attacks.guidance_target import GuidanceTargetConfig, Pulled
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.target import Target
 
 COUNT = 3

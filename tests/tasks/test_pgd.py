@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from defense.errors import InvalidInput
 from defense.randomness import Omega
 from tasks.attacks import ATTACKS, Norm, PGDConfig, Target, perturbation_norms
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 from tasks.datasets import ImageSet
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from defense.randomness import Omega
 from tasks.attacks import Norm, perturbation_norms
-from tasks.attacks.base import Region, _nearer, largest_signs
+from tasks.attacks.region import Region, _nearer, largest_signs
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 Array = npt.NDArray[np.float32]

@@ -21,7 +21,7 @@ from defense import ClassifierConfig, NoPurifierConfig, Omega
 from defense.denoisers.oracle import OracleConfig
 from defense.errors import InvalidInput
 from tasks.attacks import ATTACKS, AttackConfig, AttackResult, DerivedAttackConfig, Given, Target
-from tasks.attacks.base import Norm
+from tasks.attacks.region import Norm
 from tasks.certificates import CertificateConfig
 from tasks.compute import Compute, Context
 from tasks.corruptions.config import CorruptionConfig

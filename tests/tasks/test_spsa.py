@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from defense import Purifier
 from defense.errors import InvalidInput
 from defense.randomness import Omega
-from tasks.attacks.base import Norm, perturbation_norms
 from tasks.attacks.losses import margin
 from tasks.attacks.pgd import PGDConfig
 from tasks.attacks.random_noise import RandomNoiseConfig
+from tasks.attacks.region import Norm, perturbation_norms
 from tasks.attacks.spsa import SPSAConfig, estimate_gradient
 from tasks.attacks.target import Target
 from tasks.datasets import ImageSet

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from defense import Purifier
 from defense.errors import InvalidInput
 from defense.randomness import Omega
-from tasks.attacks.base import Norm, Region, perturbation_norms
 from tasks.attacks.losses import margin
+from tasks.attacks.region import Norm, Region, perturbation_norms
 from tasks.attacks.square import SquareConfig, _move, _profile, window_share, window_side
 from tasks.attacks.target import Target
 from tasks.datasets import ImageSet

@@ -21,8 +21,8 @@ from defense.randomness import Omega
 from defense.torchvision_cpu import allow_torchvision_import
 from puregrid.testing import AttackContract, SmoothClassifier
 from tasks.attacks import ATTACKS, AttackConfig, AttackResult, LadderConfig, Target
-from tasks.attacks.base import Region
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Region
 
 LINF: dict[str, Any] = {"norm": "linf", "eps": 0.1}
 L2: dict[str, Any] = {"norm": "l2", "eps": 0.5}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from defense.randomness import Omega
 from tasks.attacks import AttackConfig, AttackResult, LadderConfig
-from tasks.attacks.base import perturbation_norms
+from tasks.attacks.region import perturbation_norms
 from tasks.attacks.target import Target
 from tasks.datasets import DigitsConfig
 from tasks.stages import AttackStage, EvaluateStage, Output, StageSpec, images_to_table

@@ -17,7 +17,7 @@ import torch
 from helpers_small import ASSETS, small_sweep
 from scipy.special import ndtr
 
-from tasks.attacks.base import perturbation_norms
+from tasks.attacks.region import perturbation_norms
 from tasks.compute import Context
 from tasks.datasets import DigitsConfig
 from tasks.stages import (

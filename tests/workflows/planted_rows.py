@@ -20,8 +20,8 @@ from defense.models import Models
 from defense.purifiers import Purifier, PurifierConfig
 from defense.randomness import Omega
 from tasks.attacks import AttackConfig, AttackResult, PGDConfig
-from tasks.attacks.base import Region
 from tasks.attacks.losses import point_loss
+from tasks.attacks.region import Region
 from tasks.attacks.target import Target
 from tasks.datasets import DigitsConfig, ImageSet
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from defense import InvalidInput
 from defense.classifiers import DigitsCNN, Normalised
 from tasks.attacks import Norm, perturbation_norms
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 from workflows.training.methods import (
     METHODS,
     AdversarialTraining,

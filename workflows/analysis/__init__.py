@@ -4,8 +4,6 @@ Everything that is shown, written or logged of a sweep is a rendering of one :cl
 findings, its sentences and its provenance.
 """
 
-from __future__ import annotations
-
 from workflows.analysis.analysis import TABLES, Analysis, Builder
 
 __all__ = ["TABLES", "Analysis", "Builder"]

@@ -1,7 +1,5 @@
 """Everything that a sweep's committed rows show, as one value, computed once on first use."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
@@ -215,11 +213,7 @@ class Analysis:
         return [*(table.warning for table in self.tables if table.warning), *self.missing]
 
     def provenance(self, command: str) -> Provenance:
-        """Where the numbers come from.
-
-        Arguments:
-            command: The command that reproduces them.
-        """
+        """Where the numbers come from."""
         return provenance(self.results, command)
 
     # Tables

@@ -1,7 +1,5 @@
 """What every kind of threat leaves of each classifier and defence, from the frames of the analysis."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,12 +31,6 @@ def leaderboard_frame(
 
     Defences whose draws stop have no line: their Avg is not known. Lines are in the order of ``adaptive``, ``static``
     and ``clean``, from the best; what is missing comes last.
-
-    Arguments:
-        results: The results.
-        robustness: The frame of robustness.
-        curves: That of certified accuracies by radius.
-        corruptions: That of accuracies under corruptions.
     """
     attacked: dict[_Key, dict[tuple[str | None, float], list[dict[str, Any]]]] = {}
     clean: dict[_Key, dict[str, Any]] = {}

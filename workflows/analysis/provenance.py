@@ -1,7 +1,5 @@
 """Where numbers come from: what was computed, on what, by which versions, and the command that repeats it."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -39,12 +37,7 @@ class Provenance:
 
 
 def provenance(results: Results, command: str) -> Provenance:
-    """Return the provenance of a sweep's results.
-
-    Arguments:
-        results: The results.
-        command: The command that reproduces the page.
-    """
+    """Return the provenance of a sweep's results."""
     stages = make_plan(results.sweep).stages
     specs = list(_specs(results))
     return Provenance(

@@ -1,7 +1,5 @@
 """Names under which the attacks of different defences are one attack of the sweep file."""
 
-from __future__ import annotations
-
 import re
 
 from defense.purifiers import NoPurifierConfig

@@ -1,7 +1,5 @@
 """Summarise a sweep in a few sentences: its best defence against each kind of threat."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

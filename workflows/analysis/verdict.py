@@ -1,7 +1,5 @@
 """The verdict of a sweep: what its best defence is worth, and whether that may be believed; two sentences."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sweeps that come with puregrid, by their bare name from any folder: ``quickstart``, ``papers/agdm-cifar10``."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``puregrid data``: the only place that downloads data, and only on demand."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Bytes go to ``TARGET.part``. A file of that name from an earlier run is continue
 server can; it becomes TARGET by a rename, after its size and hash were compared with what was published.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import os

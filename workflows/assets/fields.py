@@ -1,7 +1,5 @@
 """What the fields of a config are: name, type, default, and the sentence of its class's docstring."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import types

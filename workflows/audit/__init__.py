@@ -6,8 +6,6 @@ Rules see committed rows, commits and specs, never logs, so that anybody with th
 small function whose docstring gives its reasoning and source; ``docs/auditor.md`` lists them for readers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 

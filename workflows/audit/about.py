@@ -1,7 +1,5 @@
 """Findings about views: whose cells they are, and in which words a rung of a ladder is named."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from workflows.audit.finding import Finding, Severity
@@ -23,16 +21,7 @@ def percent(value: float) -> str:
 def about(
     rule: str, severity: Severity, members: Sequence[Judged], text: str, evidence: Mapping[str, float], action: str
 ) -> Finding:
-    """Return a finding about some views; those of them that are rungs of a ladder are named behind the text.
-
-    Arguments:
-        rule: Id of the rule.
-        severity: Its severity.
-        members: The views, in the order in which the text speaks of them.
-        text: The statement.
-        evidence: Its numbers.
-        action: What to do.
-    """
+    """Return a finding about some views; those of them that are rungs of a ladder are named behind the text."""
     names = dict.fromkeys(view.name for view in members if isinstance(view, View) and view.name)
     where = f" (This is about {'; and '.join(names)}.)" if names else ""
     return Finding(rule, severity, cells_of(members), text + where, dict(evidence), action)

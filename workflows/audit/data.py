@@ -1,7 +1,5 @@
 """The data sets of a sweep, read once for all rules that look at images."""
 
-from __future__ import annotations
-
 from tasks.datasets import DatasetConfig, ImageSet
 
 __all__ = ["DataSets"]

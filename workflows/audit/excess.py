@@ -5,8 +5,6 @@ that the chance that a sound report has any error or warning of a test is below 
 (Bonferroni over all tests of the report; ``benchmarks/false_alarms.py`` measures the chance).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

@@ -1,7 +1,5 @@
 """A finding: a statement of the auditor about some cells, with its evidence."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Names of cells that have no line in the robustness table: corruptions and certificates."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from workflows.grid.load import Sweep
@@ -10,11 +8,7 @@ __all__ = ["NamesBeside"]
 
 
 class NamesBeside:
-    """Names of the corruption and certificate cells of a sweep.
-
-    Arguments:
-        sweep: The sweep.
-    """
+    """Names of the corruption and certificate cells of a sweep."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._labels = sweep.labels

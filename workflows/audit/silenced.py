@@ -1,7 +1,5 @@
 """Findings that a sweep file silences: shown with the reason, behind the others, and never dropped."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Cells as the rules see them: specs, rows, and which answers are right, read once."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -404,12 +402,7 @@ def views(results: Results, cells: Iterable[Cell] | None = None) -> list[View]:
 
 
 def rungs(results: Results, ladders: Iterable[View]) -> list[Rung]:
-    """Return the rungs of the ladders among some views; none of rows that do not say how right each rung left images.
-
-    Arguments:
-        results: The sweep's results, in which rungs are stages.
-        ladders: The views, of all kinds.
-    """
+    """Return the rungs of the ladders among some views, without rows that do not say how right a rung left images."""
     found: list[Rung] = []
     members = list(ladders)
     seen = {(view.defended, view.stage.id) for view in members if view.stage is not None}

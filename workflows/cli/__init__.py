@@ -4,8 +4,6 @@ Exit status: 0 when every cell is complete, 1 when units failed, 2 for wrong inp
 Ctrl-C. Modules of the commands are imported inside them: ``--help`` must not wait for torch, nor ``list`` for Ray.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated

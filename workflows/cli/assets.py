@@ -1,7 +1,5 @@
 """``puregrid train``, ``list`` and ``data``: what sweeps are made of."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from pathlib import Path

@@ -124,14 +124,7 @@ def errors(*, plugins: bool = True) -> Iterator[None]:
 
 
 def open_sweep(path: str, overrides: list[str] | None, store: str, *, writes: bool = False) -> tuple[Sweep, Store]:
-    """A sweep file or bundled sweep with its overrides, and the store, which must be there or creatable.
-
-    Arguments:
-        path: The sweep, as the user named it.
-        overrides: The options ``--set``.
-        store: The option ``--store``.
-        writes: Whether the command cannot do its work without writing to the store.
-    """
+    """A sweep file or bundled sweep with its overrides, and the store, which must be there or creatable."""
     from workflows.assets.bundled import find_sweep
     from workflows.grid.load import load_sweep
     from workflows.store import Store

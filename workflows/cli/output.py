@@ -4,8 +4,6 @@ Results go through :func:`tell`, which raises if they did not arrive; notes thro
 run must not end because nobody reads its notes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

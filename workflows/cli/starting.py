@@ -1,7 +1,5 @@
 """``puregrid schema`` and ``init``: what helps to write a first sweep file."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -61,12 +61,7 @@ def open_tracker(mlflow: str | None, sweep: Sweep, store_uri: str, *, strict: bo
 
 
 def pages(analysis: Analysis, command: str) -> dict[str, str]:
-    """Return the report and its figures as artifacts of the sweep's run; the same rows give the same pages.
-
-    Arguments:
-        analysis: The sweep's analysis.
-        command: The command that makes the report, for its provenance.
-    """
+    """Return the report and its figures as artifacts of the sweep's run; the same rows give the same pages."""
     from workflows.report import report
     from workflows.report.figures import figures
 
@@ -125,14 +120,7 @@ def _track_all(store: str, mlflow: str | None) -> None:
 
 
 def _track(loaded: Sweep, opened: Store, mlflow: str | None, command: str) -> bool:
-    """Log what is committed of a sweep; returns whether anything is.
-
-    Arguments:
-        loaded: The sweep.
-        opened: Its store.
-        mlflow: The option ``--mlflow``.
-        command: The command that makes its report.
-    """
+    """Log what is committed of a sweep; returns whether anything is."""
     tracker = open_tracker(mlflow, loaded, opened.uri, strict=True, wanted="track")
     assert tracker is not None
     from workflows.analysis import Analysis

@@ -4,8 +4,6 @@ What YAML is, and what is refused of it, is in :mod:`workflows.documents.parse`.
 is the environment variable NAME.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import os

@@ -1,7 +1,5 @@
 """The name of a sweep: one that can be a file, an MLflow experiment and a line of a table anywhere."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

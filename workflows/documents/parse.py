@@ -7,8 +7,6 @@ author and another to puregrid: ``no``, ``010``, ``0x1F``, ``1:30``, and any tag
 ``1e-3`` is a number, a date is text, ``<<`` merges.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Describe what happened to a unit, and why a worker died."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from defense.redaction import redacted

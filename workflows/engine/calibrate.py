@@ -7,8 +7,6 @@ There are as many workers as the sweep will have, because workers on one machine
 committed, so nothing is computed twice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 

@@ -1,7 +1,5 @@
 """One run of a plan: start workers, have them compute what is missing, and record what happened."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

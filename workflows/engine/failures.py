@@ -1,7 +1,5 @@
 """Quarantined units of a sweep: written when a unit is given up, read by ``puregrid status``."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from dataclasses import dataclass

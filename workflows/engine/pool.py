@@ -9,8 +9,6 @@ may have been the next one, while the first was being committed: that one is the
 counted, so that it shows whether it was the cause. The rest had not begun.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import deque

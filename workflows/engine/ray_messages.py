@@ -6,8 +6,6 @@ depends on is here, behind a function that names its meaning. They were last see
 no row is wrong: a unit is blamed for the end of its node, or a message is less to the point.
 """
 
-from __future__ import annotations
-
 from ray.exceptions import OutOfMemoryError
 
 __all__ = ["SEEN_IN", "death_of_actor", "error_at_start", "node_has_died", "out_of_memory"]

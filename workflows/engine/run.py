@@ -1,7 +1,5 @@
 """``puregrid run``: check what is committed, compute the rest, and compare its time with the prediction."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from workflows.engine.execution import Execution, Notify, Options, ready_to_ask

@@ -4,8 +4,6 @@ Of each stage two or three folders are listed, and what has not changed since it
 (:mod:`workflows.store.manifest`); all other data is read. What was read and is whole is noted for the next time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 

@@ -7,8 +7,6 @@ last but one is committed: where the process dies, the first unit without a comm
 a commit takes milliseconds, and it is the first.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import threading

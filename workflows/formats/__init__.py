@@ -4,8 +4,6 @@ No renderer knows the columns of a table: what is shown, how it is written and w
 with the table (:mod:`workflows.tables.table`).
 """
 
-from __future__ import annotations
-
 from workflows.formats.render import FORMATS, Format, render, render_tables
 
 __all__ = ["FORMATS", "Format", "render", "render_tables"]

@@ -1,7 +1,5 @@
 """The auditor's findings in words: how many there are, which cells they mean, on which numbers they rest."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,11 +110,7 @@ def on_lines(tables: Sequence[Table], findings: Sequence[Finding]) -> set[int]:
 
 
 class CellNames:
-    """What tables call the cells of findings.
-
-    Arguments:
-        robustness: The frame of the robustness table.
-    """
+    """What tables call the cells of findings."""
 
     def __init__(self, robustness: pd.DataFrame) -> None:
         self._cells = set() if robustness.empty else set(robustness["cell"])

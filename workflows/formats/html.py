@@ -3,8 +3,6 @@
 Without a script a table is complete and in the order of the sweep; a script of the page may sort and filter it.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

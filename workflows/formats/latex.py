@@ -5,8 +5,6 @@ a finding has its number as ``\tnote``. A table that is wider than the text is m
 is several.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 
@@ -15,7 +13,7 @@ from workflows.audit import Finding
 from workflows.formats.findings import NumberedFinding, numbered_findings, on_lines, shown
 from workflows.tables.table import Table
 
-__all__ = ["PACKAGES", "document", "escaped", "table_latex"]
+__all__ = ["PACKAGES", "document", "escaped"]
 
 PACKAGES = "booktabs, graphicx, threeparttable"
 """What a document needs that holds the tables."""
@@ -55,11 +53,6 @@ def document(tables: Sequence[Table], title: str, findings: Sequence[Finding]) -
     for place, table in enumerate(tables):
         parts.append(_parts(table, title, findings, words, unplaced if place == 0 else []))
     return "\n".join(parts)
-
-
-def table_latex(table: Table, title: str = "", findings: Sequence[Finding] = ()) -> str:
-    """Render a table, or its parts."""
-    return document([table], title, findings)
 
 
 def _parts(

@@ -1,7 +1,5 @@
 """Tables for programs: CSV and JSON, unrounded, with what their columns mean."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables for a wiki or a pull request, in the Markdown of GitHub."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

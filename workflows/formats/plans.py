@@ -1,7 +1,5 @@
 """A plan and its progress in lines: stages by kind or one by one, what is predicted, and which units failed."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

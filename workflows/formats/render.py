@@ -1,7 +1,5 @@
 """Render all tables of an analysis as one text, or one of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, get_args
 

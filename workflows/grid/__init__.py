@@ -4,8 +4,6 @@ A cell is one point of the product of axes. Everything that can be wrong with a 
 compute.
 """
 
-from __future__ import annotations
-
 from workflows.grid.cells import Cell, Defence, Images
 from workflows.grid.load import load_sweep
 from workflows.grid.sweep import Sweep

@@ -5,10 +5,7 @@ inherit the axes they do not name). Threats are the attacks, the corruptions and
 any of them there are clean images alone. Inside an entry, a list where a single value is expected is an axis too.
 """
 
-from __future__ import annotations
-
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,22 +16,18 @@ from pydantic import Field
 from defense.aggregate import Aggregation, Until
 from defense.bounds import BOUNDS, LARGEST_INTEGER, Bound, beyond
 from defense.classifiers import ClassifierConfig
-from defense.denoisers import DenoiserConfig
 from defense.errors import InvalidInput, nearest
 from defense.purifiers import NoPurifierConfig, PurifierConfig
 from defense.spec import Reading, Spec
 from tasks.attacks import AttackConfig, StrongestConfig
 from tasks.certificates import CertificateConfig
-from tasks.compute import Compute
 from tasks.corruptions import BENCHMARK, CORRUPTIONS, EXTRA, SEVERITIES
 from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
 from tasks.stages import Chunk
-from tasks.stages.quality import QualityConfig
 from workflows.documents.document import Document, Keys
 from workflows.documents.entries import (
     Combination,
-    combinations,
     expand,
     image_ids,
     items,
@@ -43,37 +36,19 @@ from workflows.documents.entries import (
     validate,
 )
 from workflows.documents.names import wrong_name
-from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, ProbeWhich, Threat
+from workflows.grid.cells import PARTS, Cell, Defence, Entries, Images, Threat
 from workflows.grid.compatibility import check_fit, check_one_choice_of_images
 from workflows.grid.converge import AXES, Converge
 from workflows.grid.precision import Precision, Question, questions, random_order
 from workflows.grid.record import record
+from workflows.grid.sections.axes import BASES, GRID_AXES, THREATS, check_product, check_size
+from workflows.grid.sections.settings import MOST_DRAWS, SECTIONS, Settings
 from workflows.grid.silence import RULE_NAMES, Silence
 
 __all__ = ["BASES", "GRID_AXES", "SECTIONS", "Builder", "DefenceFields", "Grid"]
 
-PROBE: ProbeWhich = "foreign"
-"""What is probed where a sweep does not say."""
 
-MOST_CELLS = 1_000_000
-"""Cells of a sweep; the largest that is shipped has 284."""
-
-_THREATS = ("attacks", "corruptions", "certificates")
-GRID_AXES = ("datasets", "classifiers", "defences", *_THREATS, "seeds")
-SECTIONS = {"sweep", "requires", *GRID_AXES, "denoisers", "chunk", "compute", "resubmissions", "quality", "probe"}
-SECTIONS = {*SECTIONS, "precision", "exclude", "include", "silence"}
 _MATCHERS = {*PARTS, "seed"}
-BASES: dict[str, type[Spec]] = {
-    "dataset": DatasetConfig,
-    "classifier": ClassifierConfig,
-    "defence": PurifierConfig,
-    "attack": AttackConfig,
-    "corruption": CorruptionConfig,
-    "certificate": CertificateConfig,
-}
-
-
-MOST_DRAWS = int(BOUNDS["draws"].most)
 
 
 class DefenceFields(Spec):
@@ -112,25 +87,16 @@ class Grid:
     questions: tuple[Question, ...] = ()
 
 
-class Builder:
+class Builder(Settings):
     """Turns a document into cells; holds what entries share."""
 
     def __init__(self, document: Document) -> None:
-        self.document = document
+        super().__init__(document)
         self._entries: dict[int, Keys] = {}
         """Where each value of an axis is written, by its ``id()``: axes live as long as the cells are made."""
         self._converges: dict[int, Converge] = {}
         """How far attacks are doubled, by their ``id()``."""
         self._corrupted: dict[tuple[CorruptionConfig, str], CorruptionConfig] = {}
-        self.base = document.folder
-        known_keys(document, (), document.data, SECTIONS)
-        self.compute = self._compute()
-        self.chunk = self._chunk()
-        self.resubmissions = self._resubmissions()
-        self.quality = self._quality()
-        self.probe = self._probe()
-        self.precision = self._precision()
-        self.denoisers = self._denoisers()
 
     def grid(self) -> Grid:
         """Return the cells.
@@ -146,11 +112,11 @@ class Builder:
         if wrong is not None:
             whose = "" if "sweep" in document.data else " (of the file, as there is no `sweep: NAME` in it)"
             raise document.error(("sweep",), f"the name {name!r}{whose} cannot be a sweep's: {wrong}.")
-        self._check_size()
+        check_size(document, self._list("include"))
         axes = {axis: self._axis(axis, (axis,)) for axis in GRID_AXES}
-        if not any(axes[axis] for axis in _THREATS):
+        if not any(axes[axis] for axis in THREATS):
             axes["attacks"] = [None]
-        self._check_product(axes, ())
+        check_product(document, axes, ())
         cells = list(self._product(axes))
         cells = self._excluded(cells)
         included = []
@@ -160,9 +126,9 @@ class Builder:
             axes_of_entry = {axis: self._axis(axis, (*keys, axis)) for axis in GRID_AXES if axis in entry}
             included.append(axes_of_entry)
             grid = axes | axes_of_entry
-            if any(axis in entry for axis in _THREATS):  # it names its threats: the file's others are not meant
-                grid |= {axis: [] for axis in _THREATS if axis not in entry}
-            self._check_product(grid, keys, len(cells))
+            if any(axis in entry for axis in THREATS):  # it names its threats: the file's others are not meant
+                grid |= {axis: [] for axis in THREATS if axis not in entry}
+            check_product(document, grid, keys, len(cells))
             cells += self._product(grid)
         unique = tuple({cell.id: cell for cell in cells}.values())
         if not unique:
@@ -183,63 +149,8 @@ class Builder:
         written = record(name, axes, included, settings)
         return Grid(name, unique, written, self._silences(unique), self.precision, self._questions(unique))
 
-    def _check_size(self) -> None:
-        """Refuse a grid of too many cells before a config is made of any entry."""
-        data = self.document.data
-        grids: list[tuple[Keys, dict[str, Any]]] = [((), data)]
-        for position, entry in enumerate(self._list("include")):
-            if isinstance(entry, dict):
-                own = entry if any(axis in entry for axis in _THREATS) else data
-                grids.append((("include", position), {**data, **dict.fromkeys(_THREATS), **own, **entry}))
-        total = 0
-        for keys, grid in grids:
-            counts = {axis: self._count(axis, grid.get(axis)) for axis in GRID_AXES}
-            total += self._check_count(counts, keys, total)
-
-    def _count(self, axis: str, section: Any) -> int:
-        """Return about how many values an axis has; mistakes in it are found later."""
-        entries = section if isinstance(section, list) else []
-        base = BASES.get(axis.removesuffix("s"))
-        total = 0
-        for entry in entries:
-            if base is None or not isinstance(entry, dict):
-                total += 1
-                continue
-            named = entry.get(base.named_by or "")
-            try:
-                kind = type(named) if isinstance(named, base) else base.entry_class(entry)
-            except InvalidInput:
-                kind = base
-            beside = _OF_DATASETS | _OF_ATTACKS
-            total += combinations({name: value for name, value in entry.items() if name not in beside}, kind)
-        return total
-
-    def _check_product(self, axes: dict[str, list[Any]], keys: Keys, before: int = 0) -> None:
-        """Refuse a grid of too many cells before they are made."""
-        self._check_count({axis: len(values) for axis, values in axes.items()}, keys, before)
-
-    def _check_count(self, counts: dict[str, int], keys: Keys, before: int) -> int:
-        """Return the product of the axes.
-
-        Raises:
-            InvalidInput: It is too large, with what was there ``before``; at the longest axis.
-        """
-        threats = {axis: counts[axis] for axis in _THREATS}
-        factors = {axis: max(1, count) for axis, count in counts.items() if axis not in threats}
-        cells = math.prod(factors.values()) * max(1, sum(threats.values()))
-        if before + cells <= MOST_CELLS:
-            return cells
-        longest = max(counts, key=lambda axis: counts[axis])
-        product = " x ".join(f"{count:,} {axis}" for axis, count in (*factors.items(), *threats.items()) if count > 1)
-        raise self.document.error(
-            (*keys, longest),
-            f"the grid has {before + cells:,} cells ({product}), more than {MOST_CELLS:,}, which one sweep can "
-            "hold. A list inside an entry is an axis too, and axes multiply: shorten some, or write several sweep "
-            "files, which share what they have in common.",
-        )
-
     def _product(self, axes: dict[str, list[Any]]) -> Iterable[Cell]:
-        threats = [threat for axis in _THREATS for threat in axes[axis]]
+        threats = [threat for axis in THREATS for threat in axes[axis]]
         fixed = (axes[axis] for axis in ("datasets", "classifiers", "defences"))
         for images, classifier, defence, threat, seed in itertools.product(*fixed, threats, axes["seeds"]):
             places = (self._entries.get(id(part), ()) for part in (images, classifier, defence, threat))
@@ -277,12 +188,6 @@ class Builder:
             self._corrupted[key] = located(self.document, ("corruptions",), partial(threat.of, images.dataset))
         return self._corrupted[key]
 
-    def _list(self, key: str) -> list[Any]:
-        value = self.document.data.get(key) or []
-        if not isinstance(value, list):
-            raise self.document.error((key,), "a list was expected.")
-        return value
-
     def _axis(self, axis: str, keys: Keys) -> list[Any]:
         if axis == "seeds":
             return self._seeds(keys)
@@ -295,7 +200,7 @@ class Builder:
             "certificates": (partial(self._configs, CertificateConfig), CertificateConfig),
         }
         read, base = readers[axis]
-        entries = items(self.document, keys, base, optional=axis in _THREATS)
+        entries = items(self.document, keys, base, optional=axis in THREATS)
         values = [(place, value) for place, entry in entries for value in read(place, entry)]
         self._entries.update((id(value), place) for place, value in values if value is not None)
         return [value for _, value in values]
@@ -309,64 +214,6 @@ class Builder:
             raise self.document.error(keys, f"seeds are whole numbers, not {section!r}.")
         return seeds
 
-    def _whole(self, key: str, value: Any, what: str, most: int) -> int:
-        """Return a whole number from 1 to ``most``."""
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or value < 1:
-            raise self.document.error((key,), f"{key} is {what}, at least 1, not {value!r}.")
-        if value > most:
-            raise self.document.error((key,), f"{key} = {value} is {what}, and more than {most:,} cannot be meant.")
-        number: int = value
-        return number
-
-    # Sections that hold one thing.
-
-    def _compute(self) -> Compute:
-        fields = self.document.data.get("compute", {})
-        if isinstance(fields, Compute):
-            return fields
-        known_keys(self.document, ("compute",), fields, set(Compute.model_fields))
-        return validate(self.document, ("compute",), Compute, fields)
-
-    def _chunk(self) -> int:
-        return self._whole("chunk", self.document.data.get("chunk", 100), "the number of images of a unit", 1_000_000)
-
-    def _resubmissions(self) -> int | None:
-        value = self.document.data.get("resubmissions")
-        if value is None:
-            return None
-        return self._whole("resubmissions", value, "how often an attacker may submit an image", MOST_DRAWS)
-
-    def _quality(self) -> QualityConfig | None:
-        """``quality: {}`` measures PSNR and SSIM, ``quality: {lpips: FILE}`` LPIPS too."""
-        fields = self.document.data.get("quality")
-        if fields is None or fields is False:
-            return None
-        keys: Keys = ("quality",)
-        if isinstance(fields, QualityConfig):
-            return located(self.document, keys, partial(fields.resolved, self.base))
-        fields = known_keys(self.document, keys, {} if fields is True else fields, set(QualityConfig.model_fields))
-        return validate(self.document, keys, QualityConfig, fields, reading=Reading(self.base))
-
-    def _probe(self) -> ProbeWhich:
-        """``probe: true`` probes every purifier and classifier, ``foreign`` those of others' code, ``false`` none."""
-        value = self.document.data.get("probe", PROBE)
-        if not isinstance(value, bool) and value != "foreign":
-            raise self.document.error(
-                ("probe",),
-                f"probe is true (every purifier and classifier), false (none) or foreign (those whose code is not "
-                f"puregrid's), not {value!r}.",
-            )
-        return value  # type: ignore[no-any-return]
-
-    def _precision(self) -> Precision | None:
-        fields = self.document.data.get("precision")
-        if fields is None or isinstance(fields, Precision):
-            return fields
-        keys: Keys = ("precision",)
-        fields = known_keys(self.document, keys, fields, set(Precision.model_fields))
-        return validate(self.document, keys, Precision, fields)
-
     def _questions(self, cells: Sequence[Cell]) -> tuple[Question, ...]:
         decide = None if self.precision is None else self.precision.decide
         keys: Keys = ("precision", "decide", "between")
@@ -374,30 +221,10 @@ class Builder:
         sides = [self._wanted((*keys, side), PurifierConfig, value) for side, value in enumerate(named)]
         return tuple(located(self.document, (), partial(questions, cells, self.precision, sides)))
 
-    def _denoisers(self) -> dict[str, Spec]:
-        section = self.document.data.get("denoisers", {})
-        if not isinstance(section, dict):
-            raise self.document.error(("denoisers",), "denoisers is a mapping from a name of yours to a denoiser.")
-        return {name: self._denoiser(("denoisers", name), entry) for name, entry in section.items()}
-
-    def _denoiser(self, keys: Keys, entry: Any) -> DenoiserConfig:
-        if not isinstance(entry, dict | DenoiserConfig):
-            raise self.document.error(keys, f"a denoiser is a mapping with format, path and schedule, not {entry!r}.")
-        return located(self.document, keys, partial(DenoiserConfig.from_entry, entry, Reading(self.base)))
-
-    # Axes.
-
     def _combinations(
         self, base: type[Spec], keys: Keys, entry: dict[str, Any], beside: frozenset[str] = frozenset()
     ) -> Iterator[tuple[Any, Combination]]:
-        """Yield the resolved configs of an entry, each with its combination.
-
-        Arguments:
-            base: What the configs are.
-            keys: The entry's place.
-            entry: A mapping, see :func:`items`.
-            beside: Fields of the entry that are not the config's.
-        """
+        """Yield the resolved configs of an entry, each with its combination."""
         document, value = self.document, entry[base.named_by or ""]
         if isinstance(value, base):
             known_keys(document, keys, entry, {base.named_by or "", *beside})

@@ -1,7 +1,5 @@
 """Check that the parts of a cell fit together, before anything is computed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import partial
 

@@ -15,8 +15,6 @@ Each doubled attack is an ordinary attack, and its cell an ordinary cell with an
 depends on what was measured: :mod:`workflows.results.convergence`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """From a sweep file to a sweep: one YAML file, read once and validated before anything runs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

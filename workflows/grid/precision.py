@@ -12,8 +12,6 @@ Images then come in a random order, which is fixed: chunks hold other images tha
 ones whatever it says. Only how many of them are computed depends on it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

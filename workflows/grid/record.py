@@ -4,8 +4,6 @@ Every config is written in full and resolved, every axis spelled out, so that th
 is read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

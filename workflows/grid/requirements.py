@@ -13,8 +13,6 @@ Without it the first missing file ends the sweep; with it one message has every 
 hash. A path that ``--set`` has removed from the file is not required.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -12,8 +12,6 @@
 A silenced finding is shown all the same, as silenced and with the reason. Neither ids nor rows depend on it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 

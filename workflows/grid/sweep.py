@@ -141,26 +141,14 @@ class Sweep:
 
     @classmethod
     def of_grid(cls, grid: Grid, text: str, document: Document) -> Self:
-        """Return the sweep of a document.
-
-        Arguments:
-            grid: What the document says.
-            text: The text of the sweep file.
-            document: Where its entries are written.
-        """
+        """Return the sweep of a document."""
         sweep = cls.__new__(cls)
         sweep._set(text, document, grid)
         return sweep
 
     @classmethod
     def of_cells(cls, name: str, text: str, cells: Sequence[Cell]) -> Self:
-        """Return a sweep of given cells, each computed in full.
-
-        Arguments:
-            name: Its name.
-            text: The text of the sweep file.
-            cells: The grid.
-        """
+        """Return a sweep of given cells, each computed in full; ``text`` is that of its file."""
         sweep = cls.__new__(cls)
         sweep._set(text, Document(None, {}, text), Grid(name, tuple(cells), {}))
         return sweep

@@ -6,8 +6,6 @@
 * *first*: the first images of the sweep.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -6,8 +6,6 @@ wants none (``NO_COLOR``, ``--color never``). Else sixel graphics if the termina
 Else blocks. It is asked only if stdin is a terminal, too, and the process is in the foreground.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -25,13 +23,7 @@ _CELL = (10, 20)
 
 
 def wanted_images(images: str, color: str, *, colours: bool) -> str:
-    """Return ``sixel``, ``blocks`` or ``none``.
-
-    Arguments:
-        images: The option ``--images``.
-        color: The option ``--color``.
-        colours: Whether stdout is a terminal with colours, and its user wants them.
-    """
+    """Return ``sixel``, ``blocks`` or ``none``."""
     if images != "auto":
         return images
     if color == "always":

@@ -4,8 +4,6 @@ A difference d is shown as :math:`1/2 + k d`, grey where nothing changed, with o
 the largest of 1/2, 1, 2, 5, 10, 20 and 50 at which no pixel is cut.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -21,10 +21,7 @@ from tasks.attacks.budgets import format_eps
 from workflows.grid.load import Cell
 from workflows.results.reader import Results
 
-__all__ = ["STAGES", "Condition", "flat_rows", "image_rows", "markdown_rows"]
-
-STAGES = ("judged", "attack", "quality")
-"""Which rows of a cell: its judgement or certificate, what its attack says, its image quality."""
+__all__ = ["Condition", "flat_rows", "image_rows", "markdown_rows"]
 
 _CELL = ("cell", "dataset", "classifier", "defence", "threat", "norm", "eps", "seed")
 

@@ -5,8 +5,6 @@ The noise of a draw is a function of the purifier's id, the seed, the image and 
 is another than in the unit, which moves the last bits: an answer that is not the stored one is reported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any

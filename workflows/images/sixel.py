@@ -5,8 +5,6 @@ chosen before. ``!N`` repeats one, ``$`` goes back to the left for the next colo
 (DEC VT340 Text Programming, chapter 14). There are 256 colours, in per cent: images with more get the nearest ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import groupby
 

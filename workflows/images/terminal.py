@@ -1,7 +1,5 @@
 """Images in a terminal: two pixels a character, the upper half block in the colour of one on that of the other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -17,8 +17,6 @@ A defence of a sweep enters with all of its specs on record in the store and wit
 one that lacks any is left out whole, and listed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

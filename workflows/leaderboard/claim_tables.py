@@ -1,7 +1,5 @@
 """What authors' attacks hid, and what became of every claim, as tables."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import pandas as pd

@@ -13,8 +13,6 @@ Two questions are asked, and answered by fixed rules.
   the attack leaves out is named.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -10,8 +10,6 @@ weights.
 Source of the form: the files ``model_info/DATASET/THREAT/NAME.json`` of RobustBench.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The numbers of a board: shares with intervals, each with the sweep, cell and attack that it is of."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

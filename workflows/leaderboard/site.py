@@ -8,8 +8,6 @@
     data/DATA/THREAT/leaderboard.json        in the form of RobustBench's model info
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

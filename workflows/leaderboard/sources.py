@@ -5,8 +5,6 @@
 * ``STORE``: a folder or bucket, and in it every sweep on record of which something is committed.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The tables of a board: its lines, where each number is from, and the sweeps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

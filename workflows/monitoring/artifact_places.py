@@ -4,8 +4,6 @@ An experiment of a store has its artifacts in ``FOLDER/mlartifacts/NAME``. In a 
 its store, that FOLDER is another store, whose files a copy must not touch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sqlite3
@@ -53,12 +51,6 @@ def log_text(client: Any, run: Any, path: str, text: str) -> None:
 
     MLflow's client remembers in its process where the artifacts of a run are, by the run's id alone: with a store and
     then with its copy, it would write to the first one.
-
-    Arguments:
-        client: MLflow.
-        run: The run, as MLflow has it now.
-        path: Where below the run's artifacts.
-        text: What.
     """
     folder = local_path(run.info.artifact_uri)
     if folder is None:

@@ -4,8 +4,6 @@ The engine writes events to the standard library's logger ``puregrid.run``; :fun
 fields are in ``docs/running.md``. Without a handler nothing is formatted, so a run without a log pays nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -79,10 +77,6 @@ def log_event(event: str, **fields: Field) -> None:
 @contextlib.contextmanager
 def log_to(path: Path | None, **constant: Field) -> Iterator[None]:
     """Append the events inside to a file; None logs nothing.
-
-    Arguments:
-        path: The file; its folder must exist.
-        constant: Fields that every line has.
 
     Raises:
         InvalidInput: The file cannot be written.

@@ -4,8 +4,6 @@ A worker's life lasts from when it was ready to its end, or to the end of the ru
 computing, loading models, or reading and committing, which is the rest of its busy time. Otherwise it waits.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 from typing import NamedTuple

@@ -5,8 +5,6 @@ a request is bounded by MLflow's own variables, and every call by a clock beside
 a bucket behind the server. Only the driver has such a client.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

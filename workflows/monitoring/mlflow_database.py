@@ -9,8 +9,6 @@ The database of a store, ``mlflow.db`` in its folder, is derived from rows. Only
 named is never touched.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -1,7 +1,5 @@
 """URIs of MLflow databases: which file one names, and by which URI MLflow finds a file."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import re

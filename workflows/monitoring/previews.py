@@ -1,7 +1,5 @@
 """When a run that somebody looks at shows a table of what is there: early, and then ever more rarely."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 
@@ -41,11 +39,7 @@ class Previews:
         self._seen = 0
 
     def tick(self, committed: int) -> None:
-        """Show a table if it is time for one, and units were committed since the last.
-
-        Arguments:
-            committed: Units that the run has committed.
-        """
+        """Show a table if it is time for one, and units were committed since the last."""
         passed = self._clock() - self._started
         if committed == self._seen or passed < self._due:
             return

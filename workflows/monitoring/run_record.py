@@ -9,8 +9,6 @@ driver is still there is found out by looking for its process, or, where that is
 the record to be rewritten.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -129,13 +127,7 @@ class RunRecorder:
         self._gpus_per_worker = gpus_per_worker
 
     def progress(self, workers: int, done: int, left_seconds: float | None) -> None:
-        """Write the progress, unless that was done a moment ago.
-
-        Arguments:
-            workers: Workers that are there.
-            done: Units that are no longer missing.
-            left_seconds: Seconds until the end, if known.
-        """
+        """Write the progress, unless that was done a moment ago; see :class:`RunRecord` for what is counted."""
         if time.monotonic() - self._written > _SECONDS:
             self._write("running", alive=workers, done=done, left_seconds=left_seconds)
 

@@ -7,8 +7,6 @@ file ``COMMIT`` beside the packages); from an installed package the commit that 
 of different commits are equal.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The folder of ``puregrid report --format paper``: an appendix that compiles by itself, and what it is made of."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from pathlib import Path
 

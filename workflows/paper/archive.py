@@ -7,8 +7,6 @@ holds code: JSON and safetensors alone. Judging verifies every hash, that images
 ones, and compares answers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -51,10 +49,6 @@ _SLACK = 1e-6
 
 def write_archive(analysis: Analysis, folder: Path) -> str:
     """Write the adversarial images of a sweep, and what was answered to them.
-
-    Arguments:
-        analysis: The sweep's analysis.
-        folder: Where; it is made, and files of these names are replaced.
 
     Returns:
         The sha256 of the manifest, which speaks for all other files.

@@ -1,7 +1,5 @@
 """The papers behind every method that comes with puregrid, as BibTeX."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -63,12 +61,7 @@ def entries() -> dict[str, str]:
 
 
 def bibtex(keys: Iterable[str], version: str) -> str:
-    """Return entries as a ``.bib`` file.
-
-    Arguments:
-        keys: Of :func:`entries`.
-        version: That of puregrid.
-    """
+    """Return entries as a ``.bib`` file."""
     return "\n\n".join(entries()[key].replace("VERSION", version) for key in dict.fromkeys(keys)) + "\n"
 
 
@@ -76,11 +69,7 @@ _ACCENTS = dict(zip("`'^\"~cv", "\u0300\u0301\u0302\u0308\u0303\u0327\u030c", st
 
 
 def fields(key: str) -> dict[str, str]:
-    """Return the fields of an entry as plain text: ``authors`` one behind another, ``title``, ``venue``, ``link``.
-
-    Arguments:
-        key: Of :func:`entries`.
-    """
+    """Return the fields of an entry as plain text: ``authors`` one behind another, ``title``, ``venue``, ``link``."""
     raw = dict(re.findall(r"^  (\w+) = \{(.*)\},$", entries()[key], re.MULTILINE))
     plain = {name: _plain(value) for name, value in raw.items()}
     people = [" ".join(reversed(name.split(", "))) for name in plain.get("author", "").split(" and ")]

@@ -1,7 +1,5 @@
 """The items of a conference's checklist that a store can answer, in the words of NeurIPS."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pandas as pd
@@ -30,11 +28,7 @@ _TABLES = {
 
 
 def hours(cost: pd.DataFrame) -> dict[str, float]:
-    """Return compute hours of one worker behind each table.
-
-    Arguments:
-        cost: The frame of costs.
-    """
+    """Return compute hours of one worker behind each table."""
     found: dict[str, float] = {}
     for name, stages in _TABLES.items():
         rows = cost[cost["stage"].isin(stages)] if len(cost) else cost
@@ -46,14 +40,7 @@ def hours(cost: pd.DataFrame) -> dict[str, float]:
 
 
 def checklist(analysis: Analysis, provenance: Provenance, *, archive: str, where: str) -> str:
-    """Return the items as LaTeX.
-
-    Arguments:
-        analysis: The sweep's analysis.
-        provenance: Where its numbers come from.
-        archive: sha256 of the archive's manifest.
-        where: Name of the archive's folder.
-    """
+    """Return the items as LaTeX."""
     items = list(_items(analysis, provenance, archive, where))
     body = "\n".join(f"\\item[{escaped(title)}] {text}" for title, text in items)
     return f"\\begin{{description}}\n{body}\n\\end{{description}}\n"

@@ -1,7 +1,5 @@
 """What was done, in sentences made from the specs: data, networks, purifiers, and what each attacker knew."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

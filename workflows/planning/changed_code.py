@@ -5,8 +5,6 @@ stages, and what is committed stays under the old ids, which looks as if the sto
 reports which stages of the store differ from its own in their code alone.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any

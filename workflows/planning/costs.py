@@ -11,8 +11,6 @@ independent units. It is needed because attacks that stop early differ from chun
 process loads models and warms up; it is measured apart.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet

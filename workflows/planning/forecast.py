@@ -6,8 +6,6 @@ workers idle, and the loading of models, once per worker. What Ray and the worke
 takes beside its compute (reading, committing, messages), are those of the last run in this store.
 """
 
-from __future__ import annotations
-
 import heapq
 import json
 import math

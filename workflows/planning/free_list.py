@@ -4,8 +4,6 @@ A search through all workers costs as much as they are many, for each unit that 
 a driver would do little else.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar

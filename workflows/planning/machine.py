@@ -13,8 +13,6 @@ room for is found from the same figures: with n of them each has 1/n of the memo
 take must leave a tenth of that free.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Mapping
@@ -54,9 +52,6 @@ _CONTEXT = 600.0
 def per_gpu(gpus_per_worker: float) -> int:
     """Return how many workers share a GPU: 1 where each takes whole ones, or none.
 
-    Arguments:
-        gpus_per_worker: GPUs of each.
-
     Raises:
         InvalidInput: It is no share of a GPU: below 0, too small for Ray, or beyond 1 and not a whole number.
     """
@@ -74,10 +69,6 @@ def per_gpu(gpus_per_worker: float) -> int:
 
 def workers_on(gpus: int, gpus_per_worker: float) -> int:
     """Return how many workers a machine's GPUs have room for.
-
-    Arguments:
-        gpus: GPUs of the machine.
-        gpus_per_worker: GPUs of each worker, not 0.
 
     Raises:
         InvalidInput: See :func:`per_gpu`.

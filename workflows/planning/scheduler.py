@@ -10,8 +10,6 @@ Stages that may stop early go chunk by chunk: all stages of the first chunk, the
 the next chunk of those that still need it.
 """
 
-from __future__ import annotations
-
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence

@@ -8,8 +8,6 @@ a fixed convolution takes here. It is a guess: right within a factor of two or s
 ``python -m scripts.shipped_costs`` measures the file anew.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable
@@ -74,11 +72,7 @@ def _shipped() -> dict[str, Any]:
 
 
 def shipped_costs(kinds: Iterable[Kind]) -> dict[Kind, Cost]:
-    """Guess the cost of kinds of units on the processors of this machine; kinds of unknown networks are left out.
-
-    Arguments:
-        kinds: The kinds.
-    """
+    """Guess the cost of kinds of units on the processors of this machine; kinds of unknown networks are left out."""
     shipped, found = _shipped(), dict[Kind, float]()
     for kind in set(kinds):
         factor, each = shipped["factors"].get(group(kind)), shipped["networks"].get(kind.model)

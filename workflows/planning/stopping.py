@@ -7,8 +7,6 @@ it count for nothing. A question is answered after the first chunk at which its 
 of the same order.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -96,10 +94,6 @@ class _State:
 
 class Stopping:
     """Where the cells of a sweep stop, by what a store has.
-
-    Arguments:
-        sweep: The sweep.
-        store: Where its rows are.
 
     Call :meth:`look` when there may be new commits.
     """
@@ -232,10 +226,6 @@ _ANSWERS = ("prediction", "mean_probability")
 
 class Spared:
     """Which units of a plan no open question needs.
-
-    Arguments:
-        stopping: Where cells stop.
-        plan: The plan of the sweep.
 
     Attributes:
         may_stop: For each stage whether all the cells that it serves have questions; others are computed in full.

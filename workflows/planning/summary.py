@@ -3,8 +3,6 @@
 It is what ``puregrid plan`` and ``puregrid status`` print, and their JSON.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from workflows.grid.load import Sweep

@@ -4,8 +4,6 @@ What raises on one image raises on all of them, unit by unit, on workers: here i
 in the sweep file. What was asked is kept in the store, and not asked again.
 """
 
-from __future__ import annotations
-
 from workflows.preflight.checks import Answer, Check, ask
 from workflows.preflight.choose import checks_of
 from workflows.preflight.run import PreflightRecord, preflight

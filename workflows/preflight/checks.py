@@ -10,8 +10,6 @@
 * **quality** is measured of the image and itself.
 """
 
-from __future__ import annotations
-
 import json
 import time
 import traceback

@@ -1,7 +1,5 @@
 """Which checks a plan needs: every distinct part once, whatever number of cells and units it is in."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterator
 
 from defense.classifiers import ClassifierConfig

@@ -4,8 +4,6 @@
 which versions. The id is a hash of these, so that a change of any of them asks again; what failed is not kept.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Match published accuracies with those that a sweep measured, and list the settings that differ."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 

@@ -6,8 +6,6 @@ text quotes it. A published figure is never used as a measurement: it stands in 
 that differ and the known anomalies of its table.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,11 +180,6 @@ def load_paper(name: str) -> Paper:
 def mean_gains(paper: Paper, defence: str, table: str) -> dict[str, float]:
     """Return the mean over corruptions of accuracy with a defence minus without, in points, for each classifier.
 
-    Arguments:
-        paper: The paper.
-        defence: Which defence.
-        table: Which table.
-
     Returns:
         By classifier, and as ``all`` the mean over all cells.
     """
@@ -218,10 +211,6 @@ class Reference:
     table: str | None
     dataset: str | None
     smoke: bool
-
-    def has(self, value: Published) -> bool:
-        """Return whether a published value is one of these; figures have none of their own."""
-        return value.table == self.table and self.dataset in (None, value.dataset)
 
 
 def reference(name: str) -> Reference | None:

@@ -5,8 +5,6 @@ explain. They also list the anomalies of the published table. A figure of a pape
 :mod:`workflows.published.papers`; its sweep stands beside those values of the paper's tables that have a cell in it.
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Callable, Mapping, Sequence
 

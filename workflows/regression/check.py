@@ -22,8 +22,6 @@ The check judges Avg, the aggregated answer where several draws make one, and ce
 :func:`measures`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -165,11 +163,6 @@ def measures(cell: CellOutcome) -> list[str]:
 
 def check(before: Snapshot, now: Snapshot, gate: Gate) -> list[CellVerdict]:
     """Compare every cell of a sweep with a baseline.
-
-    Arguments:
-        before: The baseline.
-        now: The sweep.
-        gate: What counts as worse.
 
     Returns:
         A verdict a cell of the sweep, in its order, then of cells that only the baseline has.

@@ -10,8 +10,6 @@ All differences are second run minus first. Cells are matched in three rounds, e
 A match of rounds 2 and 3 comes with every field that differs. Cells with other budgets never match.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Two runs as a folder: the page, and beside it pages for the images that it shows, with every draw of either run."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

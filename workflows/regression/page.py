@@ -1,7 +1,5 @@
 """Two runs side by side as one page: paired differences, what changed in the specs, images that changed sides."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from workflows.regression.compare import Comparison, Sides, changed_sides, compare_runs

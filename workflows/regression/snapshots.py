@@ -5,8 +5,6 @@ in the order of image ids. Any measure that is one share per image can take part
 to :class:`Shares`, and all that comes after (pairing, tests, report) asks for no more.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -258,10 +256,6 @@ def certificate_shares(rows: pd.DataFrame, sigma: float) -> dict[str, Shares]:
     There are no more radii because every measure costs all cells a test. An image that is wrong has radius 0. Radii
     are rounded to 65535ths of 4 sigma and cut there. Their mean, ACR over 4 sigma, is certified accuracy averaged
     over the radii up to 4 sigma: its points are points of that.
-
-    Arguments:
-        rows: Certificates: columns ``prediction``, ``label`` and ``radius``.
-        sigma: Noise of the certificates.
     """
     right = (rows["prediction"] == rows["label"]).to_numpy()
     radius = rows["radius"].to_numpy(np.float64)

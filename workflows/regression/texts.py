@@ -1,7 +1,5 @@
 """Comparisons and verdicts for people: a declared table, and below it what changed in the specs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 

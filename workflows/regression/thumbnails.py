@@ -1,7 +1,5 @@
 """Images that changed sides between two runs, as small pictures: what each run gave its defence, and the answers."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,11 +1,7 @@
 """The figures of a report, each with the rows that it shows.
 
-The points of every figure are the rows of its frame, and nothing else is drawn. The
-share of images certified at radius r, :math:`c(r)`, is a step function that falls behind the radius of each image
-that is right; it is drawn at these radii, not at those of the table alone.
+The points of every figure are the rows of its frame, and nothing else is drawn.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -14,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from defense.spec import digest
@@ -33,21 +27,17 @@ from workflows.report.charts import (
     line_chart,
     ranked_chart,
 )
-from workflows.results.certificates import envelope_frame, radii_of
+from workflows.report.drawings.certified import certified_curves
+from workflows.report.drawings.convergence import convergence_curves
+from workflows.report.drawings.corruptions import corruption_maps
+from workflows.report.drawings.rows import Drawings, groups, percent
 from workflows.results.reader import Results
-from workflows.statistics.proportions import wilson
-from workflows.tables.effort import AXIS_NAMES
-from workflows.tables.table import interval, missing, records
+from workflows.tables.table import missing, records
 
 __all__ = ["VERDICT", "Figure", "figures", "t_star_families"]
 
 VERDICT = "The verdict"
 """Topic of the picture at the head of the page."""
-
-_MOST_RADII = 400
-"""Of more distinct radii than this, evenly spaced ones are drawn: a screen has no more pixels."""
-
-_WAY = ["dataset", "classifier", "family", "family_id", "base", "votes", "n", "alpha", "rule", "guarantee", "seed"]
 
 _SHOWN = ["cell", "dataset", "classifier", "defence", "attack", "norm", "eps", "seed", "t_star", "images"]
 _AVG = ["avg", "avg_low", "avg_high"]
@@ -93,17 +83,17 @@ def figures(analysis: Analysis) -> list[Figure]:
     if len(analysis.convergence):
         drawn += [
             ("convergence", "Accuracy against the attack's budget", *figure)
-            for figure in _convergence(analysis.convergence)
+            for figure in convergence_curves(analysis.convergence)
         ]
     if len(analysis.certified):
         drawn += [
             ("certified", "Certified accuracy against the radius", *figure)
-            for figure in _certified(results, analysis.certified)
+            for figure in certified_curves(results, analysis.certified)
         ]
     if len(analysis.corruptions):
         drawn += [
             ("corruptions", "Accuracy under each corruption", *figure)
-            for figure in _corruptions(analysis.corruptions, analysis.corruption_gains)
+            for figure in corruption_maps(analysis.corruptions, analysis.corruption_gains)
         ]
     numbers: Counter[str] = Counter()
     named = []
@@ -111,18 +101,6 @@ def figures(analysis: Analysis) -> list[Figure]:
         numbers[kind] += 1
         named.append(Figure(f"{kind}-{numbers[kind]}", topic, caption, drawing, frame))
     return [*pictures, *named]
-
-
-_Drawings = Iterator[tuple[str, Drawing | Panels, pd.DataFrame]]
-
-
-def _groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
-    for key, rows in frame.groupby(list(by), sort=False, dropna=False):
-        yield (key if isinstance(key, tuple) else (key,)), rows
-
-
-def _percent(value: float, low: float, high: float) -> str:
-    return interval(value, low, high).replace(" [", " % [")
 
 
 def _threat(row: dict[str, Any]) -> str:
@@ -163,14 +141,14 @@ def _hollow(line: pd.DataFrame, x: str, colour: int, *, first: bool) -> list[Ser
 
 def _point(x: float, row: dict[str, Any]) -> Point:
     value = row["avg"], row["avg_low"], row["avg_high"]
-    return Point(float(x), *value, f"{row['defence']}, {_threat(row)}: {_percent(*value)}, {row['images']} images")
+    return Point(float(x), *value, f"{row['defence']}, {_threat(row)}: {percent(*value)}, {row['images']} images")
 
 
 def _attacked(members: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Yield the attacks with their threat model, static ones first: ``pgd-20 linf``, ``static: pgd-20 linf``."""
     defended = bool((members["purifier"] != "none").any())
     found = []
-    for (series,), rows in _groups(members[members["attack"] != "clean"], ["series"]):
+    for (series,), rows in groups(members[members["attack"] != "clean"], ["series"]):
         # On the bare classifier every attack knows all that there is to know.
         known = rows[rows["purifier"] != "none"] if bool((rows["purifier"] != "none").any()) else rows
         static = bool(known["static"].all())
@@ -233,9 +211,9 @@ def _where(names: str, panels: Sequence[tuple[str, Any]]) -> str:
     return f"{names}; {panels[0][0]}" if len(panels) == 1 else names
 
 
-def _by_eps(judged: pd.DataFrame) -> _Drawings:
+def _by_eps(judged: pd.DataFrame) -> Drawings:
     """Accuracy against the budget: a panel an attack, static and adaptive, a line a defence; clean is eps 0."""
-    for (dataset, classifier, seed, norm), attacked in _groups(
+    for (dataset, classifier, seed, norm), attacked in groups(
         judged[judged["attack"] != "clean"], ["dataset", "classifier", "seed", "norm"]
     ):
         own = judged[(judged["dataset"] == dataset) & (judged["classifier"] == classifier) & (judged["seed"] == seed)]
@@ -250,7 +228,7 @@ def _by_eps(judged: pd.DataFrame) -> _Drawings:
                 continue
             lines: list[Series] = []
             hollow: list[Series] = []
-            for (name,), line in _groups(shown, ["defence"]):
+            for (name,), line in groups(shown, ["defence"]):
                 points = [_point(row["eps"], row) for row in records(line.sort_values("eps"))]
                 lines.append(Series(name, points, colour=colours[name]))
                 hollow += _hollow(line, "eps", colours[name], first=not hollow)
@@ -261,9 +239,9 @@ def _by_eps(judged: pd.DataFrame) -> _Drawings:
             yield where, _panels("accuracy against eps", drawn, "eps", ticks), frame
 
 
-def _by_attack(judged: pd.DataFrame) -> _Drawings:
+def _by_attack(judged: pd.DataFrame) -> Drawings:
     """Avg of each defence, clean and under each attack at its largest budget, as a map."""
-    for (dataset, classifier, seed), members in _groups(judged, ["dataset", "classifier", "seed"]):
+    for (dataset, classifier, seed), members in groups(judged, ["dataset", "classifier", "seed"]):
         shown = [members[members["attack"] == "clean"]]
         names = {"clean": "clean"} if len(shown[0]) else {}
         for series, title, rows in _attacked(members):
@@ -278,32 +256,10 @@ def _by_attack(judged: pd.DataFrame) -> _Drawings:
         for row in records(frame):
             column = names["clean" if row["attack"] == "clean" else row["series"]]
             value = row["avg"], row["avg_low"], row["avg_high"]
-            note = f"{row['defence']}, {_threat(row)}: {_percent(*value)}, {row['images']} images"
+            note = f"{row['defence']}, {_threat(row)}: {percent(*value)}, {row['images']} images"
             tiles[row["defence"], column] = Tile(f"{100 * row['avg']:.1f}", row["avg"], note)
         caption = f"{classifier} on {dataset}, seed {seed}: Avg in %, each attack at its largest budget"
         yield caption, heat_map("accuracy, %", defences, list(names.values()), tiles), frame[_shown(judged)]
-
-
-def _convergence(frame: pd.DataFrame) -> _Drawings:
-    """Accuracy against steps, draws, restarts and selection draws: one figure per attack, one line per defence."""
-    judged = frame[frame["avg"].notna()]
-    for (dataset, classifier, attack, eps, seed, axis), members in _groups(
-        judged, ["dataset", "classifier", "attack", "eps", "seed", "axis"]
-    ):
-        values = sorted(set(members["value"]))
-        if len(values) < 2:
-            continue
-        lines = []
-        for (name,), line in _groups(members, ["defence"]):
-            points = []
-            for row in records(line):
-                shown = row["avg"], row["avg_low"], row["avg_high"]
-                told = f"{name}, {row['value']} {AXIS_NAMES[axis]}: {_percent(*shown)}; {row['state']}"
-                points.append(Point(float(row["value"]), *shown, told.removesuffix("; ")))
-            lines.append(Series(name, points))
-        ticks = [(value, str(value)) for value in values]
-        drawing = line_chart(lines, AXIS_NAMES[axis], "accuracy, %", ticks, logarithmic=True)
-        yield f"{classifier} on {dataset}, {attack} eps {format_eps(eps)}, seed {seed}", drawing, members
 
 
 def t_star_families(defences: Mapping[str, Defence], t_star: Mapping[str, int]) -> dict[str, str]:
@@ -311,10 +267,6 @@ def t_star_families(defences: Mapping[str, Defence], t_star: Mapping[str, int]) 
 
     A defence of as many steps as it is deep is one of those with so many steps, if there are others; if not, the
     steps follow t*.
-
-    Arguments:
-        defences: The defence of each cell.
-        t_star: t* of each cell.
     """
     kinds: dict[str, tuple[str, int | None]] = {}
     for cell, defence in defences.items():
@@ -326,7 +278,7 @@ def t_star_families(defences: Mapping[str, Defence], t_star: Mapping[str, int]) 
     return {cell: f"{kind[0]} {kind[1] if kind in fewer else ''}" for cell, kind in kinds.items()}
 
 
-def _by_t_star(results: Results, judged: pd.DataFrame) -> _Drawings:
+def _by_t_star(results: Results, judged: pd.DataFrame) -> Drawings:
     """Accuracy against t*, clean and at each budget, of defences that differ in t* alone."""
     cells = {cell.id: cell for cell in results.sweep.cells}
     deep = judged[judged["t_star"].notna()]
@@ -334,13 +286,13 @@ def _by_t_star(results: Results, judged: pd.DataFrame) -> _Drawings:
         return
     t_star = {str(cell): int(level) for cell, level in zip(deep["cell"], deep["t_star"], strict=True)}
     families = t_star_families({cell: cells[cell].defence for cell in t_star}, t_star)
-    for (dataset, classifier, seed, _), members in _groups(
+    for (dataset, classifier, seed, _), members in groups(
         deep.assign(family=deep["cell"].map(families)), ["dataset", "classifier", "seed", "family"]
     ):
         lines: list[Series] = []
         hollow: list[Series] = []
         rows = []
-        for (attack, _), line in _groups(members, ["series", "eps"]):
+        for (attack, _), line in groups(members, ["series", "eps"]):
             if line["t_star"].nunique() < max(2, len(line)):
                 continue
             ordered = line.sort_values("t_star")
@@ -358,10 +310,10 @@ def _by_t_star(results: Results, judged: pd.DataFrame) -> _Drawings:
             yield f"{classifier} on {dataset}, {purifier}, seed {seed}; dashed: clean", drawing, shown
 
 
-def _by_cost(analysis: Analysis, judged: pd.DataFrame) -> _Drawings:
+def _by_cost(analysis: Analysis, judged: pd.DataFrame) -> Drawings:
     """Accuracy against network evaluations of one answer, clean (hollow) and at each attack's largest budget."""
     judged = judged.assign(evaluations=judged["cell"].map(analysis.evaluations))
-    for (dataset, classifier, seed), members in _groups(judged, ["dataset", "classifier", "seed"]):
+    for (dataset, classifier, seed), members in groups(judged, ["dataset", "classifier", "seed"]):
         clean = members[members["attack"] == "clean"]
         colours = _colours(members)
         panels = []
@@ -372,7 +324,7 @@ def _by_cost(analysis: Analysis, judged: pd.DataFrame) -> _Drawings:
                 continue
             shown = shown[[*_SHOWN, "draws", "evaluations", *_AVG]]
             lines = []
-            for (name,), line in _groups(shown, ["defence"]):
+            for (name,), line in groups(shown, ["defence"]):
                 for hollow, part in (
                     (True, line[line["attack"] == "clean"]),
                     (False, line[line["attack"] != "clean"]),
@@ -402,7 +354,7 @@ def _verdict(headline: pd.DataFrame) -> list[Figure]:
     if headline.empty:
         return found
     several = headline["seed"].nunique() > 1
-    for (dataset, classifier, seed), members in _groups(headline, ["dataset", "classifier", "seed"]):
+    for (dataset, classifier, seed), members in groups(headline, ["dataset", "classifier", "seed"]):
         for norm in members["norm"].dropna().unique() if members["norm"].notna().any() else [None]:
             rows = members[members["norm"].isna() | (members["norm"] == norm)]
             ordered = rows.sort_values(["bare", "strongest"], ascending=[False, False], kind="stable")
@@ -426,124 +378,8 @@ def _marks(row: dict[str, Any]) -> list[Mark]:
         value = row[kind], row[f"{kind}_low"], row[f"{kind}_high"]
         of = "" if kind == "clean" or missing(row.get(f"{kind}_attack")) else f" ({row[f'{kind}_attack']})"
         of = f" at l_2 radius {row['radius']:g}" if kind == "certified" else of
-        marks.append(Mark(number, *value, f"{row['defence']}, {kind}{of}: {_percent(*value)}"))
+        marks.append(Mark(number, *value, f"{row['defence']}, {kind}{of}: {percent(*value)}"))
     return marks
 
 
 _SHOWN_KINDS = ("clean", "static", "strongest", "certified")
-
-
-def _certified(results: Results, table: pd.DataFrame) -> _Drawings:
-    """Certified accuracy at the radii of the rows, one line per sigma; dashed the best sigma at each radius."""
-    cells = {cell.id: cell for cell in results.sweep.certified}
-    for key, members in _groups(table, _WAY):
-        way = dict(zip(_WAY, key, strict=True))
-        ordered = members.sort_values("sigma")
-        rows = ((row, results.rows(cells[row["cell"]])) for row in records(ordered))
-        judged = [
-            (row, (images["prediction"] == images["label"]).to_numpy(), images["radius"].to_numpy(np.float64))
-            for row, images in rows
-        ]
-        radii = _radii([radius[right] for _, right, radius in judged], radii_of(results))
-        curves = pd.concat([_curve(row, right, radius, radii) for row, right, radius in judged], ignore_index=True)
-        lines = [
-            Series(
-                f"sigma {row['sigma']:g}",
-                _steps(curves[curves["cell"] == row["cell"]], radii_of(results)),
-                kind="step",
-                colour=1 + number,
-            )
-            for number, (row, _, _) in enumerate(judged)
-        ]
-        best = envelope_frame(curves)
-        if len(best) and curves["images"].nunique() == 1:
-            points = [Point(row["radius"], at := row["accuracy"], at, at, "") for row in records(best)]
-            lines.append(Series("best sigma at each radius", points, kind="step", dashed=True, colour=0))
-        ticks = [(radius, f"{radius:g}") for radius in radii_of(results)]
-        drawing = line_chart(lines, "l_2 radius", "certified accuracy, %", ticks)
-        extra = ", ".join([f"n = {way['n']}", way["guarantee"], f"seed {way['seed']}"])
-        caption = f"{way['classifier']} on {way['dataset']}, {way['family']} ({way['base']}), {extra}"
-        yield caption, drawing, curves
-
-
-def _radii(radii: Sequence[npt.NDArray[np.float64]], grid: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Return the radii at which curves are drawn: those of all rows and of the table, thinned if there are many."""
-    drawn = np.unique(np.concatenate([np.zeros(1), *radii]))
-    if len(drawn) > _MOST_RADII:
-        drawn = np.linspace(0, drawn[-1], _MOST_RADII)
-    return np.unique(np.concatenate([drawn, np.asarray(grid)]))
-
-
-def _curve(
-    row: dict[str, Any], right: npt.NDArray[np.bool_], radius: npt.NDArray[np.float64], radii: npt.NDArray[np.float64]
-) -> pd.DataFrame:
-    n = len(radius)
-    # Sorted once: how many right images have a radius of at least r.
-    counts = np.count_nonzero(right) - np.searchsorted(np.sort(radius[right]), radii, side="left")
-    shares = counts / n
-    intervals = [wilson(float(share), n) for share in shares]
-    names = ["cell", *_WAY, "defence", "sigma", "images"]
-    return pd.DataFrame(
-        {
-            **{name: row[name] for name in names},
-            "radius": radii,
-            "accuracy": shares,
-            "low": [low for low, _ in intervals],
-            "high": [high for _, high in intervals],
-        }
-    )
-
-
-def _steps(curve: pd.DataFrame, labelled: Sequence[float]) -> list[Point]:
-    """Return the points at which a curve changes, and those of the table, which have dots."""
-    points: list[Point] = []
-    rows = records(curve)
-    for i, row in enumerate(rows):
-        value = row["accuracy"], row["low"], row["high"]
-        text = f"{row['defence']}, sigma {row['sigma']:g}, radius {row['radius']:g}: {_percent(*value)}"
-        in_table = row["radius"] in labelled
-        last = i + 1 == len(rows)
-        if in_table or last or rows[i + 1]["accuracy"] != row["accuracy"]:
-            points.append(Point(row["radius"], *value, text if in_table else ""))
-    return points
-
-
-def _corruptions(table: pd.DataFrame, gains: pd.DataFrame) -> _Drawings:
-    """Accuracy of each corruption and severity, one map per defence, then its gain over no defence."""
-    where = ["dataset", "classifier", "origin", "seed", "defence"]
-    for key, rows in _groups(table, where):
-        dataset, classifier, origin, seed, defence = key
-        subject = f"{classifier} on {dataset}, {defence}, {origin}, seed {seed}"
-        yield f"{subject}: accuracy, %", _map(rows, "accuracy", "accuracy, %"), rows
-        if len(gains):
-            gained = gains[(gains[where] == list(key)).all(axis=1)]
-            if len(gained):
-                yield (
-                    f"{subject}: gain over no defence in points, bold where its 95 % interval leaves out 0",
-                    _map(gained, "gain", "gain over no defence, points"),
-                    gained,
-                )
-
-
-def _map(frame: pd.DataFrame, measure: str, title: str) -> Drawing:
-    rows = records(frame)
-    # Severities are numbers and the word "all" for their mean.
-    severities = sorted({str(row["severity"]) for row in rows}, key=lambda text: (text == "all", text))
-    corruptions = list(dict.fromkeys(row["corruption"] for row in rows))
-    largest = max([0.05, *(abs(row[measure]) for row in rows)]) if measure == "gain" else 1.0
-    tiles = {}
-    for row in rows:
-        value, low, high = row[measure], row["low"], row["high"]
-        tooltip = f"{row['corruption']} {row['severity']}: {_percent(value, low, high)}, {row['images']} images"
-        tiles[row["corruption"], _column(str(row["severity"]))] = Tile(
-            f"{100 * value:+.1f}" if measure == "gain" else f"{100 * value:.1f}",
-            abs(value) / largest,
-            tooltip.replace(" % ", " points ") if measure == "gain" else tooltip,
-            colour=3 if value < 0 else 4,
-            strong=measure == "gain" and (low > 0 or high < 0),
-        )
-    return heat_map(title, corruptions, [_column(name) for name in severities], tiles)
-
-
-def _column(severity: str) -> str:
-    return "mean" if severity == "all" else f"severity {severity}"

@@ -1,7 +1,5 @@
 """A report as files: the page; or for a wiki or a paper tables as Markdown or LaTeX, with figures as SVG and CSV."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,10 +54,6 @@ def report_to(
 
 def check_out(out: Path | str | None, how: Format) -> Path:
     """Return where a report will be, after a look whether it can be written there.
-
-    Arguments:
-        out: As :func:`report_to`.
-        how: See there.
 
     Raises:
         InvalidInput: See there.

@@ -3,8 +3,6 @@
 Equal images are one file, named by their content: the original of an image is there once for all cells.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Images are chosen by the rules of :mod:`workflows.images.choose` on the answers,
 has one factor for all images of a group (:func:`workflows.images.pictures.amplified`).
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ It is well-formed XML too and fetches nothing: figures are inline SVG, images an
 sorts, filters and searches tables, and is not needed to read any number.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

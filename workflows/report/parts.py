@@ -1,7 +1,5 @@
 """What pages share: templates and their style, tables, figures and findings as the templates take them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache

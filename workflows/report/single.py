@@ -1,7 +1,5 @@
 """One image as a page, and as a text: what the defence was given, and what each of its draws made of it."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from typing import Any

@@ -5,8 +5,6 @@ figures, the data behind tables, lines of tables. As many as necessary are left 
 else they are. The size of a piece is an estimate; the limit holds for the page itself.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 from collections import Counter

@@ -1,7 +1,5 @@
 """Certificates as frames: by sigma, by radius, and the upper envelope over sigma; from committed rows alone."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

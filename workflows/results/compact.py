@@ -11,8 +11,6 @@ them, and they may be deleted at any time. The metadata holds the hashes of the 
 recognised and made again.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -14,8 +14,6 @@ What cells there are is a function of the committed rows alone, so that a sweep 
 elsewhere, has the same ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise

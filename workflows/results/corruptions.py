@@ -16,8 +16,6 @@ corrupted 75 times is still one image. Accuracies have Wilson's interval, which 
 have that of :mod:`workflows.statistics.paired`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,10 +61,6 @@ def gain_frame(groups: Groups) -> pd.DataFrame:
 
 def mce_frame(groups: Groups, baseline: str) -> pd.DataFrame:
     """:func:`mce_table` of every group that has a baseline of its data set, seed and origin.
-
-    Arguments:
-        groups: The groups.
-        baseline: A classifier, whose errors without a defence are the baseline.
 
     Raises:
         InvalidInput: As :func:`mce_table`; or there is no such classifier among them.

@@ -1,7 +1,5 @@
 """What a sweep with ``precision: {decide: ...}`` has decided."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from workflows.grid.precision import MARGIN

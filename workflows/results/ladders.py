@@ -1,7 +1,5 @@
 """Ladders rung by rung: what each attack leaves alone, what they leave together, and whose image was submitted."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -4,8 +4,6 @@ The PSNR of two equal images is infinite, and so is any mean that includes one: 
 differ, and ``identical`` counts the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -78,13 +78,7 @@ class CellRecord(Record):
 
 @dataclass(frozen=True)
 class LastSweep(Record):
-    """What a store remembers of the last sweep of a name.
-
-    Arguments:
-        sweep: Its name.
-        sweep_id: Its id.
-        cells: Its cells.
-    """
+    """What a store remembers of the last sweep of a name."""
 
     sweep: str
     sweep_id: str

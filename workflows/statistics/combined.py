@@ -11,8 +11,6 @@ Let :math:`r_{aij}` be whether draw j of image i is right under attack a.
   :func:`selected_per_image`, which selects on other draws, is too high.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -50,10 +48,6 @@ def fixed_aa_any(attacks: Sequence[npt.NDArray[np.bool_]], estimate: Estimate = 
 
     DiffBreak (arXiv 2411.16598) describes it so. It is never above :func:`fixed_aa_mean`.
 
-    Arguments:
-        attacks: See :func:`fixed_aa_mean`.
-        estimate: See there.
-
     Raises:
         InvalidInput: No attack, or other numbers of images.
     """
@@ -66,10 +60,6 @@ def lowest_per_image(attacks: Sequence[npt.NDArray[np.bool_]], estimate: Estimat
 
     Biased by selection: the minimum of noisy shares is on average below the lowest true one, the more so with more
     attacks and fewer draws. For a deterministic defence it is exact.
-
-    Arguments:
-        attacks: See :func:`fixed_aa_mean`.
-        estimate: See there.
 
     Raises:
         InvalidInput: No attack, or other numbers of images.

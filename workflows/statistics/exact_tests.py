@@ -8,8 +8,6 @@ an image changes nothing, every :math:`d_i` keeps its size and takes either sign
   won by either side like a fair coin; here two-sided.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

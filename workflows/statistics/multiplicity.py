@@ -8,8 +8,6 @@ Some of n tests at level alpha fire by chance more often than alpha. With :math:
 Either keeps the chance of *any* false alarm at alpha, however the tests depend on each other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

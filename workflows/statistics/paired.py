@@ -17,8 +17,6 @@ a radius. :math:`d_i = b_i - a_i` is **second minus first**, here and in every c
 Exact tests of the same differences are in :mod:`workflows.statistics.exact_tests`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

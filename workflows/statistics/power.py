@@ -10,8 +10,6 @@ By the normal limit of d, :math:`\delta` is found with power :math:`\Phi(z)` if
 with n images, margin m, and t the quantile of the level. For few images that promises a little too little.
 """
 
-from __future__ import annotations
-
 import math
 
 __all__ = ["detectable"]

@@ -13,8 +13,6 @@ Let :math:`c_i` be the number of right draws among N of image i.
   of :func:`bootstrap`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from statistics import NormalDist
 

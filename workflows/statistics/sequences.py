@@ -24,8 +24,6 @@ A value is one number in [0, 1] per image, for example the share of its right dr
 each other as they like. Differences in [-1, 1] are halved and moved to [0, 1].
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

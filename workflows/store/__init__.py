@@ -1,7 +1,5 @@
 """The store: committed rows, adversarial images, specs and sweeps, in a folder or a bucket."""
 
-from __future__ import annotations
-
 from workflows.store.commits import Attempt, Commit, DamagedCommit, NewerCommit
 from workflows.store.files import Files, FsspecFiles, LocalFiles, open_files
 from workflows.store.manifest import Manifest

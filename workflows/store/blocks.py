@@ -107,13 +107,7 @@ class UnitRows(NamedTuple):
 
 
 class Blocks:
-    """The blocks of a stage.
-
-    Arguments:
-        store: The store.
-        stage: Kind of stage.
-        stage_id: Its id.
-    """
+    """The blocks of a stage."""
 
     def __init__(self, store: Store, stage: str, stage_id: str) -> None:
         self._store = store

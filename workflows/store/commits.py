@@ -4,8 +4,6 @@ A commit of an older version lacks fields, which have a default; one of a newer 
 are ignored. What cannot be read is damaged, unless it says that it is of a later version.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self
@@ -67,10 +65,7 @@ class Commit(Record):
         rows: Number of rows.
         sha256: Hash of each data file, by its path in the store.
         attempt: Unique id of the attempt that committed.
-        seconds: Compute time, without loading models, reading and writing.
-        host: Where it ran.
-        versions: Versions of what computed it.
-        inputs: Hash of each data file that was read, by its path in the store.
+        seconds, host, versions, inputs: See :class:`Attempt`.
         notes: What else the unit reported, e.g. how often its batches were halved for memory.
         missing: Why a measure could not be taken, by the measure's name.
         ended: When the computation ended, in seconds since 1970 by the clock of its host, for people: nothing is

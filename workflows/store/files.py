@@ -11,8 +11,6 @@ Contract, to which :class:`puregrid.testing.StoreContract` holds every implement
   ``write`` and ``create`` move it below ``aside/`` first. Nothing is deleted that nobody asked to delete.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

@@ -16,8 +16,6 @@ therefore believed only if its files are two seconds older than the manifest.
 A manifest is a copy of what commits say. It decides nothing by itself: damaged or deleted, everything is read again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -114,12 +112,7 @@ class Manifest:
         self.inputs = content["inputs"]
 
     def believed(self, chunk: str, *, images: bool) -> int | None:
-        """Return the place of a unit in the columns if its files are as they were when it was verified; else None.
-
-        Arguments:
-            chunk: The chunk.
-            images: Whether its images, if it has any, must be so too.
-        """
+        """Return the place of a unit in the columns if its files are as they were when it was verified; else None."""
         place, stamp = self._place.get(chunk), self.commits.get(chunk)
         if place is None or stamp is None or not self._same(stamp, self._commit[place]):
             return None

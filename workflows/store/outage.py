@@ -6,8 +6,6 @@ that last longer, become :class:`StoreUnavailable`, on which a run stops: no oth
 cannot be committed would be computed for nothing.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import logging

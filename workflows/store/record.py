@@ -6,8 +6,6 @@ carries a checksum of the fields that every version has (those without a default
 from what a newer version has written.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import MISSING, asdict, dataclass, fields

@@ -22,8 +22,6 @@ its unit sets it aside. One of a later ``schema_version`` is not; it is read whe
 touched.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -156,13 +154,6 @@ class Store:
         Before the commit file exists the unit does not, whatever else was written; the commit is created once, so
         of two attempts one wins and both return the winner's record, and what the loser wrote is removed. See
         ``docs/invariants/commit.md``.
-
-        Arguments:
-            spec: The stage.
-            stage_id: Its id (``spec.id``, computed once by the caller).
-            chunk: The chunk.
-            output: What the unit computed.
-            attempt: Who computed it.
 
         Raises:
             StoreUnavailable: The store is full, refuses, or has been unreachable for a minute; nothing is committed.

@@ -1,7 +1,5 @@
 """Tables of certificates: one line per certificate, the upper envelope over sigma, and the curves behind both."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pandas as pd

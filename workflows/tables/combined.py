@@ -1,7 +1,5 @@
 """Several attacks on one defence as one attacker, and ladders rung by rung."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

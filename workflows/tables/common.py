@@ -1,7 +1,5 @@
 """The columns that tables share, declared once."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from workflows.tables.table import Column, frame_only, several

@@ -1,7 +1,5 @@
 """Tables of common corruptions: accuracy, the gain of a defence over none, and mean corruption errors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd

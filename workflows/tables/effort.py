@@ -1,7 +1,5 @@
 """What was computed how far, and at what cost: the answers of ``decide``, the ablation of ``converge``, seconds."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from workflows.tables.common import (

@@ -1,7 +1,5 @@
 """The leaderboard: a line for each classifier and defence, with what every kind of threat leaves of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pandas as pd

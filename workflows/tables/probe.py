@@ -1,7 +1,5 @@
 """Probes: whether the defences of a sweep are what they seem, their gradients by mode, and how they work."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from workflows.tables.common import DATASET

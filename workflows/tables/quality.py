@@ -1,7 +1,5 @@
 """Image quality: what attacks and purifiers do to images, by three measures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

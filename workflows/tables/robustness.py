@@ -1,7 +1,5 @@
 """The robustness table: clean images and attacks, a line each, by four readings of the same draws."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from workflows.tables.common import (

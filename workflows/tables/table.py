@@ -217,9 +217,6 @@ class Table:
         """Return for each line the numbers of the findings by the column whose number they concern.
 
         That is the column whose :attr:`Column.cell` is theirs; without such columns, the first one with a share.
-
-        Arguments:
-            findings: See :meth:`marks`.
         """
         of_cells = [column for column in self.visible if column.cell]
         if not of_cells:

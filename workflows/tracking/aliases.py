@@ -5,8 +5,6 @@ the tag ``puregrid.baseline.ALIAS``, whose value is the time. The artifact is wr
 tag of the old run is removed: after a stop half way, two runs have the tag and the later time counts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -134,12 +132,6 @@ def restore_baselines(client: BoundedClient, sweep: Sweep, run_id: str, folder: 
 
     A baseline is no function of the rows, but its artifact stays in the store when a database is set aside. One whose
     run the database knows is as somebody has left it there.
-
-    Arguments:
-        client: MLflow with the store's own database.
-        sweep: The sweep.
-        run_id: Its parent run.
-        folder: The store's folder.
     """
     lost: dict[str, Path] = {}
     for path in sorted(

@@ -61,12 +61,6 @@ def writable_experiment(
     One that somebody deleted is restored with its runs; where that is refused, ``NAME (2)`` is begun in its place. So
     it is where the artifacts of NAME are in another store, as in a database that was named by this store and by the
     one that it is a copy of.
-
-    Arguments:
-        client: MLflow.
-        name: The sweep's name.
-        places: Where artifacts may be.
-        say: Is told of deleted experiments.
     """
     for called, experiment in _experiments(client, name):
         if experiment is None:

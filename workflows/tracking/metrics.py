@@ -5,8 +5,6 @@ Names begin with the measure, so that MLflow groups their charts: ``acr/sigma 0.
 ``certified by radius/...`` (step: radius x 1,000), ``corruption by severity/...``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ data sets or seeds evaluate one model, which is an input of each, and on MLflow'
 metrics. A new model takes two requests, and the list of those that are there one.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,12 +37,7 @@ class Model:
 
 
 class Models:
-    """The models of an experiment, each once.
-
-    Arguments:
-        client: MLflow.
-        experiment: Id of the experiment.
-    """
+    """The models of an experiment, each once."""
 
     def __init__(self, client: BoundedClient, experiment: str) -> None:
         self._client = client

@@ -1,7 +1,5 @@
 """What a run in MLflow is to hold."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

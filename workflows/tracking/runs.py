@@ -12,8 +12,6 @@ nothing else with them. Its last part is written after all that it speaks for, s
 interrupted shows.
 """
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import random
@@ -81,13 +79,7 @@ class _Difference:
 
 
 class RunLog:
-    """Writes only what differs from what a run has, and nothing with the credentials of a URI.
-
-    Arguments:
-        client: MLflow.
-        sweep: The sweep.
-        places: Where its artifacts may be.
-    """
+    """Writes only what differs from what a run has, and nothing with the credentials of a URI."""
 
     def __init__(self, client: BoundedClient, sweep: Sweep, places: Places) -> None:
         self._client = client

@@ -5,8 +5,6 @@ its class, the answer of each draw, which rung of a ladder broke it. They are pl
 ``log_table`` itself would read the old one and append to it; ``mlflow.load_table`` finds them by :data:`LISTED`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -35,12 +33,7 @@ _TOGETHER = ("lowest", "selected", "fixed_aa_mean", "fixed_aa_any")
 
 
 def accuracy_table(rows: Iterable[Mapping[str, Any]], combined: Iterable[Mapping[str, Any]]) -> str:
-    """Return a line for each attack, budget and reading of the draws: accuracy, interval, images, draws.
-
-    Arguments:
-        rows: Lines of the table of robustness.
-        combined: Lines of that of several attacks together.
-    """
+    """Return a line for each attack, budget and reading of the draws: accuracy, interval, images, draws."""
     lines = []
     for row in rows:
         where = {"attack": row["attack"], "eps": format_eps(row["eps"])}

@@ -6,8 +6,6 @@ and updates what changed, so that nothing is there twice. The default store is S
 since MLflow refuses file stores.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Mapping

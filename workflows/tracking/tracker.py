@@ -1,7 +1,5 @@
 """MLflow as a sweep meets it: asked before the compute, written to after it, and no reason to lose either."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable

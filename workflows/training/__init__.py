@@ -1,7 +1,5 @@
 """``puregrid train CONFIG.yaml``: networks, reproducibly and resumably, with a card beside the weights."""
 
-from __future__ import annotations
-
 from workflows.training.config import Training
 from workflows.training.load import load_config
 from workflows.training.objective import Objective

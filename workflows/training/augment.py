@@ -1,7 +1,5 @@
 """Augmentation of a batch: random shifts and mirror images."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

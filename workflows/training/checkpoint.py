@@ -5,8 +5,6 @@ temporary name, flushed to the disk and renamed, so that a training may be kille
 name is then the last checkpoint, complete.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

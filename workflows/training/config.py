@@ -1,7 +1,5 @@
 """Training configs: typed, validated, one YAML file each."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal

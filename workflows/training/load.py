@@ -1,7 +1,5 @@
 """From a YAML file to a validated training config."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from workflows.documents.document import read_document

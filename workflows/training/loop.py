@@ -6,8 +6,6 @@ adds. A training that is killed and started again therefore ends with the same b
 checkpoints and tests draw no random numbers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import math

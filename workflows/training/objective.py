@@ -23,10 +23,6 @@ __all__ = ["Objective"]
 class Objective(ABC):
     """One training's objective. The loop calls, in this order and once a step: ``loss``, ``after_step``.
 
-    Arguments:
-        config: What to train.
-        data: The train split.
-
     Raises:
         InvalidInput: The config does not fit the data; the message begins with the field's name and a colon.
     """

@@ -1,7 +1,5 @@
 """One training from config to card, continued where it stopped."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

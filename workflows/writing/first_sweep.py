@@ -1,7 +1,5 @@
 """``puregrid init``: a first sweep file, with a comment on each line, that runs as it is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TypeVar
 

@@ -4,8 +4,6 @@ It knows sections, names, fields, their types and ranges. What takes more than o
 whether an attack fits a purifier, ``puregrid plan`` says.
 """
 
-from __future__ import annotations
-
 import types
 import typing
 from collections.abc import Iterable, Mapping

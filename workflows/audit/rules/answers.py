@@ -1,7 +1,5 @@
 """Rules about answers: chance, and whether a defence that claims to be certain, or random, is."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

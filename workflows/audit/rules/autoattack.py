@@ -1,7 +1,5 @@
 """Rules about AutoAttack's own output: its warnings, and its verdict beside that of the rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Rules about budgets and steps: is the ball what was meant, and can the attack reach its edge?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

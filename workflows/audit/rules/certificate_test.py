@@ -20,8 +20,6 @@ A paired comparison of certified accuracy with the accuracy of a vote would be n
 0.55, which many samples certify, three draws are wrong by majority four times in ten.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

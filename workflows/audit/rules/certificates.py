@@ -11,8 +11,6 @@ the case in which a radius is tight, that turns :math:`\Phi(m/\sigma)` into :mat
 is tested; levels more than 5 % above sigma are not compared.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

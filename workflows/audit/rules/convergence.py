@@ -1,7 +1,5 @@
 """Attacks with ``converge`` whose largest values came before they had converged."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from workflows.audit.finding import Finding

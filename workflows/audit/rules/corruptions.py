@@ -1,7 +1,5 @@
 """Rules about corruptions: accuracies in the wrong order, origin of the images, incomplete means."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 

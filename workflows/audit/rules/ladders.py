@@ -5,8 +5,6 @@ draws of the attacker as on those of the judge, but for the noise of the few dra
 go through the other rules like cells; what is here compares them with the ladder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -7,8 +7,6 @@ the noise of the images says that an attack has failed. These are the marks of g
 sign-flip test of :mod:`workflows.statistics.exact_tests` at p < .01.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -151,12 +149,7 @@ def black_box_beats_white_box(all_views: Sequence[View]) -> Iterator[Finding]:
     """
     for members in group_by(all_views, "threat"):
         white = [view for view in members if view.adaptive or (view.bare and _gradients(view))]
-        best = strongest(white)
-        boxes = [view for view in members if view.black_box]
-        for view in boxes if best is not None else []:
-            assert best is not None
-            if (excess := exceeds(best, view, len(boxes))) is None:
-                continue
+        for best, view, excess in _stronger([view for view in members if view.black_box], white):
             yield about(
                 "black-box-beats-white-box",
                 "error",
@@ -177,12 +170,9 @@ def bpda_beats_exact(all_views: Sequence[View]) -> Iterator[Finding]:
     takes the stronger of both has a figure.
     """
     for members in group_by(all_views, "threat"):
-        best = strongest([view for view in members if view.adaptive and view.modes == {"exact"}])
+        exact = [view for view in members if view.adaptive and view.modes == {"exact"}]
         identities = [view for view in members if view.adaptive and view.modes == {"bpda"}]
-        for view in identities if best is not None else []:
-            assert best is not None
-            if (excess := exceeds(best, view, len(identities))) is None:
-                continue
+        for best, view, excess in _stronger(identities, exact):
             yield about(
                 "bpda-beats-exact",
                 "warning",
@@ -207,11 +197,7 @@ def single_step_beats_iterative(all_views: Sequence[View]) -> Iterator[Finding]:
                 known[view.attack.knows, view.attack.gradient, view.attack.eot].append(view)
         for same in known.values():
             singles = [v for v in same if v.attack is not None and v.attack.single_step]
-            best = strongest([v for v in same if v not in singles])
-            for view in singles if best is not None else []:
-                assert best is not None
-                if (excess := exceeds(best, view, len(singles))) is None:
-                    continue
+            for best, view, excess in _stronger(singles, [v for v in same if v not in singles]):
                 yield about(
                     "single-step-beats-iterative",
                     "warning",
@@ -397,6 +383,14 @@ def _bare_falls(view: View, members: Sequence[View]) -> Excess | None:
         return None
     before, after = by_rows.right_before[:, None], by_rows.right_after[:, None] > 0.5
     return significant_excess(before, after, len(static), may_stop=by_rows.may_stop)
+
+
+def _stronger(attacks: Sequence[View], others: Sequence[View]) -> Iterator[tuple[View, View, Excess]]:
+    """Yield the strongest of ``others`` with each of ``attacks`` that is stronger, and by how much."""
+    best = strongest(others)
+    for view in attacks:
+        if best is not None and (excess := exceeds(best, view, len(attacks))) is not None:
+            yield best, view, excess
 
 
 def _gradients(view: View) -> bool:

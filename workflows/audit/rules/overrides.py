@@ -1,7 +1,5 @@
 """A rule about bounds that the author of a sweep has lifted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from defense.spec import Spec

@@ -1,7 +1,5 @@
 """Rule about what probes found: a defence that is not the function it seems to be."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from defense.probe import DEMANDS

@@ -5,8 +5,6 @@ attack's spec, the seed and the image (:meth:`tasks.attacks.base.Region.random_s
 that says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,7 +14,7 @@ from scipy import stats
 
 from defense.randomness import NoiseVersion, Omega
 from tasks.attacks import AttackConfig, PGDConfig
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 from workflows.audit.about import about, percent
 from workflows.audit.finding import Finding
 from workflows.audit.view import View
@@ -40,13 +38,7 @@ SAME = 1e-6
 
 
 class Starts:
-    """The images of one attack that are its random starts; nothing for attacks that have none.
-
-    Arguments:
-        attack: The attack.
-        seed: Seed of its stage.
-        noise: Version of its normal numbers.
-    """
+    """The images of one attack that are its random starts; nothing for attacks that have none."""
 
     def __init__(self, attack: AttackConfig, seed: int, noise: NoiseVersion) -> None:
         random = isinstance(attack, PGDConfig) and attack.random_start and attack.keep == "best" and not attack.warm

@@ -1,7 +1,5 @@
 """Rules about what attacks left: their rows, and their images recomputed in float64 against the data set."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Rules about what was tried: threat models, draws, number of images. They look at specs, not at accuracies."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence

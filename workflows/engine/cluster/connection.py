@@ -1,7 +1,5 @@
 """The Ray cluster of a sweep: connect to one or start one, count its room, and notice when its head is gone."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

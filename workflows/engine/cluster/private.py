@@ -10,8 +10,6 @@ token would lie in ``~/.ray/auth_token``, which it writes with the mode of the u
 The token of a run is in the environment of its processes instead, so that nothing need be written below HOME either.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

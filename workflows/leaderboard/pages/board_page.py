@@ -1,7 +1,5 @@
 """The page of the board."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,13 +17,7 @@ __all__ = ["board_page"]
 
 
 def board_page(board: Board, claims: Sequence[Claim], files: Sequence[str]) -> str:
-    """Render the board.
-
-    Arguments:
-        board: The board.
-        claims: The claims about it.
-        files: Paths of its JSON files.
-    """
+    """Render the board."""
     table = board_table(board, claims)
     return rendered(
         "board.html",

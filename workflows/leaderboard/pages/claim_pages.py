@@ -1,7 +1,5 @@
 """The pages of claims: which survive, and one for each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What the pages share: templates with the style, and tables whose lines lead to other pages."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

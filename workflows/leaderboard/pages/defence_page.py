@@ -1,7 +1,5 @@
 """The page of a defence."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,13 +25,7 @@ _PROBES = ("probe", "probe_gradients", "mechanism")
 
 
 def defence_page(entry: Entry, claims: Sequence[Claim], files: Sequence[str]) -> str:
-    """Render a defence: what it is, its numbers and where each is from, probes, findings, settings, command, rows.
-
-    Arguments:
-        entry: The defence.
-        claims: The claims about the board.
-        files: Names of the files with its rows.
-    """
+    """Render a defence: what it is, its numbers and where each is from, probes, findings, settings, command, rows."""
     pairs = entry.findings()
     findings = [finding for _, finding in pairs]
     cards = [finding_cards([finding], source.analysis.robustness)[0] for source, finding in pairs]

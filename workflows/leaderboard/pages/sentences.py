@@ -1,7 +1,5 @@
 """What a board comes to in sentences, made of its rows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

@@ -7,8 +7,6 @@ A line has its colour and its shape: six of each, so that neither has to be told
 apart in the sight of people with any of the three colour-vision deficiencies, which a test computes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,14 +119,7 @@ def wrapped(text: str, most: int) -> tuple[str, ...]:
 
 
 def name_of(lines: Sequence[str], x: float, y: float, rest: str) -> str:
-    """Return a text of one or more lines, 15 pixels apart.
-
-    Arguments:
-        lines: Its lines.
-        x: Its place.
-        y: Where the last line stands.
-        rest: Further attributes.
-    """
+    """Return a text of one or more lines, 15 pixels apart."""
     if len(lines) == 1:
         return f'<text x="{x:.1f}" y="{y:.1f}"{rest}>{escape(lines[0])}</text>'
     first = y - 15 * (len(lines) - 1)

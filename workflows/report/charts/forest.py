@@ -1,7 +1,5 @@
 """Differences with their intervals, one below another, on both sides of none."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from html import escape

@@ -1,7 +1,5 @@
 """Heat maps: the stronger the colour, the larger the number beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape

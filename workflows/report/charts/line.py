@@ -3,8 +3,6 @@
 Every mark is where its value is: points of equal x and y lie on each other, told apart by shape and colour.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape

@@ -1,7 +1,5 @@
 """Several accuracies of each of some names, one below another: what attacks take from a defence, at a glance."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

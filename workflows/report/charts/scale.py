@@ -1,7 +1,5 @@
 """Scales: where a number lies on an axis, and which numbers stand beside it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 

@@ -16,8 +16,6 @@ Other objectives are those of :mod:`workflows.training.objectives`: ``objective:
 ``start`` a training goes on from the weights of a denoiser folder.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math

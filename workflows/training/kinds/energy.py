@@ -24,8 +24,6 @@ Either way the model is one of the *noised* data: purified images carry noise of
 less at a temperature below 1.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

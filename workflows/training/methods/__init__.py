@@ -1,7 +1,5 @@
 """Methods to train a classifier, one file each."""
 
-from __future__ import annotations
-
 from workflows.training.methods.alp import LogitPairing
 from workflows.training.methods.at import AdversarialTraining
 from workflows.training.methods.awp import TradesAWP

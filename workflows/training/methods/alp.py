@@ -11,8 +11,6 @@ distance, summed over classes.
 Clean and attacked images pass through the network together and share their batch statistics, as a mixed batch does.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -6,15 +6,13 @@ Madry et al., "Towards deep learning models resistant to adversarial attacks", a
 inner maximum is approximated by projected gradient ascent from a uniform point of the ball.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 from workflows.training.methods.base import METHODS, RobustMethod
 from workflows.training.methods.inner import evaluation_mode, maximise, uniform_start
 

@@ -16,8 +16,6 @@ them (``torch.func.functional_call``), so nothing has to be restored, and a trai
 Batch norm: the pass that finds v works on copies of the running statistics, which so see each batch once.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -6,8 +6,6 @@ Cohen et al., "Certified adversarial robustness via randomized smoothing", arXiv
 appendix F. The noised image is not clipped to [0, 1]: the certificate's noise is not.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -6,15 +6,13 @@ from a start in the ball; the last iterate is the result. The geometry (ball, ra
 the attacks: :class:`tasks.attacks.base.Region`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 
 __all__ = ["evaluation_mode", "gaussian_start", "maximise", "uniform_start"]
 

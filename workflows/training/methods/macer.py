@@ -15,8 +15,6 @@ Probabilities are kept 1e-6 away from 0 and 1, where the inverse of :math:`\Phi`
 past the usual hinge. Batch norm sees all k noised copies of a batch together.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch

@@ -11,8 +11,6 @@ Batch norm: the inner maximisation runs in evaluation mode; of the loss, clean a
 the network one after the other in training mode, each with their own batch statistics, the running ones taking both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 
@@ -21,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.attacks.base import Region
+from tasks.attacks.region import Region
 from workflows.training.methods.base import METHODS, RobustMethod
 from workflows.training.methods.inner import evaluation_mode, gaussian_start, maximise
 

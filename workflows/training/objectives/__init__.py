@@ -1,7 +1,5 @@
 """What a denoiser is trained for, one file each."""
 
-from __future__ import annotations
-
 from workflows.training.objectives.aaopt import PerturbationDiffusion
 from workflows.training.objectives.adbm import AdversarialBridge, adbm_coefficients
 from workflows.training.objectives.addt import AdversarialDenoising

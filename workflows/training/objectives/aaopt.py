@@ -14,8 +14,6 @@ here it is PGD on the classifier, drawn anew for each batch. In their code the s
 defence together, and by default the other one: attacked less clean, with :math:`u_0 - u` in the defence.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 import torch

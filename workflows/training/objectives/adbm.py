@@ -13,8 +13,6 @@ made against a classifier of the predicted clean image, with t and n fixed: ``in
 from a uniform start, within eps. Purify with DDIM in five steps.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, Self
 

@@ -9,8 +9,6 @@ loss at the predicted clean image is accumulated, each with fresh n, and :math:`
 numbers in the order of that sum, for each image and channel.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Attacked images for objectives that learn of them: PGD on the guide, with a budget for each image."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -11,8 +11,6 @@ LPIPS; with the squared error, the only one for images of a few pixels, it pulls
 noised one may have been, as any denoiser does. Levels go up to ``sigma_max``: purification lives at small noise.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch

@@ -8,8 +8,6 @@ at :math:`\sigma_{eq} = s(1-u)`; see :mod:`defense.denoisers.predictions`. u is 
 ``flowpure``, which are those that the purifier asks at.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch

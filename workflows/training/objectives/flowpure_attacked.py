@@ -11,8 +11,6 @@ The authors: CIFAR-10, WRN-28-10, E = .05, each image its own; 10 steps of 2/255
 start; 300,000 steps of 64 images with Adam(2e-4). Their other form attacks with a batched C&W, which is not here.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F

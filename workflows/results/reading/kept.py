@@ -1,7 +1,5 @@
 """The last used values, up to a number of bytes."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar

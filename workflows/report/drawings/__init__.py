@@ -1,0 +1,1 @@
+"""Figures of one kind of threat each, and what all figures are made with."""
