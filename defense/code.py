@@ -4,7 +4,8 @@ A purifier that is named ``module:attribute`` or comes by an entry point is what
 without a field changing. So specs of such classes, and those that name such an architecture, hold in their identity
 
 * ``digest``: a sha256 of the source of the module and of every module beside it that it imports, however deep.
-  *Beside* are the modules of the same top-level package, or of the same folder for a module that is in none;
+  *Beside* are the modules of the same top-level package and, unless it is installed, those whose top-level package or
+  module lies in the same folder: of a research repository all that is its own;
 * ``distribution``: name and version of the distribution that it was installed with, if any;
 * ``version``: what the class says under ``version``, a constant that its author raises by hand for what no source
   shows (a data file, a library of their own elsewhere).
@@ -20,6 +21,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +36,8 @@ OWN = frozenset({"defense", "puregrid", "tasks", "workflows"})
 
 _LIBRARIES = frozenset({"abc", "builtins", "collections", "enum", "pydantic", "torch", "types", "typing"})
 """Where base classes come from that everybody has."""
+
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
 class Code(NamedTuple):
@@ -153,10 +157,13 @@ def _beside(owner: str) -> Iterator[tuple[str, bytes]]:
         name = waiting.pop()
         source = _source(name)
         yield name, source
-        for other in _imports(name, source):
-            if other not in seen and _is_beside(other, owner):
-                seen.add(other)
-                waiting.append(other)
+        for module in (name, *_imports(name, source)):
+            parts = module.split(".")
+            # Whoever imports a module runs the packages that it lies in first.
+            for other in (".".join(parts[:count]) for count in range(1, len(parts) + 1)):
+                if other not in seen and _is_beside(other, owner):
+                    seen.add(other)
+                    waiting.append(other)
 
 
 def _source(name: str) -> bytes:
@@ -177,16 +184,34 @@ def _source(name: str) -> bytes:
 
 
 def _origin(name: str, module: ModuleType | None) -> Path | None:
-    if module is None:
-        try:
-            spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError):
-            return None
-        place = None if spec is None else spec.origin
-    else:
-        place = getattr(module, "__file__", None)
+    place = getattr(_spec(name), "origin", None) if module is None else getattr(module, "__file__", None)
     path = None if place is None else Path(place)
     return path if path is not None and path.is_file() else None
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Find a module that nothing has imported, and import nothing: other people's packages may fail, or take long."""
+    top, *others = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+        for number in range(len(others)):
+            if spec is None or spec.submodule_search_locations is None:
+                return None
+            at = ".".join([top, *others[: number + 1]])
+            spec = PathFinder.find_spec(at, list(spec.submodule_search_locations))
+    except (ImportError, ValueError):
+        return None
+    return spec
+
+
+def _folder(top: str) -> Path | None:
+    """Return the folder in which a top-level module or package lies, with an ``__init__.py`` or without."""
+    path = _origin(top, sys.modules.get(top))
+    if path is not None:
+        return path.parents[1] if path.stem == "__init__" else path.parent
+    spec = _spec(top)
+    places = list((spec and spec.submodule_search_locations) or ())
+    return Path(places[0]).parent if places else None
 
 
 def _imports(name: str, source: bytes) -> Iterator[str]:
@@ -195,9 +220,8 @@ def _imports(name: str, source: bytes) -> Iterator[str]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # compiled
         return
-    module = sys.modules.get(name)
-    is_package = hasattr(module, "__path__")
-    package = name if is_package else name.rpartition(".")[0]
+    path = _origin(name, sys.modules.get(name))
+    package = name if path is not None and path.stem == "__init__" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -214,18 +238,13 @@ def _imports(name: str, source: bytes) -> Iterator[str]:
 
 
 def _is_beside(name: str, owner: str) -> bool:
-    """Return whether a module belongs to the package of ``owner``, or to its folder where that is in no package."""
+    """Return whether a module belongs to the top-level package of ``owner``, or lies in the folder of that."""
     if not is_foreign(name):
         return False
-    top = owner.partition(".")[0]
-    path = _origin(name, sys.modules.get(name))
-    if path is None:
-        return False
-    if name.partition(".")[0] == top:
-        return True
-    if "." in owner or hasattr(sys.modules.get(owner), "__path__"):
-        return False
-    home = _origin(owner, sys.modules.get(owner))
-    folder = path.parent.parent if path.name == "__init__.py" else path.parent
-    # Neighbours of an installed single module are other people's.
-    return home is not None and folder == home.parent and "site-packages" not in folder.parts
+    top, own = name.partition(".")[0], owner.partition(".")[0]
+    if top != own:
+        home = _folder(own)
+        # Neighbours of what is installed are other people's.
+        if home is None or _INSTALLED & set(home.parts) or _folder(top) != home:
+            return False
+    return _origin(name, sys.modules.get(name)) is not None

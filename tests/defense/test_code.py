@@ -103,12 +103,29 @@ PACKAGE = {
     "mine/unused.py": "C = 3",
 }
 
+# As research is kept: run where it lies, some folders without an __init__.py, imports where they are needed, of what
+# is not there or fails, too.
+REPOSITORY = {
+    "tv.py": purifier(imports="def later():\n    from models.nets import unet\nimport noise.levels"),
+    "purifiers/tv.py": purifier(
+        imports="def later():\n    import breaks.deeper, nowhere.at_all\n    from models.nets.unet import UNet",
+        module="purifiers.tv",
+    ),
+    "models/__init__.py": "raise RuntimeError('needs a GPU')",
+    "models/nets/__init__.py": "from .unet import UNet",
+    "models/nets/unet.py": "UNet = 1",
+    "models/unused.py": "U = 1",
+    "noise/levels.py": "L = 1",
+}
+
 
 @pytest.mark.parametrize(
     ("files", "name", "modules"),
     [
         (SINGLE, "tv:TV", ["deeper", "helper", "tv"]),
-        (PACKAGE, "mine.parts.tv:TV", ["mine", "mine.numbers", "mine.parts.tv", "mine.tools"]),
+        (PACKAGE, "mine.parts.tv:TV", ["mine", "mine.numbers", "mine.parts", "mine.parts.tv", "mine.tools"]),
+        (REPOSITORY, "tv:TV", ["models", "models.nets", "models.nets.unet", "noise.levels", "tv"]),
+        (REPOSITORY, "purifiers.tv:TV", ["models", "models.nets", "models.nets.unet", "purifiers.tv"]),
         ({"net.py": CLASSIFIER.format(body="")}, "net:NET", ["net"]),
     ],
 )
@@ -132,6 +149,10 @@ def edited(file: str, old: str, new: str) -> Callable[[dict[str, str]], dict[str
         (PACKAGE, "mine.parts.tv:TV", edited("mine/parts/tv.py", "return x", "return 1 - x")),
         (PACKAGE, "mine.parts.tv:TV", edited("mine/tools.py", "scale = 1", "scale = 2")),
         (PACKAGE, "mine.parts.tv:TV", edited("mine/numbers.py", "N = 1", "N = 2")),
+        (PACKAGE, "mine.parts.tv:TV", lambda files: {**files, "mine/parts/__init__.py": "P = 1"}),
+        (REPOSITORY, "tv:TV", edited("models/nets/unet.py", "= 1", "= 2")),
+        (REPOSITORY, "tv:TV", edited("noise/levels.py", "= 1", "= 2")),
+        (REPOSITORY, "purifiers.tv:TV", edited("models/nets/unet.py", "= 1", "= 2")),
         ({"net.py": CLASSIFIER.format(body="")}, "net:NET", edited("net.py", "(latent) ", "(latent) * 2")),
         (
             {"tv.py": purifier(extra="version: __import__('typing').ClassVar[int] = 1")},
@@ -156,6 +177,7 @@ def test_another_code_is_another_part(
     [
         (PACKAGE, "mine.parts.tv:TV", edited("mine/unused.py", "C = 3", "C = 4")),
         (SINGLE, "tv:TV", lambda files: {**files, "stranger.py": "D = 4"}),
+        (REPOSITORY, "tv:TV", edited("models/unused.py", "= 1", "= 2")),
         (SINGLE, "tv:TV", lambda files: {name: text.replace("\n", "\r\n") for name, text in files.items()}),
     ],
 )
@@ -166,6 +188,28 @@ def test_what_is_not_its_code_changes_nothing(
     before = asked(tmp_path, name)
     write(tmp_path, change(files))
     assert asked(tmp_path, name)[1:3] == before[1:3]
+
+
+def test_other_peoples_packages_are_not_imported_to_find_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "site-packages", {"theirs/__init__.py": "raise RuntimeError('no CUDA')", "theirs/nets.py": ""})
+    monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
+    for module in ("tv", "mine.tv"):
+        name = module.replace(".", "/") + ".py"
+        text = purifier(imports="def later():\n    from theirs.nets import resnet", module=module)
+        write(tmp_path, {name: text})
+        assert asked(tmp_path, f"{module}:TV")[3] == [module]
+
+
+def test_neighbours_of_what_is_installed_are_other_peoples(tmp_path: Path) -> None:
+    folder = tmp_path / "site-packages"
+    write(
+        folder, {**PACKAGE, "other.py": "O = 1", "mine/tools.py": "import other\nfrom mine import numbers\nscale = 1"}
+    )
+    assert "other" not in asked(folder, "mine.parts.tv:TV")[3]
+    write(folder, {"other.py": "O = 1", "tv.py": purifier(imports="import other")})
+    assert asked(folder, "tv:TV")[3] == ["tv"]
 
 
 def test_the_folder_does_not_matter(tmp_path: Path) -> None:
