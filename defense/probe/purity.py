@@ -43,8 +43,11 @@ T = TypeVar("T")
 _ROLES = ("judge", "attack", "select", "estimate", "preflight", "contract")
 """First parts of the roles under which puregrid draws."""
 
-_OFFSET = 2**20
-"""How far image ids and draws are moved: into the range of later images, and of an attack's thousandth step."""
+_OFFSET = 417 * 2520 + 1
+"""How far image ids and draws are moved: into the range of later images, and of an attack's thousandth step.
+
+By one more than a multiple of all numbers to ten, so that a member of an ensemble chosen by them is another one.
+"""
 
 _PLACES = (
     ("judge", "tasks/stages/evaluate.py", "tasks.stages.evaluate"),
@@ -328,7 +331,7 @@ def unfrozen(module: nn.Module, what: str) -> list[str]:
         what: Its name in messages, such as ``the purifier``.
     """
     wanted = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    training = [name or what for name, part in module.named_modules() if part.training]
+    training = [name or what for name, part in module.named_modules() if getattr(part, "training", False)]
     texts = []
     if wanted:
         texts.append(f"parameters want gradients: {', '.join(wanted[:3])}; build() freezes them")
