@@ -3,10 +3,10 @@ r"""Where the gradient of a part says nothing although the part changes: jumps, 
 On the way :math:`x(t) = a + t(b - a)` from an image to one beside it, by 16/255 into the range, and to another image,
 the interval that changes most is halved again and again, towards the half that changes more. Of a function that
 changes gradually what is left is its slope times the width of the last interval, 1/24576 of the way; a jump stays as
-it is. A look-up, a decision about the image, or a seed made from its pixels jumps. No gradient knows of it.
+it is. Look-ups, decisions about the image and seeds made from its pixels jump, and no gradient knows of it.
 
-At a black or white pixel only the derivative into the range counts. A clamp that begins before the end of the range,
-or a rectifier at it, has none there: an attack never moves the pixels that it begins with.
+At a black or white pixel only the derivative into the range counts. A clamp before the end of the range, or a
+rectifier at it, has none: an attack never moves the pixels that it begins with.
 """
 
 from __future__ import annotations
@@ -24,22 +24,19 @@ __all__ = ["continuity", "no_way_in"]
 _IMAGES, _POINTS, _HALVINGS = 4, 7, 12
 _BESIDE = 16 / 255
 _INTO = 4 / 255
-_FEW = 0.01
 
 
 def continuity(subject: Subject) -> Check:
     """Look for the largest jump between two images, relative to what the answer changes from one to the other."""
-    what = subject.part
-    if not subject.claims.differentiable:
-        return not_applicable("continuity", what, "it says that it has no useful derivative")
-    if subject.claims.at_most or subject.claims.guided:
-        how = "takes as many steps as the image needs" if subject.claims.at_most else "follows a classifier's label"
-        return not_applicable("continuity", what, f"it says that it {how}")
+    what, said = subject.part, subject.claims
+    if said.at_most or said.guided or not said.differentiable:
+        why = "it says that it rounds, follows a classifier's label or takes as many steps as an image needs"
+        return not_applicable("continuity", what, why)
     x = subject.images[:_IMAGES]
     generator = torch.Generator().manual_seed(7)
     beside = x + _BESIDE * torch.rand(x.shape, generator=generator).to(x) * (1 - 2 * x.round())
     jumps, whole = _jumps(subject, torch.cat([x, x]), torch.cat([x.roll(1, 0), beside]))
-    usual = float(whole[: len(x)].median())
+    usual = float(whole[: len(x)].mean())
     largest = torch.maximum(jumps[: len(x)], jumps[len(x) :])
     share = (largest / usual if usual else (largest > 0).to(largest)).clamp(max=1)
     text = f"between two images the largest jump is {100 * float(share.max()):.2g} % of all that changes"
@@ -47,7 +44,7 @@ def continuity(subject: Subject) -> Check:
 
 
 def _jumps(subject: Subject, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest jump on the way from each image to another, and the whole change, both of shape (2 N,)."""
+    """Return the largest jump on each way, and the whole change, both of shape (2 N,)."""
     omega = subject.omega(len(a) // 2)
     omega = omega.select([*range(len(omega)), *range(len(omega))])
 
@@ -75,11 +72,7 @@ def _jumps(subject: Subject, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def no_way_in(subject: Subject) -> float:
-    """Return the share of images whose black and white pixels have no gradient, although they change the answer.
-
-    Arguments:
-        subject: The part; images without at least a hundredth of such pixels are left out.
-    """
+    """Return the share of images whose black and white pixels have no gradient, although they change the answer."""
     x = subject.images[:_IMAGES]
     ends = (x <= 0) | (x >= 1)
     omega = subject.omega(len(x))
@@ -88,5 +81,5 @@ def no_way_in(subject: Subject) -> float:
     inwards = torch.where(ends, _INTO * (1 - 2 * x), 0)
     moved = (subject.value(x + inwards, omega) - subject.value(x, omega)).flatten(1).abs().amax(1) > 0
     dead = (torch.where(ends, gradient, 0).flatten(1) == 0).all(1)
-    asked = ends.flatten(1).double().mean(1) >= _FEW
+    asked = ends.flatten(1).double().mean(1) >= 0.01
     return float((dead & moved & asked).sum() / asked.sum().clamp(min=1))

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def output(subject: Subject) -> Check:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Return a black and a grey image: a division by their contrast has no value."""
+    """Return a black and a grey image."""
     return torch.stack([torch.zeros_like(x[0]), torch.full_like(x[0], 0.5)])
 
 
@@ -56,20 +57,17 @@ _MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "as a negative": lambda x: 1 - x,
     "in units of (x + 1) / 2": lambda x: (x + 1) / 2,
     "in units of 2 x - 1, clipped": lambda x: (2 * x - 1).clamp(0, 1),
-    "with channels in the opposite order": lambda x: x.flip(1),
+    "with channels reversed": lambda x: x.flip(1),
     "upside down": lambda x: x.flip(2),
     "mirrored": lambda x: x.flip(3),
     "with rows and columns exchanged": lambda x: x.transpose(2, 3) if x.shape[2] == x.shape[3] else x,
-    "moved by a pixel": lambda x: x.roll(1, 3),
-    "moved by a pixel to the left": lambda x: x.roll(-1, 3),
-    "moved down by a pixel": lambda x: x.roll(1, 2),
-    "moved up by a pixel": lambda x: x.roll(-1, 2),
+    **{f"moved by {n} along axis {d}": partial(torch.roll, shifts=n, dims=d) for n in (1, -1) for d in (2, 3)},
 }
 """What conversions between libraries make of an image by mistake."""
 
 
 def _exchanged(x: Tensor, mean: Tensor) -> list[str]:
-    """Return the mistakes after which the input is 0.4 times as far from the mean output, or nearer."""
+    """Return the mistakes after which the input is much nearer to the mean output."""
 
     def apart(image: Tensor) -> float:
         return float((mean - image).abs().mean())

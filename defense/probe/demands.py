@@ -157,8 +157,8 @@ _DEMANDS = (
         "largest jump, relative to the change from one image to another, mean over images",
         0.1,
         "of what is continuous 1/24576 of the way leaves next to nothing, and a jump stays as it is",
-        "Look for look-ups, decisions about the image and seeds made from its pixels, which no gradient sees; attack "
-        "without gradients too. What rounds says so by `differentiable`.",
+        "Look for look-ups, decisions about the image and seeds made from its pixels; attack without gradients too. "
+        "What rounds says so by `differentiable`.",
     ),
     Demand(
         "loss-gradient",

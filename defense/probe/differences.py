@@ -228,7 +228,7 @@ def gradient(found: Differences) -> Check:
     cosine = "" if exact.cosine is None else f"; at the scale of an attack its cosine is {exact.cosine:.2f}"
     if not claims.differentiable:
         if exact.share and found.smooth:
-            text = f"it says that it has no useful derivative, but differences find one, and another is given{cosine}"
+            text = f"it says that it has no useful derivative, but has one, and gives another{cosine}"
             return answer("gradient", part, exact.share, text)
         why = f"it says that it has no useful derivative and gives another one{cosine}"
         return not_applicable("gradient", part, why)
@@ -268,7 +268,7 @@ def loss_gradient(subject: Subject) -> Check:
 def elsewhere(found: Differences, subject: Subject) -> Check:
     """Compare the verified gradient with those in float32, of one image alone, of copies, and of other weights.
 
-    Where most pixels are at the ends of the range it is verified anew, and there must be a way from the ends into it.
+    Where most pixels are at the ends of the range it is verified anew, and must lead into it.
 
     A backward pass is linear: the gradient of c times the weights is c times the gradient. One that clips, lets what
     is small underflow, normalises or passes one sign alone is right at one size, and attacks ask at others: those of

@@ -89,9 +89,9 @@ def _given_back(subject: Subject, clean: Tensor) -> float:
 
 
 def _exempt(subject: Subject, clean: Tensor) -> float:
-    """Return the share of images whose answer is another one as soon as they are left, unlike that of mirror images.
+    """Return the share of images whose answer is another one as soon as they are left.
 
-    One that sorts or counts jumps at equal pixels, and a mirror image has as many.
+    What sorts jumps at equal pixels, of which a mirror image has as many: it must not.
     """
     generator = torch.Generator().manual_seed(5)
     omega = Omega.of(subject.spec_id, 0, "attack", range(len(clean)))

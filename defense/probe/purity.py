@@ -44,10 +44,8 @@ _ROLES = ("judge", "attack", "select", "estimate", "preflight", "contract")
 """First parts of the roles under which puregrid draws."""
 
 _OFFSET = 417 * 2520 + 1
-"""How far image ids and draws are moved: into the range of later images, and of an attack's thousandth step.
-
-By one more than a multiple of all numbers to ten, so that a member of an ensemble chosen by them is another one.
-"""
+"""How far image ids and draws are moved: into the range of later images, and of an attack's thousandth step; by one
+more than a multiple of all numbers to ten, so that they choose another member of an ensemble."""
 
 _PLACES = (
     ("judge", "tasks/stages/evaluate.py", "tasks.stages.evaluate"),

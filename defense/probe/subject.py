@@ -162,6 +162,6 @@ def largest_difference(a: Tensor, b: Tensor, part: Part = "purifier") -> float:
 
 
 def _spread(logits: Tensor) -> float:
-    """Return how far the largest logit is above the median one, whatever the offset of all or a mask on some."""
+    """Return how far the largest logit is above the median, whatever the offset of all or a mask on some."""
     spread = float((logits.amax(-1) - logits.median(-1).values).max())
     return spread or float(logits.abs().max())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Literal
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def _warm_start(self: Accident, x: Tensor, omega: Omega) -> Tensor:
 
 
 def _seeded_by_bytes(x: Tensor, sigma: float) -> Tensor:
-    seeds = [hash(row.tobytes()) % 2**31 for row in (255 * x.detach()).round().to(torch.uint8).numpy()]
+    seeds = [crc32(row.tobytes()) for row in (255 * x.detach()).round().to(torch.uint8).numpy()]
     drawn = [torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return sigma * torch.stack(drawn).to(x)
 
