@@ -3,6 +3,8 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from defense.randomness import Omega
 __all__ = ["counter_of", "evaluations", "output", "value_range"]
 
 _DRAWS = 8
+_NEARER = 0.4
 
 
 def output(subject: Subject) -> Check:
@@ -38,7 +41,37 @@ def output(subject: Subject) -> Check:
         defects.append(f"images of {x.dtype} {name} {out.dtype}")
     if not bool(out.isfinite().all()):
         defects.append(f"{'the output holds' if what == 'purifier' else 'logits hold'} NaN or infinite values")
+    elif not bool(subject.value(_flat(x), subject.omega(2)).isfinite().all()):
+        defects.append("of a black and a grey image it makes NaN or infinite values")
     return answer("output", what, len(defects), "; ".join(defects) or "of the input's shape and dtype, and finite")
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Return a black and a grey image."""
+    return torch.stack([torch.zeros_like(x[0]), torch.full_like(x[0], 0.5)])
+
+
+_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "as a negative": lambda x: 1 - x,
+    "in units of (x + 1) / 2": lambda x: (x + 1) / 2,
+    "in units of 2 x - 1, clipped": lambda x: (2 * x - 1).clamp(0, 1),
+    "with channels reversed": lambda x: x.flip(1),
+    "upside down": lambda x: x.flip(2),
+    "mirrored": lambda x: x.flip(3),
+    "with rows and columns exchanged": lambda x: x.transpose(2, 3) if x.shape[2] == x.shape[3] else x,
+    **{f"moved by {n} along axis {d}": partial(torch.roll, shifts=n, dims=d) for n in (1, -1) for d in (2, 3)},
+}
+"""What conversions between libraries make of an image by mistake."""
+
+
+def _exchanged(x: Tensor, mean: Tensor) -> list[str]:
+    """Return the mistakes after which the input is much nearer to the mean output."""
+
+    def apart(image: Tensor) -> float:
+        return float((mean - image).abs().mean())
+
+    far = min(apart(x), apart(mean.mean((1, 2, 3), keepdim=True)))
+    return [how for how, change in _MAPS.items() if apart(change(x)) < _NEARER * far]
 
 
 def _of_logits(subject: Subject, out: Tensor) -> list[str]:
@@ -57,9 +90,11 @@ def value_range(subject: Subject) -> Check:
     if subject.part == "classifier":
         return not_applicable("range", "classifier", "logits have no range")
     draws = _DRAWS if subject.claims.stochastic is not False else 1
-    x = subject.images[:2]
-    outs = [subject.value(x, subject.omega(2, draw)).double() for draw in range(draws)]
+    x = subject.images
+    outs = [subject.value(x, subject.omega(draw=draw)).double() for draw in range(draws)]
     mean = torch.stack(outs).mean(0)
+    if mean.shape == x.shape and (exchanged := _exchanged(x.double(), mean)):
+        return answer("range", "purifier", 1.0, f"the output is the input {' or '.join(exchanged)}")
     outside = float((mean - mean.clamp(0, 1)).abs().mean())
     low, high = min(float(out.min()) for out in outs), max(float(out.max()) for out in outs)
     return answer(
@@ -91,7 +126,8 @@ def evaluations(subject: Subject) -> Check:
 def claims_of(config: PurifierConfig) -> Claims:
     """Return what a config says of its purifier."""
     at_most = config.schedule_of_levels is not None
-    return Claims(config.stochastic, config.differentiable, config.evaluations, at_most=at_most)
+    said = Claims(config.stochastic, config.differentiable, config.evaluations)
+    return replace(said, at_most=at_most, guided=config.uses_classifier)
 
 
 def counter_of(config: PurifierConfig, models: Models) -> Callable[[Tensor, Omega], int | None]:
@@ -142,14 +178,16 @@ def _device(purifier: Purifier) -> torch.device:
     return next((parameter.device for parameter in purifier.parameters()), torch.device("cpu"))
 
 
-def _count_calls(module: nn.Module, counts: list[int]) -> None:
-    """Count evaluations by either way of calling; one that calls the other is one evaluation."""
+def _count_calls(
+    module: nn.Module, counts: list[int], ways: tuple[str, ...] = ("forward", "with_variance", "at_levels")
+) -> None:
+    """Count evaluations by any way of calling; one that calls the other is one evaluation."""
     inside: list[int] = []
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def outermost(*args: Any, **kwargs: Any) -> Any:
             if not inside:
-                counts.append(len(args[0]))
+                counts.append(len(args[0]) if args else 1)
             inside.append(1)
             try:
                 return call(*args, **kwargs)
@@ -158,7 +196,7 @@ def _count_calls(module: nn.Module, counts: list[int]) -> None:
 
         return outermost
 
-    for name in ("forward", "with_variance", "at_levels"):
+    for name in ways:
         if hasattr(module, name):
             setattr(module, name, counted(getattr(module, name)))
 
@@ -166,21 +204,15 @@ def _count_calls(module: nn.Module, counts: list[int]) -> None:
 def _calls_of_own_networks(subject: Subject) -> list[int]:
     """Return how often each outermost module with parameters is called in one purification."""
     networks = list({id(network): network for network in _networks(subject.module)}.values())
-    calls = [0] * len(networks)
-
-    def counter(number: int) -> Callable[[nn.Module, Any], None]:
-        def count(module: nn.Module, args: Any) -> None:
-            calls[number] += 1
-
-        return count
-
-    hooks = [network.register_forward_pre_hook(counter(number)) for number, network in enumerate(networks)]
+    counts: list[list[int]] = [[] for _ in networks]
+    for network, calls in zip(networks, counts, strict=True):
+        _count_calls(network, calls, ("forward",))  # by `forward` itself, which some call, and no hook sees
     try:
         subject.value(subject.images, subject.omega())
     finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
+        for network in networks:
+            del network.forward
+    return [len(calls) for calls in counts]
 
 
 def _networks(module: nn.Module) -> Iterator[nn.Module]:

@@ -33,8 +33,8 @@ class Demand:
 _DEMANDS = (
     Demand(
         "output",
-        "Are the outputs of the shape and dtype of the images (for a classifier: one logit per class), finite, not "
-        "probabilities, and is the input left as it was?",
+        "Are the outputs of the shape and dtype of the images (for a classifier: one logit per class), finite, "
+        "of flat images too, not probabilities, and is the input left as it was?",
         "defects",
         0,
         "every one of them spoils what comes after it",
@@ -42,11 +42,11 @@ _DEMANDS = (
     ),
     Demand(
         "range",
-        "Are the purified images in the units of the input, [0, 1]?",
-        "mean distance of output pixels to [0, 1], of the mean over draws",
+        "Are the purified images in the units of the input, [0, 1], with its channels and sides?",
+        "mean distance of output pixels to [0, 1], of the mean over draws; 1 if it is nearer to an exchanged input",
         0.2,
         "unclipped noise of standard deviation 1 stays below it; images in [-1, 1] or [0, 255] do not",
-        "Map the output back to [0, 1] pixels: the classifier expects them there.",
+        "Map the output back to [0, 1] pixels, channels and sides in their order, as the classifier expects them.",
     ),
     Demand(
         "same-randomness",
@@ -67,7 +67,7 @@ _DEMANDS = (
     Demand(
         "batch",
         "Is an image treated alike alone, in another order, and beside few and many copies of itself?",
-        "largest difference of a pixel (of a logit, relative to the largest)",
+        "largest difference of a pixel (of a logit, relative to the largest above the median)",
         1e-4,
         "convolutions round differently in batches of another size; more is a dependence on the batch",
         "Take no mean over the batch and draw no noise by position: judge and attacker use different batches.",
@@ -76,8 +76,8 @@ _DEMANDS = (
         "gradient-recording",
         "Is the output the same whether or not gradients are recorded?",
         "largest difference of a pixel over the ways of recording",
-        0,
-        "the judge runs without gradients, the attacker with: they must see one defence",
+        2.0**-20,
+        "judge and attacker must see one defence, but for the rounding of kernels without gradients (8 of 2^-23)",
         "Branch neither on `torch.is_grad_enabled()` nor on `requires_grad`.",
     ),
     Demand(
@@ -143,11 +143,20 @@ _DEMANDS = (
     Demand(
         "gradient-elsewhere",
         "Is the gradient the same in float32, alone, in batches, and in proportion for losses of other sizes and "
-        "signs, and right where most pixels are 0 or 1?",
+        "signs, and right where most pixels are 0 or 1? Is there one into the range at its ends?",
         "largest relative difference",
         0.05,
         "kinks that rounding crosses stay below it; the gradient was verified in float64, attacks run in float32",
         "Branch neither on dtype nor on the size of the batch; clip, round or normalise nothing in a backward pass.",
+    ),
+    Demand(
+        "continuity",
+        "Does the answer change gradually on the way to an image beside and to another one, or does it jump?",
+        "largest jump, relative to the change from one image to another, mean over images",
+        0.1,
+        "of what is continuous 1/24576 of the way leaves next to nothing, and a jump stays as it is",
+        "Look for look-ups, decisions about the image and seeds made from its pixels; attack without gradients too. "
+        "What rounds says so by `differentiable`.",
     ),
     Demand(
         "loss-gradient",

@@ -87,14 +87,19 @@ def _given_back(subject: Subject, clean: Tensor) -> float:
 
 
 def _exempt(subject: Subject, clean: Tensor) -> float:
-    """Return the share of images whose answer is another one as soon as they are left."""
+    """Return the share of images whose answer is another one as soon as they are left.
+
+    What sorts jumps at equal pixels, of which a mirror image has as many: it must not.
+    """
     generator = torch.Generator().manual_seed(5)
     omega = Omega.of(subject.spec_id, 0, "attack", range(len(clean)))
-    beside = (clean + _AWAY * torch.rand(clean.shape, generator=generator).to(clean) * (1 - 2 * clean).sign()).clamp(
-        0, 1
-    )
-    at, away = subject.value(clean, omega), subject.value(beside, omega)
-    return float(((away - at).abs().flatten(1).mean(1) > _JUMP).double().mean())
+    noise = _AWAY * torch.rand(clean.shape, generator=generator).to(clean)
+
+    def jumps(x: Tensor, step: Tensor) -> Tensor:
+        beside = (x + step * (1 - 2 * x).sign()).clamp(0, 1)
+        return (subject.value(beside, omega) - subject.value(x, omega)).abs().flatten(1).mean(1) > _JUMP
+
+    return float((jumps(clean, noise) & ~jumps(clean.flip(2), noise.flip(2))).double().mean())
 
 
 def _nearest(images: Tensor, known: Tensor, leave: Tensor | None = None) -> Tensor:

@@ -41,8 +41,9 @@ T = TypeVar("T")
 _ROLES = ("judge", "attack", "select", "estimate", "preflight", "contract")
 """First parts of the roles under which puregrid draws."""
 
-_OFFSET = 2**20
-"""How far image ids and draws are moved: into the range of later images, and of an attack's thousandth step."""
+_OFFSET = 417 * 2520 + 1
+"""How far image ids and draws are moved: into the range of later images, and of an attack's thousandth step; by one
+more than a multiple of all numbers to ten, so that they choose another member of an ensemble."""
 
 _PLACES = (
     ("judge", "tasks/stages/evaluate.py", "tasks.stages.evaluate"),
@@ -321,7 +322,7 @@ def frozen(subject: Subject) -> Check:
 def unfrozen(module: nn.Module, what: str) -> list[str]:
     """Return what is not frozen in a network: parameters that want gradients, parts in training mode."""
     wanted = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    training = [name or what for name, part in module.named_modules() if part.training]
+    training = [name or what for name, part in module.named_modules() if getattr(part, "training", False)]
     texts = []
     if wanted:
         texts.append(f"parameters want gradients: {', '.join(wanted[:3])}; build() freezes them")

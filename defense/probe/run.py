@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from defense.classifiers import ClassifierConfig
 from defense.errors import InvalidInput
 from defense.models import Models
-from defense.probe import claims, differences, mechanism, memory, purity
+from defense.probe import borders, claims, differences, mechanism, memory, purity
 from defense.probe.demands import DEMANDS
 from defense.probe.record import Check, ModeGradient, Number, Part, Probe, not_applicable
 from defense.probe.subject import Claims, Subject, snapshot
@@ -79,7 +79,10 @@ def probe_classifier(
     """
     name = label or (type(classifier).__name__ if config is None else config.label())
     said = Claims(stochastic=False, classes=None if config is None else config.architecture.classes)
-    return probe_subject(Subject(name, "classifier", classifier, images[:IMAGES], said))
+    subject = Subject(name, "classifier", classifier, images[:IMAGES], said)
+    if config is not None:
+        subject.build = lambda: config.build().to(images.device)
+    return probe_subject(subject)
 
 
 def probe_subject(subject: Subject, reference: Tensor | None = None) -> Probe:
@@ -155,7 +158,7 @@ def _shortened(subject: Subject) -> tuple[Subject, tuple[Number, ...]]:
 def _gradients(subject: Subject, ill: list[str]) -> tuple[list[Check], tuple[ModeGradient, ...]]:
     """The checks and the table that rest on central differences."""
     part = subject.part
-    names = ("gradient", "gradient-at-attack-scale", "gradient-elsewhere")
+    names = ("gradient", "gradient-at-attack-scale", "gradient-elsewhere", "continuity")
     loss = not_applicable("loss-gradient", part, "it concerns the classifier")
     if part == "classifier":
         loss = _guarded("loss-gradient", part, lambda: differences.loss_gradient(subject))
@@ -174,6 +177,7 @@ def _gradients(subject: Subject, ill: list[str]) -> tuple[list[Check], tuple[Mod
         _guarded("gradient", part, lambda: differences.gradient(found)),
         _guarded("gradient-at-attack-scale", part, lambda: differences.gradient_at_attack_scale(found)),
         _guarded("gradient-elsewhere", part, lambda: differences.elsewhere(found, subject)),
+        _guarded("continuity", part, lambda: borders.continuity(subject)),
         loss,
     ]
     exact = subject.claims.differentiable

@@ -36,6 +36,7 @@ class Claims:
         evaluations: Evaluations of its networks for one draw of one image; None if it says nothing.
         classes: Number of logits of a classifier; None if it says nothing.
         at_most: Whether fewer evaluations may be made: how many decides the image.
+        guided: Whether it asks the protected classifier, whose label may decide.
     """
 
     stochastic: bool | None = None
@@ -43,6 +44,7 @@ class Claims:
     evaluations: int | None = None
     classes: int | None = None
     at_most: bool = False
+    guided: bool = False
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Subject:
         spec_id: Id under which a purifier draws.
         build: Makes it anew.
         count: Runs one purification and returns how often networks were evaluated; None if there is none to count.
-        tolerance: Difference between batches that is rounding, in pixels or relative to the largest logit.
+        tolerance: Difference between batches that is rounding, in pixels or relative to the spread of logits.
         calls: Calls so far.
     """
 
@@ -147,13 +149,19 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 
 def largest_difference(a: Tensor, b: Tensor, part: Part = "purifier") -> float:
-    """Return the largest difference, of logits relative to the largest; infinite for other shapes or one NaN."""
+    """Return the largest difference, of logits relative to their spread; infinite for other shapes or one NaN."""
     if a.shape != b.shape:
         return float("inf")
     if torch.equal(a, b):
         return 0.0
     same = a.isnan() & b.isnan()
     apart = (a.double() - b.double()).abs().masked_fill(same, 0)
-    scale = float(b.double().abs().nan_to_num().max()) if part == "classifier" else 1.0
+    scale = _spread(b.double().nan_to_num()) if part == "classifier" else 1.0
     worst = float(apart.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
     return worst / scale if scale else worst
+
+
+def _spread(logits: Tensor) -> float:
+    """Return how far the largest logit is above the median, whatever the offset of all or a mask on some."""
+    spread = float((logits.amax(-1) - logits.median(-1).values).max())
+    return spread or float(logits.abs().max())

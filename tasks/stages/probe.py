@@ -40,7 +40,7 @@ class ProbeStage(StageSpec):
     """
 
     stage: Literal["probe"] = "probe"
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     dataset: SerializeAsAny[DatasetConfig]
     purifier: SerializeAsAny[PurifierConfig] | None = None
     classifier: SerializeAsAny[ClassifierConfig] | None = None

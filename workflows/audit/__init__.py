@@ -101,6 +101,7 @@ ATTACK_RULES: tuple[Rule, ...] = (
     budgets.implausible_eps,
     budgets.step_size,
     budgets.budget_not_used,
+    budgets.fewer_steps,
 )
 """Those that look at what each attack did, of cells and of all rungs; stored images are checked besides."""
 

@@ -1,6 +1,6 @@
 """Rules about budgets and steps: is the ball what was meant, and can the attack reach its edge?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from workflows.audit.about import about, percent
 from workflows.audit.finding import Finding
 from workflows.audit.view import View, group_by
 
-__all__ = ["budget_not_used", "implausible_eps", "step_size"]
+__all__ = ["budget_not_used", "fewer_steps", "implausible_eps", "step_size"]
 
 GREY_LEVEL = 1 / 255
 
@@ -107,11 +107,7 @@ def budget_not_used(all_views: Sequence[View]) -> Iterator[Finding]:
     (``attack-did-nothing``). A warning where the median of their norm is below half the radius (that of l_inf also
     where the sum of changes is below 5 % of what it allows). Searches for small perturbations are left out.
     """
-    groups: dict[tuple[str, object], list[View]] = {}
-    for view in all_views:
-        if view.stage is not None and not view.attack_rows.empty:
-            groups.setdefault((view.stage.id, view.images[:2]), []).append(view)
-    for views in groups.values():
+    for views in _by_stage(all_views):
         view, attack = views[0], views[0].attack
         assert attack is not None
         if attack.norm not in ("linf", "l2", "l1"):
@@ -134,6 +130,35 @@ def budget_not_used(all_views: Sequence[View]) -> Iterator[Finding]:
             f"On the {int(left.sum())} images that it left right, the attack uses {what} (median).",
             {"used": used, "spread": spread, "images": int(left.sum()), "eps": attack.eps},
             "Take more or larger steps, and check what is projected and that perturbations are not scaled twice.",
+        )
+
+
+def _by_stage(all_views: Sequence[View]) -> Iterable[list[View]]:
+    groups: dict[tuple[str, object], list[View]] = {}
+    for view in all_views:
+        if view.stage is not None and not view.attack_rows.empty:
+            groups.setdefault((view.stage.id, view.images[:2]), []).append(view)
+    return groups.values()
+
+
+def fewer_steps(all_views: Sequence[View]) -> Iterator[Finding]:
+    """No image that was left right has seen half as many gradients as the attack says steps: its loop ends early."""
+    for views in _by_stage(all_views):
+        view, attack = views[0], views[0].attack
+        assert attack is not None
+        steps, asked = attack.parameter("steps"), view.reported("gradients")
+        if view.ladder or asked is None or not isinstance(steps, int) or attack.parameter("eot_by") == "cosine":
+            continue
+        left = view.right_before & (view.right_after > USED)
+        if left.sum() < LEAST or not 0 < (most := float(asked[left].max())) < USED * steps:
+            continue
+        yield about(
+            "fewer-steps",
+            "warning",
+            views,
+            f"{attack.label()} asked for {most:g} gradients of each image, and says {steps} steps.",
+            {"gradients": most, "steps": steps},
+            "Look for a loop that ends too early.",
         )
 
 

@@ -29,6 +29,9 @@ from workflows.audit.view import View, group_by
 
 __all__ = ["check_data", "training_split"]
 
+NEAR, COMPARED = 0.01, 2000
+"""Distance below which two images are one, and images that are compared."""
+
 MOST = 100_000_000
 """Pixel values of a training set that is still read where a card has no fingerprints."""
 
@@ -79,6 +82,15 @@ def check_data(all_views: Sequence[View], sets: DataSets) -> Iterator[Finding]:
                 {"repeated": repeated, "images": len(marks)},
                 "Judge each image once.",
             )
+        elif (near := _near(data.images[ids[:COMPARED]])) > DUPLICATES * min(len(ids), COMPARED):
+            yield about(
+                "repeated-images",
+                "warning",
+                members,
+                f"{near} of {min(len(ids), COMPARED)} images are nearly others: intervals are too narrow.",
+                {"repeated": near, "images": min(len(ids), COMPARED)},
+                "Judge one of each: what another codec made of an image is no new one.",
+            )
         if len(labels) >= ONE_CLASS and len(np.unique(labels)) == 1:
             yield about(
                 "one-class",
@@ -88,7 +100,35 @@ def check_data(all_views: Sequence[View], sets: DataSets) -> Iterator[Finding]:
                 {"images": len(labels), "class": int(labels[0])},
                 "Take images of all classes: `images: {every: N}` where they are sorted.",
             )
+        elif chance := _classes_left_out(labels, data.labels):
+            present, of = len(np.unique(labels)), len(np.unique(data.labels))
+            yield about(
+                "few-classes",
+                "warning",
+                members,
+                f"The {len(labels)} images are of {present} of {of} classes, no accident (p = {chance:.2g}).",
+                {"classes": present, "of": of, "chance": chance},
+                "Take images of all classes: `images: {every: N}` where they are sorted.",
+            )
         yield from _trained_on(members, data, marks, card_of, known_to)
+
+
+def _near(images: npt.NDArray[np.float32]) -> int:
+    """Count the images that an earlier one is nearer to than :data:`NEAR`, root mean square over pixels."""
+    flat = images.reshape(len(images), -1) - images.mean()
+    square = np.square(flat).sum(1)
+    near = square[:, None] + square - 2 * flat @ flat.T < NEAR**2 * flat.shape[1]
+    return int(np.tril(near, -1).any(1).sum())
+
+
+def _classes_left_out(labels: npt.NDArray[np.int64], every: npt.NDArray[np.int64]) -> float:
+    """Return a bound on the probability that n random images leave out as much, 0 where it is above 1 %.
+
+    It is s^n, of the share s of the classes present, times the 2^K sets of classes.
+    """
+    share, kinds = float(np.isin(every, labels).mean()), len(np.unique(every))
+    chance = len(labels) * math.log(share) + kinds * math.log(2)
+    return math.exp(max(chance, -700)) if chance < math.log(0.01) else 0.0
 
 
 def _trained_on(
