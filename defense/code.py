@@ -208,10 +208,10 @@ def _folder(top: str) -> Path | None:
     """Return the folder in which a top-level module or package lies, with an ``__init__.py`` or without."""
     path = _origin(top, sys.modules.get(top))
     if path is not None:
-        return path.parents[1] if path.stem == "__init__" else path.parent
+        return (path.parents[1] if path.stem == "__init__" else path.parent).resolve()
     spec = _spec(top)
     places = list((spec and spec.submodule_search_locations) or ())
-    return Path(places[0]).parent if places else None
+    return Path(places[0]).parent.resolve() if places else None
 
 
 def _imports(name: str, source: bytes) -> Iterator[str]:
@@ -244,7 +244,9 @@ def _is_beside(name: str, owner: str) -> bool:
     top, own = name.partition(".")[0], owner.partition(".")[0]
     if top != own:
         home = _folder(own)
-        # Neighbours of what is installed are other people's.
+        # Neighbours of what is installed are other people's, and so is what was installed beside it.
         if home is None or _INSTALLED & set(home.parts) or _folder(top) != home:
+            return False
+        if not set(_distributions(top)) <= set(_distributions(own)):
             return False
     return _origin(name, sys.modules.get(name)) is not None

@@ -205,13 +205,16 @@ def _calls_of_own_networks(subject: Subject) -> list[int]:
     """Return how often each outermost module with parameters is called in one purification."""
     networks = list({id(network): network for network in _networks(subject.module)}.values())
     counts: list[list[int]] = [[] for _ in networks]
+    own = [vars(network).get("forward") for network in networks]  # of an object alone: compiled, patched
     for network, calls in zip(networks, counts, strict=True):
         _count_calls(network, calls, ("forward",))  # by `forward` itself, which some call, and no hook sees
     try:
         subject.value(subject.images, subject.omega())
     finally:
-        for network in networks:
+        for network, before in zip(networks, own, strict=True):
             del network.forward
+            if before is not None:
+                network.forward = before  # type: ignore[method-assign]
     return [len(calls) for calls in counts]
 
 

@@ -212,6 +212,18 @@ def test_neighbours_of_what_is_installed_are_other_peoples(tmp_path: Path) -> No
     assert asked(folder, "tv:TV")[3] == ["tv"]
 
 
+def test_what_was_installed_beside_a_module_is_other_peoples(tmp_path: Path) -> None:
+    """As ``pip install --target`` puts it there."""
+    write(
+        tmp_path, {"tv.py": purifier(imports="import boughtin, helper"), "helper.py": "A = 1", "boughtin.py": "B = 1"}
+    )
+    assert asked(tmp_path, "tv:TV")[3] == ["boughtin", "helper", "tv"]
+    record = {"METADATA": "Metadata-Version: 2.1\nName: boughtin\nVersion: 2.0\n", "RECORD": "boughtin.py,,\n"}
+    write(tmp_path, {f"boughtin-2.0.dist-info/{name}": text for name, text in record.items()})
+    code_module._distributions.cache_clear()
+    assert asked(tmp_path, "tv:TV")[3] == ["helper", "tv"]
+
+
 def test_the_folder_does_not_matter(tmp_path: Path) -> None:
     write(tmp_path / "a", PACKAGE)
     write(tmp_path / "b", PACKAGE)

@@ -118,6 +118,24 @@ def test_a_jump_is_measured_against_the_change_between_two_images() -> None:
     assert check.verdict == "fail" and check.measured == pytest.approx(0.5 / 0.8, abs=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["patched", "compiled"])
+def test_a_network_with_a_forward_of_its_own_keeps_it(way: str) -> None:
+    config = SoundConfig(how="calls forward itself")
+    purifier, omega = config.build(), Omega.of("spec", 0, "judge", range(len(IMAGES)))
+    network = purifier.net
+    assert isinstance(network, torch.nn.Module)
+    if way == "patched":
+        before = network.forward
+        network.forward = lambda x: before(x) + 1
+    else:
+        purifier.net = torch.compile(network, backend="eager")
+    answer = purifier(IMAGES, omega)
+    found = probe_purifier(purifier, IMAGES, config=config, models=Models(), reference=TEST_SET)
+    assert found.check("evaluations").verdict == "pass"
+    assert torch.equal(purifier(IMAGES, omega), answer)
+
+
 def test_pixels_at_the_border_that_have_no_way_in() -> None:
     check = probed(AccidentConfig(how="away from the border")).check("gradient-elsewhere")
     assert check.measured == 1 and "zero at all pixels that are 0 or 1" in check.text

@@ -296,7 +296,8 @@ GOOD_ENOUGH = {
     ),
     "an attack that asks at another point too": sweep(
         "{attack: guidance-target, norm: linf, eps: 0.1, steps: 1, eot: 1}",
-        defences="{purifier: gdmp, denoiser: {format: oracle, schedule: linear-1000}, t_star: 36, steps: 1}",
+        defences="{purifier: gdmp, denoiser: {format: oracle, schedule: linear-1000}, steps: 1, "
+        "t_star: 36, schedule: linear-1000}",
         **DIGITS,
     ),
     "an attack of somebody else's": sweep(

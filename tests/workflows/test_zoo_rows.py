@@ -85,7 +85,23 @@ def test_distinct_images_and_random_choices_of_classes_are_no_finding() -> None:
     for n in (10, 100, 1000):
         assert _classes_left_out(rng.choice(TEST.labels, n), TEST.labels) == 0
         assert _classes_left_out(rng.choice(many, n), many) == 0
-    # Half of the images are in classes left out: 2^10 sets, each with probability 2^-n.
+    # Half of the images are in classes left out: 252 sets of five, each with probability 2^-n.
     halves = np.arange(1000) % 10
-    assert _classes_left_out(halves[halves < 5][:20], halves) == pytest.approx(2.0**-10)
-    assert _classes_left_out(halves[halves < 5][:16], halves) == 0  # 2^-6 is above 1 %
+    assert _classes_left_out(halves[halves < 5][:20], halves) == pytest.approx(252 * 2.0**-20)
+    assert _classes_left_out(halves[halves < 5][:14], halves) == 0  # 0.015 is above 1 %
+    assert _classes_left_out(halves[:0], halves) == 0
+    # The first 64 of a thousand classes with 50 images each are of two: 500 * 999 pairs.
+    assert _classes_left_out(np.arange(64) // 50, np.arange(50_000) // 50) == pytest.approx(499_500 * 0.002**64)
+
+
+def test_images_of_low_contrast_are_no_copies_and_copies_of_them_are() -> None:
+    dark = (0.1 + 0.006 * np.random.default_rng(0).normal(size=(200, 1, 8, 8))).astype(np.float32)
+    assert _near(dark) == 0
+    assert _near(np.concatenate([dark, dark[:7] + 1e-4])) == 7
+
+
+def test_an_attack_that_may_abort_early_is_not_held_to_its_steps(tmp_path: Path) -> None:
+    attack = "{attack: cw-l2, norm: l2, eps: 0.02, steps: 1000, binary_search_steps: 1}"
+    datasets = "{dataset: digits, images: {first: 8}}"
+    rows = computed(tmp_path, datasets=datasets, attacks=f"none, {attack}")
+    assert "fewer-steps" not in {finding.rule for finding in findings(rows)}

@@ -70,7 +70,7 @@ class RunOutcome:
         failures: Quarantined units.
         blocked: Units that need one of those.
         interrupted: Whether Ctrl-C ended the run.
-        last: Whether it came when all units were committed: nothing follows this run.
+        last: Whether it came while the last rows were packed.
     """
 
     computed: int = 0

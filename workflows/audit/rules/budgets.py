@@ -147,7 +147,9 @@ def fewer_steps(all_views: Sequence[View]) -> Iterator[Finding]:
         view, attack = views[0], views[0].attack
         assert attack is not None
         steps, asked = attack.parameter("steps"), view.reported("gradients")
-        if view.ladder or asked is None or not isinstance(steps, int) or attack.parameter("eot_by") == "cosine":
+        if view.ladder or asked is None or not isinstance(steps, int) or _searches(view):
+            continue
+        if attack.parameter("eot_by") == "cosine" or attack.parameter("abort_early"):
             continue
         left = view.right_before & (view.right_after > USED)
         if left.sum() < LEAST or not 0 < (most := float(asked[left].max())) < USED * steps:
@@ -165,7 +167,9 @@ def fewer_steps(all_views: Sequence[View]) -> Iterator[Finding]:
 def _searches(view: View) -> bool:
     """Whether the attack looks for a small perturbation, or for a broken image alone."""
     reported = (view.reported(name) for name in ("minimum_l2", "broken"))
-    return any(column is not None for column in reported) or (view.attack is not None and view.attack.attack == "cw")
+    return any(column is not None for column in reported) or (
+        view.attack is not None and view.attack.attack == "cw-l2"
+    )
 
 
 def _median(values: npt.NDArray[np.float64]) -> float:

@@ -29,8 +29,11 @@ from workflows.audit.view import View, group_by
 
 __all__ = ["check_data", "training_split"]
 
-NEAR, COMPARED = 0.01, 2000
-"""Distance below which two images are one, and images that are compared."""
+NEAR, OF_SPREAD = 0.01, 0.05
+"""Distance below which two images are one, in pixels and in the images' own about their mean."""
+
+COMPARED, VALUES = 2000, 20_000_000
+"""Images and pixel values that are compared."""
 
 MOST = 100_000_000
 """Pixel values of a training set that is still read where a card has no fingerprints."""
@@ -82,13 +85,13 @@ def check_data(all_views: Sequence[View], sets: DataSets) -> Iterator[Finding]:
                 {"repeated": repeated, "images": len(marks)},
                 "Judge each image once.",
             )
-        elif (near := _near(data.images[ids[:COMPARED]])) > DUPLICATES * min(len(ids), COMPARED):
+        elif (near := _near(data.images[some := ids[: _compared(data)]])) > DUPLICATES * len(some):
             yield about(
                 "repeated-images",
                 "warning",
                 members,
-                f"{near} of {min(len(ids), COMPARED)} images are nearly others: intervals are too narrow.",
-                {"repeated": near, "images": min(len(ids), COMPARED)},
+                f"{near} of {len(some)} images are nearly others: intervals are too narrow.",
+                {"repeated": near, "images": len(some)},
                 "Judge one of each: what another codec made of an image is no new one.",
             )
         if len(labels) >= ONE_CLASS and len(np.unique(labels)) == 1:
@@ -113,21 +116,28 @@ def check_data(all_views: Sequence[View], sets: DataSets) -> Iterator[Finding]:
         yield from _trained_on(members, data, marks, card_of, known_to)
 
 
+def _compared(data: ImageSet) -> int:
+    return min(COMPARED, max(VALUES // math.prod(data.images.shape[1:]), 2))
+
+
 def _near(images: npt.NDArray[np.float32]) -> int:
     """Count the images that an earlier one is nearer to than :data:`NEAR`, root mean square over pixels."""
-    flat = images.reshape(len(images), -1) - images.mean()
+    flat = (images - images.mean(0)).reshape(len(images), -1)
     square = np.square(flat).sum(1)
-    near = square[:, None] + square - 2 * flat @ flat.T < NEAR**2 * flat.shape[1]
+    limit = min(NEAR**2 * flat.shape[1], OF_SPREAD**2 * float(square.mean()))
+    near = square[:, None] + square - 2 * flat @ flat.T < limit
     return int(np.tril(near, -1).any(1).sum())
 
 
 def _classes_left_out(labels: npt.NDArray[np.int64], every: npt.NDArray[np.int64]) -> float:
     """Return a bound on the probability that n random images leave out as much, 0 where it is above 1 %.
 
-    It is s^n, of the share s of the classes present, times the 2^K sets of classes.
+    It is s^n, of the share s of the m most frequent classes for m present ones, times the sets of m of the K classes.
     """
-    share, kinds = float(np.isin(every, labels).mean()), len(np.unique(every))
-    chance = len(labels) * math.log(share) + kinds * math.log(2)
+    counts, present = np.sort(np.unique(every, return_counts=True)[1])[::-1], len(np.unique(labels))
+    if not 0 < present < len(counts):
+        return 0.0
+    chance = len(labels) * math.log(counts[:present].sum() / counts.sum()) + math.log(math.comb(len(counts), present))
     return math.exp(max(chance, -700)) if chance < math.log(0.01) else 0.0
 
 
