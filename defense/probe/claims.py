@@ -214,7 +214,7 @@ def _calls_of_own_networks(subject: Subject) -> list[int]:
         for network, before in zip(networks, own, strict=True):
             del network.forward
             if before is not None:
-                network.forward = before  # type: ignore[method-assign]
+                network.forward = before
     return [len(calls) for calls in counts]
 
 
