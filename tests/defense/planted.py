@@ -12,11 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from defense.models import Models
+from defense.probe import Probe, probe_purifier
 from defense.purifiers import IterativePurifier, Purifier, PurifierConfig
 from defense.randomness import Omega
 from tasks.datasets import DigitsConfig
 
 TEST_SET = torch.from_numpy(DigitsConfig().read().images)
+IMAGES = TEST_SET[[0, 1, 2, 3, 5, 7, 11, 13]]
+
+
+def probed_config(config: PurifierConfig) -> Probe:
+    """What a probe says of a purifier on :data:`IMAGES`."""
+    return probe_purifier(config.build(), IMAGES, config=config, models=Models(), reference=TEST_SET)
 
 
 class Chain(IterativePurifier):

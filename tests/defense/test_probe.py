@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from loops import tiers
-from planted import TEST_SET, Faulty, Net, PlantedConfig
+from planted import IMAGES, TEST_SET, Faulty, Net, PlantedConfig, probed_config
 
 from defense import Models, Omega
 from defense.errors import InvalidInput
@@ -17,12 +17,9 @@ from defense.probe import DEMANDS, Probe, probe_classifier, probe_purifier
 from defense.purifiers import BitDepthConfig, GaussianNoiseConfig, JPEGConfig, MedianConfig, NoPurifierConfig
 from defense.randomness import relabelled
 
-IMAGES = TEST_SET[[0, 1, 2, 3, 5, 7, 11, 13]]
-
 
 def probed(fault: str = "", **says: object) -> Probe:
-    config = PlantedConfig(fault=fault, **says)  # type: ignore[arg-type]
-    return probe_purifier(config.build(), IMAGES, config=config, models=Models(), reference=TEST_SET)
+    return probed_config(PlantedConfig(fault=fault, **says))  # type: ignore[arg-type]
 
 
 PURIFIERS = {

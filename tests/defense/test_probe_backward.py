@@ -7,19 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from loops import tiers
-from planted import TEST_SET
+from planted import probed_config as probed
 from planted_backward import BackwardConfig
 
-from defense import Models
-from defense.probe import Probe, probe_purifier
 from defense.purifiers import BitDepthConfig, JPEGConfig, MedianConfig, PurifierConfig
-
-IMAGES = TEST_SET[[0, 1, 2, 3, 5, 7, 11, 13]]
-
-
-def probed(config: PurifierConfig) -> Probe:
-    return probe_purifier(config.build(), IMAGES, config=config, models=Models(), reference=TEST_SET)
-
 
 FAULTS = {
     "clipped backward": "gradient-elsewhere",

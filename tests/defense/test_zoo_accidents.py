@@ -5,21 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from loops import tiers
-from planted import TEST_SET
+from planted import IMAGES, TEST_SET
+from planted import probed_config as probed
 from planted_accidents import ACCIDENTS, AccidentConfig
 from sound_purifiers import SOUND, SoundConfig
 
 from defense import Models
-from defense.probe import Probe, probe_purifier
+from defense.probe import probe_purifier
 from defense.purifiers import BitDepthConfig, JPEGConfig, Purifier, PurifierConfig
 from defense.randomness import Omega
-
-IMAGES = TEST_SET[[0, 1, 2, 3, 5, 7, 11, 13]]
-
-
-def probed(config: PurifierConfig) -> Probe:
-    return probe_purifier(config.build(), IMAGES, config=config, models=Models(), reference=TEST_SET)
-
 
 FOUND = {
     "standardised for the classifier that does so itself": "range",
