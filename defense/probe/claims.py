@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -125,9 +124,13 @@ def evaluations(subject: Subject) -> Check:
 
 def claims_of(config: PurifierConfig) -> Claims:
     """Return what a config says of its purifier."""
-    at_most = config.schedule_of_levels is not None
-    said = Claims(config.stochastic, config.differentiable, config.evaluations)
-    return replace(said, at_most=at_most, guided=config.uses_classifier)
+    return Claims(
+        config.stochastic,
+        config.differentiable,
+        config.evaluations,
+        at_most=config.schedule_of_levels is not None,
+        guided=config.uses_classifier,
+    )
 
 
 def counter_of(config: PurifierConfig, models: Models) -> Callable[[Tensor, Omega], int | None]:
