@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from typing import Literal, Protocol
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from defense.gradients import GradientMode, purify, purify_and_deviate
 from defense.purifiers import Purifier
 from defense.randomness import Omega
+from defense.scaled_gradients import with_scaled_gradient
 from tasks.attacks.losses import PointLoss
 
 __all__ = ["SHARPNESS", "Attacked", "Evaluation", "Oracle", "PerDraw", "Tally", "Target", "strongest"]
@@ -160,7 +162,7 @@ class Target:
 
     def answer(self, x: Tensor, omega: Omega | None) -> Tensor:
         """Return the logits of one batch of draws, shape (B, classes)."""
-        return self._classify(self._purify(x, omega))
+        return with_scaled_gradient(lambda at: self._classify(self._purify(at, omega)), x)
 
     def deviating_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Like :meth:`logits`, with L_dev of each draw, shape (B, K); see :mod:`defense.gradients`.
@@ -171,10 +173,8 @@ class Target:
         _, parts = self._next(x)
         logits, deviations = [], []
         for part, omega in parts:
-            assert self.purifier is not None and omega is not None
-            with self.precision():
-                purified, deviation = purify_and_deviate(self.purifier, part, omega, self.mode)
-            logits.append(self._classify(purified))
+            z, deviation = with_scaled_gradient(partial(self._deviating, omega), part)
+            logits.append(z)
             deviations.append(deviation)
         return self._by_image(x, logits), torch.cat(deviations).reshape(len(x), -1)
 
@@ -246,12 +246,12 @@ class Target:
         for part, omega in parts:
             if through:
                 at = part.detach().requires_grad_()
-                purified = self._purify(at, omega)
+                z = self.answer(at, omega)
             else:
                 with torch.no_grad():
-                    purified = self._purify(part, omega)
-                at = purified = purified.detach().requires_grad_()
-            z = self._classify(purified)
+                    at = self._purify(part, omega)
+                at = at.detach().requires_grad_()
+                z = with_scaled_gradient(self._classify, at)
             value = loss(z, labels[done : done + len(part)])
             gradients.append(torch.autograd.grad(value.sum(), at)[0])
             losses.append(value.detach())
@@ -279,7 +279,7 @@ class Target:
         products = []
         for i in range(0, len(x), size):
             at = x[i : i + size].detach().requires_grad_()
-            purified = self._purify(at, omega.part(i, i + len(at)))
+            purified = with_scaled_gradient(partial(self._purify, omega=omega.part(i, i + len(at))), at)
             products.append(torch.autograd.grad(purified, at, cotangent[i : i + size].to(purified.dtype))[0])
         return torch.cat(products)
 
@@ -307,6 +307,12 @@ class Target:
             return x
         with self.precision():
             return purify(self.purifier, x, omega, self.mode)
+
+    def _deviating(self, omega: Omega | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.purifier is not None and omega is not None
+        with self.precision():
+            purified, deviation = purify_and_deviate(self.purifier, x, omega, self.mode)
+        return self._classify(purified), deviation
 
     def _classify(self, purified: Tensor) -> Tensor:
         return self.classifier(purified.float() if purified.dtype == torch.bfloat16 else purified)
