@@ -15,7 +15,6 @@ Aggregation of the K draws, with :math:`p_k = \mathrm{softmax}(f(D(x;\omega_k)))
 """
 
 import math
-from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -26,7 +25,6 @@ from defense.errors import InvalidInput, nearest
 from defense.gradients import GradientMode, purify
 from defense.purifiers.base import Purifier
 from defense.randomness import Omega
-from defense.scaled_gradients import with_scaled_gradient
 
 __all__ = ["Defended", "DefendedAggregation"]
 
@@ -109,17 +107,11 @@ class Defended(nn.Module):
         omega = Omega.of("defended", self.seed, self.role, images, list(draws) * len(x))
         repeated = x.repeat_interleave(len(draws), 0)
         size = self.batch or max(len(repeated), 1)
-        # Scaling is for gradients of images: those of weights that learn would have other scales in each image.
-        frozen = not any(parameter.requires_grad for parameter in self.parameters())
-        parts = []
-        for i, part in enumerate(torch.split(repeated, size)):
-            answer = partial(self._answer, omega=omega.part(i * size, i * size + len(part)))
-            parts.append(with_scaled_gradient(answer, part) if frozen else answer(part))
+        parts: list[Tensor] = [
+            self.classifier(purify(self.purifier, part, omega.part(i * size, i * size + len(part)), self.gradient))
+            for i, part in enumerate(torch.split(repeated, size))
+        ]
         return torch.cat(parts).reshape(len(x), len(draws), -1)
-
-    def _answer(self, x: Tensor, omega: Omega) -> Tensor:
-        logits: Tensor = self.classifier(purify(self.purifier, x, omega, self.gradient))
-        return logits
 
     def _aggregated(self, logits: Tensor) -> Tensor:
         if self.aggregate in ("single", "mean-logits"):

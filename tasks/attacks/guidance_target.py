@@ -138,11 +138,14 @@ class _AtThePoint(Target):
 
     def answer(self, x: torch.Tensor, omega: Omega | None) -> torch.Tensor:
         """See :class:`Target`; as there the purifier's networks run in its precision, the classifier does not."""
-        assert self.purifier is not None and omega is not None
 
         def classify(at: torch.Tensor) -> torch.Tensor:
             with torch.autocast(at.device.type, enabled=False):
                 return self._classify(at)
 
-        with self.precision():
-            return self.purifier.target_logits(classify, x, omega)
+        def at_the_point(images: torch.Tensor) -> torch.Tensor:
+            assert self.purifier is not None and omega is not None
+            with self.precision():
+                return self.purifier.target_logits(classify, images, omega)
+
+        return self._scaled(at_the_point, x)

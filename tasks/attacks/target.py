@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from defense.gradients import GradientMode, purify, purify_and_deviate
 from defense.purifiers import Purifier
 from defense.randomness import Omega
-from defense.scaled_gradients import with_scaled_gradient
+from defense.scaled_gradients import Outputs, with_scaled_gradient
 from tasks.attacks.losses import PointLoss
 
 __all__ = ["SHARPNESS", "Attacked", "Evaluation", "Oracle", "PerDraw", "Tally", "Target", "strongest"]
@@ -162,7 +162,7 @@ class Target:
 
     def answer(self, x: Tensor, omega: Omega | None) -> Tensor:
         """Return the logits of one batch of draws, shape (B, classes)."""
-        return with_scaled_gradient(lambda at: self._classify(self._purify(at, omega)), x)
+        return self._scaled(lambda at: self._classify(self._purify(at, omega)), x)
 
     def deviating_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Like :meth:`logits`, with L_dev of each draw, shape (B, K); see :mod:`defense.gradients`.
@@ -173,7 +173,7 @@ class Target:
         _, parts = self._next(x)
         logits, deviations = [], []
         for part, omega in parts:
-            z, deviation = with_scaled_gradient(partial(self._deviating, omega), part)
+            z, deviation = self._scaled(partial(self._deviating, omega), part)
             logits.append(z)
             deviations.append(deviation)
         return self._by_image(x, logits), torch.cat(deviations).reshape(len(x), -1)
@@ -251,7 +251,7 @@ class Target:
                 with torch.no_grad():
                     at = self._purify(part, omega)
                 at = at.detach().requires_grad_()
-                z = with_scaled_gradient(self._classify, at)
+                z = self._scaled(self._classify, at)
             value = loss(z, labels[done : done + len(part)])
             gradients.append(torch.autograd.grad(value.sum(), at)[0])
             losses.append(value.detach())
@@ -279,7 +279,7 @@ class Target:
         products = []
         for i in range(0, len(x), size):
             at = x[i : i + size].detach().requires_grad_()
-            purified = with_scaled_gradient(partial(self._purify, omega=omega.part(i, i + len(at))), at)
+            purified = self._scaled(partial(self._purify, omega=omega.part(i, i + len(at))), at)
             products.append(torch.autograd.grad(purified, at, cotangent[i : i + size].to(purified.dtype))[0])
         return torch.cat(products)
 
@@ -307,6 +307,10 @@ class Target:
             return x
         with self.precision():
             return purify(self.purifier, x, omega, self.mode)
+
+    def _scaled(self, f: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
+        """Return ``f(x)``; sharp votes have gradients so small that they go back at another size."""
+        return with_scaled_gradient(f, x) if self.attacked == "vote" else f(x)
 
     def _deviating(self, omega: Omega | None, x: Tensor) -> tuple[Tensor, Tensor]:
         assert self.purifier is not None and omega is not None

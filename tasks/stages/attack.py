@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import SerializeAsAny
+from pydantic import SerializeAsAny, model_validator
 from torch import Tensor
 
 from defense.classifiers import ClassifierConfig
@@ -36,10 +36,11 @@ class AttackStage(StageSpec):
         sources: The stages of whose images the attack is made, for attacks that are made of others'.
         after: A ladder of earlier rungs: images that it has broken are passed on as they are, or a warm rung starts
             from its images.
+        version: 5 where votes are attacked, since the tiny gradients of their draws keep their digits there; else 4.
     """
 
     stage: Literal["attack"] = "attack"
-    version: Literal[4] = 4
+    version: Literal[4, 5] = 4
     dataset: SerializeAsAny[DatasetConfig]
     classifier: SerializeAsAny[ClassifierConfig]
     purifier: SerializeAsAny[PurifierConfig] | None = None
@@ -48,6 +49,12 @@ class AttackStage(StageSpec):
     after: AttackStage | None = None
     seed: int
     compute: Compute
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version_of_votes(cls, data: Any) -> Any:
+        attacked = getattr(data["attack"], "attacked", None) if isinstance(data, dict) and "attack" in data else None
+        return {"version": 5, **data} if attacked == "vote" else data
 
     def inputs(self) -> dict[str, StageSpec]:
         """Return the sources in order, and the ladder so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from defense.classifiers import ClassifierConfig
-from defense.defended import Defended
 from defense.denoisers import DiffusersConfig
 from defense.gradients import purify, purify_and_deviate
 from defense.purifiers import DiffPureConfig, Purifier
 from defense.randomness import Omega
-from defense.scaled_gradients import with_scaled_gradient
+from defense.scaled_gradients import TINY, with_scaled_gradient
+from tasks.attacks.losses import point_loss
+from tasks.attacks.target import Attacked, Target
 
 ASSETS = Path(__file__).parents[2] / "defense" / "assets"
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -44,7 +46,7 @@ def test_bits_are_those_of_the_backward_pass_without(mode: str, dtype: torch.dty
     omega = Omega.of("scaled", 0, "attack", range(6))
     # Sizes that no exponent of one gradient alone would hold apart, all of them far from the ends of the range.
     flowing = torch.randn(6, 10, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    flowing *= torch.tensor([1.0, 3e-9, 7e-6, 4e3, 0.0, 1e-3]).to(dtype)[:, None]
+    flowing *= torch.tensor([1.0, 3e-19, 7e-16, 4e3, 0.0, 1e-13]).to(dtype)[:, None]
 
     def answer(x: Tensor) -> Tensor:
         logits: Tensor = classifier(purify(purifier, x, omega, mode))
@@ -92,8 +94,8 @@ def test_what_has_no_size_goes_through_as_it_is(value: float) -> None:
 def test_two_outputs_of_an_image_have_one_scale() -> None:
     purifier = diffpure()
     omega = Omega.of("scaled", 0, "attack", range(6))
-    flowing = torch.randn(IMAGES.shape, generator=torch.Generator().manual_seed(2)) * 1e-6
-    of_deviation = torch.tensor([1.0, 1e-9, 0.0, 1e-3, 1e2, 1e-6])
+    flowing = torch.randn(IMAGES.shape, generator=torch.Generator().manual_seed(2)) * 1e-16
+    of_deviation = torch.tensor([1.0, 1e-19, 0.0, 1e-13, 1e2, 1e-16])
 
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
         return purify_and_deviate(purifier, x, omega, every=1)
@@ -104,6 +106,56 @@ def test_two_outputs_of_an_image_have_one_scale() -> None:
         purified, deviation = way(x)
         found.append(torch.autograd.grad((purified, deviation), x, (flowing, of_deviation))[0])
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("largest", [1e4, 1.0, 2 * TINY, TINY])
+def test_a_gradient_that_is_not_tiny_is_seen_as_it_is(largest: float) -> None:
+    seen: list[Tensor] = []
+    x = torch.ones(1, 1, 1, 1, requires_grad=True)
+    out = with_scaled_gradient(lambda at: seeing(at, seen), x)
+    assert torch.equal(back(out, x, torch.full((1, 1), largest)).flatten(), seen[0].flatten())
+    assert seen[0].item() == largest
+
+
+def seeing(x: Tensor, seen: list[Tensor]) -> Tensor:
+    out: Tensor = Seen.apply(x.flatten(1), seen)  # type: ignore[no-untyped-call]
+    return out
+
+
+def test_one_that_is_tiny_is_seen_at_a_size_of_about_one() -> None:
+    seen: list[Tensor] = []
+    x = torch.ones(2, 1, 1, 2, requires_grad=True)
+    out = with_scaled_gradient(lambda at: seeing(at, seen), x)
+    back(out, x, torch.tensor([[3e-20, 1e-25], [0.0, -(2.0**-41)]]))
+    assert seen[0][0].tolist() == pytest.approx([3e-20 * 2.0**64, 1e-25 * 2.0**64], rel=1e-6)
+    assert seen[0][1].tolist() == [0.0, -0.5]
+
+
+class Seen(torch.autograd.Function):
+    """The identity; keeps the gradient that it gets."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seen: list[Tensor]) -> Tensor:
+        ctx.seen = seen
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.seen.append(gradient)
+        return gradient, None
+
+
+def test_in_half_precision_nothing_is_scaled() -> None:
+    x = torch.ones(1, 1, 1, 1, requires_grad=True)
+    out = with_scaled_gradient(lambda at: at.flatten(1).half(), x)
+    flowing = torch.full((1, 1), 1e-7).half()
+    assert torch.equal(back(out, x, flowing).flatten(), flowing.float().flatten())
+
+
+def test_outputs_that_are_not_one_an_image_are_not_scaled() -> None:
+    x = torch.ones(2, 1, 1, 1, requires_grad=True)
+    out = with_scaled_gradient(lambda at: at.flatten(1).repeat(2, 1), x)
+    assert back(out, x, torch.full((4, 1), 1e-20)).flatten().tolist() == pytest.approx([2e-20, 2e-20])
 
 
 def test_a_second_derivative_is_that_of_the_function() -> None:
@@ -124,37 +176,66 @@ def test_a_graph_may_be_gone_through_again_at_another_size() -> None:
         assert found.item() == pytest.approx(5 * size)
 
 
-class Wall(nn.Module):
-    """A classifier whose first class is certain, with a weight that may learn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        sure = 1e10 * (1e-10 * (self.weight * x.flatten(1).mean(1)))
-        return torch.stack([sure, torch.zeros_like(sure)], 1)
-
-
 class Nothing(Purifier):
+    """Purifies nothing, by a detour on which tiny gradients underflow."""
+
     def forward(self, x: Tensor, omega: Omega) -> Tensor:
-        return x
+        return x * 1e10 * 1e-10
 
 
-def test_a_defended_classifier_that_is_frozen_has_the_gradients_that_underflow() -> None:
-    classifier = Wall().requires_grad_(False)
-    x = torch.ones(1, 1, 2, 2, requires_grad=True)
-    found = back(Defended(Nothing(), classifier, gradient="exact")(x), x, torch.tensor([[1e-38, 0.0]]))
-    assert found.flatten().tolist() == pytest.approx([2.5e-39] * 4, rel=1e-4)
+def sure(x: Tensor) -> Tensor:
+    """Logits of a classifier that is sure of its first class: as a vote the other one has a probability of e^-60."""
+    other = 1e10 * (1e-10 * x.flatten(1).mean(1))
+    return torch.stack([torch.full_like(other, 6), other], 1)
 
 
-def test_weights_that_learn_have_their_own_gradients() -> None:
-    found = []
-    for needs in (False, True):
-        classifier = Wall()
-        x = torch.tensor([0.25, 0.5]).reshape(2, 1, 1, 1).requires_grad_(needs)
-        logits = Defended(Nothing(), classifier)(x)
-        logits.backward(torch.tensor([[1e-3, 0.0], [4.0, 0.0]]))
-        assert classifier.weight.grad is not None
-        found.append(classifier.weight.grad.item())
-    assert found[0] == found[1] == pytest.approx(0.25e-3 + 2.0)
+EXPECTED = 1e-10 * 10 * math.exp(-60) / 4
+"""Of the loss by each of four pixels: p of the other vote, times what a pixel is of ten times its logit."""
+
+
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return 1e-10 * point_loss("ce")(logits, labels)
+
+
+def attacked(way: Attacked) -> tuple[Target, Tensor]:
+    omega = Omega.of("scaled", 0, "attack", range(2))
+    labels = torch.zeros(2, dtype=torch.long)
+    return Target(sure, labels, omega, Nothing(), draws=3, attacked=way), torch.zeros(2, 1, 2, 2)
+
+
+def test_the_gradient_of_a_vote_does_not_underflow() -> None:
+    target, x = attacked("vote")
+    found = target.differentiate(x, loss).gradient
+    assert found is not None
+    assert found.flatten().tolist() == pytest.approx([EXPECTED] * 8, rel=1e-3)
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_nor_do_those_of_its_draws(through: bool) -> None:
+    # Of each draw on its own the loss is that of its logits.
+    target, x = attacked("vote")
+    found = target.per_draw(x, lambda z, y: loss(10 * z, y), through=through).gradients
+    assert found.flatten().tolist() == pytest.approx([EXPECTED] * 24, rel=1e-3)
+
+
+def test_nor_what_is_taken_back_from_purified_images() -> None:
+    target, x = attacked("vote")
+    found = target.pull_back(x, torch.zeros(2, dtype=torch.long), torch.full_like(x, 3e-37))
+    assert found.flatten().tolist() == pytest.approx([3e-37] * 8, rel=1e-5)
+
+
+def test_nor_that_of_a_vote_with_deviations() -> None:
+    omega = Omega.of("scaled", 0, "attack", range(2))
+    target = Target(sure, torch.zeros(2, dtype=torch.long), omega, diffpure(), attacked="vote")
+    x = IMAGES[:2].clone().requires_grad_()
+    logits, deviation = target.deviating_logits(x)
+    # Nothing of the deviation: what is left is of the logits alone, and of that size.
+    (found,) = torch.autograd.grad((target.over_draws(logits, loss) + 0 * deviation[:, 0]).sum(), x)
+    assert 1e-39 < float(found.abs().max()) < 1e-33
+
+
+def test_other_answers_go_back_as_they_did() -> None:
+    # Their rows are on record: so sure a classifier has no gradient there.
+    target, x = attacked("mean-probability")
+    found = target.differentiate(x, lambda z, y: loss(10 * z, y)).gradient
+    assert found is not None and not found.any()

@@ -127,6 +127,24 @@ def test_the_version_of_the_code_is_in_the_ids(attack: AttackStage, evaluate: Ev
         assert changed(evaluate, source=raised).id != evaluate.id
 
 
+def test_attacks_on_votes_are_of_a_version_of_their_own_and_others_keep_their_ids(
+    attack: AttackStage, cnn: ClassifierConfig, denoiser: DiffusersConfig
+) -> None:
+    purifier = DiffPureConfig(denoiser=denoiser, schedule="linear-1000", t_star=60, steps=2)
+    ways = {
+        way: changed(
+            attack.model_copy(update={"version": 4}),
+            purifier=purifier,
+            attack=PGDConfig(norm="linf", eps=0.15, steps=3, gradient="exact", knows="purifier", attacked=way),
+        ).model_dump(mode="json", exclude={"version"})
+        for way in ("mean-loss", "mean-logits", "mean-probability", "vote")
+    }
+    versions = {way: AttackStage.model_validate(fields).version for way, fields in ways.items()}
+    assert versions == {"mean-loss": 4, "mean-logits": 4, "mean-probability": 4, "vote": 5}
+    # One that is on record is read as what it is.
+    assert AttackStage.model_validate({**ways["vote"], "version": 4}).version == 4
+
+
 def test_an_id_is_the_leading_hex_of_the_canonical_json(evaluate: EvaluateStage) -> None:
     content = evaluate.identity()
     assert evaluate.id == digest(json.dumps(content, sort_keys=True, separators=(",", ":")))

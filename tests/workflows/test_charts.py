@@ -209,6 +209,18 @@ def test_differences_are_on_their_side_of_none() -> None:
     assert right - zero == pytest.approx(zero - left, abs=0.2) and right > zero
 
 
+def test_an_axis_of_differences_reaches_as_far_as_they_do_on_either_side() -> None:
+    much, little = Point(0, 0.95, 0.93, 0.97, "m"), Point(0, -0.02, -0.04, -0.01, "l")
+    svg = forest_chart("t", "points", [("much", much), ("little", little)]).inline()
+    ticks = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="\d+" text-anchor="middle">[-+\d]+</text>', svg)]
+    names = re.findall(r'text-anchor="middle">([-+\d]+)</text>', svg)
+    assert names == ["-20", "0", "+20", "+40", "+60", "+80", "+100"]
+    ((mark, _),) = marks(svg, "c1")
+    assert mark == pytest.approx(ticks[1] + 0.95 * (ticks[6] - ticks[1]), abs=0.2)
+    # The line of none is at the left: names begin beside it, and do not cross it.
+    assert all(float(x) > ticks[1] for x in re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="axis over">', svg))
+
+
 def test_tiles_are_as_strong_as_their_numbers() -> None:
     tiles = {("a", "x"): Tile("1.0", 1.0, "n", colour=0), ("b", "x"): Tile("0.5", 0.5, "n", colour=1, strong=True)}
     svg = heat_map("t", ["a", "b", "c"], ["x", "y"], tiles).inline()

@@ -23,17 +23,21 @@ def forest_chart(title: str, axis: str, lines: Sequence[tuple[str, Point]]) -> D
         lines: Name of each difference, and it: ``y``, ``low`` and ``high`` in [-1, 1]; those whose interval leaves
             out 0 are filled.
     """
-    reach = max((abs(value) for _, point in lines for value in (point.y, point.low, point.high)), default=0.0)
-    step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if reach <= 4 * step or step == 0.5)
-    end = max(1, math.ceil(reach / step - 1e-9))
+    values = [0.0, *(value for _, point in lines for value in (point.y, point.low, point.high))]
+    reach = max(values) - min(values)
+    step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if reach <= 6 * step or step == 0.5)
+    first, last = min(-1, math.floor(min(values) / step + 1e-9)), max(1, math.ceil(max(values) / step - 1e-9))
 
     def px(value: float) -> float:
-        return _LEFT + (value / (end * step) + 1) / 2 * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (value / step - first) / (last - first) * (_WIDTH - _LEFT - _RIGHT)
+
+    # Names stand beside the line of no difference where that leaves them room, and else cross it.
+    left = px(0) + 8 if px(0) < _WIDTH / 4 else _LEFT
 
     names = [wrapped(name, _LETTERS) for name, _ in lines]
     base = sum(_ROW + 15 * (len(name) - 1) for name in names) + 8
     parts, notes = [], []
-    for i in range(-end, end + 1):
+    for i in range(first, last + 1):
         x = px(i * step)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{base}"/>')
         label = f"{100 * i * step:+.0f}" if i else "0"
@@ -46,7 +50,7 @@ def forest_chart(title: str, axis: str, lines: Sequence[tuple[str, Point]]) -> D
         y += _ROW + 15 * (len(name) - 1)
         sure = point.low > 0 or point.high < 0
         colour = "c0" if not sure else "c1" if point.y > 0 else "c2"
-        parts.append(name_of(name, _LEFT, y - 13, ' class="axis over"'))
+        parts.append(name_of(name, left, y - 13, ' class="axis over"'))
         parts.append(
             f'<line class="bar {colour}" x1="{px(point.low):.1f}" x2="{px(point.high):.1f}" y1="{y}" y2="{y}"/>'
         )
