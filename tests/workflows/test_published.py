@@ -10,9 +10,12 @@ import pytest
 from helpers_small import ASSETS, compute, small_sweep
 
 from defense.errors import InvalidInput
+from workflows.assets.bundled import find_sweep
+from workflows.grid.cells import Cell
+from workflows.grid.load import load_sweep
 from workflows.published import match
 from workflows.published import papers as paper_files
-from workflows.published.match import match_published
+from workflows.published.match import match_published, named_settings, same_method
 from workflows.published.papers import Paper, load_paper, mean_gains, papers
 from workflows.results.reader import Results
 from workflows.store import Store
@@ -90,6 +93,36 @@ def test_an_unknown_paper_is_refused() -> None:
 def test_one_architecture_has_one_name(one: str, other: str) -> None:
     assert match._architecture(one) == match._architecture(other)
     assert match._architecture("resnet18") != match._architecture(other) or one == "resnet18"
+
+
+def test_a_claim_about_a_purifier_is_none_about_a_method_with_a_network_of_its_own() -> None:
+    sweep = load_sweep(find_sweep("leaderboard"))
+    by_name: dict[str, list[Cell]] = {}
+    for cell in sweep.cells:
+        for name in named_settings(sweep, [cell]):
+            by_name.setdefault(name, []).append(cell)
+    assert {"diffpure", "adbm", "addt", "aaopt", "aaopt-perturbation", "score-opt-n", "agdm"} <= by_name.keys()
+    claims = {
+        value.defence: value
+        for name in papers()
+        for value in load_paper(name).values
+        if value.column.threat == "attack"
+    }
+
+    def stands(claim: str, setting: str) -> bool:
+        cells = by_name[setting]
+        return same_method(claims[claim], cells[0].defence.purifier, named_settings(sweep, cells))
+
+    # All three are DiffPure in what they compute; two have networks that were trained on attacks.
+    assert {name: stands("diffpure", name) for name in ("diffpure", "adbm", "addt")} == {
+        "diffpure": True,
+        "adbm": False,
+        "addt": False,
+    }
+    assert {by_name[name][0].defence.purifier.purifier for name in ("diffpure", "adbm", "addt")} == {"diffpure"}
+    assert stands("aaopt", "aaopt") and stands("aaopt", "aaopt-perturbation")
+    assert stands("robust-reverse", "agdm") and stands("score-opt N", "score-opt-n")
+    assert not stands("score-opt N", "score-opt-o")
 
 
 # Published figures of the digits, so that they can be compared with cells that are computed here.

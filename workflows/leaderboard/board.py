@@ -27,6 +27,7 @@ from workflows.grid.cells import Cell
 from workflows.leaderboard.entries import Entry, Line
 from workflows.leaderboard.numbers import attacked, certified, corrupted, number_of
 from workflows.leaderboard.sources import Source
+from workflows.published.match import named_in
 from workflows.tables.table import missing, records
 
 __all__ = ["Board", "board_of"]
@@ -151,16 +152,10 @@ def _measure(entry: Entry) -> None:
 
 def _named_setting(source: Source, cell: Cell) -> AuthorsSetting | None:
     """Return the published setting whose attack the entry of a cell names."""
-    value: Any = source.sweep.document.data
     if cell.attack is None or not cell.entries.threat:
         return None
-    for key in cell.entries.threat:
-        try:
-            value = value[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    name = value.get("as-published") if isinstance(value, dict) else None
-    return authors_setting(name) if isinstance(name, str) else None
+    name = named_in(source.sweep, cell.entries.threat, "as-published")
+    return None if name is None else authors_setting(name)
 
 
 def _name_apart(entries: Iterable[Entry]) -> None:

@@ -1,7 +1,8 @@
 """Match published accuracies with those that a sweep measured, and list the settings that differ."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,13 @@ from defense.aggregate import aggregate
 from defense.purifiers import PurifierConfig
 from tasks.attacks.budgets import format_eps
 from tasks.corruptions import SEVERITIES
+from workflows.documents.authors import authors_settings
 from workflows.grid.cells import Cell
+from workflows.grid.load import Sweep
 from workflows.published.papers import Paper, Published, load_paper, papers
 from workflows.results.reader import Results
 
-__all__ = ["comparable", "differences", "match_published", "same_method"]
+__all__ = ["comparable", "differences", "match_published", "named_in", "named_settings", "same_method"]
 
 
 _COLUMNS = [
@@ -55,7 +58,9 @@ def match_published(
         paper = load_paper(name)
         for value in paper.values:
             head = _published(paper, value)
-            pairs = [cells for cells in groups if _same(value, cells[0], loosely)]
+            pairs = [
+                cells for cells in groups if _same(value, cells[0], named_settings(results.sweep, cells), loosely)
+            ]
             lines += [{**head, **_measured(value, cells, results)} for cells in pairs]
             if not pairs and unmeasured:
                 lines.append(head)
@@ -101,11 +106,39 @@ def _same_attack(value: Published, cell: Cell) -> bool:
     return cell.attack is None or value.column.attack in (None, cell.attack.attack)
 
 
-def same_method(value: Published, purifier: PurifierConfig) -> bool:
+def named_in(sweep: Sweep, path: Sequence[str | int], key: str) -> str | None:
+    """Return the published setting that an entry of a sweep's document names by a key, None if it names none."""
+    value: Any = sweep.document.data
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    name = value.get(key) if isinstance(value, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def named_settings(sweep: Sweep, cells: Iterable[Cell]) -> set[str]:
+    """Return the published settings that a sweep names for cells: as what the defence is, or else as its attack."""
+    cells = list(cells)
+    defences = {named_in(sweep, cell.entries.defence, "published") for cell in cells} - {None}
+    attacks = {named_in(sweep, cell.entries.threat, "as-published") for cell in cells} - {None}
+    return {name for name in defences or attacks if name is not None}
+
+
+def same_method(value: Published, purifier: PurifierConfig, named: Collection[str] = ()) -> bool:
     """Return whether a published value is one of this purifier, by its name.
 
     A form of a purifier may have a value of its own: its name begins the label, as in "score-opt N".
+
+    Arguments:
+        value: The value.
+        purifier: The purifier.
+        named: Published settings that the sweep names for it. Another method may have the purifier of this one, with
+            a network of its own: ADBM is DiffPure in what it does, and no claim about DiffPure is one about ADBM.
     """
+    if named and value.defence in authors_settings() and not any(name.startswith(value.defence) for name in named):
+        return False
     return value.defence == purifier.purifier or purifier.label().startswith(f"{value.defence} ")
 
 
@@ -115,12 +148,12 @@ def comparable(value: Published, cell: Cell) -> bool:
     return _same_data(value, cell) and norm == value.column.norm and _same_budget(value, cell)
 
 
-def _same(value: Published, cell: Cell, loosely: bool) -> bool:
+def _same(value: Published, cell: Cell, named: Collection[str], loosely: bool) -> bool:
     column = value.column
     exact = (_same_data, _same_classifier, _same_budget, _same_attack)
     if not loosely and not all(same(value, cell) for same in exact):
         return False
-    if not same_method(value, cell.defence.purifier):
+    if not same_method(value, cell.defence.purifier, named):
         named = {value.defence, f"{value.defence} {value.classifier}"}
         label = cell.classifier.label().lower()
         # The embedded baselines are digits-at, digits-trades and so on.
