@@ -101,6 +101,7 @@ class _Turns:
         self._changed = threading.Condition()
         self._next = self._given = 0
         self._begun = -1
+        self._closed = False
         self._over: set[int] = set()
 
     def number(self, turn: int | None) -> int:
@@ -111,10 +112,10 @@ class _Turns:
         return turn
 
     def begin(self, turn: int) -> bool:
-        """Wait for a batch's turn; False if it was taken back."""
+        """Wait for a batch's turn; False if it was taken back, or nothing may begin any more."""
         with self._changed:
             self._changed.wait_for(lambda: turn <= self._next or turn in self._over)
-            if turn in self._over or turn < self._next:
+            if self._closed or turn in self._over or turn < self._next:
                 return False
             self._begun = turn
             return True
@@ -127,6 +128,11 @@ class _Turns:
                 self._over.remove(self._next)
                 self._next += 1
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let no other batch begin."""
+        with self._changed:
+            self._closed = True
 
     def drop(self, turn: int) -> None:
         """Take a batch back, unless it has begun; it need not have come."""
@@ -226,6 +232,8 @@ class UnitWorker:
             return []
         try:
             handed = self._computed(spec, stage_id, chunks, inputs, seconds, ahead)
+            if not self.store.is_remote and handed and isinstance(handed[-1].exception(), StoreUnavailable):
+                self._turns.close()  # the run stops, and would end this process while the next batch writes
         finally:
             self._turns.end(turn)
         results: list[Receipt | Trouble] = []
