@@ -30,7 +30,7 @@ FIRST_NODE = "f" * 51 + "00000"
 
 
 def free_port() -> int:
-    """One that no other program is given meanwhile: those begin at 32768."""
+    """One that no other program is given meanwhile."""
     while True:
         port = 20_000 + secrets.randbelow(12_000)
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -41,7 +41,7 @@ def stop_one(log: Path, committed: Callable[[int], object]) -> None:
         os.kill(process, signal.SIGSTOP)
         if not committed(image):
             return
-        os.kill(process, signal.SIGCONT)  # too late: on a busy machine it was between two units
+        os.kill(process, signal.SIGCONT)  # too late: it is between two units
 
 
 def test_a_stopped_worker_does_not_hold_up_the_end(two_slots: SharedRay, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_each_end_of_an_actor_is_distinguished_from_the_others(no_slots: Cluster
         assert "common causes" not in cause(exited)
 
         actors = []
-        for cpus in (2, 1):  # one a node, the large one first: it has room on one of them only
+        for cpus in (2, 1):  # one a node, the large one first
             actors.append(frail.options(num_cpus=cpus).remote())
             ray.get(actors[-1].ready.remote(), timeout=300)
         no_slots.remove_node(node)
