@@ -157,7 +157,7 @@ def play(lab: Lab, address: str, names: tuple[str, str], node: Node, cuts: Seque
         return Counter({process: count for process, count in began.items() if process in there})
 
     def wait(condition: Callable[[], bool]) -> bool:
-        wait_for(lambda: condition() or driver.poll() is not None, 300)
+        wait_for(lambda: condition() or driver.poll() is not None)
         return driver.poll() is None
 
     done = wait(lambda: draws().total() > 5)

@@ -157,7 +157,7 @@ def cluster() -> Iterator[tuple[str, dict[str, str]]]:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(120):
+        for _ in range(600):
             assert head.poll() is None, (home / "log").read_text()
             try:
                 urllib.request.urlopen(f"{address}/api/version", timeout=5)
@@ -168,7 +168,7 @@ def cluster() -> Iterator[tuple[str, dict[str, str]]]:
         yield address, environment
     finally:
         head.send_signal(signal.SIGTERM)
-        head.wait(60)
+        head.wait(300)
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -192,7 +192,7 @@ main()
 """
     command = ["ray", "job", "submit", "--address", address, "--working-dir", str(packed(tmp_path / "job.zip"))]
     result = subprocess.run(
-        [*command, "--", "python", "-c", script], env=environment, capture_output=True, text=True, timeout=240
+        [*command, "--", "python", "-c", script], env=environment, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stdout + result.stderr
     # The code that was uploaded ran, not the one that happens to be installed on the node.

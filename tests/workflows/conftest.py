@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,6 +35,35 @@ def s3(_s3_session: S3Server) -> Iterator[S3Server]:
     yield _s3_session
     _s3_session.conditional = True
     _s3_session.answer = lambda method, path: None
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
+    """A file system of 128 KiB in memory, and how to make it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: str, *options: str) -> int:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}", *options)), "tmpfs", str(folder)]
+        return subprocess.run(command, capture_output=True, check=False).returncode
+
+    def resize(size: str) -> None:
+        assert mount(size, "remount") == 0
+
+    if mount("128k"):
+        pytest.skip("only who may mount a small file system can fill it")
+    yield folder, resize
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The log of the naps; workers find their module."""
+    path = tmp_path / "naps.log"
+    path.touch()
+    monkeypatch.setenv("NAPS_LOG", str(path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    return path
 
 
 @pytest.fixture(scope="session")

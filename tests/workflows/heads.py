@@ -30,9 +30,12 @@ FIRST_NODE = "f" * 51 + "00000"
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that no other program is given meanwhile."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def head(
         process = subprocess.Popen(command, env={**os.environ, **own}, stdout=file, stderr=file)
         known: set[psutil.Process] = set()
         try:
-            end = time.monotonic() + 150
+            end = time.monotonic() + 300
             while "block forever" not in log.read_text():
                 if process.poll() is not None or time.monotonic() > end:
                     raise RuntimeError(f"the head did not start:\n{log.read_text()[-3000:]}")

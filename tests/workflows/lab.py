@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import psutil
@@ -116,8 +117,7 @@ class Lab:
 
     def wait_for_commits(self, count: int, driver: subprocess.Popen[str]) -> None:
         """Wait until so many units are committed by a driver that goes on."""
-        wait_for(lambda: len(self.commits()) >= count or driver.poll() is not None)
-        assert driver.poll() is None, driver.communicate()[1]
+        wait_for(lambda: len(self.commits()) >= count, driver)
 
     def run(self, workers: int = 2, *options: str) -> tuple[int, str, str]:
         """A whole run in this process."""
@@ -145,9 +145,11 @@ def calm(folder: Path, sweep: str = SWEEP) -> dict[str, str]:
     return lab.data()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
+    """Wait until it holds, while a process goes on."""
+    end = time.monotonic() + 300
     while not condition():
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.05)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import boto3
+from heads import free_port
 from moto.s3.models import s3_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
@@ -35,7 +36,7 @@ class S3Server:
         self._lock = threading.Lock()
         self._server: BaseWSGIServer | None = None
         self._thread: threading.Thread | None = None
-        self.port = 0
+        self.port = free_port()
         self.conditional = True
         self.answer: Callable[[str, str], int | None] = lambda method, path: None
         self.requests: Counter[str] = Counter()
@@ -63,7 +64,6 @@ class S3Server:
 
     def start(self) -> None:
         self._server = make_server("127.0.0.1", self.port, self._serve, threaded=True, request_handler=_Silent)
-        self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 

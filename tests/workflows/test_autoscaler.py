@@ -19,9 +19,9 @@ def test_nodes_start_for_a_sweep_and_end_after_it(tmp_path: Path) -> None:
     with patch.dict(os.environ, lab.environment), head(grows_to=2) as cluster:
         assert len(cluster.parts("raylet")) == 1, "there is a node before there is work"
         driver = lab.start(2, "--address", cluster.address)
-        wait_for(lambda: len(cluster.parts("raylet")) == 3 or driver.poll() is not None, 300)
+        wait_for(lambda: len(cluster.parts("raylet")) == 3, driver)
         _, err = driver.communicate(timeout=300)
         assert driver.returncode == 0, err
-        wait_for(lambda: len(cluster.parts("raylet")) == 1, 60)
-        wait_for(lambda: not workers_of(cluster.process.pid), 30)
+        wait_for(lambda: len(cluster.parts("raylet")) == 1)
+        wait_for(lambda: not workers_of(cluster.process.pid))
     assert lab.data() == calm(tmp_path / "calm", SMALL)

@@ -124,7 +124,7 @@ def test_a_store_that_may_only_be_read_is_read(store: Store, monkeypatch: pytest
 
 @pytest.mark.parametrize("store", ["memory"], indirect=True)
 def test_in_a_bucket_many_units_are_asked_for_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    together = threading.Barrier(5, timeout=20)
+    together = threading.Barrier(5, timeout=300)
     real = store.files.read
 
     def read(path: str) -> bytes:

@@ -15,6 +15,9 @@ import pytest
 from lab import UNITS, Lab, calm, large, storm, wait_for, workers_of
 from naps import SharedRay
 
+from workflows.engine.attempts import Event
+from workflows.engine.pool import Pool
+
 pytestmark = pytest.mark.slow
 
 
@@ -40,8 +43,7 @@ def draws(lab: Lab) -> int:
 
 def both_workers(below: int, driver: subprocess.Popen[str]) -> list[psutil.Process]:
     """The two workers of a driver that goes on: the first may have committed units before the second has begun."""
-    wait_for(lambda: len(workers_of(below)) == 2 or driver.poll() is not None)
-    assert driver.poll() is None, driver.communicate()[1]
+    wait_for(lambda: len(workers_of(below)) == 2, driver)
     return workers_of(below)
 
 
@@ -59,7 +61,7 @@ def test_a_sweep_outlives_its_drivers_and_workers(
     orphans = both_workers(driver.pid if own_ray else os.getpid(), driver)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
-    _, alive = psutil.wait_procs(orphans, timeout=60)
+    _, alive = psutil.wait_procs(orphans, timeout=300)
     assert not alive, "workers outlive their driver"
     kept = lab.attempts()
     assert 0 < len(kept) < UNITS
@@ -75,7 +77,7 @@ def test_a_sweep_outlives_its_drivers_and_workers(
             os.killpg(driver.pid, signal.SIGINT)  # a terminal sends it to the whole process group
         else:
             driver.send_signal(signal.SIGTERM)  # a cluster's manager to the driver
-        _, err = driver.communicate(timeout=100)
+        _, err = driver.communicate(timeout=300)
         assert driver.returncode == 130, err
         assert f"{known} committed, {UNITS - known} to compute" in err
         assert "Run the same command again" in err
@@ -93,9 +95,9 @@ def test_a_sweep_outlives_its_drivers_and_workers(
     victim, other = both_workers(os.getpid(), driver)
     victim.send_signal(signal.SIGKILL)
     other.suspend()  # else it could end the sweep before the new worker has started
-    wait_for(lambda: log.read_text().count("worker_started") == 3)
+    wait_for(lambda: log.read_text().count("worker_started") == 3, driver)
     other.resume()
-    _, err = driver.communicate(timeout=170)
+    _, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
     assert f"{known} committed, {UNITS - known} to compute" in err
     assert lab.data() == undisturbed.data()
@@ -135,13 +137,22 @@ def the_log_adds_up(events: list[dict[str, Any]], lab: Lab, commits: set[str], v
 
 
 def test_poison_is_quarantined_a_stuck_unit_times_out_and_damaged_rows_are_computed_again(
-    undisturbed: Lab, two_slots: SharedRay, tmp_path: Path
+    undisturbed: Lab, two_slots: SharedRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the sweep's clean images alone: each death costs a start of a worker."""
     attack = "  - attack: pgd\n    norm: linf\n    eps: [0.1, 0.2]\n    steps: 3\n"
     sweep, units = undisturbed.sweep.replace(attack, ""), 12 * 2
     assert "pgd" not in sweep
     lab = Lab(tmp_path, "store", orders="raise:3,exit:55,hang-once:77", sweep=sweep, shared=two_slots)
+    real, hung, told = Pool._stuck, lab.log.with_suffix(".hung"), list[Event]()
+
+    def stuck(pool: Pool) -> list[Event]:
+        """Of the unit that hangs, not of one on a busy machine."""
+        found = real(pool) if hung.exists() and not told else []
+        told.extend(found)
+        return found
+
+    monkeypatch.setattr(Pool, "_stuck", stuck)
     status, out, err = lab.run(1, "--unit-timeout", "6")  # a second worker could run a copy of the stuck unit before
     assert status == 1
     assert "stuck: no result after 6 s" in err

@@ -89,15 +89,14 @@ def test_compiled_rows_of_one_worker_of_two_and_of_killed_ones_are_those_of_no_w
     )
 
     def wait_for_commits(count: int) -> None:
-        wait_for(lambda: len(s3.keys(uri, "commits/")) >= count or driver.poll() is not None)
-        assert driver.poll() is None, driver.communicate()[1]
+        wait_for(lambda: len(s3.keys(uri, "commits/")) >= count, driver)
 
     wait_for_commits(1)
     workers_of(os.getpid())[0].send_signal(signal.SIGKILL)
     wait_for_commits(len(s3.keys(uri, "commits/")) + 8)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
-    assert not psutil.wait_procs(workers_of(os.getpid()), timeout=60)[1], "workers outlive their driver"
+    assert not psutil.wait_procs(workers_of(os.getpid()), timeout=300)[1], "workers outlive their driver"
     assert log.read_text().count("worker_died") == 1
     before = attempts(store)
     assert 8 < len(before) < UNITS

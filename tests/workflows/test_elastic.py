@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 import ray
-from naps import HERE, Nap, SharedRay, add_machine, assert_whole, go, plan_of, ran
+from naps import Nap, SharedRay, add_machine, assert_whole, go, plan_of, ran
 from ray.cluster_utils import Cluster
 
 from defense.errors import PuregridError
@@ -28,35 +31,29 @@ from workflows.store import Attempt, Store
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The log of the naps; workers find their module."""
-    path = tmp_path / "naps.log"
-    path.touch()
-    monkeypatch.setenv("NAPS_LOG", str(path))
-    monkeypatch.setenv("PYTHONPATH", HERE)
-    return path
-
-
-def next_to_begin(log: Path) -> int:
-    """Wait for the next line of the log of naps, and return its process."""
-    known = len(log.read_text().splitlines())
-    while len(lines := log.read_text().splitlines()) == known or len(lines[-1].split()) < 5:
-        time.sleep(0.005)
-    return int(lines[-1].split()[1])
+def stop_one(log: Path, committed: Callable[[int], object]) -> None:
+    """Stop the next worker that begins a unit, while it naps."""
+    while True:
+        known = len(log.read_text().splitlines())
+        while len(lines := log.read_text().splitlines()) == known or len(lines[-1].split()) < 5:
+            time.sleep(0.005)
+        process, _, image, _ = map(int, lines[-1].split()[1:])
+        os.kill(process, signal.SIGSTOP)
+        if not committed(image):
+            return
+        os.kill(process, signal.SIGCONT)  # too late: it is between two units
 
 
 def test_a_stopped_worker_does_not_hold_up_the_end(two_slots: SharedRay, tmp_path: Path) -> None:
     plan, store = plan_of([Nap(number=1, seconds=0.6)], 12), Store(str(tmp_path / "store"))
-    stopped: list[int] = []
-    told: list[float] = []
+    (stage,) = plan.stages
+    told: list[Event] = []
 
     def on_event(event: Event, failure: Failure | None) -> None:
-        told.append(time.monotonic())
+        told.append(event)
         if len(told) == 4:
-            # The next one to begin, which naps now: the last line may be that of a worker between two units.
-            stopped.append(next_to_begin(two_slots.naps_log))
-            os.kill(stopped[0], signal.SIGSTOP)
+            committed = partial(store.committed, "nap", stage.id)
+            stop_one(two_slots.naps_log, lambda image: committed(stage.chunks[image // 2].name))
 
     with cluster(2, two_slots.address):
         outcome = go(plan, Pool(store.uri, 2, unit_timeout=3600), store, on_event)
@@ -125,6 +122,7 @@ def test_nodes_join_and_leave_while_a_plan_runs(no_slots: Cluster, log: Path, tm
     plan, store = plan_of([Nap(number=n, seconds=0.5) for n in range(6)], 20), Store(str(tmp_path / "store"))
     workers: list[int] = []
     nodes: list[Any] = []
+    held: list[psutil.Process] = []
 
     def on_event(event: Event, failure: Failure | None) -> None:
         workers.append(pool.workers)
@@ -132,14 +130,21 @@ def test_nodes_join_and_leave_while_a_plan_runs(no_slots: Cluster, log: Path, tm
             nodes.append(add_machine(no_slots, 3, 4))
             assert slots(1, 0) == 4
             assert slots(2, 0) == 1  # and not 2: a worker lies on one node
+        if len(nodes) == 1 and pool.workers < 4 and event.place:  # else it could do all
+            held.append(psutil.Process(event.place.pid))
+            held[-1].suspend()
         if len(nodes) == 1 and pool.workers == 4:
             nodes.append(None)
             first.all_processes["raylet"][0].process.kill()
 
+    def on_tick(done: int, left: float | None) -> None:
+        while held and pool.workers == 4:
+            held.pop().resume()
+
     first = add_machine(no_slots, 1, 3)
     with cluster(1, no_slots.address):
         pool = Pool(store.uri, plan.units, elastic=True)
-        outcome = go(plan, pool, store, on_event)
+        outcome = go(plan, pool, store, on_event, on_tick=on_tick)
     lost = first.node_id
     for node in (first, nodes[0]):
         no_slots.remove_node(node)

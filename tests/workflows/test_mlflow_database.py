@@ -13,15 +13,16 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers_small import compute
+from lab import wait_for
 from typer.testing import CliRunner, Result
 
 from defense.errors import PuregridError
@@ -148,16 +149,20 @@ class TestUri:
 
 
 class TestLock:
-    def test_one_after_the_other_and_the_one_that_waits_says_for_whom(self, tmp_path: Path) -> None:
+    def test_one_after_the_other_and_the_one_that_waits_says_for_whom(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         said: list[str] = []
+        waits: list[float] = []
+        clock = SimpleNamespace(monotonic=lambda: sum(waits), sleep=waits.append)
+        monkeypatch.setattr(mlflow_database, "time", clock)
         with exclusive(tmp_path):
-            began = time.monotonic()
             with (
                 pytest.raises(Busy, match=rf"process .* {os.getpid()} has been writing to it"),
                 exclusive(tmp_path, said.append, 2.5),
             ):
                 raise AssertionError("two at once")
-            assert 2.4 < time.monotonic() - began < 10
+            assert 2.4 < sum(waits) < 2.7
         assert len(said) == 1 and f" {os.getpid()}, which writes to MLflow" in said[0]
         with exclusive(tmp_path), exclusive(None), exclusive(None):
             pass
@@ -359,7 +364,7 @@ class TestBroken:
 
     def test_one_that_somebody_is_making_is_waited_for(self, store: Path, whole: bytes, monkeypatch: Any) -> None:
         """`mlflow ui` on a fresh store makes its tables where everybody sees them."""
-        monkeypatch.setattr(mlflow_database, "_STILL_SECONDS", 6.0)
+        monkeypatch.setattr(mlflow_database, "_STILL_SECONDS", 300.0)
         path = store / "mlflow.db"
         change("DELETE FROM alembic_version")(path)
         code = (
@@ -419,10 +424,7 @@ class Process:
 
     def killed_when(self, condition: Callable[[], bool]) -> None:
         process = self.start()
-        end = time.monotonic() + 300
-        while not condition():
-            assert process.poll() is None and time.monotonic() < end, process.communicate()
-            time.sleep(0.005)
+        wait_for(condition, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -470,28 +472,13 @@ def test_drivers_that_begin_at_once_in_a_fresh_store_all_end_well_and_log_everyt
     assert sorted(runs_of(store / "mlflow.db").values()) == [1] * 6
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
-    """A small file system in memory, and how to make it larger."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(*options: str) -> int:
-        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
-        return subprocess.run(command, capture_output=True, check=False).returncode
-
-    if mount("size=700k"):
-        pytest.skip("only who may mount a small file system can fill it")
-    yield folder, lambda size: None if mount(f"size={size}", "remount") == 0 else pytest.fail("not remounted")
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.slow
 class TestWithMlflow:
     def test_a_disk_that_is_full_while_it_is_made_leaves_nothing_of_it(
         self, disk: tuple[Path, Callable[[str], None]]
     ) -> None:
         folder, resize = disk
+        resize("700k")
         store = complete(folder, "full")
         full = call("track", folder / "full.yaml", "--store", store)
         assert full.exit_code == 1 and "could not be logged to MLflow" in full.stderr, full.stderr

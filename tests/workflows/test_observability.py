@@ -6,11 +6,12 @@ import json
 import logging
 import re
 import signal
-import threading
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,11 +210,14 @@ class TestRecord:
             content = {**read_runs(store, "s")[-1].to_json(), "process": process}
             store.files.write(path, json.dumps(content).encode())
             before = read_runs(store, "s")
-            again = threading.Timer(0.3, store.files.write, (path, json.dumps({**content, "written": 7}).encode()))
-            again.start()
+            again = path, json.dumps({**content, "written": 7}).encode()
+            with pytest.MonkeyPatch.context() as patch:
+                # A second passes between two looks, and the record is written again.
+                sleep = partial(lambda again, seconds: store.files.write(*again), again)
+                clock = SimpleNamespace(monotonic=iter(range(9)).__next__, sleep=sleep)
+                patch.setattr("workflows.monitoring.run_record.time", clock)
+                states = [record.state for record in look_for_drivers(store, "s", before, wait=1.0)]
             # It is watched until it changes; the first one, which does not, for as long as that is waited for.
-            states = [record.state for record in look_for_drivers(store, "s", before, wait=1.0)]
-            again.join()
             assert states == ["silent"] * number + ["running"]
 
     def test_runs_are_in_the_order_of_their_numbers_whatever_the_clock_of_their_machine(self, tmp_path: Path) -> None:
@@ -312,11 +316,11 @@ def test_a_sweep_is_measured_predicted_run_watched_and_compared(two_slots: Share
         records = (json.loads(path.read_text()) for path in (lab.store / "sweeps").glob("*/runs/*.json"))
         return any(record["state"] == "running" and record.get("left_seconds") for record in records)
 
-    wait_for(lambda: len(lab.commits()) >= 25 and told_live())
+    wait_for(lambda: len(lab.commits()) >= 25 and told_live(), driver)
     driver.send_signal(signal.SIGSTOP)  # on a busy machine the sweep could be over before the status is read
     watched = puregrid("status")
     driver.send_signal(signal.SIGCONT)
-    _, err = driver.communicate(timeout=170)
+    _, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
     assert re.search(r"run of .*: \d+ of 78 units, .* units/s, .* images/s, about .* left", watched)
 

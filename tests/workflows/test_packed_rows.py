@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import pyarrow as pa
 import pytest
+from lab import wait_for
 from naps import Nap, plan_of
 from test_blocks import block_files, one_by_one, rows
 from test_manifest import aged, commit, flipped, reads  # noqa: F401
@@ -71,7 +72,7 @@ def hung(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event
     def read(path: str) -> bytes:
         if path.startswith("rows/"):
             reading.set()
-            assert go_on.wait(60)
+            assert go_on.wait(300)
         return real(path)
 
     monkeypatch.setattr(store.files, "read", read)
@@ -80,13 +81,6 @@ def hung(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event
 
 def refuses(*_: object) -> NoReturn:
     raise StoreUnavailable("refuses")
-
-
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_what_is_packed_is_read_from_blocks_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +207,7 @@ def test_a_stage_is_packed_while_others_are_computed_once_it_is_whole_and_old(
         time.sleep(0.1)
         assert not block_files(store), "its files are younger than a manifest believes"
         now[0] = 3.0
-        until(lambda: block_files(store))
+        wait_for(lambda: block_files(store))
         working.landed(1)
         working.stop()
     assert not store.files.names(f"blocks/nap/{OTHER.id}")
@@ -226,7 +220,7 @@ def test_many_units_are_packed_before_their_stage_is_whole(store: Store, monkeyp
     with Packer(store, chunks_of, [100, 0], clock=lambda: 0.0) as working:
         for _ in range(4):
             working.landed(0)
-        until(lambda: store.files.exists(f"manifests/nap/{SPEC.id}.json"))
+        wait_for(lambda: store.files.exists(f"manifests/nap/{SPEC.id}.json"))
         working.stop()
 
 
@@ -246,7 +240,7 @@ def test_what_was_committed_before_a_run_counts_as_packed(store: Store, monkeypa
     monkeypatch.setattr(packing, "_MANY", 1)
     with packer(store, 5) as working:  # of 7: half of two is one
         working.landed(0)
-        until(lambda: store.files.exists(f"manifests/nap/{SPEC.id}.json"))
+        wait_for(lambda: store.files.exists(f"manifests/nap/{SPEC.id}.json"))
         working.stop()
     store.files.delete(f"manifests/nap/{SPEC.id}.json")
     with packer(store, 3) as working:  # half of four is two
@@ -254,7 +248,7 @@ def test_what_was_committed_before_a_run_counts_as_packed(store: Store, monkeypa
         time.sleep(0.2)
         assert not store.files.exists(f"manifests/nap/{SPEC.id}.json")
         working.landed(0)
-        until(lambda: store.files.exists(f"manifests/nap/{SPEC.id}.json"))
+        wait_for(lambda: store.files.exists(f"manifests/nap/{SPEC.id}.json"))
         working.stop()
 
 
@@ -269,7 +263,7 @@ def test_landing_waits_for_no_read_and_a_store_that_hangs_holds_nobody_who_stops
     try:
         with packer(store, 6) as working:
             working.landed(0)
-            assert reading.wait(20)
+            assert reading.wait(300)
             began = time.monotonic()
             working.landed(0)
             assert time.monotonic() - began < 5
@@ -280,7 +274,7 @@ def test_landing_waits_for_no_read_and_a_store_that_hangs_holds_nobody_who_stops
         assert ours and all(thread.daemon for thread in ours), "the process cannot end"
     finally:
         go_on.set()
-        assert working._ended.wait(20)
+        assert working._ended.wait(300)
 
 
 @pytest.mark.parametrize("key", [False, True])
@@ -290,20 +284,26 @@ def test_the_end_waits_some_seconds_or_until_ctrl_c_and_raises_nothing(
     monkeypatch.setattr(packing, "_LAST", 50.0 if key else 0.2)
     monkeypatch.setattr(packing, "_GRACE", 0.2)
     reading, go_on = hung(store, monkeypatch)
+    waiting = threading.Event()
     main = threading.main_thread().ident
     assert main is not None
     # A process that a shell started in the background ignores the key, and so would the test.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def press() -> None:
-        assert reading.wait(20)
-        time.sleep(0.2)
+        assert reading.wait(300) and waiting.wait(300)
         signal.pthread_kill(main, signal.SIGINT)
 
     try:
         with packer(store, 6) as working:
             working.landed(0)
-            began = time.monotonic()
+            began, wait = time.monotonic(), working._ended.wait
+
+            def waits(seconds: float) -> bool:
+                waiting.set()  # before it, the key would be the test's
+                return wait(seconds)
+
+            monkeypatch.setattr(working._ended, "wait", waits)
             if key:
                 threading.Thread(target=press).start()
         assert time.monotonic() - began < 20 and working.stopped and not working._ended.is_set()
@@ -311,7 +311,7 @@ def test_the_end_waits_some_seconds_or_until_ctrl_c_and_raises_nothing(
     finally:
         signal.signal(signal.SIGINT, handler)
         go_on.set()
-        assert working._ended.wait(20)
+        assert working._ended.wait(300)
     assert rows(store, NAMES[:5]) == one_by_one(store, NAMES[:5])
 
 
@@ -335,7 +335,7 @@ def test_a_store_that_does_not_answer_is_asked_again_and_nothing_is_written_mean
     monkeypatch.setattr(store.files, "read", read)
     with packer(store, 6) as working:
         working.landed(0)
-        until(lambda: store.files.exists(f"manifests/nap/{SPEC.id}.json"))
+        wait_for(lambda: store.files.exists(f"manifests/nap/{SPEC.id}.json"))
         working.stop()
     assert packed(store) == set(NAMES[:5])
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 from helpers_small import ASSETS, small_sweep
 from loops import every
 from naps import SharedRay
+from seconds import spent
 from typer.testing import CliRunner
 
 from workflows.assets.bundled import bundled_sweeps
@@ -26,6 +26,8 @@ HERE = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def parts_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE))
+    # Twenty questions may take a busy machine longer than 2 s.
+    monkeypatch.setattr("workflows.preflight.checks._FOREIGN_SECONDS", 300.0)
 
 
 def sweep(
@@ -440,15 +442,15 @@ attacks: [none, {{attack: pgd, norm: linf, eps: 0.1, gradient: [bpda, exact], eo
 
 
 @pytest.mark.slow
-def test_twelve_defences_take_seconds(tmp_path: Path) -> None:
+def test_twelve_defences_take_seconds_of_a_processor(tmp_path: Path) -> None:
     sweep, store = small_sweep(tmp_path, TWELVE), Store(str(tmp_path / "store"))
     said: list[str] = []
     committed = make_plan(sweep).committed(store)
     assert len({cell.defence.purifier.id for cell in sweep.cells}) == 12
-    begun = time.perf_counter()
+    begun = spent()
     preflight(sweep, committed, store, said.append)
-    assert time.perf_counter() - begun < 60, said
-    begun = time.perf_counter()
+    assert spent() - begun < 60, said
+    begun = spent()
     preflight(sweep, committed, store, said.append)
-    assert time.perf_counter() - begun < 1 and len(said) == 1
+    assert spent() - begun < 1 and len(said) == 1
     print(said[0])

@@ -44,7 +44,7 @@ class Frail:
         """Say that it is there."""
 
     def stay(self) -> None:
-        time.sleep(60)
+        time.sleep(600)
 
     def leave(self) -> None:
         os._exit(13)
@@ -57,7 +57,7 @@ def hold(error: BaseException) -> list[Callable[[BaseException], object]]:
 
 def error_of(reference: object) -> RayActorError:
     with pytest.raises(RayActorError) as found:
-        ray.get(reference, timeout=60)
+        ray.get(reference, timeout=300)
     return found.value
 
 
@@ -76,13 +76,15 @@ def test_each_end_of_an_actor_is_distinguished_from_the_others(no_slots: Cluster
         assert cause(exited).startswith("The actor ") and "exit" in cause(exited).lower()
         assert "common causes" not in cause(exited)
 
-        first, second = (frail.options(num_cpus=cpus).remote() for cpus in (2, 1))  # one a node
-        ray.get([first.ready.remote(), second.ready.remote()], timeout=60)
+        actors = []
+        for cpus in (2, 1):  # one a node, the large one first
+            actors.append(frail.options(num_cpus=cpus).remote())
+            ray.get(actors[-1].ready.remote(), timeout=300)
         no_slots.remove_node(node)
         lost = []
-        for actor in (first, second):
+        for actor in actors:
             try:
-                ray.get(actor.ready.remote(), timeout=60)
+                ray.get(actor.ready.remote(), timeout=300)
             except RayActorError as error:
                 lost.append(error)
         (gone,) = lost
@@ -103,7 +105,7 @@ def test_a_machine_without_memory_is_distinguished_from_an_exit_and_named_by_a_r
     with cluster(1, no_slots.address):
         actor = ray.remote(Frail).options(num_cpus=1, max_restarts=0).remote()
         with pytest.raises(RayError) as found:  # of which class depends on whether it had begun
-            ray.get(actor.stay.remote(), timeout=60)
+            ray.get(actor.stay.remote(), timeout=300)
         try:
             told = go(plan, Pool(store.uri, 1), store, max_attempts=1).failures[0].error
         except PuregridError as error:  # killed before it could begin

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from lab import wait_for
 from naps import HERE, Nap, add_machine, assert_whole, go, plan_of, ran
 from ray.cluster_utils import Cluster
 from shared_gpu import Sharer
@@ -31,6 +32,7 @@ def test_two_workers_of_half_a_gpu_see_the_same_one_and_compute_side_by_side(
         with pytest.raises(InvalidInput, match="no room for a worker that takes 1 CPUs and 2 GPUs"):
             slots(1, 2)
         pool = Pool(store.uri, slots(1, 0.5), gpus_per_worker=0.5)
+        wait_for(lambda: not pool.wait(0.1) and pool.workers == 2)  # else the first could do all
         with patch("workflows.engine.loop._OVERDUE_SECONDS", math.inf):  # no second copies on a busy machine
             outcome = go(plan, pool, store)
     no_slots.remove_node(node)

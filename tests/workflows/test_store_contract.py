@@ -98,7 +98,7 @@ def test_of_four_processes_that_create_one_local_file_exactly_one_wins(tmp_path:
     processes = [context.Process(target=_create, args=(str(tmp_path), barrier, n, results)) for n in range(4)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=60) for _ in range(80)]
+    found = [results.get(timeout=300) for _ in range(80)]
     for process in processes:
         process.join()
     files = LocalFiles(tmp_path)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +22,6 @@ from workflows.store import LocalFiles, Store, StoreUnavailable
 from workflows.store.outage import PATIENCE, is_full, is_outage
 
 Resize = Callable[[str], None]
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[tuple[Path, Resize]]:
-    """A file system of 128 KiB in memory, and how to make it larger."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(size: str, *options: str) -> int:
-        command = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}", *options)), "tmpfs", str(folder)]
-        return subprocess.run(command, capture_output=True, check=False).returncode
-
-    if mount("128k"):
-        pytest.skip("only who may mount a small file system can fill it")
-    yield folder, lambda size: assert_zero(mount(size, "remount"))
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def assert_zero(status: int) -> None:
-    assert status == 0
 
 
 def test_a_full_disk_is_reported_with_its_room_and_leaves_the_old_content_and_nothing_else(

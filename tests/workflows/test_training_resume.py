@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lab import wait_for
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
@@ -174,7 +174,7 @@ class TestRealKills:
         for _ in range(2):
             process = _start(path)
             before = _modified(tmp_path / "killed")
-            _wait(lambda before=before: _modified(tmp_path / "killed") != before, process)  # type: ignore[misc]
+            wait_for(lambda before=before: _modified(tmp_path / "killed") != before, process)  # type: ignore[misc]
             process.kill()
             process.wait()
             assert not (tmp_path / "killed" / "out" / "card.yaml").exists()
@@ -190,9 +190,9 @@ class TestRealKills:
         fields = {**BASE, "steps": 10**6, "checkpoint_every": 10}
         path = _config(tmp_path, fields)
         process = _start(path)
-        _wait(lambda: _modified(tmp_path) is not None, process)
+        wait_for(lambda: _modified(tmp_path) is not None, process)
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
         assert process.returncode == 130, stderr
         assert "Run the same command again to continue" in stderr
         content = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
@@ -213,15 +213,6 @@ def _start(path: Path) -> subprocess.Popen[str]:
 def _modified(folder: Path) -> int | None:
     path = folder / "out" / "checkpoint.pt"
     return path.stat().st_mtime_ns if path.exists() else None
-
-
-def _wait(condition: Any, process: subprocess.Popen[str]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError("no checkpoint in a minute")
 
 
 class TestFolders:

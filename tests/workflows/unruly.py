@@ -1,8 +1,8 @@
 """A third-party purifier that misbehaves on demand, for tests that kill, block and poison real workers.
 
 It returns its input plus keyed noise, writes a line into a log each time it runs, and obeys orders about certain
-image ids: ``raise:3``, ``exit:3``, ``hang-once:3``. The environment variable UNRULY names a file: its first line is
-the path of the log, its second the orders.
+image ids: ``raise:3``, ``exit:3``, ``hang-once:3``, ``wait:3`` (for a file beside the log that ends in ``.go``). The
+environment variable UNRULY names a file: its first line is the path of the log, its second the orders.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Unruly(Purifier):
             raise RuntimeError("this image is poison")
         if action == "exit":
             os._exit(13)
+        while action == "wait" and not log.with_suffix(".go").exists():
+            time.sleep(0.05)
         mark = log.with_suffix(".hung")
         if action == "hang-once" and not mark.exists():
             mark.touch()
