@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 
 from defense.errors import StoreError
 from workflows.cli import app
+from workflows.engine.worker import Trouble, UnitWorker
+from workflows.planning.plan import make_plan
 from workflows.store import LocalFiles, Store, StoreUnavailable
 from workflows.store.outage import PATIENCE, is_full, is_outage
 
@@ -70,6 +72,19 @@ def test_a_kernel_that_says_no_space_is_understood_without_a_mount(
     with pytest.raises(StoreUnavailable, match=f"store {tmp_path} is full .*MiB are free. Make room"):
         files.write("f", b"new")
     assert files.read("f") == b"old" and os.listdir(tmp_path) == ["f"]
+
+
+def test_a_worker_whose_disk_is_full_begins_no_other_batch(disk: tuple[Path, Resize], tmp_path: Path) -> None:
+    # Its run stops then and ends the process, which would leave half a file of what it had begun.
+    worker, plan = UnitWorker(str(disk[0] / "store"), "cpu"), make_plan(small_sweep(tmp_path))
+    stage = next(stage for stage in plan.stages if not stage.inputs)
+    filler = disk[0] / "filler"
+    filler.write_bytes(b"x" * os.statvfs(disk[0]).f_bavail * os.statvfs(disk[0]).f_frsize)
+    (trouble,) = worker.run_batch(stage.spec, stage.id, stage.chunks[:1], {}, 0)
+    assert isinstance(trouble, Trouble) and trouble.unavailable and "is full" in trouble.error
+    filler.unlink()
+    assert worker.run_batch(stage.spec, stage.id, stage.chunks[1:2], {}, 0) == []
+    assert not [path for path in (disk[0] / "store").rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow
