@@ -19,23 +19,14 @@ from defense.certify.bounds import (
 )
 from defense.certify.certificate import ABSTAIN, ESTIMATE, SELECT, Certificate, Counts, certify, predict
 from defense.certify.sequential import SequentialPlan, sequence_lower_bound
-from defense.certify.table import (
-    CertifiedSummary,
-    Envelope,
-    average_certified_radius,
-    certified_accuracy,
-    envelope,
-    summarise,
-)
+from defense.certify.table import average_certified_radius, certified_accuracy, envelope, summarise
 
 __all__ = [
     "ABSTAIN",
     "ESTIMATE",
     "SELECT",
     "Certificate",
-    "CertifiedSummary",
     "Counts",
-    "Envelope",
     "SequentialPlan",
     "average_certified_radius",
     "ceiling",

@@ -1,10 +1,10 @@
 """Denoisers: networks that predict the noise in an image, behind one interface."""
 
-from defense.denoisers.base import DENOISERS, Denoiser, DenoiserConfig, LoadDenoiser, load_denoiser
-from defense.denoisers.diffusers_folder import DiffusersConfig, DiffusersDenoiser, digits_denoiser
+from defense.denoisers.base import DENOISERS, Denoiser, DenoiserConfig
+from defense.denoisers.diffusers_folder import DiffusersConfig, digits_denoiser
 from defense.denoisers.guided_diffusion import GuidedDiffusionConfig
 from defense.denoisers.network import NetworkDenoiser
-from defense.denoisers.oracle import OracleConfig, OracleDenoiser
+from defense.denoisers.oracle import OracleConfig
 from defense.denoisers.predictions import Prediction
 from defense.denoisers.score_sde import ScoreSDEConfig
 
@@ -13,14 +13,10 @@ __all__ = [
     "Denoiser",
     "DenoiserConfig",
     "DiffusersConfig",
-    "DiffusersDenoiser",
     "GuidedDiffusionConfig",
-    "LoadDenoiser",
     "NetworkDenoiser",
     "OracleConfig",
-    "OracleDenoiser",
     "Prediction",
     "ScoreSDEConfig",
     "digits_denoiser",
-    "load_denoiser",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Self, cast
 
@@ -16,7 +15,7 @@ from defense.registry import Registry
 from defense.schedules import Levels, Schedule, get_schedule
 from defense.spec import Reading, Spec
 
-__all__ = ["DENOISERS", "Denoiser", "DenoiserConfig", "LoadDenoiser", "load_denoiser"]
+__all__ = ["DENOISERS", "Denoiser", "DenoiserConfig"]
 
 
 class Denoiser(nn.Module, ABC):
@@ -165,10 +164,3 @@ DENOISERS: Registry[type[DenoiserConfig]] = Registry(
     "denoiser format", "puregrid.denoisers", subclass_of=DenoiserConfig
 )
 """Checkpoint formats by the name that ``format:`` takes in a sweep file."""
-
-LoadDenoiser = Callable[[DenoiserConfig], Denoiser]
-
-
-def load_denoiser(config: DenoiserConfig) -> Denoiser:
-    """Load a denoiser, each time anew."""
-    return config.build()

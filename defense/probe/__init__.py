@@ -9,23 +9,17 @@ have no verdict.
 What it cannot see: a defence that waits for more calls than a probe makes, or that knows this code.
 """
 
-from defense.probe.demands import DEMANDS, Demand
-from defense.probe.record import VERDICTS, Check, ModeGradient, Number, Probe
-from defense.probe.run import IMAGES, probe_classifier, probe_purifier, probe_subject
-from defense.probe.subject import Claims, Subject
+from defense.probe.demands import DEMANDS
+from defense.probe.record import Check, Probe
+from defense.probe.run import IMAGES, probe_classifier, probe_purifier
+from defense.probe.subject import Subject
 
 __all__ = [
     "DEMANDS",
     "IMAGES",
-    "VERDICTS",
     "Check",
-    "Claims",
-    "Demand",
-    "ModeGradient",
-    "Number",
     "Probe",
     "Subject",
     "probe_classifier",
     "probe_purifier",
-    "probe_subject",
 ]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from defense.probe.demands import DEMANDS
 
 __all__ = [
-    "VERDICTS",
     "Check",
     "ModeGradient",
     "Number",
@@ -23,7 +22,6 @@ __all__ = [
 ]
 
 Verdict = Literal["pass", "fail", "not-applicable"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 Part = Literal["purifier", "classifier"]
 

@@ -89,6 +89,7 @@ class AAOptConfig(SpreadConfig):
 
     # Rows from before there was a choice.
     unsaid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"direction": ("towards",)}
+    default_level = 0.125
     purifier: Literal["aaopt"] = "aaopt"
     iterations: int = Field(default=20, ge=1, le=100_000)
     perturbation: SerializeAsAny[DenoiserConfig] | None = None
@@ -133,10 +134,6 @@ class AAOptConfig(SpreadConfig):
                 f"{image_shape}. Name one that was trained on these images.",
                 keys=("perturbation",),
             )
-
-    @classmethod
-    def _published_sigma(cls, data: dict[str, Any]) -> float:
-        return 0.125
 
     @property
     def evaluations(self) -> int:

@@ -21,7 +21,7 @@ pull's gradient is detached): the attacked defence is not the defence.
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -94,18 +94,13 @@ class DiffAPConfig(ReverseConfig):
         renoise: ``exact`` (the noise that a level has) or ``published``.
     """
 
+    default_level = "noise"
     purifier: Literal["diff-ap"] = "diff-ap"
     steps: int = Field(default=5, ge=1)
     scale: float = Field(default=30000.0, ge=0)
     b_ref: int = Field(default=16, ge=1)
     renoise: Renoise = "published"
     clip_denoised: bool = False
-
-    @classmethod
-    def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
-        if data.get("t_star") is None and data.get("sigma_eq") is None:
-            data["t_star"] = schedule.steps
-        super()._fill_t_star(data, schedule)
 
     @property
     def guided(self) -> bool:

@@ -25,7 +25,7 @@ index is abar = 0.962, noise 0.099. The default is that noise, ``sigma_eq = 0.09
 ``t_star: 470`` with ``schedule: linear-1000`` is the literal reading.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -109,18 +109,13 @@ class DistributionTransferConfig(DistanceGuidedConfig):
         classifier_sees: Evaluate f on the predicted clean image (``denoised``) or on the state (``noisy``).
     """
 
+    default_level = 0.099
     purifier: Literal["distribution-transfer"] = "distribution-transfer"
     guidance: Form = "soft-label"
     lam: float = Field(default=1.0, ge=0)
     scale: float = Field(default=1.0, ge=0)
     classifier_sees: Literal["denoised", "noisy"] = "denoised"
     variance: Variance = "large"
-
-    @classmethod
-    def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
-        if data.get("t_star") is None and data.get("sigma_eq") is None:
-            data["sigma_eq"] = 0.099
-        super()._fill_t_star(data, schedule)
 
     @property
     def uses_classifier(self) -> bool:

@@ -141,6 +141,7 @@ class FreqPureConfig(ReverseConfig):
         t_forward: Level to which the input is noised before it is denoised in one shot.
     """
 
+    default_level = "noise"
     purifier: Literal["freqpure"] = "freqpure"
     steps: int = Field(default=100, ge=1)
     amplitude_radius: float = Field(default=10.0, ge=0)
@@ -152,8 +153,6 @@ class FreqPureConfig(ReverseConfig):
 
     @classmethod
     def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
-        if data.get("t_star") is None and data.get("sigma_eq") is None:
-            data["t_star"] = schedule.steps
         super()._fill_t_star(data, schedule)
         t_forward = data.get("t_forward", cls.model_fields["t_forward"].default)
         if type(t_forward) is int and t_forward >= 1:

@@ -11,7 +11,7 @@ that the output knows of x comes through the guidance, so a gradient that does n
 ``exact-no-guidance-path`` makes this defence look unbreakable.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -55,15 +55,10 @@ class DistanceGuidance(Guidance):
 class GuidedFromNoiseConfig(DistanceGuidedConfig):
     """Generation from pure noise, guided towards the input at every step; t_star is T by default."""
 
+    default_level = "noise"
     purifier: Literal["guided-from-noise"] = "guided-from-noise"
     scale: float = Field(default=10.0, ge=0)
     variance: Variance = "large"
-
-    @classmethod
-    def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
-        if data.get("t_star") is None and data.get("sigma_eq") is None:
-            data["t_star"] = schedule.steps
-        super()._fill_t_star(data, schedule)
 
     def build(self, models: Models | None = None) -> Diffusion:
         """Load the denoiser."""

@@ -24,7 +24,7 @@ version of the code guides all of them), one draw. Published attacks detach both
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -39,7 +39,6 @@ from defense.purifiers.diffusion import Diffusion
 from defense.purifiers.reverse import SoftGuidedConfig
 from defense.purifiers.soft import with_gradient_of
 from defense.samplers import DDIM, time_grid
-from defense.schedules import Schedule
 
 __all__ = ["MimicDiffusionConfig", "SignPull"]
 
@@ -87,17 +86,12 @@ class MimicDiffusionConfig(SoftGuidedConfig):
         guided_levels: Lowest and highest level at which steps are guided.
     """
 
+    default_level = "noise"
     purifier: Literal["mimic-diffusion"] = "mimic-diffusion"
     steps: int = Field(default=100, ge=1)
     scale: float = Field(default=3000.0, ge=0)
     b_ref: int = Field(default=16, ge=1)
     guided_levels: Annotated[tuple[int, int], BeforeValidator(as_tuple)] = (110, 790)
-
-    @classmethod
-    def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
-        if data.get("t_star") is None and data.get("sigma_eq") is None:
-            data["t_star"] = schedule.steps
-        super()._fill_t_star(data, schedule)
 
     @model_validator(mode="after")
     def _some_step_is_guided(self) -> Self:

@@ -34,7 +34,6 @@ from defense.purifiers.base import IterativePurifier
 from defense.purifiers.reverse import ReverseConfig
 from defense.randomness import Omega
 from defense.samplers import EpsModel
-from defense.schedules import Schedule
 
 __all__ = ["Optimised", "OptimisedConfig", "OptimizerName", "SpreadOptimised", "adam"]
 
@@ -206,22 +205,12 @@ class OptimisedConfig(ReverseConfig):
         clip_denoised: Clamp the denoiser's estimate to [-1, 1].
     """
 
+    default_level = 0.25
     iterations: int = Field(ge=1, le=100_000)
     lr: float = Field(default=0.1, gt=0)
     optimizer: OptimizerName = "adam"
     b_ref: int = Field(default=1, ge=1)
     clip_denoised: bool = False
-
-    @classmethod
-    def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
-        if data.get("t_star") is None and data.get("sigma_eq") is None:
-            data["sigma_eq"] = cls._published_sigma(data)
-        super()._fill_t_star(data, schedule)
-
-    @classmethod
-    def _published_sigma(cls, data: dict[str, Any]) -> float:
-        """Return the published noise level in pixel units."""
-        return 0.25
 
     @property
     def diffuses(self) -> bool:

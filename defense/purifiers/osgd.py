@@ -29,7 +29,6 @@ from defense.purifiers.base import PURIFIERS, IterativePurifier
 from defense.purifiers.reverse import ReverseConfig
 from defense.randomness import Omega
 from defense.samplers import Ancestral, EpsModel, forward_noise, predicted_z0
-from defense.schedules import Schedule
 
 __all__ = ["OSGD", "OSGDConfig"]
 
@@ -100,15 +99,10 @@ class OSGDConfig(ReverseConfig):
         variance: Of the ancestral step: ``small`` or ``large``.
     """
 
+    default_level = 0.0746
     purifier: Literal["osgd"] = "osgd"
     scale: float = Field(default=1e5, ge=0)
     variance: Literal["small", "large"] = "large"
-
-    @classmethod
-    def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
-        if data.get("t_star") is None and data.get("sigma_eq") is None:
-            data["sigma_eq"] = 0.0746
-        super()._fill_t_star(data, schedule)
 
     @property
     def guided(self) -> bool:

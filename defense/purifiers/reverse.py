@@ -34,6 +34,8 @@ class ReverseConfig(PurifierConfig):
     spellings: ClassVar[Mapping[str, Spelling]] = {
         "sigma_eq": Spelling("t_star", "a noise level in units of [0, 1] pixels, like 0.25")
     }
+    default_level: ClassVar[float | Literal["noise"] | None] = None
+    """``sigma_eq`` where no noise level is given, or ``noise`` for all steps of the schedule."""
     denoiser: SerializeAsAny[DenoiserConfig] = Field(description="It is a name from the section `denoisers`.")
     schedule: str = Field(
         description="It is the noise schedule that the network was trained on: see `puregrid list schedules`."
@@ -91,6 +93,9 @@ class ReverseConfig(PurifierConfig):
     @classmethod
     def _fill_t_star(cls, data: dict[str, Any], schedule: Schedule) -> None:
         """Turn sigma_eq into t_star, check it, and fill in the number of steps."""
+        level = cls.default_level
+        if level is not None and data.get("t_star") is None and data.get("sigma_eq") is None:
+            data |= {"t_star": schedule.steps} if level == "noise" else {"sigma_eq": level}
         if (data.get("t_star") is None) == (data.get("sigma_eq") is None):
             raise InvalidInput(
                 f"{cls.model_fields['purifier'].default} takes one noise level: either `t_star` with `schedule`, or "

@@ -16,7 +16,7 @@ from tasks.stages.corrupt import CorruptStage
 from tasks.stages.evaluate import EvaluateStage
 from tasks.stages.probe import ProbeStage
 from tasks.stages.quality import QualityStage
-from tasks.stages.schemas import ROW_SCHEMAS, RowColumn, RowSchema
+from tasks.stages.schemas import ROW_SCHEMAS
 
 __all__ = [
     "ROW_SCHEMAS",
@@ -29,8 +29,6 @@ __all__ = [
     "Output",
     "ProbeStage",
     "QualityStage",
-    "RowColumn",
-    "RowSchema",
     "SampleStage",
     "SequenceStage",
     "Smoothed",

@@ -4,6 +4,6 @@ Everything that is shown, written or logged of a sweep is a rendering of one :cl
 findings, its sentences and its provenance.
 """
 
-from workflows.analysis.analysis import TABLES, Analysis, Builder
+from workflows.analysis.analysis import TABLES, Analysis
 
-__all__ = ["TABLES", "Analysis", "Builder"]
+__all__ = ["TABLES", "Analysis"]

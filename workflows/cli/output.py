@@ -109,15 +109,7 @@ def tell(text: object, *, end: str = "\n", styled: bool = False) -> None:
     Raises:
         OutputLost: It did not arrive.
     """
-    stream = sys.stdout
-    try:
-        if stream is None:
-            raise OSError(errno.EBADF, "stdout is closed")
-        stream.write(_fitting(visible(redacted(str(text)), keep="\n\t\r\x1b" if styled else "\n\t\r") + end, stream))
-        stream.flush()
-    except OSError as error:
-        _to_nowhere(stream)
-        raise OutputLost(error) from error
+    _write(visible(redacted(str(text)), keep="\n\t\r\x1b" if styled else "\n\t\r") + end)
 
 
 def paint(text: str) -> None:
@@ -126,11 +118,15 @@ def paint(text: str) -> None:
     Raises:
         OutputLost: It did not arrive.
     """
+    _write(redacted(text))
+
+
+def _write(text: str) -> None:
     stream = sys.stdout
     try:
         if stream is None:
             raise OSError(errno.EBADF, "stdout is closed")
-        stream.write(_fitting(redacted(text), stream))
+        stream.write(_fitting(text, stream))
         stream.flush()
     except OSError as error:
         _to_nowhere(stream)

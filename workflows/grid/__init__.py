@@ -4,8 +4,7 @@ A cell is one point of the product of axes. Everything that can be wrong with a 
 compute.
 """
 
-from workflows.grid.cells import Cell, Defence, Images
 from workflows.grid.load import load_sweep
 from workflows.grid.sweep import Sweep
 
-__all__ = ["Cell", "Defence", "Images", "Sweep", "load_sweep"]
+__all__ = ["Sweep", "load_sweep"]

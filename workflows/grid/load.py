@@ -5,11 +5,11 @@ from pathlib import Path
 
 from workflows.documents.document import Document, parsed, read_document, recorded_overrides
 from workflows.grid.build import Builder
-from workflows.grid.cells import Cell, Defence, Images
+from workflows.grid.cells import Cell
 from workflows.grid.requirements import check_requirements
 from workflows.grid.sweep import Sweep
 
-__all__ = ["Cell", "Defence", "Images", "Sweep", "load_sweep", "recorded_sweep"]
+__all__ = ["Cell", "Sweep", "load_sweep", "recorded_sweep"]
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:

@@ -4,14 +4,12 @@ What the store holds is read: originals, adversarial and corrupted images, answe
 purified image of every draw and the states on the way, is computed again from the keys of the randomness.
 """
 
-from workflows.images.choose import KINDS, Chosen, Judged, choose, judged
+from workflows.images.choose import Chosen, Judged, choose, judged
 from workflows.images.pictures import Pixels, amplified, png, smaller
-from workflows.images.single import Draw, Single, Stored, find_cell, single, stored
+from workflows.images.single import Single, Stored, find_cell, single, stored
 
 __all__ = [
-    "KINDS",
     "Chosen",
-    "Draw",
     "Judged",
     "Pixels",
     "Single",

@@ -6,6 +6,6 @@ in the sweep file. What was asked is kept in the store, and not asked again.
 
 from workflows.preflight.checks import Answer, Check, ask
 from workflows.preflight.choose import checks_of
-from workflows.preflight.run import PreflightRecord, preflight
+from workflows.preflight.run import preflight
 
-__all__ = ["Answer", "Check", "PreflightRecord", "ask", "checks_of", "preflight"]
+__all__ = ["Answer", "Check", "ask", "checks_of", "preflight"]

@@ -49,7 +49,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 SCHEMA_VERSION = 1
-"""Version of images, and of rows of stages that have no :class:`~tasks.stages.RowSchema`; that has its own."""
+"""Version of images, and of rows of stages without a :class:`~tasks.stages.schemas.RowSchema`; that has its own."""
 
 IMAGE_STAGES = ("attack", "corrupt", "quality")
 """Stages that leave images; the path of an image file does not say of which of them it is."""
@@ -434,7 +434,7 @@ class Store:
     def read_rows(self, stage: str, stage_id: str, chunk: str) -> pa.Table:
         """Read the rows of a committed unit, as its file has them.
 
-        A file of an older version may lack columns: :meth:`~tasks.stages.RowSchema.complete` adds them.
+        A file of an older version may lack columns: :meth:`~tasks.stages.schemas.RowSchema.complete` adds them.
 
         Raises:
             StoreError: Not committed, or not what was committed.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tasks.cifar_c import RELEASES
 from tasks.corruptions import BENCHMARK, SEVERITIES
 from tasks.corruptions.config import CorruptionConfig
+from workflows.audit.about import cells_of
 from workflows.audit.excess import exceeds
 from workflows.audit.finding import Finding, Severity
 from workflows.audit.view import View, group_by
@@ -19,10 +20,6 @@ MILD = 2
 def _corruption(view: View) -> CorruptionConfig:
     assert view.cell.corruption is not None
     return view.cell.corruption
-
-
-def _cells(members: Sequence[View]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(cell for view in members for cell in view.ids))
 
 
 def _by_dataset(members: Sequence[View]) -> Iterable[list[View]]:
@@ -57,7 +54,7 @@ def above_clean(corrupted: Sequence[View], all_views: Sequence[View]) -> Iterato
         yield Finding(
             "corrupted-above-clean",
             severity,
-            _cells([*same, base]),
+            cells_of([*same, base]),
             f"Accuracy is {100 * largest.higher:.1f} % under {_corruption(view).label()} and "
             f"{100 * largest.lower:.1f} % on the same images without it{others}.",
             {**largest.evidence("corrupted", "clean"), "cells": len(same)},
@@ -79,7 +76,7 @@ def generated(corrupted: Sequence[View], _: Sequence[View]) -> Iterator[Finding]
             yield Finding(
                 "generated-corruptions",
                 "note",
-                _cells(own),
+                cells_of(own),
                 f"The images are generated, and not the published arrays of {release.folder}.",
                 {"cells": len(own), "images": len(own[0].image_ids)},
                 f"Write `origin: official` to compare with published figures on {release.folder}.",
@@ -105,7 +102,7 @@ def incomplete(corrupted: Sequence[View], _: Sequence[View]) -> Iterator[Finding
         yield Finding(
             "incomplete-benchmark",
             "note",
-            _cells([view for same in lacking for view in same]),
+            cells_of([view for same in lacking for view in same]),
             f"The mean over corruptions is over {len(fewest)} of the benchmark's {len(BENCHMARK) * len(SEVERITIES)} "
             f"pairs of corruption and severity, of {len(severities)} of its {len(BENCHMARK)} corruptions.",
             {"corruptions": len(severities), "severities": min(severities), "cells": len(fewest)},

@@ -3,7 +3,7 @@
 from workflows.training.methods.alp import LogitPairing
 from workflows.training.methods.at import AdversarialTraining
 from workflows.training.methods.awp import TradesAWP
-from workflows.training.methods.base import METHODS, Method, RobustMethod
+from workflows.training.methods.base import METHODS, Method
 from workflows.training.methods.gaussian import Gaussian, Standard
 from workflows.training.methods.macer import Macer
 from workflows.training.methods.trades import Trades
@@ -15,7 +15,6 @@ __all__ = [
     "LogitPairing",
     "Macer",
     "Method",
-    "RobustMethod",
     "Standard",
     "Trades",
     "TradesAWP",

@@ -3,13 +3,12 @@
 from workflows.training.objectives.aaopt import PerturbationDiffusion
 from workflows.training.objectives.adbm import AdversarialBridge, adbm_coefficients
 from workflows.training.objectives.addt import AdversarialDenoising
-from workflows.training.objectives.base import OBJECTIVES, DenoiserLoss, Denoising
+from workflows.training.objectives.base import DenoiserLoss, Denoising
 from workflows.training.objectives.consistency import ConsistencyTuning
 from workflows.training.objectives.flowpure import GaussianFlow
 from workflows.training.objectives.flowpure_attacked import AttackedFlow
 
 __all__ = [
-    "OBJECTIVES",
     "AdversarialBridge",
     "AdversarialDenoising",
     "AttackedFlow",
