@@ -148,7 +148,7 @@ class LocalFiles(Files):
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self.uri = str(self.root)
+        self.uri = self._place = str(self.root)
 
     @property
     def exclusive(self) -> bool:
@@ -172,7 +172,7 @@ class LocalFiles(Files):
     @patient
     def read(self, path: str) -> bytes:
         """See :class:`Files`."""
-        place = f"{self.uri}/{path}"  # a Path takes as long as a small file
+        place = f"{self._place}/{path}"  # a Path takes as long as a small file
         try:
             # Without O_NONBLOCK a pipe would make this wait for ever.
             handle = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
