@@ -9,7 +9,7 @@ shows heads fewer than k times with a probability of at most 2.5 %.
 *Inside* is the same of the purifications alone: their time over that of their own network calls, which meet the same
 machine at the same moment; *step by step* is that of purifications which make the noise of each step when it is due
 and not that of some steps at once, with equal bits; *plain* is a loop over the network, ``torch.randn`` and three
-operations in place, which is as little as anybody could do.
+operations, two of them in place, which is as little as anybody could do.
 
     python benchmarks/purify_overhead.py [--denoiser FOLDER] [--images 50] [--steps 10] [--rounds 15]
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import pairwise
 from xml.etree import ElementTree
@@ -219,6 +220,14 @@ def test_an_axis_of_differences_reaches_as_far_as_they_do_on_either_side() -> No
     assert mark == pytest.approx(ticks[1] + 0.95 * (ticks[6] - ticks[1]), abs=0.2)
     # The line of none is at the left: names begin beside it, and do not cross it.
     assert all(float(x) > ticks[1] for x in re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="axis over">', svg))
+
+
+def test_a_difference_that_is_not_finite_has_no_mark() -> None:
+    nan, inf = Point(0, math.nan, math.nan, math.nan, "n"), Point(0, 0.1, -math.inf, math.inf, "i")
+    svg = forest_chart(
+        "t", "points", [("none", nan), ("wide", inf), ("b", Point(0, -0.04, -0.06, -0.02, "d"))]
+    ).inline()
+    assert len(marks(svg, "c2")) == 1 and "nan" not in svg and "inf" not in svg and "wide" not in svg
 
 
 def test_tiles_are_as_strong_as_their_numbers() -> None:

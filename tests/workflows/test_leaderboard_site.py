@@ -24,6 +24,7 @@ from workflows.grid.load import load_sweep
 from workflows.leaderboard.board import Board, board_of
 from workflows.leaderboard.claims import Claim, claimed, claims_of, hides, judged_by, shape, trap
 from workflows.leaderboard.entries import Line
+from workflows.leaderboard.pages.sentences import claims_in_short
 from workflows.leaderboard.site import write_site
 from workflows.leaderboard.sources import sources_of
 from workflows.planning.plan import make_plan
@@ -181,6 +182,13 @@ def test_claims_are_compared_on_the_same_data_at_the_same_budget_alone(made: Mad
     # One that compares stands on the line, before surer ones that do not.
     compared = replace(of(50), value=replace(of(50).value, certainty="second-hand"))
     assert claimed(line, [*claims, compared]) is compared
+
+    # A claim that stands on two lines is one claim, compared twice.
+    twice = replace(compared, lines=(line, replace(line)))
+    said = [text for text in claims_in_short(made.board, [twice]) if "can be compared" in text]
+    assert len(said) == 1 and said[0].startswith("Of 1 claim that can be compared here, 2 comparisons, ")
+    (said,) = [text for text in claims_in_short(made.board, [compared]) if "can be compared" in text]
+    assert said.startswith("Of 1 claim that can be compared here, ") and "comparisons" not in said
 
 
 def test_an_error_strikes_the_line_and_one_on_the_authors_attack_its_own_number(made: Made, tmp_path: Path) -> None:

@@ -119,11 +119,9 @@ def named_in(sweep: Sweep, path: Sequence[str | int], key: str) -> str | None:
 
 
 def named_settings(sweep: Sweep, cells: Iterable[Cell]) -> set[str]:
-    """Return the published settings that a sweep names for cells: as what the defence is, or else as its attack."""
-    cells = list(cells)
-    defences = {named_in(sweep, cell.entries.defence, "published") for cell in cells} - {None}
-    attacks = {named_in(sweep, cell.entries.threat, "as-published") for cell in cells} - {None}
-    return {name for name in defences or attacks if name is not None}
+    """Return the published settings that a sweep says the defence of some cells is, by ``published``."""
+    found = {named_in(sweep, cell.entries.defence, "published") for cell in cells}
+    return {name for name in found if name is not None}
 
 
 def same_method(value: Published, purifier: PurifierConfig, named: Collection[str] = ()) -> bool:
@@ -134,11 +132,11 @@ def same_method(value: Published, purifier: PurifierConfig, named: Collection[st
     Arguments:
         value: The value.
         purifier: The purifier.
-        named: Published settings that the sweep names for it. Another method may have the purifier of this one, with
-            a network of its own: ADBM is DiffPure in what it does, and no claim about DiffPure is one about ADBM.
+        named: Published settings that a sweep says it is. Two methods may have one purifier: ADBM is DiffPure in what
+            it does, with a network of its own, and no claim about DiffPure is one about ADBM.
     """
-    if named and value.defence in authors_settings() and not any(name.startswith(value.defence) for name in named):
-        return False
+    if named and value.defence in authors_settings():
+        return value.defence in named
     return value.defence == purifier.purifier or purifier.label().startswith(f"{value.defence} ")
 
 

@@ -115,8 +115,11 @@ def claims_in_short(board: Board, claims: Sequence[Claim]) -> Iterator[str]:
     judged = _shapes(claims)
     if judged:
         number = {name: len(judged[name]) for name in _SHAPES}
+        one = len({claim.key for pairs in judged.values() for claim, _ in pairs})
+        together = sum(number.values())
+        several = f", {together} comparisons, since some stand on several lines" if together > one else ""
         yield (
-            f"Of {_count(sum(number.values()), 'claim')} that can be compared here, {number['survives']} survive in "
+            f"Of {_count(one, 'claim')} that can be compared here{several}, {number['survives']} survive in "
             f"shape, {number['falls']} fall and {number['open']} are open at so many images."
         )
     elif claims:

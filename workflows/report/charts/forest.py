@@ -21,8 +21,9 @@ def forest_chart(title: str, axis: str, lines: Sequence[tuple[str, Point]]) -> D
         title: What it shows.
         axis: Title of the x axis.
         lines: Name of each difference, and it: ``y``, ``low`` and ``high`` in [-1, 1]; those whose interval leaves
-            out 0 are filled.
+            out 0 are filled, and those that are not finite left out.
     """
+    lines = [(name, p) for name, p in lines if all(map(math.isfinite, (p.y, p.low, p.high)))]
     values = [0.0, *(value for _, point in lines for value in (point.y, point.low, point.high))]
     reach = max(values) - min(values)
     step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if reach <= 6 * step or step == 0.5)
