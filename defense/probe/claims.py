@@ -25,7 +25,8 @@ def output(subject: Subject) -> Check:
     """Look at shape, dtype and values of the outputs, and at the input afterwards."""
     x, what = subject.images, subject.part
     given = x.clone()
-    out: object = subject.value(given, subject.omega())  # of a module of others it may be anything
+    with torch.no_grad():
+        out: object = subject.given(given, subject.omega())  # of a module of others it may be anything
     defects = []
     if not torch.equal(given, x):
         defects.append(f"the {what} changed its input in place")
@@ -106,7 +107,7 @@ def evaluations(subject: Subject) -> Check:
     claimed = subject.claims.evaluations
     if claimed is None:
         return not_applicable("evaluations", subject.part, "it does not say how many evaluations it costs")
-    counted = None if subject.count is None else subject.count(subject.images, subject.omega())
+    counted = None if subject.count is None else subject.count(subject.images.clone(), subject.omega())
     counts = _calls_of_own_networks(subject) if counted is None else [counted]
     if not counts:
         text = f"no network is evaluated, but config.evaluations is {claimed}" if claimed else "no network, none said"

@@ -55,7 +55,7 @@ def probe_purifier(
         label or (type(purifier).__name__ if config is None else config.label()),
         "purifier",
         purifier,
-        images[: IMAGES // 2],
+        images[: IMAGES // 2].clone(),  # a part may write into them
         said,
         spec_id="probe" if config is None else config.id,
     )
@@ -79,7 +79,7 @@ def probe_classifier(
     """
     name = label or (type(classifier).__name__ if config is None else config.label())
     said = Claims(stochastic=False, classes=None if config is None else config.architecture.classes)
-    subject = Subject(name, "classifier", classifier, images[:IMAGES], said)
+    subject = Subject(name, "classifier", classifier, images[:IMAGES].clone(), said)
     if config is not None:
         subject.build = lambda: config.build().to(images.device)
     return probe_subject(subject)

@@ -81,7 +81,19 @@ class Subject:
         return Omega.of(self.spec_id, 0, "attack", ids, draw).within("eot")
 
     def __call__(self, x: Tensor, omega: Omega) -> Tensor:
-        """Return what it makes of images, under one global seed, so that hidden randomness does not confuse."""
+        """Return what it makes of images, under one global seed, so that hidden randomness does not confuse.
+
+        A part that writes into the images finds them as they were when it is called again.
+        """
+        before = None if x.requires_grad else x.clone()
+        out = self.given(x, omega)
+        if before is not None and not torch.equal(x, before):
+            out = out.clone() if isinstance(out, Tensor) else out  # it may be the very images
+            x.copy_(before)
+        return out
+
+    def given(self, x: Tensor, omega: Omega) -> Tensor:
+        """Return the same, and leave the images as the part left them."""
         self.calls += 1
         with seeded():
             out: Tensor = self.module(x, omega) if self.part == "purifier" else self.module(x)

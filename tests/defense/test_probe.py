@@ -240,3 +240,11 @@ def test_relabelled_randomness_has_other_labels_and_the_same_numbers() -> None:
         assert torch.equal(shown.select([1]).within("0").normal("forward", 3, like[:1]), plain[1:])
         assert torch.equal(shown.shared().uniform("u", 0, like), omega.shared().uniform("u", 0, like))
     assert not torch.equal(shown.within("0").normal("forward", 3, like), plain)  # the block has ended
+
+
+def test_a_part_that_writes_into_its_input_changes_no_images_of_its_probe() -> None:
+    images = IMAGES.clone()
+    config = PlantedConfig(fault="in place")
+    found = probe_purifier(config.build(), images, config=config, models=Models(), reference=TEST_SET)
+    assert torch.equal(images, IMAGES)
+    assert "changed its input in place" in found.check("output").text
