@@ -145,7 +145,7 @@ def test_claims_of_forms_are_those_forms_own() -> None:
     assert {value.defence: value.accuracy for value in values if value.table == "BPDA"} == {
         "score-opt O": 81.36,
         "score-opt N": 90.07,
-        "aaopt": 91.36,
+        "aaopt-perturbation": 91.36,
     }
 
 

@@ -292,7 +292,10 @@ def test_the_end_waits_some_seconds_or_until_ctrl_c_and_raises_nothing(
 
     def press() -> None:
         assert reading.wait(300) and waiting.wait(300)
-        signal.pthread_kill(main, signal.SIGINT)
+        # A key that comes just before a lock is waited for is seen behind it, so it is pressed again.
+        while not (working.interrupted or working.stopped):
+            signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(2)
 
     try:
         with packer(store, 6) as working:
