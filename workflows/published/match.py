@@ -53,14 +53,12 @@ def match_published(
         ``dataset`` are the paper's, the classifier "" where it is not stated.
     """
     lines = []
-    groups = _groups(results)
+    groups = [(cells, named_settings(results.sweep, cells)) for cells in _groups(results)]
     for name in papers() if names is None else names:
         paper = load_paper(name)
         for value in paper.values:
             head = _published(paper, value)
-            pairs = [
-                cells for cells in groups if _same(value, cells[0], named_settings(results.sweep, cells), loosely)
-            ]
+            pairs = [cells for cells, named in groups if _same(value, cells[0], named, loosely)]
             lines += [{**head, **_measured(value, cells, results)} for cells in pairs]
             if not pairs and unmeasured:
                 lines.append(head)
