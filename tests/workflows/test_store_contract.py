@@ -6,8 +6,11 @@ import importlib
 import multiprocessing
 import os
 import stat
+import threading
+import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,43 @@ class Kept(StoreContract):
 @pytest.mark.parametrize("demand", [name for name in dir(StoreContract) if name.startswith("test_")])
 def test_stores_keep_the_contract(reopen: Made, demand: str) -> None:
     getattr(Kept(reopen), demand)()
+
+
+@pytest.mark.parametrize("wrong", ["file", "folder", "pipe", "link"])
+def test_writers_who_all_find_the_wrong_thing_move_it_once_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    files, writers = LocalFiles(tmp_path / "store"), 4
+    place = files.root / ("rows" if wrong == "file" else "rows/0")
+    place.parent.mkdir(parents=True)
+    if wrong == "file":
+        place.write_bytes(b"somebody's")
+    elif wrong == "folder":
+        place.mkdir()
+        (place / "in it").write_bytes(b"somebody's")
+    elif wrong == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(tmp_path / "nowhere")
+    rename, seen, together = os.rename, threading.Barrier(writers), threading.local()
+
+    def late(source: Any, target: Any) -> None:
+        if "aside" in str(target) and not hasattr(together, "once"):
+            together.once = True
+            time.sleep(0.05 * seen.wait(20))  # all have seen the wrong thing; one moves it, the others come later
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    same = "rows/0" if wrong != "file" else None
+    with ThreadPoolExecutor(writers) as threads:
+        done = threads.map(lambda name: files.create(same or f"rows/{name}", b"row"), range(writers))
+        assert sorted(done) == ([False] * (writers - 1) + [True] if same else [True] * writers)
+    assert files.names("rows") == (["0"] if same else [str(name) for name in range(writers)])
+    assert files.read("rows/0") == b"row"
+    aside = [path for path in (files.root / "aside").rglob("*") if path.is_symlink() or not path.is_dir()]
+    assert len(aside) == 1
+    if wrong in ("file", "folder"):
+        assert aside[0].read_bytes() == b"somebody's"
 
 
 @pytest.mark.parametrize("reopen", ["local", "memory"], indirect=True)

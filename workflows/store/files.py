@@ -256,7 +256,7 @@ class LocalFiles(Files):
                         "link; then run the same command again."
                     ) from None
                 if part.parts and place.is_file():
-                    self._move(str(part), "a file where a folder belongs")
+                    self._make_room(str(part), "a file where a folder belongs", stat.S_IFREG)
             folder.mkdir(parents=True, exist_ok=True)
 
     def _out_of_the_way(self, path: str) -> None:
@@ -268,18 +268,47 @@ class LocalFiles(Files):
             return
         if stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and target.is_file()):
             return
-        self._move(path, "a folder where a file belongs" if stat.S_ISDIR(mode) else "no file")
+        if stat.S_ISDIR(mode):
+            self._make_room(path, "a folder where a file belongs", stat.S_IFDIR)
+        else:
+            self._make_room(path, "no file", stat.S_IFIFO)
 
-    def _move(self, path: str, why: str) -> str | None:
-        place = _aside(path)
-        (self.root / place).parent.mkdir(parents=True, exist_ok=True)
+    def _make_room(self, path: str, why: str, kind: int) -> None:
+        """Move what is in the way below ``aside/``, unless another writer has done so and the right thing lies there.
+
+        A rename asks nothing about what it moves, but it puts no folder onto a file and no file onto a folder, so the
+        new place is made first: of two writers, who both saw the wrong thing, the second finds the right one unmoved.
+
+        Arguments:
+            path: Where it is.
+            why: What it is, for the log.
+            kind: ``S_IFREG`` where a folder belongs, ``S_IFDIR`` where a file belongs, ``S_IFIFO`` for all that is
+                neither, which has no such protection: a file that was moved with it goes back.
+        """
+        place = self._aside(path)
+        if kind == stat.S_IFREG:
+            place.touch()
+        elif kind == stat.S_IFDIR:
+            place.mkdir()
         try:
-            os.rename(self.root / path, self.root / place)
-        except FileNotFoundError:  # another was faster
-            return None
+            os.rename(self.root / path, place)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # another was faster
+            if kind == stat.S_IFREG:
+                place.unlink()
+            elif kind == stat.S_IFDIR:
+                place.rmdir()
+            return
+        if kind == stat.S_IFIFO and stat.S_ISREG(place.lstat().st_mode):
+            with contextlib.suppress(FileExistsError):
+                os.link(place, self.root / path)
+                place.unlink()
+            return
         _sync_folder((self.root / path).parent)
-        if why:
-            log.warning("%s in store %s was %s; it now lies at %s", path, self.uri, why, place)
+        log.warning("%s in store %s was %s; it now lies at %s", path, self.uri, why, place.relative_to(self.root))
+
+    def _aside(self, path: str) -> Path:
+        place = self.root / _aside(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
         return place
 
     @patient
@@ -328,7 +357,15 @@ class LocalFiles(Files):
     @patient
     def set_aside(self, path: str) -> str | None:
         """See :class:`Files`; a rename."""
-        return self._move(path, "") if os.path.lexists(self.root / path) else None
+        if not os.path.lexists(self.root / path):
+            return None
+        place = self._aside(path)
+        try:
+            os.rename(self.root / path, place)
+        except FileNotFoundError:  # another was faster
+            return None
+        _sync_folder((self.root / path).parent)
+        return str(place.relative_to(self.root))
 
 
 _NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
