@@ -130,7 +130,8 @@ class Blocks:
             data = self._store.files.read(f"{self._folder}/{name}")
             if name != _name(data):
                 return None
-            file = pa.ipc.open_file(pa.BufferReader(data))
+            # Arrow's own allocator takes new pages for each block, which the kernel has to clear first.
+            file = pa.ipc.open_file(pa.BufferReader(data), memory_pool=pa.system_memory_pool())
             units = json.loads((file.schema.metadata or {})[_UNITS])
             if units["version"] == [_VERSION, _schema_version(self._stage)]:
                 return file.read_all().replace_schema_metadata(None) if rows else None, units
@@ -210,7 +211,10 @@ class StageRows:
                 close()
                 run[:] = [block, place, place]
         close()
-        return pa.concat_tables(parts).combine_chunks() if parts else None
+        if not parts:
+            return None
+        table = pa.concat_tables(parts)
+        return table.combine_chunks() if len(parts) > 4 else table  # a few pieces cost less than a copy of all
 
     def _read_blocks(self, manifest: Manifest, known: dict[str, int]) -> set[tuple[str, str]]:
         """Take the units that are known to be in blocks; returns chunk and hash of all that blocks hold."""
