@@ -39,9 +39,10 @@ from defense.errors import StoreError
 from defense.spec import digest
 from tasks.stages import ROW_SCHEMAS, Chunk, Output, StageSpec
 from workflows.store.commits import COMMIT_VERSION, Attempt, Commit, DamagedCommit, NewerCommit
-from workflows.store.files import Files, open_files
+from workflows.store.files import Files
 from workflows.store.manifest import Manifest
 from workflows.store.record import read_json
+from workflows.store.remote_files import open_files
 
 __all__ = ["SCHEMA_VERSION", "Store"]
 
