@@ -17,7 +17,7 @@ from workflows.assets.bundled import bundled_sweeps
 from workflows.cli import app
 from workflows.planning.plan import make_plan
 from workflows.preflight import checks_of, preflight
-from workflows.preflight.checks import Answer, ask
+from workflows.preflight.asking import Answer, ask
 from workflows.store import Store
 
 HERE = Path(__file__).parent

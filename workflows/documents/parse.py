@@ -7,13 +7,14 @@ author and another to puregrid: ``no``, ``010``, ``0x1F``, ``1:30``, and any tag
 ``1e-3`` is a number, a date is text, ``<<`` merges.
 """
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
+
+from workflows.documents.words import HALF_BOOLEAN, scalar
 
 __all__ = ["DEEPEST", "LARGEST", "MOST_VALUES", "NotReadable", "Parsed", "decode", "forbidden", "parse"]
 
@@ -279,75 +280,6 @@ class _Composer:
 
 # Nodes to values.
 
-_INTEGER = re.compile(r"[-+]?(0|[1-9]\d*|[1-9]\d{0,2}(_\d{3})+)", re.ASCII)
-_FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?", re.ASCII)
-_NULL = {"", "~", "null", "Null", "NULL"}
-_BOOLEAN = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_HALF_BOOLEAN = re.compile(r"(?i:yes|no|on|off)")
-_LEADING_ZERO = re.compile(r"[-+]?0[\d_]+", re.ASCII)
-_OTHER_BASE = re.compile(r"[-+]?0[xob][0-9a-fA-F_]+", re.ASCII)
-_BASE_60 = re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?", re.ASCII)
-_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_UNDERSCORES = re.compile(r"[-+]?[\d.]*\d_[\d_.]*([eE][-+]?\d+)?", re.ASCII)
-_MOST_DIGITS = 18
-
-
-def _scalar(text: str) -> Any:
-    """Return the value of unquoted text.
-
-    Raises:
-        ValueError: YAML readers differ about it, or it is no number that can be meant.
-    """
-    if text in _NULL:
-        return None
-    if text in _BOOLEAN:
-        return _BOOLEAN[text]
-    if _HALF_BOOLEAN.fullmatch(text):
-        truth = "true" if text.lower() in ("yes", "on") else "false"
-        name = "" if truth == "true" else ", `none` where a name is meant"
-        raise ValueError(
-            f"the unquoted word {text!r} is {truth} in YAML 1.1 and text in YAML 1.2. Write `{truth}`{name}, or "
-            f'"{text}" in quotes for the text'
-        )
-    short = text if len(text) <= 40 else f"{text[:20]}... ({len(text):,} characters)"
-    if _INTEGER.fullmatch(text):
-        digits = text.replace("_", "")
-        if len(digits.lstrip("+-")) > _MOST_DIGITS:
-            raise ValueError(
-                f"the number {short} has more than {_MOST_DIGITS} digits, and none here can be so large; text, such "
-                "as a hash, is put in quotes"
-            )
-        return int(digits)
-    if _LEADING_ZERO.fullmatch(text):
-        plain = text.replace("_", "").lstrip("+-").lstrip("0") or "0"
-        octal = f" (or {int(plain, 8)}, if octal was meant)" if len(plain) < 9 and not set(plain) & set("89") else ""
-        plain = plain if len(plain) <= 20 else f"{plain[:20]}..."
-        raise ValueError(
-            f"the number {short} begins with 0, which is octal in YAML 1.1 and decimal in 1.2. Write "
-            f"{plain}{octal}, or put it in quotes if it is text, such as a hash"
-        )
-    if _OTHER_BASE.fullmatch(text):
-        try:
-            decimal = str(int(text.replace("_", ""), 0)) if len(text) < 20 else "it"
-        except ValueError:
-            decimal = "it"
-        raise ValueError(f"write {decimal} in decimal digits, or in quotes if it is text; {short} is not read here")
-    if _FLOAT.fullmatch(text):
-        number = float(text)
-        if math.isinf(number):
-            raise ValueError(f"the number {short} is beyond all that can be stored; text is put in quotes")
-        return number
-    if _BASE_60.fullmatch(text):
-        raise ValueError(
-            f"{short} is a number to base 60 in YAML 1.1 and text in YAML 1.2. Write a decimal number, or put it in "
-            "quotes if it is text"
-        )
-    if _NOT_FINITE.fullmatch(text):
-        raise ValueError(f"{short} is no number that a field could have: give a finite one, or leave the field out")
-    if _UNDERSCORES.fullmatch(text):
-        raise ValueError(f"{short} is a number in YAML 1.1 and text in YAML 1.2. Write it without `_`")
-    return text
-
 
 def _target(node: _Node) -> _Node:
     """Return the node that an alias stands for; another as it is."""
@@ -380,7 +312,7 @@ class _Builder:
     @staticmethod
     def _value(node: _Node, keys: Keys) -> Any:
         try:
-            return _scalar(node.value) if node.plain else node.value
+            return scalar(node.value) if node.plain else node.value
         except ValueError as error:
             raise NotReadable(str(error), node.line, node.column, keys) from error
 
@@ -417,7 +349,7 @@ class _Builder:
         key: str = node.value
         try:
             # What is a word to some YAML readers is a fine key: all keys are words here.
-            value = key if _HALF_BOOLEAN.fullmatch(key) or not node.plain else _scalar(key)
+            value = key if HALF_BOOLEAN.fullmatch(key) or not node.plain else scalar(key)
         except ValueError:
             value = None
         if isinstance(value, str):

@@ -4,7 +4,8 @@ What raises on one image raises on all of them, unit by unit, on workers: here i
 in the sweep file. What was asked is kept in the store, and not asked again.
 """
 
-from workflows.preflight.checks import Answer, Check, ask
+from workflows.preflight.asking import Answer, ask
+from workflows.preflight.checks import Check
 from workflows.preflight.choose import checks_of
 from workflows.preflight.run import preflight
 

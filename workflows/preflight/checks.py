@@ -12,9 +12,7 @@
 
 import json
 import time
-import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -22,10 +20,9 @@ import torch
 from torch import Tensor
 
 from defense.classifiers import ClassifierConfig
-from defense.code import is_foreign
-from defense.errors import InvalidInput, PuregridError
+from defense.errors import InvalidInput
 from defense.gradients import GradientMode
-from defense.purifiers import NoPurifierConfig, Purifier, PurifierConfig
+from defense.purifiers import NoPurifierConfig, PurifierConfig
 from defense.randomness import Omega
 from defense.spec import digest
 from tasks.attacks import AttackConfig, AttackResult, Target
@@ -36,31 +33,18 @@ from tasks.datasets import DatasetConfig
 from tasks.stages import AttackStage, Chunk, CorruptStage, QualityStage, SampleStage, StageSpec
 
 __all__ = [
-    "Answer",
     "AttackCheck",
+    "Blamed",
     "CertificateCheck",
     "Check",
     "ClassifierCheck",
     "CorruptionCheck",
     "DefenceCheck",
     "QualityCheck",
-    "ask",
 ]
-
-_LONG, _SHORT = 4, 2
-"""A chain of more network evaluations than the one goes in as many steps as the other."""
 
 _QUESTIONS, _DRAWS, _FOREIGN_SECONDS = 3, 2, 2.0
 """Questions and draws of each that an attack gets, and for how long one that is not puregrid's may go on."""
-
-
-class _Short(Context):
-    """A worker's state whose purifiers are built in full and then take few steps."""
-
-    def purifier(self, config: PurifierConfig, protecting: ClassifierConfig | None) -> Purifier:
-        """See :class:`Context`."""
-        built = super().purifier(config, protecting)
-        return built.surrogate(_SHORT) if config.evaluations > _LONG else built
 
 
 @dataclass(frozen=True)
@@ -298,7 +282,7 @@ class CorruptionCheck(Check):
             try:
                 stage.run(Chunk((self.image,)), {}, context)
             except Exception as error:
-                raise _Blamed(replace(self, stage=stage, stages=(stage,)), error) from error
+                raise Blamed(replace(self, stage=stage, stages=(stage,)), error) from error
 
 
 @dataclass(frozen=True)
@@ -349,75 +333,10 @@ class QualityCheck(Check):
         self.measured.model_copy(update=bare).run(Chunk((self.image,)), {}, context)
 
 
-class _Blamed(Exception):
+class Blamed(Exception):
     """An error of one of the parts that a check asks together."""
 
     def __init__(self, check: Check, error: Exception) -> None:
         super().__init__(str(error))
         self.check = check
         self.error = error
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of a check.
-
-    Arguments:
-        check: The check; where it asks several parts, of the one that failed.
-        seconds: How long it took.
-        error: Why the part cannot be computed with; None if it can.
-        skipped: Why it could not be asked; None if it was.
-    """
-
-    check: Check
-    seconds: float
-    error: InvalidInput | None = None
-    skipped: str | None = None
-
-
-def ask(checks: Sequence[Check], device: str) -> Iterator[Answer]:
-    """Run checks until one fails, one network in memory after the other.
-
-    Arguments:
-        checks: The checks, those of one network side by side.
-        device: ``cpu`` or ``cuda``.
-    """
-    context = _Short(device, capacity=3)
-    for check in checks:
-        begun = time.perf_counter()
-        failed, error, skipped = check, None, None
-        try:
-            with context.settings(check.stage.settings()):
-                check.run(context)
-        except (torch.OutOfMemoryError, MemoryError):
-            skipped = "there is not enough memory for it now"
-        except _Blamed as blamed:
-            failed, error = blamed.check, _explained(blamed.check, blamed.error)
-        except Exception as raised:  # whatever a part raises, it would raise it in every unit
-            error = _explained(check, raised)
-        yield Answer(failed, time.perf_counter() - begun, error, skipped)
-        if error is not None:
-            return
-
-
-def _explained(check: Check, error: Exception) -> InvalidInput:
-    """An error of a part in words for whoever wrote the sweep file."""
-    if isinstance(error, InvalidInput):
-        return error
-    if isinstance(error, PuregridError):
-        return InvalidInput(str(error))
-    lines = str(error).strip().splitlines() or [""]
-    return InvalidInput(
-        f"{check.what} raises at the first image ({type(error).__name__}: {lines[0][:200]}{_line_of(error)}), as it "
-        "would in every unit. Correct it, or remove or `exclude` the entry."
-    )
-
-
-def _line_of(error: BaseException) -> str:
-    """``, file.py:12``: the innermost line of code that is neither puregrid's nor a library's; else the last one."""
-    frames = [
-        (str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename, line)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-    own = [frame for frame in frames if is_foreign(frame[0]) and "site-packages" not in frame[1]] or frames
-    return f", {own[-1][1].rpartition('/')[2]}:{own[-1][2]}" if own else ""

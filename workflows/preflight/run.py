@@ -18,7 +18,8 @@ from workflows.documents.entries import located
 from workflows.grid.load import Cell, Sweep
 from workflows.monitoring.versions import worker_versions
 from workflows.planning.plan import Committed
-from workflows.preflight.checks import Answer, Check, ClassifierCheck, DefenceCheck, QualityCheck, ask
+from workflows.preflight.asking import Answer, ask
+from workflows.preflight.checks import Check, ClassifierCheck, DefenceCheck, QualityCheck
 from workflows.preflight.choose import checks_of
 from workflows.store import Record, Store, StoreUnavailable
 
