@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -74,7 +75,10 @@ def test_what_is_written_down_is_what_the_classes_say() -> None:
     from workflows.assets.catalogue import WRITTEN, catalogue, written
 
     assert WRITTEN.read_text(encoding="utf-8") == written()
-    assert {entry["name"] for entry in catalogue("attacks")} >= {"pgd", "strongest", "ladder"}
+    apgd = next(entry for entry in catalogue("attacks") if entry["name"] == "apgd")
+    assert {"eps", "steps=100", "restarts=1"} < set(apgd["fields"])
+    listed = json.loads(modules("list", "attacks", "--json")[0])
+    assert [entry["fields"] for entry in listed] == [entry["fields"] for entry in catalogue("attacks")]
 
 
 @pytest.mark.slow

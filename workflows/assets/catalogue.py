@@ -47,14 +47,18 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
     if kind in _GROUPS:
         module, group = _GROUPS[kind]
         if module not in sys.modules and not entry_points(group=group):
-            entries: list[dict[str, Any]] = json.loads(WRITTEN.read_text(encoding="utf-8"))[kind]
-            return entries
+            text = json.loads(WRITTEN.read_text(encoding="utf-8"))
+            return [{**entry, "fields": [text["fields"][place] for place in entry["fields"]]} for entry in text[kind]]
     return KINDS[kind][1]()
 
 
 def written() -> str:
-    """Return what :data:`WRITTEN` is to hold: the entries of the classes themselves."""
-    return json.dumps({kind: KINDS[kind][1]() for kind in _GROUPS}, separators=(",", ":")) + "\n"
+    """Return what :data:`WRITTEN` is to hold: the entries of the classes themselves, each field's text once."""
+    groups = {kind: KINDS[kind][1]() for kind in _GROUPS}
+    places: dict[str, int] = {}
+    for entry in itertools.chain(*groups.values()):
+        entry["fields"] = [places.setdefault(text, len(places)) for text in entry["fields"]]
+    return json.dumps({"fields": list(places), **groups}, separators=(",", ":")) + "\n"
 
 
 def details(kind: str, name: str) -> dict[str, Any]:
