@@ -170,7 +170,10 @@ class Packer:
         # A store that does not answer holds a read for a minute, which nobody waits for.
         for seconds in (0.0 if self.stopped else _LAST, _GRACE):
             try:
-                self._ended.wait(seconds)  # a join that is interrupted takes the thread for ended
+                end = time.monotonic() + seconds
+                # A join that is interrupted takes the thread for ended; a key in the moment before a wait ends none.
+                while (left := end - time.monotonic()) > 0 and not self._ended.wait(min(left, _TICK)):
+                    pass
             except KeyboardInterrupt:  # the run is over, and its outcome is returned
                 self.interrupted = True
             self.stop()
