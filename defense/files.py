@@ -8,6 +8,7 @@ for, and :func:`write_text` leaves either the old file or the new one, whatever 
 import contextlib
 import errno
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -173,6 +174,7 @@ def writable(name: str | Path, what: str, *, where: str | None = None, make_fold
             not there, or may not be written.
     """
     path = path_of(name, what, where=where)
+    _on_disk(name, what, where)
     try:
         problem = _other_kind(os.stat(path).st_mode, "file")
         if problem is None and not os.access(path, os.W_OK):
@@ -199,6 +201,7 @@ def writable_folder(name: str | Path, what: str, *, where: str | None = None) ->
         InvalidInput: As :func:`path_of`; or it is something else, or may not be written or made.
     """
     path = path_of(name, what, where=where)
+    _on_disk(name, what, where)
     if os.path.islink(_absolute(name)) and not path.exists():
         raise _error(name, what, _why(_absolute(name), FileNotFoundError(errno.ENOENT, "")), where)
     there = path
@@ -217,6 +220,12 @@ def writable_folder(name: str | Path, what: str, *, where: str | None = None) ->
         problem = "cannot be written" if there == path else f"cannot be made in {shown(there)}"
         raise _error(name, what, f"{problem}{refusal}", where)
     return path
+
+
+def _on_disk(name: str | Path, what: str, where: str | None) -> None:
+    """Refuse the address of a bucket, which would be a folder called ``s3:`` here."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(name)):
+        raise _error(name, what, "is an address, and this is written to disk", where)
 
 
 def _refusal(folder: Path) -> str | None:

@@ -15,6 +15,7 @@ transferred images.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from defense.purifiers import PurifierConfig
     from tasks.attacks import AttackConfig
 
-__all__ = ["AuthorsSetting", "authors_setting", "authors_settings", "expanded", "recognised"]
+__all__ = ["NAMES", "AuthorsSetting", "authors_setting", "authors_settings", "expanded", "recognised"]
 
 _FOLDER = Path(__file__).parent.parent / "published" / "authors"
+NAMES = {"purifier": "published", "attack": "as-published"}
+"""The key by which an entry of each kind names a setting."""
 _OWN = ("norm", "eps", "eps_255", "unbounded")
 """What a transferred attack says itself: its source inherits it."""
-_LEVELS = ("t_star", "sigma_eq")
+_LEVELS = ("t_star", "sigma_eq", "t_start")
 _NETWORKS = ("denoiser", "perturbation")
 """What an entry says of the purifier that the authors attack in the place of theirs."""
 _FORMS = ("form", "forward", "direction")
@@ -53,6 +56,7 @@ class AuthorsSetting(Spec):
         defence: Entry of the defence, without its denoiser.
         attack: Entry of the attack, without its budget; None where none is known.
         traps: What the attack leaves out or gets wrong.
+        own_network: Whether the method is another network in a purifier of others, which shows only by name.
     """
 
     name: str
@@ -62,12 +66,19 @@ class AuthorsSetting(Spec):
     defence: dict[str, Any]
     attack: dict[str, Any] | None = None
     traps: tuple[str, ...] = Field(default=())
+    own_network: bool = False
 
     @model_validator(mode="after")
     def _named(self) -> Self:
         if "purifier" not in self.defence or (self.attack is not None and "attack" not in self.attack):
             raise ValueError("a defence has a purifier, an attack its name")
         return self
+
+    def is_of(self, purifier: PurifierConfig, named: Collection[str]) -> bool:
+        """Return whether this is the method of a purifier, which some settings are ``named`` for."""
+        if named:
+            return any(authors_setting(name).defence == self.defence for name in named)
+        return purifier.code() is not None or self.defence["purifier"] == purifier.purifier
 
 
 def authors_settings() -> list[str]:
@@ -87,15 +98,18 @@ def authors_setting(name: str) -> AuthorsSetting:
     return AuthorsSetting.from_fields({"name": name, **read_document(_FOLDER / f"{name}.yaml").data})
 
 
-def recognised(purifier: PurifierConfig, attack: AttackConfig) -> AuthorsSetting | None:
+def recognised(purifier: PurifierConfig, attack: AttackConfig, named: Collection[str] = ()) -> AuthorsSetting | None:
     """Return the setting whose defence and attack these are, whatever their budgets; None if they are of none.
 
-    Method, form, gradient and the attacked purifier decide: a shorter chain or fewer steps are the same attack.
+    Method, form, gradient and the attacked purifier decide: a shorter chain or fewer steps are the same attack. A
+    method that is another network has to be among those ``named``.
     """
     for name in authors_settings():
         setting = authors_setting(name)
         wanted, published = setting.defence, setting.attack
-        if published is None or wanted["purifier"] != purifier.purifier:
+        if published is None or wanted["purifier"] != purifier.purifier or not setting.is_of(purifier, named):
+            continue
+        if setting.own_network and not named:
             continue
         if any(field in wanted and wanted[field] != purifier.parameter(field) for field in _FORMS):
             continue
@@ -122,29 +136,34 @@ def expanded(entry: dict[str, Any], kind: str) -> dict[str, Any]:
         InvalidInput: No such setting; it is named beside a purifier or an attack; the attack lacks a denoiser, or
             would not be the authors' any more.
     """
-    key = {"purifier": "published", "attack": "as-published"}.get(kind)
+    key = NAMES.get(kind)
     if key is None or key not in entry:
         return entry
     own = {name: value for name, value in entry.items() if name != key}
-    if kind in own:
-        raise InvalidInput(f"`{key}` names the {kind}: leave `{kind}` out.", keys=(kind,))
     if not isinstance(entry[key], str):
         raise InvalidInput(f"{key} is one name, not {entry[key]!r}: write an entry for each.", keys=(key,))
     try:
         setting = authors_setting(entry[key])
     except InvalidInput as error:
         raise error.within(key) from error
+    theirs = setting.defence if kind == "purifier" else setting.attack
+    if kind in own and own[kind] != (theirs or {}).get(kind):  # as the record of a sweep has it, in full
+        raise InvalidInput(f"`{key}` names the {kind}: leave `{kind}` out.", keys=(kind,))
     if kind == "purifier":
-        left_out = _LEVELS if any(level in own for level in _LEVELS) else ()
-        return {**{name: value for name, value in setting.defence.items() if name not in left_out}, **own}
+        fields = dict(setting.defence)
+        if any(level in own for level in _LEVELS):
+            fields = {field: value for field, value in fields.items() if field not in _LEVELS}
+            if "t_star" not in own and not any(field.startswith("t_") for field in fields):
+                fields.pop("schedule", None)  # no level is stated on it any more
+        return {**fields, **own}
     if setting.attack is None:
         raise InvalidInput(f"no attack of the authors of {entry[key]!r} is known.", keys=(key,))
     return _attack(setting.attack, own, entry[key])
 
 
 def _attack(attack: dict[str, Any], own: dict[str, Any], name: str) -> dict[str, Any]:
-    check_kind(attack.get("source", attack), own, name)
-    if "purifier" not in attack:
+    check_kind(attack.get("source", attack), own.get("source", own), name)
+    if "purifier" not in attack or "source" in own:
         return {**attack, **own}
     own = dict(own)
     if "denoiser" not in own:

@@ -6,8 +6,9 @@ any of them there are clean images alone. Inside an entry, a list where a single
 """
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from tasks.corruptions import BENCHMARK, CORRUPTIONS, EXTRA, SEVERITIES
 from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
 from tasks.stages import Chunk
+from workflows.documents.authors import NAMES
 from workflows.documents.document import Document, Keys
 from workflows.documents.entries import (
     Combination,
@@ -94,6 +96,8 @@ class Builder(Settings):
         super().__init__(document)
         self._entries: dict[int, Keys] = {}
         """Where each value of an axis is written, by its ``id()``: axes live as long as the cells are made."""
+        self._named: dict[int, str] = {}
+        """Published settings that entries name, by the ``id()`` of what they stand for."""
         self._converges: dict[int, Converge] = {}
         """How far attacks are doubled, by their ``id()``."""
         self._corrupted: dict[tuple[CorruptionConfig, str], CorruptionConfig] = {}
@@ -130,7 +134,7 @@ class Builder(Settings):
                 grid |= {axis: [] for axis in THREATS if axis not in entry}
             check_product(document, grid, keys, len(cells))
             cells += self._product(grid)
-        unique = tuple({cell.id: cell for cell in cells}.values())
+        unique = _unique(cells)
         if not unique:
             raise document.error(("exclude",), "nothing is left of the grid: every cell is excluded.")
         for cell in unique:
@@ -146,7 +150,7 @@ class Builder(Settings):
             "exclude": self._list("exclude"),
             "silence": self._list("silence"),
         }
-        written = record(name, axes, included, settings)
+        written = record(name, axes, included, settings, self._named)
         return Grid(name, unique, written, self._silences(unique), self.precision, self._questions(unique))
 
     def _product(self, axes: dict[str, list[Any]]) -> Iterable[Cell]:
@@ -155,6 +159,8 @@ class Builder(Settings):
         for images, classifier, defence, threat, seed in itertools.product(*fixed, threats, axes["seeds"]):
             places = (self._entries.get(id(part), ()) for part in (images, classifier, defence, threat))
             entries = Entries(*places)
+            named = (frozenset(filter(None, [self._named.get(id(part))])) for part in (defence, threat))
+            published, as_published = named
             converge = self._converges.get(id(threat))
             threat = self._on(images, threat)
             if isinstance(threat, CertificateConfig):
@@ -177,6 +183,8 @@ class Builder(Settings):
                 probe=self.probe,
                 converge=converge,
                 entries=entries,
+                published=published,
+                as_published=as_published,
             )
 
     def _on(self, images: Images, threat: Threat) -> Threat:
@@ -203,7 +211,16 @@ class Builder(Settings):
         entries = items(self.document, keys, base, optional=axis in THREATS)
         values = [(place, value) for place, entry in entries for value in read(place, entry)]
         self._entries.update((id(value), place) for place, value in values if value is not None)
+        self._named.update((id(value), name) for place, value in values if (name := self._name(place)))
         return [value for _, value in values]
+
+    def _name(self, place: Keys) -> str | None:
+        """Return the published setting that an entry names; None if it names none."""
+        entry: Any = self.document.data
+        for key in place:
+            entry = entry[key]
+        named = [entry[key] for key in NAMES.values() if key in entry] if isinstance(entry, dict) else []
+        return named[0] if named else None
 
     def _seeds(self, keys: Keys) -> list[int]:
         section: Any = self.document.data
@@ -359,3 +376,19 @@ class Builder(Settings):
         except InvalidInput:  # it need not name a class
             kind = base
         return located(self.document, keys, partial(kind.spelled, value))
+
+
+def _unique(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Return each cell once, with the names that any entry of its purifier, and of its attack, gives it."""
+    published, as_published = defaultdict[str, frozenset[str]](frozenset), defaultdict[str, frozenset[str]](frozenset)
+    for cell in cells:
+        published[cell.defence.purifier.id] |= cell.published
+        if cell.attack is not None:
+            as_published[cell.attack.id] |= cell.as_published
+    found = []
+    for cell in {cell.id: cell for cell in cells}.values():
+        names = published[cell.defence.purifier.id], as_published[cell.attack.id] if cell.attack else frozenset()
+        if names != (cell.published, cell.as_published):
+            cell = replace(cell, published=names[0], as_published=names[1])
+        found.append(cell)
+    return tuple(found)

@@ -8,13 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from defense.spec import Spec
+from workflows.documents.authors import NAMES
 from workflows.grid.cells import Defence, Images
 
 __all__ = ["record"]
 
+_KEYS = {"defences": NAMES["purifier"], "attacks": NAMES["attack"]}
+
 
 def record(
-    name: str, axes: Mapping[str, list[Any]], included: Sequence[Mapping[str, list[Any]]], settings: Mapping[str, Any]
+    name: str,
+    axes: Mapping[str, list[Any]],
+    included: Sequence[Mapping[str, list[Any]]],
+    settings: Mapping[str, Any],
+    named: Mapping[int, str],
 ) -> dict[str, Any]:
     """Return the values of a sweep file.
 
@@ -23,16 +30,21 @@ def record(
         axes: What the grid is the product of.
         included: The axes of each further grid that it names.
         settings: The other sections; those that are None or empty are left out.
+        named: The published settings that values stand for, by ``id()``.
     """
-    values = {"sweep": name, **_written(axes)}
+    values = {"sweep": name, **_written(axes, named)}
     values |= {section: _value(value) for section, value in settings.items() if value not in (None, [])}
     if included:
-        values["include"] = [_written(axes_of_entry) for axes_of_entry in included]
+        values["include"] = [_written(axes_of_entry, named) for axes_of_entry in included]
     return values
 
 
-def _written(axes: Mapping[str, list[Any]]) -> dict[str, Any]:
-    return {axis: [_value(value) for value in values] for axis, values in axes.items() if values}
+def _written(axes: Mapping[str, list[Any]], named: Mapping[int, str]) -> dict[str, Any]:
+    def entry(axis: str, value: Any) -> Any:
+        name = named.get(id(value))
+        return _value(value) if name is None else {_KEYS[axis]: name, **_value(value)}
+
+    return {axis: [entry(axis, value) for value in values] for axis, values in axes.items() if values}
 
 
 def _value(value: Any) -> Any:

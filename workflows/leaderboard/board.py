@@ -27,7 +27,7 @@ from workflows.grid.cells import Cell
 from workflows.leaderboard.entries import Entry, Line
 from workflows.leaderboard.numbers import attacked, certified, corrupted, number_of
 from workflows.leaderboard.sources import Source
-from workflows.published.match import named_in
+from workflows.published.match import named_settings
 from workflows.tables.table import missing, records
 
 __all__ = ["Board", "board_of"]
@@ -120,12 +120,7 @@ def _measure(entry: Entry) -> None:
     """Fill in the lines of an entry."""
     lines: dict[tuple[str | None, float], Line] = {}
     ours = {cell.id for _, cell in entry.cells}
-    settings = {cell.id: _named_setting(source, cell) for source, cell in entry.cells}
-    if not any(settings.values()):
-        settings = {
-            cell.id: recognised(cell.defence.purifier, cell.attack) if cell.attack is not None else None
-            for _, cell in entry.cells
-        }
+    settings = _settings(entry)
     entry.setting = next((setting for setting in settings.values() if setting is not None), None)
     for source, cells in entry.places.values():
         cell_of = {cell.id: cell for cell in cells}
@@ -150,12 +145,21 @@ def _measure(entry: Entry) -> None:
     entry.lines = list(lines.values()) or [Line(entry, None, 0.0)]
 
 
-def _named_setting(source: Source, cell: Cell) -> AuthorsSetting | None:
-    """Return the published setting whose attack the entry of a cell names."""
-    if cell.attack is None or not cell.entries.threat:
-        return None
-    name = named_in(source.sweep, cell.entries.threat, "as-published")
-    return None if name is None else authors_setting(name)
+def _settings(entry: Entry) -> dict[str, AuthorsSetting | None]:
+    """Return of each attacked cell the setting whose attack it is under: as named, and else as recognised.
+
+    A grid of many defences attacks each as the authors of all: what others did is no attack of this one's authors.
+    """
+    purifier, named = entry.cell.defence.purifier, named_settings(cell for _, cell in entry.cells)
+    attacks = {cell.id: cell.attack for _, cell in entry.cells if cell.attack is not None}
+    theirs: dict[str, AuthorsSetting | None] = {}
+    for _, cell in entry.cells:
+        for setting in map(authors_setting, sorted(cell.as_published)):
+            if cell.attack is not None and setting.is_of(purifier, named):
+                theirs[cell.attack.id] = setting
+    if not theirs:
+        theirs = {attack.id: recognised(purifier, attack, named) for attack in attacks.values()}
+    return {cell: theirs.get(attack.id) for cell, attack in attacks.items()}
 
 
 def _name_apart(entries: Iterable[Entry]) -> None:

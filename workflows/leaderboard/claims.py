@@ -73,12 +73,7 @@ class Claim:
 def claims_of(board: Board) -> list[Claim]:
     """Return the claims about defences of a board, paper by paper."""
     found = []
-    named = {
-        line.entry.key: {
-            name for source, cells in line.entry.places.values() for name in named_settings(source.sweep, cells)
-        }
-        for line in board.lines
-    }
+    named = {entry.key: named_settings(cell for _, cell in entry.cells) for entry in board.entries}
     for name in papers():
         paper = load_paper(name)
         for place, value in enumerate(paper.values):

@@ -7,6 +7,7 @@
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,18 @@ class Source:
         number: Its number there, from 1.
         analysis: What its rows show.
         command: The command that computes it.
+        alike: Whether another sweep of the board has its name.
     """
 
     number: int
     analysis: Analysis
     command: str
+    alike: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name, with the number where another has that name too."""
+        return f"{self.sweep.name} (no. {self.number})" if self.alike else self.sweep.name
 
     @property
     def results(self) -> Results:
@@ -73,8 +81,9 @@ def sources_of(names: Sequence[str], store: str, say: Callable[[str], None]) -> 
     for name in names or (store,):
         for sweep, opened, command in _meant(name, store, say):
             found.setdefault((opened.uri, sweep.id), (sweep, opened, command))
+    number_of = Counter(sweep.name for sweep, _, _ in found.values())
     return [
-        Source(number, Analysis(Results(opened, sweep)), command)
+        Source(number, Analysis(Results(opened, sweep)), command, number_of[sweep.name] > 1)
         for number, (sweep, opened, command) in enumerate(found.values(), 1)
     ]
 

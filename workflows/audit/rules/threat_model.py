@@ -159,7 +159,7 @@ def published_attack_weaker(all_views: Sequence[View]) -> Iterator[Finding]:
             for view in same:
                 if best is None or view.attack is None or view.accuracy - best.accuracy <= _MORE:
                     continue
-                setting = recognised(view.cell.defence.purifier, view.attack)
+                setting = recognised(view.cell.defence.purifier, view.attack, view.cell.published)
                 if setting is None:
                     continue
                 lacking = " ".join(filter(None, [*setting.traps, departure(setting.attack, view.attack).sentence()]))
