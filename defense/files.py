@@ -173,8 +173,7 @@ def writable(name: str | Path, what: str, *, where: str | None = None, make_fold
         InvalidInput: As :func:`path_of`; or it is a folder, a device, a pipe, a link to nothing, in a folder that is
             not there, or may not be written.
     """
-    path = path_of(name, what, where=where)
-    _on_disk(name, what, where)
+    path = _on_disk(name, what, where)
     try:
         problem = _other_kind(os.stat(path).st_mode, "file")
         if problem is None and not os.access(path, os.W_OK):
@@ -200,8 +199,7 @@ def writable_folder(name: str | Path, what: str, *, where: str | None = None) ->
     Raises:
         InvalidInput: As :func:`path_of`; or it is something else, or may not be written or made.
     """
-    path = path_of(name, what, where=where)
-    _on_disk(name, what, where)
+    path = _on_disk(name, what, where)
     if os.path.islink(_absolute(name)) and not path.exists():
         raise _error(name, what, _why(_absolute(name), FileNotFoundError(errno.ENOENT, "")), where)
     there = path
@@ -222,10 +220,10 @@ def writable_folder(name: str | Path, what: str, *, where: str | None = None) ->
     return path
 
 
-def _on_disk(name: str | Path, what: str, where: str | None) -> None:
-    """Refuse the address of a bucket, which would be a folder called ``s3:`` here."""
-    if re.match(r"[a-z][a-z0-9+.-]+:/", str(name)):
+def _on_disk(name: str | Path, what: str, where: str | None) -> Path:
+    if re.match("[a-z][a-z0-9+.-]+:/", str(name)):  # else a folder called `s3:`
         raise _error(name, what, "is an address, and this is written to disk", where)
+    return path_of(name, what, where=where)
 
 
 def _refusal(folder: Path) -> str | None:

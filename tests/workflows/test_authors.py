@@ -20,6 +20,7 @@ from workflows.documents.authors import authors_setting, authors_settings, expan
 from workflows.grid.load import load_sweep, recorded_sweep
 from workflows.grid.sweep import Sweep
 from workflows.leaderboard.board import _settings
+from workflows.leaderboard.entries import Entry
 from workflows.published.papers import load_paper
 from workflows.writing.schema import sweep_schema
 
@@ -133,9 +134,11 @@ PGD = (
 def test_a_name_is_kept_whichever_entry_of_a_purifier_has_it(tmp_path: Path, written: list[str]) -> None:
     attacks = [PGD, "{as-published: adbm, norm: linf, eps: 0.1}"]
     for order in (attacks, attacks[::-1]):
-        cells = sweep(tmp_path, ", ".join(written), ", ".join(["none", *order])).cells
-        assert {cell.published for cell in cells} == {frozenset({"adbm"})}
-        assert [cell.as_published for cell in cells if cell.attack] == [{"adbm"}] * (len(cells) // 2)
+        made = sweep(tmp_path, ", ".join(written), ", ".join(["none", *order]))
+        assert {tuple(made.names[cell.defence.purifier.id]) for cell in made.cells} == {("adbm",)}
+        assert [made.names[cell.attack.id] for cell in made.cells if cell.attack] == [{"adbm"}] * (
+            len(made.cells) // 2
+        )
 
 
 @pytest.mark.parametrize("name", ["adbm", "aaopt", "flowpure", "freqpure"])
@@ -152,8 +155,9 @@ def test_the_record_of_a_sweep_in_python_has_the_names(tmp_path: Path, name: str
     )
     again = recorded_sweep(made.text, tmp_path)
     assert again.id == made.id
-    for (cell,) in (made.cells, again.cells):
-        assert (cell.published, cell.as_published) == ({name}, {name})
+    (cell,) = made.cells
+    assert cell.attack is not None
+    assert made.names == again.names == {cell.defence.purifier.id: {name}, cell.attack.id: {name}}
 
 
 def test_a_level_of_ones_own_goes_before_that_of_the_setting_with_its_schedule(tmp_path: Path) -> None:
@@ -178,15 +182,16 @@ def test_a_network_of_ones_own_is_recognised_by_its_name_alone(tmp_path: Path) -
     (named,) = sweep(tmp_path, ADBM % "", PGD).cells
     (plain,) = sweep(tmp_path, PLAIN % "", PGD).cells
     assert named.attack is not None and plain.attack is not None
-    found = recognised(named.defence.purifier, named.attack, named.published)
+    found = recognised(named.defence.purifier, named.attack, ["adbm"])
     assert found is not None and found.name == "adbm"
     assert recognised(plain.defence.purifier, plain.attack) is None
 
 
 def test_what_others_did_is_no_attack_of_this_ones_authors(tmp_path: Path) -> None:
     def attacks_of(defence: str) -> set[str]:
-        entry: Any = SimpleNamespace(cells=[(None, cell) for cell in sweep(tmp_path, defence, GRID).cells])
-        entry.cell = entry.cells[0][1]
+        made = sweep(tmp_path, defence, GRID)
+        source: Any = SimpleNamespace(sweep=made)
+        entry = Entry("", made.cells[0], "", "", "", {1: (source, list(made.cells))})
         return {setting.name for setting in _settings(entry).values() if setting is not None}
 
     GRID = ", ".join(

@@ -35,7 +35,6 @@ __all__ = ["NAMES", "AuthorsSetting", "authors_setting", "authors_settings", "ex
 
 _FOLDER = Path(__file__).parent.parent / "published" / "authors"
 NAMES = {"purifier": "published", "attack": "as-published"}
-"""The key by which an entry of each kind names a setting."""
 _OWN = ("norm", "eps", "eps_255", "unbounded")
 """What a transferred attack says itself: its source inherits it."""
 _LEVELS = ("t_star", "sigma_eq", "t_start")
@@ -56,7 +55,6 @@ class AuthorsSetting(Spec):
         defence: Entry of the defence, without its denoiser.
         attack: Entry of the attack, without its budget; None where none is known.
         traps: What the attack leaves out or gets wrong.
-        own_network: Whether the method is another network in a purifier of others, which shows only by name.
     """
 
     name: str
@@ -66,7 +64,6 @@ class AuthorsSetting(Spec):
     defence: dict[str, Any]
     attack: dict[str, Any] | None = None
     traps: tuple[str, ...] = Field(default=())
-    own_network: bool = False
 
     @model_validator(mode="after")
     def _named(self) -> Self:
@@ -101,15 +98,15 @@ def authors_setting(name: str) -> AuthorsSetting:
 def recognised(purifier: PurifierConfig, attack: AttackConfig, named: Collection[str] = ()) -> AuthorsSetting | None:
     """Return the setting whose defence and attack these are, whatever their budgets; None if they are of none.
 
-    Method, form, gradient and the attacked purifier decide: a shorter chain or fewer steps are the same attack. A
-    method that is another network has to be among those ``named``.
+    Method, form, gradient and the attacked purifier decide: a shorter chain or fewer steps are the same attack. One
+    of several methods of a purifier has to be ``named``, if it is not the one that is called so.
     """
     for name in authors_settings():
         setting = authors_setting(name)
         wanted, published = setting.defence, setting.attack
         if published is None or wanted["purifier"] != purifier.purifier or not setting.is_of(purifier, named):
             continue
-        if setting.own_network and not named:
+        if not named and name != purifier.purifier in authors_settings():
             continue
         if any(field in wanted and wanted[field] != purifier.parameter(field) for field in _FORMS):
             continue
@@ -150,12 +147,10 @@ def expanded(entry: dict[str, Any], kind: str) -> dict[str, Any]:
     if kind in own and own[kind] != (theirs or {}).get(kind):  # as the record of a sweep has it, in full
         raise InvalidInput(f"`{key}` names the {kind}: leave `{kind}` out.", keys=(kind,))
     if kind == "purifier":
-        fields = dict(setting.defence)
-        if any(level in own for level in _LEVELS):
-            fields = {field: value for field, value in fields.items() if field not in _LEVELS}
-            if "t_star" not in own and not any(field.startswith("t_") for field in fields):
-                fields.pop("schedule", None)  # no level is stated on it any more
-        return {**fields, **own}
+        left_out: tuple[str, ...] = _LEVELS if any(level in own for level in _LEVELS) else ()
+        if left_out and "t_star" not in own and "t_weak" not in setting.defence:
+            left_out = (*_LEVELS, "schedule")  # no level is stated on it any more
+        return {**{name: value for name, value in setting.defence.items() if name not in left_out}, **own}
     if setting.attack is None:
         raise InvalidInput(f"no attack of the authors of {entry[key]!r} is known.", keys=(key,))
     return _attack(setting.attack, own, entry[key])

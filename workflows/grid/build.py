@@ -6,10 +6,10 @@ any of them there are clean images alone. Inside an entry, a list where a single
 """
 
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from operator import getitem
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -79,6 +79,7 @@ class Grid:
         silences: The auditor's findings that it silences.
         precision: How precise its answers must be; None computes every cell in full.
         questions: What that asks of its cells.
+        names: Published settings that entries say a purifier or an attack is, by its id.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Grid:
     silences: tuple[Silence, ...] = ()
     precision: Precision | None = None
     questions: tuple[Question, ...] = ()
+    names: Mapping[str, set[str]] = field(default_factory=dict)
 
 
 class Builder(Settings):
@@ -96,8 +98,7 @@ class Builder(Settings):
         super().__init__(document)
         self._entries: dict[int, Keys] = {}
         """Where each value of an axis is written, by its ``id()``: axes live as long as the cells are made."""
-        self._named: dict[int, str] = {}
-        """Published settings that entries name, by the ``id()`` of what they stand for."""
+        self._names: dict[str, set[str]] = {}
         self._converges: dict[int, Converge] = {}
         """How far attacks are doubled, by their ``id()``."""
         self._corrupted: dict[tuple[CorruptionConfig, str], CorruptionConfig] = {}
@@ -134,7 +135,7 @@ class Builder(Settings):
                 grid |= {axis: [] for axis in THREATS if axis not in entry}
             check_product(document, grid, keys, len(cells))
             cells += self._product(grid)
-        unique = _unique(cells)
+        unique = tuple({cell.id: cell for cell in cells}.values())
         if not unique:
             raise document.error(("exclude",), "nothing is left of the grid: every cell is excluded.")
         for cell in unique:
@@ -150,8 +151,9 @@ class Builder(Settings):
             "exclude": self._list("exclude"),
             "silence": self._list("silence"),
         }
-        written = record(name, axes, included, settings, self._named)
-        return Grid(name, unique, written, self._silences(unique), self.precision, self._questions(unique))
+        written = record(name, axes, included, settings, self._names)
+        asked = self._questions(unique)
+        return Grid(name, unique, written, self._silences(unique), self.precision, asked, self._names)
 
     def _product(self, axes: dict[str, list[Any]]) -> Iterable[Cell]:
         threats = [threat for axis in THREATS for threat in axes[axis]]
@@ -159,8 +161,6 @@ class Builder(Settings):
         for images, classifier, defence, threat, seed in itertools.product(*fixed, threats, axes["seeds"]):
             places = (self._entries.get(id(part), ()) for part in (images, classifier, defence, threat))
             entries = Entries(*places)
-            named = (frozenset(filter(None, [self._named.get(id(part))])) for part in (defence, threat))
-            published, as_published = named
             converge = self._converges.get(id(threat))
             threat = self._on(images, threat)
             if isinstance(threat, CertificateConfig):
@@ -183,8 +183,6 @@ class Builder(Settings):
                 probe=self.probe,
                 converge=converge,
                 entries=entries,
-                published=published,
-                as_published=as_published,
             )
 
     def _on(self, images: Images, threat: Threat) -> Threat:
@@ -211,16 +209,12 @@ class Builder(Settings):
         entries = items(self.document, keys, base, optional=axis in THREATS)
         values = [(place, value) for place, entry in entries for value in read(place, entry)]
         self._entries.update((id(value), place) for place, value in values if value is not None)
-        self._named.update((id(value), name) for place, value in values if (name := self._name(place)))
+        for place, value in values:
+            written: Any = reduce(getitem, place, self.document.data)  # type: ignore[arg-type]
+            if isinstance(written, dict) and (name := written.get(NAMES.get(base.named_by or ""))) is not None:
+                spec = value.purifier if isinstance(value, Defence) else value
+                self._names.setdefault(spec.id, set()).add(name)
         return [value for _, value in values]
-
-    def _name(self, place: Keys) -> str | None:
-        """Return the published setting that an entry names; None if it names none."""
-        entry: Any = self.document.data
-        for key in place:
-            entry = entry[key]
-        named = [entry[key] for key in NAMES.values() if key in entry] if isinstance(entry, dict) else []
-        return named[0] if named else None
 
     def _seeds(self, keys: Keys) -> list[int]:
         section: Any = self.document.data
@@ -376,19 +370,3 @@ class Builder(Settings):
         except InvalidInput:  # it need not name a class
             kind = base
         return located(self.document, keys, partial(kind.spelled, value))
-
-
-def _unique(cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """Return each cell once, with the names that any entry of its purifier, and of its attack, gives it."""
-    published, as_published = defaultdict[str, frozenset[str]](frozenset), defaultdict[str, frozenset[str]](frozenset)
-    for cell in cells:
-        published[cell.defence.purifier.id] |= cell.published
-        if cell.attack is not None:
-            as_published[cell.attack.id] |= cell.as_published
-    found = []
-    for cell in {cell.id: cell for cell in cells}.values():
-        names = published[cell.defence.purifier.id], as_published[cell.attack.id] if cell.attack else frozenset()
-        if names != (cell.published, cell.as_published):
-            cell = replace(cell, published=names[0], as_published=names[1])
-        found.append(cell)
-    return tuple(found)

@@ -131,8 +131,6 @@ class Cell:
         probe: Whether its parts are probed: all, none, or those whose code is not puregrid's.
         converge: How far its attack is doubled; None for as it is. No id depends on it.
         entries: Where its parts are written.
-        published: Settings of authors (``published: NAME``) that entries say its defence is.
-        as_published: Those whose attack (``as-published: NAME``) entries say its attack is.
     """
 
     images: Images
@@ -146,8 +144,6 @@ class Cell:
     probe: ProbeWhich = field(default=False, compare=False)
     converge: Converge | None = field(default=None, compare=False)
     entries: Entries = field(default=Entries(), compare=False, repr=False)
-    published: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
-    as_published: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property
     def attack(self) -> AttackConfig | None:

@@ -55,7 +55,7 @@ def write_site(sources: Sequence[Source], out: Path | str) -> Path:
         raise InvalidInput(f"no defence of these sweeps enters the board: {why}. Run them, then try again.")
     make_folder(folder, "the folder of the site")
     write_text(folder / _MARK, "", "the mark of the site")
-    # Whole first: what ends it, a full disk or a damaged file of rows, leaves the board that is there.
+    # Whole first, so that what ends it leaves the board that is there.
     with TemporaryDirectory(dir=folder, prefix=".new-") as new:
         _write(board, Path(new))
         for name in _FOLDERS:

@@ -16,7 +16,7 @@ from workflows.grid.cells import Cell
 from workflows.published.papers import Paper, Published, load_paper, papers
 from workflows.results.reader import Results
 
-__all__ = ["comparable", "differences", "match_published", "named_settings", "same_method"]
+__all__ = ["comparable", "differences", "match_published", "same_method"]
 
 
 _COLUMNS = [
@@ -51,7 +51,8 @@ def match_published(
         ``dataset`` are the paper's, the classifier "" where it is not stated.
     """
     lines = []
-    groups = [(cells, named_settings(cells)) for cells in _groups(results)]
+    called = results.sweep.names
+    groups = [(cells, called.get(cells[0].defence.purifier.id, ())) for cells in _groups(results)]
     for name in papers() if names is None else names:
         paper = load_paper(name)
         for value in paper.values:
@@ -100,11 +101,6 @@ def _same_budget(value: Published, cell: Cell) -> bool:
 
 def _same_attack(value: Published, cell: Cell) -> bool:
     return cell.attack is None or value.column.attack in (None, cell.attack.attack)
-
-
-def named_settings(cells: Iterable[Cell]) -> set[str]:
-    """Return the published settings that sweeps say the defence of some cells is, by ``published``."""
-    return {name for cell in cells for name in cell.published}
 
 
 def same_method(value: Published, purifier: PurifierConfig, named: Collection[str] = ()) -> bool:
