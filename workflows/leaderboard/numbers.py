@@ -135,19 +135,20 @@ def _spent(results: Results, cell: Cell, stage: AttackStage, seen: set[str]) -> 
 
 
 def certified(source: Source, cells: dict[str, Cell]) -> Iterator[tuple[str, Number]]:
-    """Yield the best certified accuracy over sigma at one radius."""
+    """Yield the best certified accuracy over sigma at one radius, of each seed."""
     curves = source.analysis.certified_curves
     if curves.empty:
         return
     radius = nearest_radius(curves)
-    own = [row for row in records(curves[curves["radius"] == radius]) if row["cell"] in cells]
-    best = max(own, key=lambda row: row["accuracy"], default=None)
-    if best is not None:
-        cell = cells[best["cell"]]
-        about = f"certified at l_2 radius {radius:g}, sigma {best['sigma']:g}, n {best['n']}"
-        ends = best["accuracy"], best["low"], best["high"]
-        images = best["images"], cell.images.count
-        yield "certified", Number(*ends, *images, source, cell, about, detail=f"r={radius:g}")
+    best: dict[int, dict[str, Any]] = {}
+    for row in records(curves[curves["radius"] == radius]):
+        if row["cell"] in cells and row["accuracy"] > best.get(row["seed"], {"accuracy": -1.0})["accuracy"]:
+            best[row["seed"]] = row
+    for row in best.values():
+        cell = cells[row["cell"]]
+        about = f"certified at l_2 radius {radius:g}, sigma {row['sigma']:g}, n {row['n']}"
+        parts = row["accuracy"], row["low"], row["high"], row["images"], cell.images.count
+        yield "certified", Number(*parts, source, cell, about, detail=f"r={radius:g}")
 
 
 def corrupted(source: Source, cells: dict[str, Cell]) -> Iterator[tuple[str, Number]]:
