@@ -125,7 +125,7 @@ _CORRUPTED = ("corruptions", "corruptions_low", "corruptions_high", "origin")
 
 def nearest_radius(curves: pd.DataFrame) -> float:
     """Return the certified radius of a board: 0.25, or that of the curves which is nearest to it."""
-    return min(curves["radius"].unique(), key=lambda r: (r <= 0, abs(r - 0.25)))  # type: ignore[no-any-return]
+    return float(min(curves["radius"].unique(), key=lambda r: (r <= 0, abs(r - 0.25))))
 
 
 def _certified(curves: pd.DataFrame) -> dict[_Key, dict[str, Any]]:

@@ -79,7 +79,7 @@ class Grid:
         silences: The auditor's findings that it silences.
         precision: How precise its answers must be; None computes every cell in full.
         questions: What that asks of its cells.
-        names: Published settings that entries say a purifier or an attack is, by its id.
+        names: Published settings of purifiers and attacks, by id.
     """
 
     name: str
