@@ -66,6 +66,7 @@ class TestBand:
         best = 0.3 * best / best.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         torch.testing.assert_close(w, best, rtol=0, atol=1e-4)
 
+    @pytest.mark.slow
     def test_it_has_nearly_all_of_cifar10s_images_and_a_third_of_random_signs(self, cifar10_test: ImageSet) -> None:
         """Of the energy beside the mean, 500 images: why a defence that gives the disc away gives nearly all away."""
         images = torch.from_numpy(cifar10_test.images[:500])
