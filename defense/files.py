@@ -8,6 +8,7 @@ for, and :func:`write_text` leaves either the old file or the new one, whatever 
 import contextlib
 import errno
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -172,7 +173,7 @@ def writable(name: str | Path, what: str, *, where: str | None = None, make_fold
         InvalidInput: As :func:`path_of`; or it is a folder, a device, a pipe, a link to nothing, in a folder that is
             not there, or may not be written.
     """
-    path = path_of(name, what, where=where)
+    path = _on_disk(name, what, where)
     try:
         problem = _other_kind(os.stat(path).st_mode, "file")
         if problem is None and not os.access(path, os.W_OK):
@@ -198,7 +199,7 @@ def writable_folder(name: str | Path, what: str, *, where: str | None = None) ->
     Raises:
         InvalidInput: As :func:`path_of`; or it is something else, or may not be written or made.
     """
-    path = path_of(name, what, where=where)
+    path = _on_disk(name, what, where)
     if os.path.islink(_absolute(name)) and not path.exists():
         raise _error(name, what, _why(_absolute(name), FileNotFoundError(errno.ENOENT, "")), where)
     there = path
@@ -217,6 +218,12 @@ def writable_folder(name: str | Path, what: str, *, where: str | None = None) ->
         problem = "cannot be written" if there == path else f"cannot be made in {shown(there)}"
         raise _error(name, what, f"{problem}{refusal}", where)
     return path
+
+
+def _on_disk(name: str | Path, what: str, where: str | None) -> Path:
+    if re.match("[a-z][a-z0-9+.-]+:/", str(name)):  # else a folder called `s3:`
+        raise _error(name, what, "is an address, and this is written to disk", where)
+    return path_of(name, what, where=where)
 
 
 def _refusal(folder: Path) -> str | None:

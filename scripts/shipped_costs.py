@@ -84,12 +84,16 @@ def main() -> None:
             factors.setdefault(what, []).append(value / networks[model])
     content = {
         "machine": f"{platform.machine()}, one thread",
-        "reference_seconds": statistics.median(reference),
-        "networks": {m: {"name": names[m], "seconds": v} for m, v in sorted(networks.items())},
+        "reference_seconds": _short(statistics.median(reference)),
+        "networks": {m: {"name": names[m], "seconds": _short(v)} for m, v in sorted(networks.items())},
         "factors": {what: round(statistics.geometric_mean(values), 2) for what, values in sorted(factors.items())},
-        "images": {what: value for (what, model, _), value in middle.items() if not model},
+        "images": {what: _short(value) for (what, model, _), value in middle.items() if not model},
     }
-    shipped_file().write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    shipped_file().write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def _short(seconds: float) -> float:
+    return float(f"{seconds:.4g}")
 
 
 if __name__ == "__main__":

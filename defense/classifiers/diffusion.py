@@ -245,7 +245,7 @@ class _OfDenoiserConfig(ClassifierConfig):
         description="It is a name from the section `denoisers`, of a class-conditional network."
     )
     levels: int = Field(default=126, ge=2)
-    sigma_max: float = Field(default=3.0, gt=0)
+    sigma_max: float = Field(default=3.0, gt=1e-4)
     weight: Weight = "log-normal"
     seed: int = Field(default=0, ge=0)
 

@@ -201,6 +201,9 @@ class TestConfigs:
         ("fields", "message"),
         [
             ({"weights": "x.pt"}, "weights belongs to classifiers with weights of their own"),
+            # At its lower end the grid is one level, whose logits are all 0; below, the signs turn round.
+            ({"sigma_max": 1e-4}, "sigma_max = 0.0001 .* greater than 0.0001"),
+            ({"sigma_max": 1e-5}, "sigma_max = 1e-05 .* greater than 0.0001"),
             ({"sigma_max": 1e3}, "sigma_max = 1000 is beyond schedule 'linear-1000'"),
             ({"classifier": "noised-diffusion-classifier", "sigma": 2.0}, "leaves no levels up to sigma_max"),
             (

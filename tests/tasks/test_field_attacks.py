@@ -15,6 +15,7 @@ from tasks.attacks import ATTACKS, AttackConfig, Target
 from tasks.attacks.band import in_band
 from tasks.attacks.hop_skip_jump import HopSkipJumpConfig, _Search
 from tasks.attacks.one_step_preview import OneStepPreviewConfig
+from tasks.datasets import ImageSet
 
 
 class Linear(nn.Module):
@@ -64,6 +65,19 @@ class TestBand:
         best = in_band(side * net.w.view(1, 1, 8, 8), 2.0)
         best = 0.3 * best / best.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         torch.testing.assert_close(w, best, rtol=0, atol=1e-4)
+
+    @pytest.mark.slow
+    def test_it_has_nearly_all_of_cifar10s_images_and_a_third_of_random_signs(self, cifar10_test: ImageSet) -> None:
+        """Of the energy beside the mean, 500 images: why a defence that gives the disc away gives nearly all away."""
+        images = torch.from_numpy(cifar10_test.images[:500])
+        signs = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).sign()
+
+        def share(x: Tensor, radius: float) -> float:
+            x = x - x.mean((2, 3), keepdim=True)
+            return 100 * float(in_band(x, radius).square().sum() / x.square().sum())
+
+        assert [share(images, radius) for radius in (10, 8)] == pytest.approx([96.2, 93.1], abs=0.05)
+        assert share(signs, 10) == pytest.approx(30.9, abs=0.1)
 
     def test_without_a_band_the_id_is_as_before(self) -> None:
         plain = attack(attack="pgd", norm="linf", eps=0.1)

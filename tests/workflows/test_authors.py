@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -15,9 +16,11 @@ from defense.errors import InvalidInput
 from tasks.attacks import TransferConfig
 from workflows.assets.bundled import find_sweep
 from workflows.assets.catalogue import catalogue
-from workflows.documents.authors import authors_setting, authors_settings, expanded
-from workflows.grid.load import load_sweep
+from workflows.documents.authors import authors_setting, authors_settings, expanded, recognised
+from workflows.grid.load import load_sweep, recorded_sweep
 from workflows.grid.sweep import Sweep
+from workflows.leaderboard.board import _settings
+from workflows.leaderboard.entries import Entry
 from workflows.published.papers import load_paper
 from workflows.writing.schema import sweep_schema
 
@@ -115,6 +118,89 @@ def test_mistakes_have_their_place(tmp_path: Path, defence: str, attack: str, me
         sweep(tmp_path, defence, attack)
 
     assert re.search(message, str(caught.value)), str(caught.value)
+
+
+PLAIN = "{purifier: diffpure, form: ddim, t_star: 100, schedule: linear-1000, steps: 5, denoiser: small%s}"
+ADBM = "{published: adbm, denoiser: small%s}"
+PGD = (
+    "{attack: pgd-eot, steps: 200, step_size: 0.007, eot: 20, random_start: true, keep: last, gradient: exact, "
+    "norm: linf, eps: 0.1}"
+)
+
+
+@pytest.mark.parametrize(
+    "written", [[ADBM % "", PLAIN % ""], [PLAIN % "", ADBM % ""], [ADBM % "", PLAIN % ", draws: 3"]]
+)
+def test_a_name_is_kept_whichever_entry_of_a_purifier_has_it(tmp_path: Path, written: list[str]) -> None:
+    attacks = [PGD, "{as-published: adbm, norm: linf, eps: 0.1}"]
+    for order in (attacks, attacks[::-1]):
+        made = sweep(tmp_path, ", ".join(written), ", ".join(["none", *order]))
+        assert {tuple(made.names[cell.defence.purifier.id]) for cell in made.cells} == {("adbm",)}
+        assert [made.names[cell.attack.id] for cell in made.cells if cell.attack] == [{"adbm"}] * (
+            len(made.cells) // 2
+        )
+
+
+@pytest.mark.parametrize("name", ["adbm", "aaopt", "flowpure", "freqpure"])
+def test_the_record_of_a_sweep_in_python_has_the_names(tmp_path: Path, name: str) -> None:
+    head = yaml.safe_load(HEAD)
+    entry = {"published": name, "denoiser": DENOISERS.get(name, "small")}
+    attack = {"as-published": name, "norm": "linf", "eps": 0.1, **({"denoiser": "small"} if name == "aaopt" else {})}
+    own = {"amplitude_radius": 2, "phase_radius": 2} if name == "freqpure" else {}
+    made = Sweep(
+        "s",
+        **head,
+        defences=[{**entry, **own, "sigma_eq": 0.2, "steps": 2} if name != "aaopt" else entry],
+        attacks=[attack],
+    )
+    again = recorded_sweep(made.text, tmp_path)
+    assert again.id == made.id
+    (cell,) = made.cells
+    assert cell.attack is not None
+    assert made.names == again.names == {cell.defence.purifier.id: {name}, cell.attack.id: {name}}
+
+
+def test_a_level_of_ones_own_goes_before_that_of_the_setting_with_its_schedule(tmp_path: Path) -> None:
+    (cell,) = sweep(tmp_path, "{published: flowpure, denoiser: flow, sigma_eq: 0.2}").cells
+    assert cell.defence.purifier.noise_level is not None
+    assert cell.defence.purifier.noise_level.sigma_eq == pytest.approx(0.2, abs=0.01)
+    (cell,) = sweep(tmp_path, "{published: diffpure, denoiser: flow, sigma_eq: 0.2, form: ode}").cells
+    assert cell.defence.purifier.parameter("schedule") == "flowpure"
+    # What else is stated in levels of that schedule would mean another one.
+    with pytest.raises(InvalidInput, match="is not the one that the denoiser was trained on"):
+        sweep(tmp_path, "{published: heterogeneous, denoiser: flow, sigma_eq: 0.2}")
+
+
+def test_what_the_authors_attack_is_may_be_said_again(tmp_path: Path) -> None:
+    entry = "{as-published: adbm, norm: linf, eps: 0.1, knows: purifier, loss: ce, attacked: mean-loss}"
+    assert (
+        sweep(tmp_path, "none", entry).id == sweep(tmp_path, "none", "{as-published: adbm, norm: linf, eps: 0.1}").id
+    )
+
+
+def test_a_network_of_ones_own_is_recognised_by_its_name_alone(tmp_path: Path) -> None:
+    (named,) = sweep(tmp_path, ADBM % "", PGD).cells
+    (plain,) = sweep(tmp_path, PLAIN % "", PGD).cells
+    assert named.attack is not None and plain.attack is not None
+    found = recognised(named.defence.purifier, named.attack, ["adbm"])
+    assert found is not None and found.name == "adbm"
+    assert recognised(plain.defence.purifier, plain.attack) is None
+
+
+def test_what_others_did_is_no_attack_of_this_ones_authors(tmp_path: Path) -> None:
+    def attacks_of(defence: str) -> set[str]:
+        made = sweep(tmp_path, defence, GRID)
+        source: Any = SimpleNamespace(sweep=made)
+        entry = Entry("", made.cells[0], "", "", "", {1: (source, list(made.cells))})
+        return {setting.name for setting in _settings(entry).values() if setting is not None}
+
+    GRID = ", ".join(
+        f"{{as-published: {name}, norm: linf, eps: 0.1}}" for name in ("adbm", "diffpure", "rdc", "gdmp")
+    )
+    assert attacks_of("none") == attacks_of("{purifier: jpeg, quality: 50}") == set()
+    assert attacks_of(ADBM % "") == {"adbm"}
+    assert attacks_of("{published: likelihood-maximization, denoiser: small}") == {"rdc"}  # one method by two names
+    assert attacks_of("{purifier: gdmp, denoiser: small, schedule: linear-1000, t_star: 9, steps: 3}") == {"gdmp"}
 
 
 def test_other_entries_are_left_alone() -> None:

@@ -12,6 +12,7 @@ from helpers_small import compute, small_sweep, undeclared
 
 from workflows.analysis import Analysis
 from workflows.analysis.leaderboard import leaderboard_frame
+from workflows.leaderboard.numbers import certified
 from workflows.results.reader import Results
 from workflows.store import Store
 from workflows.tables.leaderboard import leaderboard_table
@@ -101,6 +102,19 @@ def test_certificates_and_corruptions_are_joined() -> None:
     assert table is not None
     titles = [column.title for column in table.visible]
     assert "certified r=0.2" in titles and "corruptions" in titles
+
+
+def test_a_certificate_of_several_seeds_is_that_of_the_first_and_not_the_luckiest() -> None:
+    values = [
+        (f"{seed} {sigma}", seed, sigma, 0.6 + 0.1 * seed + 0.05 * sigma) for seed in (0, 1) for sigma in (1, 2)
+    ]
+    curves = pd.DataFrame(values, columns=["cell", "seed", "sigma", "accuracy"])
+    curves = curves.assign(radius=0.2, low=0.5, high=0.9, n=100, images=8)
+    cell: Any = SimpleNamespace(images=SimpleNamespace(count=8))
+    source: Any = SimpleNamespace(number=1, analysis=SimpleNamespace(certified_curves=curves))
+    numbers = [number for _, number in certified(source, dict.fromkeys(curves["cell"], cell))]
+    assert [number.value for number in numbers] == pytest.approx([0.7, 0.8])
+    assert max(numbers, key=lambda number: number.rank) is numbers[0]
 
 
 def test_nothing_judged_is_no_table() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from browser import CHROMIUM, browse  # type: ignore[import-not-found]
 from helpers_small import ASSETS, compute
 from typer.testing import CliRunner, Result
 
+from defense.errors import PuregridError
 from workflows.audit import Finding
 from workflows.cli import app
 from workflows.grid.load import load_sweep
+from workflows.leaderboard import site
 from workflows.leaderboard.board import Board, board_of
 from workflows.leaderboard.claims import Claim, claimed, claims_of, hides, judged_by, shape, trap
 from workflows.leaderboard.entries import Line
 from workflows.leaderboard.pages.sentences import claims_in_short
 from workflows.leaderboard.site import write_site
 from workflows.leaderboard.sources import sources_of
+from workflows.leaderboard.tables import numbers_table
 from workflows.planning.plan import make_plan
 from workflows.results.records import record_sweep
 from workflows.store import Store
@@ -274,6 +278,45 @@ def test_rows_and_json_are_those_of_the_store(made: Made) -> None:
     assert model["puregrid"]["numbers"]["clean"]["sweep"] == "second"
 
 
+def test_a_defence_under_two_norms_has_a_page(made: Made) -> None:
+    line = made.line("jpeg")
+    entry = replace(line.entry, lines=[], candidates=line.entry.candidates)
+    entry.lines = [replace(line, entry=entry, norm=norm) for norm in ("linf", "l2")]
+    entry.lines[1].candidates = {name: [replace(n) for n in own] for name, own in line.candidates.items()}
+    shown = numbers_table(entry)
+    place = [column.name for column in shown.visible].index("norm")
+    assert [values[place] for values in shown.lines()][:2] == ["-", "linf"]
+    assert {values[place] for values in shown.lines()} == {"-", "linf", "l2"}
+
+
+def test_sweeps_of_one_name_are_told_apart(made: Made, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made.folder / "store-second", copy)
+    sources = sources_of([made.names[1], f"{made.folder}/second.yaml@{copy}"], "nowhere", print)
+    write_site(sources, tmp_path / "site")
+    (file,) = (tmp_path / "site" / "rows").glob("*.parquet")
+    assert pd.read_parquet(file)["sweep"].value_counts().to_dict() == {"second (no. 1)": 64, "second (no. 2)": 64}
+    (page,) = (tmp_path / "site" / "defences").iterdir()
+    assert {row["sweep"] for row in table(page, "numbers")} == {"second (no. 1)", "second (no. 2)"}
+
+
+def test_what_ends_it_leaves_the_board_that_is_there(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+
+    write_site(made.sources[:1], tmp_path)
+    before = held()
+    with monkeypatch.context() as patch:
+        patch.setattr(site, "claims_page", lambda *_: (_ for _ in ()).throw(PuregridError("damaged")))
+        with pytest.raises(PuregridError, match="damaged"):
+            write_site(made.sources, tmp_path)
+    assert held() == before and len(before) > 8
+    write_site(made.sources, tmp_path)
+    assert held() != before and not list(tmp_path.glob(".new-*"))
+
+
 def test_what_lacks_its_specs_is_left_out_and_said(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     jpeg = made.line("jpeg").entry.cell
     real = Store.spec
@@ -301,12 +344,17 @@ def test_the_command_takes_sweeps_and_stores_and_leaves_folders_alone(made: Made
     assert again.exit_code == 0 and len(list((tmp_path / "site" / "defences").iterdir())) == 1
     (tmp_path / "mine" / "data").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "bytes" / "sweeps" / "0").mkdir(parents=True)
+    (tmp_path / "bytes" / "sweeps" / "0" / "sweep.yaml").write_bytes(bytes(range(256)))
     unrun = f"{made.folder / 'first.yaml'}@{tmp_path / 'empty'}"
     for arguments, said in (
         ((made.names[0], "--out", tmp_path / "mine"), "that no leaderboard has made"),
         ((tmp_path / "empty", "--out", tmp_path / "b"), "no sweep on record"),
+        ((tmp_path / "bytes", "--out", tmp_path / "b"), "sweep 0 of"),
         ((unrun, "--out", tmp_path / "b"), "nothing of it is committed"),
         (("no-such-sweep", "--out", tmp_path / "b"), "no bundled sweep of this name"),
+        ((made.names[0], "--out", "s3://bucket/b"), "is an address"),
+        ((made.names[0], "--out", f"file://{tmp_path}/b"), "is an address"),
     ):
         refused = puregrid("leaderboard", *arguments)
         assert refused.exit_code in (1, 2) and said in refused.stderr, refused.stderr

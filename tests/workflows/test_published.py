@@ -15,7 +15,7 @@ from workflows.grid.cells import Cell
 from workflows.grid.load import load_sweep
 from workflows.published import match
 from workflows.published import papers as paper_files
-from workflows.published.match import match_published, named_settings, same_method
+from workflows.published.match import match_published, same_method
 from workflows.published.papers import Paper, load_paper, mean_gains, papers
 from workflows.results.reader import Results
 from workflows.store import Store
@@ -99,7 +99,7 @@ def test_a_claim_about_a_purifier_is_none_about_a_method_with_a_network_of_its_o
     sweep = load_sweep(find_sweep("leaderboard"))
     by_name: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
-        for name in named_settings(sweep, [cell]):
+        for name in sweep.names.get(cell.defence.purifier.id, ()):
             by_name.setdefault(name, []).append(cell)
     assert {"diffpure", "adbm", "addt", "aaopt", "aaopt-perturbation", "score-opt-n"} <= by_name.keys()
     claims = {
@@ -111,7 +111,8 @@ def test_a_claim_about_a_purifier_is_none_about_a_method_with_a_network_of_its_o
 
     def stands(claim: str, setting: str) -> bool:
         cells = by_name[setting]
-        return same_method(claims[claim], cells[0].defence.purifier, named_settings(sweep, cells))
+        purifier = cells[0].defence.purifier
+        return same_method(claims[claim], purifier, sweep.names[purifier.id])
 
     # All three are DiffPure in what they compute; two have networks that were trained on attacks.
     assert {name: stands("diffpure", name) for name in ("diffpure", "adbm", "addt")} == {
@@ -125,9 +126,11 @@ def test_a_claim_about_a_purifier_is_none_about_a_method_with_a_network_of_its_o
     assert stands("score-opt N", "score-opt-n") and not stands("score-opt N", "score-opt-o")
     # A purifier that no sweep calls by a published name is what it is, whichever attack it is under.
     agdm = next(cell for cell in sweep.cells if cell.defence.purifier.purifier == "robust-reverse")
-    assert not named_settings(sweep, [agdm]) and same_method(claims["robust-reverse"], agdm.defence.purifier)
+    assert agdm.defence.purifier.id not in sweep.names and same_method(
+        claims["robust-reverse"], agdm.defence.purifier
+    )
     ours = next(cell for cell in sweep.cells if cell.defence.label().startswith("diffpure t*=50"))
-    assert not named_settings(sweep, [ours]) and same_method(claims["diffpure"], ours.defence.purifier)
+    assert ours.defence.purifier.id not in sweep.names and same_method(claims["diffpure"], ours.defence.purifier)
 
 
 # Published figures of the digits, so that they can be compared with cells that are computed here.

@@ -9,10 +9,7 @@ from workflows.results.reader import Results
 from workflows.tables.leaderboard import KEY
 from workflows.tables.table import missing, records
 
-__all__ = ["leaderboard_frame"]
-
-_RADIUS = 0.25
-"""The certified radius of the leaderboard, or that of the curves which is nearest to it."""
+__all__ = ["leaderboard_frame", "nearest_radius"]
 
 _ENDS = ("", "_low", "_high")
 _Key = tuple[Any, ...]
@@ -126,11 +123,16 @@ _CERTIFIED = ("certified", "certified_low", "certified_high", "radius", "sigma")
 _CORRUPTED = ("corruptions", "corruptions_low", "corruptions_high", "origin")
 
 
+def nearest_radius(curves: pd.DataFrame) -> float:
+    """Return the certified radius of a board: 0.25, or that of the curves which is nearest to it."""
+    return float(min(curves["radius"].unique(), key=lambda r: (r <= 0, abs(r - 0.25))))
+
+
 def _certified(curves: pd.DataFrame) -> dict[_Key, dict[str, Any]]:
     """The best sigma at one radius. A defence whose t* follows sigma goes by its name without t*."""
     if curves.empty:
         return {}
-    radius = min(curves["radius"].unique(), key=lambda r: (r <= 0, abs(r - _RADIUS)))
+    radius = nearest_radius(curves)
     best: dict[_Key, dict[str, Any]] = {}
     for row in records(curves[curves["radius"] == radius]):
         name = row["family"] if row["base"] == "denoised" else row["defence"]

@@ -15,6 +15,7 @@ transferred images.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
     from defense.purifiers import PurifierConfig
     from tasks.attacks import AttackConfig
 
-__all__ = ["AuthorsSetting", "authors_setting", "authors_settings", "expanded", "recognised"]
+__all__ = ["NAMES", "AuthorsSetting", "authors_setting", "authors_settings", "expanded", "recognised"]
 
 _FOLDER = Path(__file__).parent.parent / "published" / "authors"
+NAMES = {"purifier": "published", "attack": "as-published"}
 _OWN = ("norm", "eps", "eps_255", "unbounded")
 """What a transferred attack says itself: its source inherits it."""
-_LEVELS = ("t_star", "sigma_eq")
+_LEVELS = ("t_star", "sigma_eq", "t_start")
 _NETWORKS = ("denoiser", "perturbation")
 """What an entry says of the purifier that the authors attack in the place of theirs."""
 _FORMS = ("form", "forward", "direction")
@@ -69,6 +71,12 @@ class AuthorsSetting(Spec):
             raise ValueError("a defence has a purifier, an attack its name")
         return self
 
+    def is_of(self, purifier: PurifierConfig, named: Collection[str]) -> bool:
+        """Return whether this is the method of a purifier, which some settings are ``named`` for."""
+        if named:
+            return any(authors_setting(name).defence == self.defence for name in named)
+        return purifier.code() is not None or self.defence["purifier"] == purifier.purifier
+
 
 def authors_settings() -> list[str]:
     """Return the names of the settings that are here."""
@@ -87,15 +95,18 @@ def authors_setting(name: str) -> AuthorsSetting:
     return AuthorsSetting.from_fields({"name": name, **read_document(_FOLDER / f"{name}.yaml").data})
 
 
-def recognised(purifier: PurifierConfig, attack: AttackConfig) -> AuthorsSetting | None:
+def recognised(purifier: PurifierConfig, attack: AttackConfig, named: Collection[str] = ()) -> AuthorsSetting | None:
     """Return the setting whose defence and attack these are, whatever their budgets; None if they are of none.
 
-    Method, form, gradient and the attacked purifier decide: a shorter chain or fewer steps are the same attack.
+    Method, form, gradient and the attacked purifier decide: a shorter chain or fewer steps are the same attack. One
+    of several methods of a purifier has to be ``named``, if it is not the one that is called so.
     """
     for name in authors_settings():
         setting = authors_setting(name)
         wanted, published = setting.defence, setting.attack
-        if published is None or wanted["purifier"] != purifier.purifier:
+        if published is None or wanted["purifier"] != purifier.purifier or not setting.is_of(purifier, named):
+            continue
+        if not named and name != purifier.purifier in authors_settings():
             continue
         if any(field in wanted and wanted[field] != purifier.parameter(field) for field in _FORMS):
             continue
@@ -122,20 +133,23 @@ def expanded(entry: dict[str, Any], kind: str) -> dict[str, Any]:
         InvalidInput: No such setting; it is named beside a purifier or an attack; the attack lacks a denoiser, or
             would not be the authors' any more.
     """
-    key = {"purifier": "published", "attack": "as-published"}.get(kind)
+    key = NAMES.get(kind)
     if key is None or key not in entry:
         return entry
     own = {name: value for name, value in entry.items() if name != key}
-    if kind in own:
-        raise InvalidInput(f"`{key}` names the {kind}: leave `{kind}` out.", keys=(kind,))
     if not isinstance(entry[key], str):
         raise InvalidInput(f"{key} is one name, not {entry[key]!r}: write an entry for each.", keys=(key,))
     try:
         setting = authors_setting(entry[key])
     except InvalidInput as error:
         raise error.within(key) from error
+    theirs = setting.defence if kind == "purifier" else setting.attack
+    if kind in own and own[kind] != (theirs or {}).get(kind):  # as the record of a sweep has it, in full
+        raise InvalidInput(f"`{key}` names the {kind}: leave `{kind}` out.", keys=(kind,))
     if kind == "purifier":
-        left_out = _LEVELS if any(level in own for level in _LEVELS) else ()
+        left_out: tuple[str, ...] = _LEVELS if any(level in own for level in _LEVELS) else ()
+        if left_out and "t_star" not in own and "t_weak" not in setting.defence:
+            left_out = (*_LEVELS, "schedule")  # no level is stated on it any more
         return {**{name: value for name, value in setting.defence.items() if name not in left_out}, **own}
     if setting.attack is None:
         raise InvalidInput(f"no attack of the authors of {entry[key]!r} is known.", keys=(key,))
@@ -143,8 +157,8 @@ def expanded(entry: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _attack(attack: dict[str, Any], own: dict[str, Any], name: str) -> dict[str, Any]:
-    check_kind(attack.get("source", attack), own, name)
-    if "purifier" not in attack:
+    check_kind(attack.get("source", attack), own.get("source", own), name)
+    if "purifier" not in attack or "source" in own:
         return {**attack, **own}
     own = dict(own)
     if "denoiser" not in own:

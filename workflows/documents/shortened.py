@@ -100,13 +100,13 @@ def check_kind(published: Mapping[str, Any], own: Mapping[str, Any], name: str) 
     Raises:
         InvalidInput: One of them would.
     """
-    from tasks.attacks import ATTACKS
+    from tasks.attacks import AttackConfig
 
-    fields = ATTACKS.get(published["attack"]).model_fields
+    whole: AttackConfig = AttackConfig.from_entry({**published, "norm": "linf", "eps": 0.1})
     for field in _KIND:
-        if field not in own or field not in fields:
+        if field not in own or field not in type(whole).model_fields:
             continue
-        theirs = published.get(field, fields[field].default)
+        theirs = getattr(whole, field)
         for value in own[field] if isinstance(own[field], list) else [own[field]]:
             if not _of_their_kind(field, value, theirs):
                 raise InvalidInput(

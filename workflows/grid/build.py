@@ -7,8 +7,9 @@ any of them there are clean images alone. Inside an entry, a list where a single
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from operator import getitem
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -25,6 +26,7 @@ from tasks.corruptions import BENCHMARK, CORRUPTIONS, EXTRA, SEVERITIES
 from tasks.corruptions.config import CorruptionConfig
 from tasks.datasets import DatasetConfig
 from tasks.stages import Chunk
+from workflows.documents.authors import NAMES
 from workflows.documents.document import Document, Keys
 from workflows.documents.entries import (
     Combination,
@@ -77,6 +79,7 @@ class Grid:
         silences: The auditor's findings that it silences.
         precision: How precise its answers must be; None computes every cell in full.
         questions: What that asks of its cells.
+        names: Published settings of purifiers and attacks, by id.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Grid:
     silences: tuple[Silence, ...] = ()
     precision: Precision | None = None
     questions: tuple[Question, ...] = ()
+    names: Mapping[str, set[str]] = field(default_factory=dict)
 
 
 class Builder(Settings):
@@ -94,6 +98,7 @@ class Builder(Settings):
         super().__init__(document)
         self._entries: dict[int, Keys] = {}
         """Where each value of an axis is written, by its ``id()``: axes live as long as the cells are made."""
+        self._names: dict[str, set[str]] = {}
         self._converges: dict[int, Converge] = {}
         """How far attacks are doubled, by their ``id()``."""
         self._corrupted: dict[tuple[CorruptionConfig, str], CorruptionConfig] = {}
@@ -146,8 +151,9 @@ class Builder(Settings):
             "exclude": self._list("exclude"),
             "silence": self._list("silence"),
         }
-        written = record(name, axes, included, settings)
-        return Grid(name, unique, written, self._silences(unique), self.precision, self._questions(unique))
+        written = record(name, axes, included, settings, self._names)
+        asked = self._questions(unique)
+        return Grid(name, unique, written, self._silences(unique), self.precision, asked, self._names)
 
     def _product(self, axes: dict[str, list[Any]]) -> Iterable[Cell]:
         threats = [threat for axis in THREATS for threat in axes[axis]]
@@ -203,6 +209,11 @@ class Builder(Settings):
         entries = items(self.document, keys, base, optional=axis in THREATS)
         values = [(place, value) for place, entry in entries for value in read(place, entry)]
         self._entries.update((id(value), place) for place, value in values if value is not None)
+        for place, value in values:
+            written: Any = reduce(getitem, place, self.document.data)  # type: ignore[arg-type]
+            if isinstance(written, dict) and (name := written.get(NAMES.get(base.named_by or ""))) is not None:
+                spec = value.purifier if isinstance(value, Defence) else value
+                self._names.setdefault(spec.id, set()).add(name)
         return [value for _, value in values]
 
     def _seeds(self, keys: Keys) -> list[int]:

@@ -8,13 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from defense.spec import Spec
+from workflows.documents.authors import NAMES
 from workflows.grid.cells import Defence, Images
 
 __all__ = ["record"]
 
 
 def record(
-    name: str, axes: Mapping[str, list[Any]], included: Sequence[Mapping[str, list[Any]]], settings: Mapping[str, Any]
+    name: str,
+    axes: Mapping[str, list[Any]],
+    included: Sequence[Mapping[str, list[Any]]],
+    settings: Mapping[str, Any],
+    names: Mapping[str, set[str]],
 ) -> dict[str, Any]:
     """Return the values of a sweep file.
 
@@ -23,25 +28,27 @@ def record(
         axes: What the grid is the product of.
         included: The axes of each further grid that it names.
         settings: The other sections; those that are None or empty are left out.
+        names: Published settings of purifiers and attacks, by id.
     """
-    values = {"sweep": name, **_written(axes)}
-    values |= {section: _value(value) for section, value in settings.items() if value not in (None, [])}
+    values = {"sweep": name, **_written(axes, names)}
+    values |= {section: _value(value, {}) for section, value in settings.items() if value not in (None, [])}
     if included:
-        values["include"] = [_written(axes_of_entry) for axes_of_entry in included]
+        values["include"] = [_written(axes_of_entry, names) for axes_of_entry in included]
     return values
 
 
-def _written(axes: Mapping[str, list[Any]]) -> dict[str, Any]:
-    return {axis: [_value(value) for value in values] for axis, values in axes.items() if values}
+def _written(axes: Mapping[str, list[Any]], names: Mapping[str, set[str]]) -> dict[str, Any]:
+    return {axis: [_value(value, names) for value in values] for axis, values in axes.items() if values}
 
 
-def _value(value: Any) -> Any:
+def _value(value: Any, names: Mapping[str, set[str]]) -> Any:
     if isinstance(value, Spec):
-        return value.as_entry()
+        name = {NAMES[value.named_by or ""]: min(names[value.id])} if names.get(value.id) else {}
+        return {**name, **value.as_entry()}
     if isinstance(value, Images):
         return {**value.dataset.as_entry(), "images": _selection([i for chunk in value.chunks for i in chunk.ids])}
     if isinstance(value, Defence):
-        return {**value.purifier.as_entry(), **value.answers}
+        return {**_value(value.purifier, names), **value.answers}
     return "none" if value is None else value
 
 

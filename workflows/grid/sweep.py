@@ -75,6 +75,7 @@ class Sweep:
         silences: What ``silence`` means.
         precision: What ``precision`` says, None without.
         questions: What it asks of the cells.
+        names: See :class:`~workflows.grid.build.Grid`.
         base: The sweep as written, of one whose attacks with ``converge`` have led to further cells; else None.
 
     Raises:
@@ -89,6 +90,7 @@ class Sweep:
     silences: tuple[Silence, ...] = field(default=(), compare=False, repr=False)
     precision: Precision | None = field(default=None, compare=False)
     questions: tuple[Question, ...] = field(default=(), compare=False, repr=False)
+    names: Mapping[str, set[str]] = field(default_factory=dict, compare=False, repr=False)
     base: Sweep | None = field(default=None, compare=False, repr=False)
 
     def __init__(
@@ -162,6 +164,7 @@ class Sweep:
             "silences": grid.silences,
             "precision": grid.precision,
             "questions": grid.questions,
+            "names": grid.names,
             "base": None,
         }
         for attribute, value in values.items():
@@ -171,18 +174,16 @@ class Sweep:
         """Return this sweep, whose questions know the baseline: by position of the cell, its values by image."""
         sweep = type(self).__new__(type(self))
         asked = tuple(replace(q, reference=references.get(q.cells[0], {})) for q in self.questions)
-        sweep._set(
-            self.text, self.document, Grid(self.name, self.cells, {}, self.silences, self.precision, questions=asked)
-        )
+        grid = Grid(self.name, self.cells, {}, self.silences, self.precision, asked, self.names)
+        sweep._set(self.text, self.document, grid)
         return sweep
 
     def with_cells(self, cells: tuple[Cell, ...]) -> Sweep:
         """Return this sweep with further cells, and with its own id: they follow from what it says and measures."""
         sweep = type(self).__new__(type(self))
         asked = tuple(questions(cells, self.precision))
-        sweep._set(
-            self.text, self.document, Grid(self.name, cells, {}, self.silences, self.precision, questions=asked)
-        )
+        grid = Grid(self.name, cells, {}, self.silences, self.precision, asked, self.names)
+        sweep._set(self.text, self.document, grid)
         object.__setattr__(sweep, "base", self)
         return sweep
 

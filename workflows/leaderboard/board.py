@@ -27,7 +27,6 @@ from workflows.grid.cells import Cell
 from workflows.leaderboard.entries import Entry, Line
 from workflows.leaderboard.numbers import attacked, certified, corrupted, number_of
 from workflows.leaderboard.sources import Source
-from workflows.published.match import named_in
 from workflows.tables.table import missing, records
 
 __all__ = ["Board", "board_of"]
@@ -55,12 +54,12 @@ def board_of(sources: Sequence[Source]) -> Board:
     entries: dict[str, Entry] = {}
     left_out: dict[str, None] = {}
     for source in sources:
-        lacking, cells, without = _Lacking(source), list[tuple[str, Cell]](), set[str]()
+        cells, without = list[tuple[str, Cell]](), set[str]()
         for cell in source.sweep.cells:
             if not source.results.images(cell):
                 continue
             key, labels = _key(cell), source.sweep.labels[cell.id]
-            reason = lacking.of(cell)
+            reason = _lacking(source, cell)
             if reason:
                 without.add(key)
                 left_out[f"{labels['defence']}, {labels['classifier']} on {labels['dataset']}: {reason}"] = None
@@ -88,27 +87,18 @@ def _key(cell: Cell) -> str:
     return digest(" ".join([*parts, *filter(None, [cell.defence.until])]))[:10]
 
 
-class _Lacking:
-    """What a cell lacks to enter the board."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self._known: dict[str, bool] = {}
-
-    def of(self, cell: Cell) -> str:
-        """Return what it lacks; empty if nothing."""
-        if cell.defence.until is not None:
-            return f"its draws stop (`until: {cell.defence.until}`), so its Avg is not known: run it without"
-        for spec in cell.stages[:1]:
-            if spec.id not in self._known:
-                self._known[spec.id] = self.source.results.store.spec(spec.id) is not None
-            if not self._known[spec.id]:
-                return f"the spec of its rows ({spec.id}) is not on record in the store"
-        if not cell.images.dataset.digest:
-            return "its data have no digest"
-        parts = [("classifier", cell.classifier), *cell.defence.purifier.parts()]
-        without = [name for name, part in parts if getattr(part, "sha256", "none") == "" or _unhashed(part)]
-        return f"no digest of the weights: {', '.join(without)}" if without else ""
+def _lacking(source: Source, cell: Cell) -> str:
+    """Return what a cell lacks to enter the board; empty if nothing."""
+    if cell.defence.until is not None:
+        return f"its draws stop (`until: {cell.defence.until}`), so its Avg is not known: run it without"
+    rows = cell.stages[0].id
+    if source.results.store.spec(rows) is None:
+        return f"the spec of its rows ({rows}) is not on record in the store"
+    if not cell.images.dataset.digest:
+        return "its data have no digest"
+    parts = [("classifier", cell.classifier), *cell.defence.purifier.parts()]
+    without = [name for name, part in parts if getattr(part, "sha256", "none") == "" or _unhashed(part)]
+    return f"no digest of the weights: {', '.join(without)}" if without else ""
 
 
 def _unhashed(part: Any) -> bool:
@@ -120,12 +110,7 @@ def _measure(entry: Entry) -> None:
     """Fill in the lines of an entry."""
     lines: dict[tuple[str | None, float], Line] = {}
     ours = {cell.id for _, cell in entry.cells}
-    settings = {cell.id: _named_setting(source, cell) for source, cell in entry.cells}
-    if not any(settings.values()):
-        settings = {
-            cell.id: recognised(cell.defence.purifier, cell.attack) if cell.attack is not None else None
-            for _, cell in entry.cells
-        }
+    settings = _settings(entry)
     entry.setting = next((setting for setting in settings.values() if setting is not None), None)
     for source, cells in entry.places.values():
         cell_of = {cell.id: cell for cell in cells}
@@ -150,12 +135,19 @@ def _measure(entry: Entry) -> None:
     entry.lines = list(lines.values()) or [Line(entry, None, 0.0)]
 
 
-def _named_setting(source: Source, cell: Cell) -> AuthorsSetting | None:
-    """Return the published setting whose attack the entry of a cell names."""
-    if cell.attack is None or not cell.entries.threat:
-        return None
-    name = named_in(source.sweep, cell.entries.threat, "as-published")
-    return None if name is None else authors_setting(name)
+def _settings(entry: Entry) -> dict[str, AuthorsSetting | None]:
+    """Return of each attacked cell the setting of its authors' attack: as named, else as recognised; no other's."""
+    purifier, named = entry.cell.defence.purifier, entry.named
+    attacks = {cell.id: cell.attack for _, cell in entry.cells if cell.attack is not None}
+    theirs: dict[str, AuthorsSetting | None] = {}
+    for source, _ in entry.places.values():
+        for attack in attacks.values():
+            for setting in map(authors_setting, sorted(source.sweep.names.get(attack.id, ()))):
+                if setting.is_of(purifier, named):
+                    theirs[attack.id] = setting
+    if not theirs:
+        theirs = {attack.id: recognised(purifier, attack, named) for attack in attacks.values()}
+    return {cell: theirs.get(attack.id) for cell, attack in attacks.items()}
 
 
 def _name_apart(entries: Iterable[Entry]) -> None:

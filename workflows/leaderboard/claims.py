@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from defense.spec import digest
 from workflows.leaderboard.board import Board
 from workflows.leaderboard.entries import Line
-from workflows.published.match import comparable, differences, named_settings, same_method
+from workflows.published.match import comparable, differences, same_method
 from workflows.published.papers import Paper, Published, load_paper, papers
 
 __all__ = ["MORE", "TOLERANCE", "Claim", "claimed", "claims_of", "hides", "judged_by", "shape", "trap"]
@@ -73,12 +73,6 @@ class Claim:
 def claims_of(board: Board) -> list[Claim]:
     """Return the claims about defences of a board, paper by paper."""
     found = []
-    named = {
-        line.entry.key: {
-            name for source, cells in line.entry.places.values() for name in named_settings(source.sweep, cells)
-        }
-        for line in board.lines
-    }
     for name in papers():
         paper = load_paper(name)
         for place, value in enumerate(paper.values):
@@ -89,7 +83,7 @@ def claims_of(board: Board) -> list[Claim]:
                 for line in board.lines
                 if not line.entry.bare
                 and line.norm == value.column.norm
-                and same_method(value, line.entry.cell.defence.purifier, named[line.entry.key])
+                and same_method(value, line.entry.cell.defence.purifier, line.entry.named)
             )
             if lines:
                 found.append(Claim(digest(f"{name} {place} {value}")[:10], paper, value, lines))

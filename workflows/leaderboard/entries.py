@@ -149,6 +149,12 @@ class Entry:
         """Its cells in every sweep."""
         return [(source, cell) for source, cells in self.places.values() for cell in cells]
 
+    @property
+    def named(self) -> set[str]:
+        """The published settings that sweeps say it is."""
+        purifier = self.cell.defence.purifier.id
+        return {name for source, _ in self.places.values() for name in source.sweep.names.get(purifier, ())}
+
     def findings(self) -> list[tuple[Source, Finding]]:
         """Return what the auditor found on its cells, errors first."""
         found = [

@@ -130,7 +130,7 @@ def _number(number: Number) -> dict[str, Any]:
         "shortened": list(number.departure.cut),
         "set_otherwise": list(number.departure.otherwise),
         "attack_evaluations": number.evaluations or None,
-        "sweep": number.source.sweep.name,
+        "sweep": number.source.name,
         "sweep_id": number.source.sweep.id,
         "cell": number.cell.id,
     }

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from tasks.attacks import LadderConfig
 from tasks.stages import AttackStage
+from workflows.analysis.leaderboard import nearest_radius
 from workflows.documents.authors import AuthorsSetting
 from workflows.documents.shortened import Departure, departure
 from workflows.grid.cells import Cell
@@ -19,10 +20,6 @@ from workflows.statistics.sequences import anytime_difference
 from workflows.tables.table import missing, records
 
 __all__ = ["Number", "attacked", "certified", "corrupted", "difference", "number_of"]
-
-_RADIUS = 0.25
-"""The certified radius of the board, or that of a sweep's curves which is nearest to it."""
-
 
 _NONE = Departure()
 
@@ -92,7 +89,6 @@ def attacked(
     settings: dict[str, AuthorsSetting | None],
 ) -> Iterator[tuple[str, Number]]:
     """Yield the numbers of one sweep and seed at one budget."""
-    kind = max(_kind(cells[row["cell"]]) for row in rows)
     theirs = [row for row in rows if settings.get(row["cell"]) is not None]
     others = [row for row in rows if settings.get(row["cell"]) is None]
     groups = [
@@ -102,11 +98,10 @@ def attacked(
     for name, of, members in groups:
         row = min((row for row in members if not missing(row.get(of))), key=lambda row: row[of], default=None)
         if row is not None:
-            own = max(map(_kind, (cells[row["cell"]] for row in members)), default=kind)
-            cell = cells[row["cell"]]
-            number = number_of(source, cell, row, of, _called(cell), own)
-            setting = settings.get(cell.id) if name == "published" else None
-            if setting is not None and cell.attack is not None:
+            cell, kind = cells[row["cell"]], max(_kind(cells[other["cell"]]) for other in members)
+            assert cell.attack is not None
+            number = number_of(source, cell, row, of, cell.attack.label(), kind)
+            if name == "published" and (setting := settings.get(cell.id)) is not None:
                 number = replace(number, departure=departure(setting.attack, cell.attack))
             yield name, number
 
@@ -120,11 +115,6 @@ def number_of(
     if of == "worst":
         detail = f"M = {row['resubmissions']}"
     return Number(*ends, row["images"], row["planned"], source, cell, attack, kind, spent, detail)
-
-
-def _called(cell: Cell) -> str:
-    """Return the label of an attack; tables of a sweep add to it what tells it from its other ones."""
-    return "" if cell.attack is None else cell.attack.label()
 
 
 def _kind(cell: Cell) -> int:
@@ -145,19 +135,20 @@ def _spent(results: Results, cell: Cell, stage: AttackStage, seen: set[str]) -> 
 
 
 def certified(source: Source, cells: dict[str, Cell]) -> Iterator[tuple[str, Number]]:
-    """Yield the best certified accuracy over sigma at one radius."""
+    """Yield the best certified accuracy over sigma at one radius, of each seed."""
     curves = source.analysis.certified_curves
     if curves.empty:
         return
-    radius = min(curves["radius"].unique(), key=lambda r: (r <= 0, abs(r - _RADIUS)))
-    own = [row for row in records(curves[curves["radius"] == radius]) if row["cell"] in cells]
-    best = max(own, key=lambda row: row["accuracy"], default=None)
-    if best is not None:
-        cell = cells[best["cell"]]
-        about = f"certified at l_2 radius {radius:g}, sigma {best['sigma']:g}, n {best['n']}"
-        ends = best["accuracy"], best["low"], best["high"]
-        images = best["images"], cell.images.count
-        yield "certified", Number(*ends, *images, source, cell, about, detail=f"r={radius:g}")
+    radius = nearest_radius(curves)
+    best: dict[int, dict[str, Any]] = {}
+    for row in records(curves[curves["radius"] == radius]):
+        if row["cell"] in cells and row["accuracy"] > best.get(row["seed"], {"accuracy": -1.0})["accuracy"]:
+            best[row["seed"]] = row
+    for row in best.values():
+        cell = cells[row["cell"]]
+        about = f"certified at l_2 radius {radius:g}, sigma {row['sigma']:g}, n {row['n']}"
+        parts = row["accuracy"], row["low"], row["high"], row["images"], cell.images.count
+        yield "certified", Number(*parts, source, cell, about, detail=f"r={radius:g}")
 
 
 def corrupted(source: Source, cells: dict[str, Cell]) -> Iterator[tuple[str, Number]]:

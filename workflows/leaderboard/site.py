@@ -9,9 +9,11 @@
 """
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
@@ -19,7 +21,7 @@ from defense.errors import InvalidInput
 from defense.files import make_folder, writable_folder, write_text
 from workflows.formats.machine import frame_csv
 from workflows.images.rows import flat_rows, image_rows
-from workflows.leaderboard.board import board_of
+from workflows.leaderboard.board import Board, board_of
 from workflows.leaderboard.claims import claims_of
 from workflows.leaderboard.entries import Entry
 from workflows.leaderboard.model_info import files as model_files
@@ -52,17 +54,26 @@ def write_site(sources: Sequence[Source], out: Path | str) -> Path:
         why = "; ".join(board.left_out[:3]) or "nothing is committed"
         raise InvalidInput(f"no defence of these sweeps enters the board: {why}. Run them, then try again.")
     make_folder(folder, "the folder of the site")
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-        make_folder(folder / name, "a folder of the site")
     write_text(folder / _MARK, "", "the mark of the site")
-    claims = claims_of(board)
-    files = []
+    # Whole first, so that what ends it leaves the board that is there.
+    with TemporaryDirectory(dir=folder, prefix=".new-") as new:
+        _write(board, Path(new))
+        for name in _FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for path in Path(new).iterdir():
+            os.replace(path, folder / path.name)
+    return folder / "index.html"
+
+
+def _write(board: Board, folder: Path) -> None:
+    for name in _FOLDERS:
+        make_folder(folder / name, "a folder of the site")
+    claims, files = claims_of(board), list[str]()
     for path, models in model_files(board, claims).items():
         files.append(f"data/{path}")
         make_folder((folder / files[-1]).parent, "a folder of the site")
         write_text(folder / files[-1], json.dumps(models, indent=1) + "\n", "the board as JSON")
-    for source in sources:
+    for source in board.sources:
         write_text(folder / "sweeps" / source.file, source.sweep.text, "a sweep file")
     for entry in board.entries:
         rows = _write_rows(entry, folder / "rows")
@@ -71,7 +82,6 @@ def write_site(sources: Sequence[Source], out: Path | str) -> Path:
         write_text(folder / "claims" / f"{claim.key}.html", claim_page(claim), "a page")
     write_text(folder / "claims.html", claims_page(board, claims), "a page")
     write_text(folder / "index.html", board_page(board, claims, files), "the page of the board")
-    return folder / "index.html"
 
 
 def check_folder(out: Path | str) -> Path:
@@ -101,7 +111,7 @@ def _write_rows(entry: Entry, folder: Path) -> list[str]:
             own = [cell for cell in cells if (cell.certificate is not None) == certified]
             frame = image_rows(source.results, (), cells=own)
             if len(frame):
-                frame.insert(0, "sweep", source.sweep.name)
+                frame.insert(0, "sweep", source.name)
                 frames.append(frame)
         if frames:
             frame = pd.concat(frames, ignore_index=True)

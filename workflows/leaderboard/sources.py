@@ -7,9 +7,9 @@
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from defense.errors import InvalidInput, PuregridError
 from defense.redaction import redacted
@@ -34,11 +34,13 @@ class Source:
         number: Its number there, from 1.
         analysis: What its rows show.
         command: The command that computes it.
+        name: That of the sweep, with the number where another one has it too.
     """
 
     number: int
     analysis: Analysis
     command: str
+    name: str = ""
 
     @property
     def results(self) -> Results:
@@ -73,9 +75,10 @@ def sources_of(names: Sequence[str], store: str, say: Callable[[str], None]) -> 
     for name in names or (store,):
         for sweep, opened, command in _meant(name, store, say):
             found.setdefault((opened.uri, sweep.id), (sweep, opened, command))
+    of_name = Counter(sweep.name for sweep, _, _ in found.values())
     return [
-        Source(number, Analysis(Results(opened, sweep)), command)
-        for number, (sweep, opened, command) in enumerate(found.values(), 1)
+        Source(n, Analysis(Results(opened, sweep)), command, sweep.name + f" (no. {n})" * (of_name[sweep.name] > 1))
+        for n, (sweep, opened, command) in enumerate(found.values(), 1)
     ]
 
 
@@ -104,7 +107,7 @@ def _recorded(uri: str, say: Callable[[str], None]) -> Iterator[tuple[Sweep, Sto
             continue
         if _committed(sweep, opened):
             shown = True
-            file = shlex.quote(str(Path(f"{sweep.name}.yaml").name))
+            file = shlex.quote(f"{sweep.name}.yaml")
             yield sweep, opened, f"puregrid run {file} --store {shlex.quote(redacted(uri))}"
     if not shown:
         raise PuregridError(f"no sweep on record in {opened.uri} has rows: `puregrid run` one first.")

@@ -13,7 +13,7 @@ from workflows.leaderboard.claims import Claim, claimed
 from workflows.leaderboard.entries import Entry, Line
 from workflows.leaderboard.numbers import Number
 from workflows.tables.common import CLASSIFIER, DATASET
-from workflows.tables.leaderboard import BUDGET
+from workflows.tables.leaderboard import BUDGET, NORM_OF
 from workflows.tables.table import Column, Row, Table, cells_of, frame_only, missing, several
 
 __all__ = ["NAMES", "board_table", "identity", "known", "measured", "numbers_table", "sources_table"]
@@ -40,7 +40,7 @@ def measured(line: Line, names: Iterable[str]) -> dict[str, Any]:
         found[name] = None if number is None else number.value
         found |= {f"{name}_{end}": None if number is None else getattr(number, end) for end in _ENDS}
         found[f"{name}_cell"] = "" if number is None else number.cell.id
-        found[f"{name}_sweep"] = "" if number is None else number.source.sweep.name
+        found[f"{name}_sweep"] = "" if number is None else number.source.name
     return found
 
 
@@ -113,7 +113,7 @@ def _columns(frame: pd.DataFrame) -> Iterator[Column]:
     yield DATASET
     yield replace(CLASSIFIER, when=several)
     yield Column("denoiser", "denoiser", "text", "Files of the denoisers.", when=several)
-    yield Column("norm", "norm", "text", "Norm of the budget.", when=several, show=_norm)
+    yield NORM_OF
     yield BUDGET
     yield Column("threat", "threat", "text", "Whether an attack knew the defence.")
     meaning = "What was published; with the data and budget where these are other ones."
@@ -149,10 +149,6 @@ def _columns(frame: pd.DataFrame) -> Iterator[Column]:
 
 def _any_shortened(frame: pd.DataFrame, name: str) -> bool:
     return bool((frame[name] == "yes").any())
-
-
-def _norm(row: Row) -> str:
-    return row["norm"] or "-"
 
 
 def _claimed(row: Row) -> str:
@@ -225,14 +221,14 @@ def numbers_table(entry: Entry) -> Table:
                     "planned": number.planned,
                     "attack": ", ".join(filter(None, (number.attack, number.detail, _cut(number)))),
                     "evaluations": number.evaluations or None,
-                    "sweep": number.source.sweep.name,
+                    "sweep": number.source.name,
                     "counts": "yes" if candidate.counts else "no",
                     "cell": number.cell.id,
                 }
             )
     columns = (
         Column("number", "number", "text", "What it is."),
-        Column("norm", "norm", "text", "Norm of the budget.", when=several, show=_norm),
+        NORM_OF,
         Column(
             "eps", "eps", "budget", "Budget of the attack.", show=lambda r: format_eps(r["eps"]) if r["eps"] else "-"
         ),
@@ -259,7 +255,7 @@ def sources_table(board: Board) -> Table:
     rows = [
         {
             "number": source.number,
-            "sweep": source.sweep.name,
+            "sweep": source.name,
             "id": source.sweep.id,
             "cells": len(source.sweep.cells),
             "complete": sum(map(source.results.complete, source.sweep.cells)),

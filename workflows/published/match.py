@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +13,10 @@ from tasks.attacks.budgets import format_eps
 from tasks.corruptions import SEVERITIES
 from workflows.documents.authors import authors_settings
 from workflows.grid.cells import Cell
-from workflows.grid.load import Sweep
 from workflows.published.papers import Paper, Published, load_paper, papers
 from workflows.results.reader import Results
 
-__all__ = ["comparable", "differences", "match_published", "named_in", "named_settings", "same_method"]
+__all__ = ["comparable", "differences", "match_published", "same_method"]
 
 
 _COLUMNS = [
@@ -53,7 +51,8 @@ def match_published(
         ``dataset`` are the paper's, the classifier "" where it is not stated.
     """
     lines = []
-    groups = [(cells, named_settings(results.sweep, cells)) for cells in _groups(results)]
+    called = results.sweep.names
+    groups = [(cells, called.get(cells[0].defence.purifier.id, ())) for cells in _groups(results)]
     for name in papers() if names is None else names:
         paper = load_paper(name)
         for value in paper.values:
@@ -102,24 +101,6 @@ def _same_budget(value: Published, cell: Cell) -> bool:
 
 def _same_attack(value: Published, cell: Cell) -> bool:
     return cell.attack is None or value.column.attack in (None, cell.attack.attack)
-
-
-def named_in(sweep: Sweep, path: Sequence[str | int], key: str) -> str | None:
-    """Return the published setting that an entry of a sweep's document names by a key, None if it names none."""
-    value: Any = sweep.document.data
-    for part in path:
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            return None
-    name = value.get(key) if isinstance(value, dict) else None
-    return name if isinstance(name, str) else None
-
-
-def named_settings(sweep: Sweep, cells: Iterable[Cell]) -> set[str]:
-    """Return the published settings that a sweep says the defence of some cells is, by ``published``."""
-    found = {named_in(sweep, cell.entries.defence, "published") for cell in cells}
-    return {name for name in found if name is not None}
 
 
 def same_method(value: Published, purifier: PurifierConfig, named: Collection[str] = ()) -> bool:

@@ -129,7 +129,7 @@ def recorded_sweeps(store: Store) -> list[tuple[str, str, Path]]:
     """
     found = []
     for sweep_id in _recorded_ids(store):
-        folder = Path.cwd()
+        text, folder = "", Path.cwd()
         try:
             text = store.files.read(f"sweeps/{sweep_id}/sweep.yaml").decode()
             folder = Path(json.loads(store.files.read(f"sweeps/{sweep_id}/plan.json"))["folder"])

@@ -159,7 +159,8 @@ def published_attack_weaker(all_views: Sequence[View]) -> Iterator[Finding]:
             for view in same:
                 if best is None or view.attack is None or view.accuracy - best.accuracy <= _MORE:
                     continue
-                setting = recognised(view.cell.defence.purifier, view.attack)
+                purifier, names = view.cell.defence.purifier, view.results.sweep.names
+                setting = recognised(purifier, view.attack, names.get(purifier.id, ()))
                 if setting is None:
                     continue
                 lacking = " ".join(filter(None, [*setting.traps, departure(setting.attack, view.attack).sentence()]))

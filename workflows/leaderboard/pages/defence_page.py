@@ -72,7 +72,7 @@ def _restricted(entry: Entry, name: str, cells: set[str]) -> Iterator[Table]:
             yield replace(
                 table,
                 name=f"{name}-{source.number}" if several_sweeps else name,
-                title=f"{table.title}, sweep {source.sweep.name}" if several_sweeps else table.title,
+                title=f"{table.title}, sweep {source.name}" if several_sweeps else table.title,
                 columns=tuple(replace(c, when=several) if c.name in _SAID else c for c in table.columns),
                 frame=table.rows.iloc[kept].reset_index(drop=True),
                 shown=None,
