@@ -88,7 +88,10 @@ def _exempt(subject: Subject, clean: Tensor) -> float:
     def jumps(x: Tensor, step: Tensor) -> Tensor:
         return jumps_between(subject, x, x + step * (1 - 2 * x.round()))[0] > _JUMP * usual
 
-    share = float((jumps(clean, noise) & ~jumps(clean.flip(2), noise.flip(2))).double().mean())
+    found = jumps(clean, noise)
+    if bool(found.any()):
+        found &= ~jumps(clean.flip(2), noise.flip(2))
+    share = float(found.double().mean())
     return share if share > 0.5 else 0.0  # what jumps at many places does so here by accident
 
 
