@@ -147,7 +147,8 @@ def measure(subject: Subject, images: int, directions: int) -> Differences:
     """Measure slopes in directions of random signs, of which the last one is constant over blocks of pixels."""
     images = min(images, len(subject.images))
     x, omega = _generic(subject.images[:images]), subject.omega(images)
-    u = _directions(x, directions)
+    inside = ((0.5 - (x - 0.5).abs()) / ATTACK[-1]).clamp(max=1)  # a part may refuse what is outside of [0, 1]
+    u = _directions(x, directions) * inside.unsqueeze(1)
     weight = subject.weight(subject.value(x[:1], omega.part(0, 1)))
     return Differences(subject, _slopes(subject, x, u, weight, (*LOCAL, *ATTACK)), x, u.double().cpu(), weight)
 
@@ -175,7 +176,7 @@ def _generic(x: Tensor) -> Tensor:
     """
     generator = torch.Generator().manual_seed(6)
     noise = 2 * torch.rand(x.shape, generator=generator).to(x) - 1
-    return 0.5 + 0.83 * (x - 0.5) + 0.02 * noise  # a step of an attack stays inside as well
+    return 0.5 + 0.9 * (x - 0.5) + 0.02 * noise
 
 
 def _directions(x: Tensor, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import random
 import threading
 import time
@@ -263,7 +264,7 @@ def role(subject: Subject) -> Check:
     now = time.time
     with (
         patch("os.getpid", lambda: 1),
-        patch.dict("os.environ", RANK="7", LOCAL_RANK="7"),
+        patch("os.environ", {**os.environ, "RANK": "7", "LOCAL_RANK": "7"}),
         patch("socket.gethostname", lambda: "another"),
         patch("time.time", lambda: now() + 100),
     ):
