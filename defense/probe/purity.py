@@ -196,9 +196,8 @@ def state(subject: Subject, first: Tensor, slope: Tensor | None, before: dict[st
     if changed:
         return answer("state", subject.part, len(changed), f"a call changed {', '.join(changed[:3])}")
     if subject.build is not None and (found := _first_image(replace(subject, module=subject.build()), first)):
-        return answer(
-            "state", subject.part, found, f"a {subject.part} whose first image was another has other answers"
-        )
+        text = f"a {subject.part} whose first image was another has other answers"
+        return answer("state", subject.part, found, text)
     return answer("state", subject.part, 0.0, f"after {calls} calls the first answer is the same")
 
 
@@ -215,7 +214,7 @@ def _left(subject: Subject) -> list[str]:
 
 
 def _first_image(anew: Subject, first: Tensor) -> float:
-    """Return how far answers differ from before where a part was asked about a dim image first, and in between."""
+    """Return how far answers differ where a dim image came first, and those about it."""
     dim, omega = anew.images[:1] / 2, anew.omega(1)
     before = anew.value(dim, omega)
     apart = largest_difference(anew.value(anew.images, anew.omega()), first, anew.part)

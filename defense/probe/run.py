@@ -46,12 +46,9 @@ def probe_purifier(
     """Probe a purifier, not called before if possible: the first answer is compared with later ones.
 
     Arguments:
-        purifier: The purifier.
         images: At least two different images in [0, 1], shape (N, C, H, W), on its device.
-        config: What it says of itself.
         models: Where its networks come from, to build it anew and to count their evaluations.
         reference: Images of the test set.
-        label: By default that of the config or the class.
     """
     said = Claims() if config is None else claims.claims_of(config)
     subject = Subject(

@@ -51,11 +51,9 @@ class Subject:
 
     Arguments:
         module: The purifier, or a classifier from images in [0, 1] to logits.
-        images: At least two different images in [0, 1], shape (N, C, H, W).
         spec_id: Id under which a purifier draws.
         build: Makes it anew; a copy of a module that has no config.
         count: Runs one purification and returns how often networks were evaluated; None if there is none to count.
-        tolerance: Difference between batches that is rounding, in pixels or relative to the spread of logits.
         calls: Calls so far.
         settings: Those of torch before them.
     """
@@ -68,7 +66,6 @@ class Subject:
     spec_id: str = "probe"
     build: Callable[[], nn.Module] | None = None
     count: Callable[[Tensor, Omega], int | None] | None = None
-    tolerance: float = 1e-4
     calls: int = 0
     settings: tuple[object, ...] = field(default_factory=lambda: settings())
 
