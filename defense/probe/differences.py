@@ -147,7 +147,7 @@ def measure(subject: Subject, images: int, directions: int) -> Differences:
     """Measure slopes in directions of random signs, of which the last one is constant over blocks of pixels."""
     images = min(images, len(subject.images))
     x, omega = _generic(subject.images[:images]), subject.omega(images)
-    inside = ((0.5 - (x - 0.5).abs()) / ATTACK[-1]).clamp(max=1)  # a part may refuse what is outside of [0, 1]
+    inside = ((0.499999 - (x - 0.5).abs()) / ATTACK[-1]).clamp(max=1)  # a part may refuse what is outside of [0, 1]
     u = _directions(x, directions) * inside.unsqueeze(1)
     weight = subject.weight(subject.value(x[:1], omega.part(0, 1)))
     return Differences(subject, _slopes(subject, x, u, weight, (*LOCAL, *ATTACK)), x, u.double().cpu(), weight)
