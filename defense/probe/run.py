@@ -45,10 +45,8 @@ def probe_purifier(
 ) -> Probe:
     """Probe a purifier, not called before if possible: the first answer is compared with later ones.
 
-    Arguments:
-        images: At least two different images in [0, 1], shape (N, C, H, W), on its device.
-        models: Where its networks come from, to build it anew and to count their evaluations.
-        reference: Images of the test set.
+    ``images`` are at least two different ones in [0, 1], shape (N, C, H, W), on its device; from ``models`` its
+    networks come, to build it anew and to count their evaluations; ``reference`` are images of the test set.
     """
     said = Claims() if config is None else claims.claims_of(config)
     subject = Subject(
