@@ -67,7 +67,6 @@ class Differences:
 
     Arguments:
         slopes: s_h(u), shape (H, N, K): step sizes :data:`LOCAL` and :data:`ATTACK`, images, directions.
-        points: x, shape (N, C, H, W).
         directions: u, shape (N, K, C, H, W).
     """
 

@@ -53,9 +53,8 @@ class ModeGradient:
 
     Arguments:
         mode: The gradient mode; ``autograd`` for a classifier.
-        exact: Whether this mode is meant to be the gradient of the function.
         error: Median over images and directions of the relative error, each at the step size that agrees best.
-        share: Share of images and directions whose relative error exceeds the tolerance at every step size.
+        share: That of images and directions that disagree at every step size.
         cosine: Cosine of autograd's slopes and the differences at the scale of an attack's steps, over images and
             directions; None where neither moves.
     """

@@ -34,7 +34,6 @@ class ProbeStage(StageSpec):
 
     Arguments:
         dataset: Whose images it is asked about, all of which are looked for among its outputs.
-        purifier: None to probe the classifier.
         classifier: For a purifier the one that guides it.
         compute: Its threads; nothing else has an influence, and a probe is in full precision.
     """
