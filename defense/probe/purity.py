@@ -214,7 +214,7 @@ def _left(subject: Subject) -> list[str]:
 
 
 def _first_image(subject: Subject, first: Tensor, build: Callable[[], nn.Module]) -> float:
-    """Return how far answers differ where a dim image came first, and those about it."""
+    """Return how far answers differ where a dim image came first."""
     anew = replace(subject, module=build())
     x, dim, omega, part = subject.images, subject.images[:1] / 2, subject.omega(), subject.part
     before = anew.value(dim, omega.part(0, 1))
