@@ -19,11 +19,12 @@ from torch import Tensor
 from defense.probe.record import Check, answer, not_applicable
 from defense.probe.subject import Subject
 
-__all__ = ["continuity", "no_way_in"]
+__all__ = ["continuity", "jumps_between", "no_way_in"]
 
 _IMAGES, _POINTS, _HALVINGS = 4, 7, 12
 _BESIDE = 16 / 255
 _INTO = 4 / 255
+_FAR = 0.3
 
 
 def continuity(subject: Subject) -> Check:
@@ -34,19 +35,20 @@ def continuity(subject: Subject) -> Check:
         return not_applicable("continuity", what, why)
     x = subject.images[:_IMAGES]
     generator = torch.Generator().manual_seed(7)
-    beside = x + _BESIDE * torch.rand(x.shape, generator=generator).to(x) * (1 - 2 * x.round())
-    jumps, whole = _jumps(subject, torch.cat([x, x]), torch.cat([x.roll(1, 0), beside]))
+    beside, far = (
+        x + size * torch.rand(x.shape, generator=generator).to(x) * (1 - 2 * x.round()) for size in (_BESIDE, _FAR)
+    )
+    jumps, whole = jumps_between(subject, x.repeat(3, 1, 1, 1), torch.cat([x.roll(1, 0), beside, far]))
     usual = float(whole[: len(x)].mean())
-    largest = torch.maximum(jumps[: len(x)], jumps[len(x) :])
+    largest = jumps.view(3, -1).amax(0)
     share = (largest / usual if usual else (largest > 0).to(largest)).clamp(max=1)
     text = f"between two images the largest jump is {100 * float(share.max()):.2g} % of all that changes"
     return answer("continuity", what, float(share.nan_to_num(nan=1.0).mean()), text)
 
 
-def _jumps(subject: Subject, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest jump on each way, and the whole change, both of shape (2 N,)."""
-    omega = subject.omega(len(a) // 2)
-    omega = omega.select([*range(len(omega)), *range(len(omega))])
+def jumps_between(subject: Subject, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest jump on each way, and the whole change, both of shape (N,), at the randomness of a few."""
+    omega = subject.omega(_IMAGES).select([n % _IMAGES for n in range(len(a))])
 
     def at(t: Tensor) -> Tensor:
         return subject.value(torch.lerp(a, b, t.to(a).view(-1, 1, 1, 1)), omega).double()

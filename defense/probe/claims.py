@@ -135,12 +135,7 @@ def claims_of(config: PurifierConfig) -> Claims:
 
 
 def counter_of(config: PurifierConfig, models: Models) -> Callable[[Tensor, Omega], int | None]:
-    """Return what builds a purifier, and counts the evaluations of its denoisers and energy networks for one image.
-
-    Arguments:
-        config: The purifier.
-        models: Where its networks come from; they are copied.
-    """
+    """Return what builds a purifier of copied networks, and counts their evaluations for one image."""
 
     def count(x: Tensor, omega: Omega) -> int | None:
         counts: list[int] = []

@@ -9,17 +9,7 @@ __all__ = ["DEMANDS", "Demand"]
 
 @dataclass(frozen=True)
 class Demand:
-    """One check.
-
-    Arguments:
-        name: Its name, in kebab case.
-        asks: What is asked.
-        quantity: What is measured.
-        threshold: What the measured number is held against.
-        at_least: Whether the number must be at least the threshold, rather than at most.
-        reason: Why that threshold.
-        action: What to do where it fails.
-    """
+    """One check: what is asked and measured, what the number is held against and why, what to do where it fails."""
 
     name: str
     asks: str
@@ -66,7 +56,7 @@ _DEMANDS = (
     ),
     Demand(
         "batch",
-        "Is an image treated alike alone, in another order, and beside few and many copies of itself?",
+        "Is an image treated alike alone, in another order, beside copies, in a large batch, in another layout?",
         "largest difference of a pixel (of a logit, relative to the largest above the median)",
         1e-4,
         "convolutions round differently in batches of another size; more is a dependence on the batch",
@@ -74,7 +64,7 @@ _DEMANDS = (
     ),
     Demand(
         "gradient-recording",
-        "Is the output the same whether or not gradients are recorded?",
+        "Is the output the same whether or not gradients are recorded, and in every gradient mode of the function?",
         "largest difference of a pixel over the ways of recording",
         2.0**-20,
         "judge and attacker must see one defence, but for the rounding of kernels without gradients (8 of 2^-23)",
@@ -82,7 +72,8 @@ _DEMANDS = (
     ),
     Demand(
         "state",
-        "Are the first answer and its gradient still given after all other calls of the probe?",
+        "Are the first answer and its gradient still given after all other calls, and by a part that saw another "
+        "image first? Are torch's settings and the input's gradient left alone?",
         "largest difference of a pixel",
         0,
         "a defence that changes with the calls is another one for the attacker, who calls often",
@@ -91,7 +82,7 @@ _DEMANDS = (
     Demand(
         "role",
         "Is the answer, and its gradient, the same whoever asks: role, spec, seed, image ids and numbers of draws of "
-        "the randomness (with the same random numbers), the call stack, the thread, the training flag?",
+        "the randomness (with the same random numbers), call stack, thread, process, minute, training flag?",
         "ways of asking, of all tried, with another answer",
         0,
         "with the same random numbers nothing else may decide",
@@ -143,7 +134,7 @@ _DEMANDS = (
     Demand(
         "gradient-elsewhere",
         "Is the gradient the same in float32, alone, in batches, and in proportion for losses of other sizes and "
-        "signs, and right where most pixels are 0 or 1? Is there one into the range at its ends?",
+        "signs, after another call, right where most pixels are 0 or 1, and finite? Is there one into the range?",
         "largest relative difference",
         0.05,
         "kinks that rounding crosses stay below it; the gradient was verified in float64, attacks run in float32",

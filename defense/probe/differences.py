@@ -20,6 +20,7 @@ which is 1 for equal slopes and 0 for unrelated ones or where either is much lar
 gradient predicts.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -65,11 +66,8 @@ class Differences:
     """Slopes of a part by central differences.
 
     Arguments:
-        subject: The part, in float64 if it can.
         slopes: s_h(u), shape (H, N, K): step sizes :data:`LOCAL` and :data:`ATTACK`, images, directions.
-        points: x, shape (N, C, H, W).
         directions: u, shape (N, K, C, H, W).
-        weight: w, shape (1, ...).
     """
 
     subject: Subject
@@ -91,13 +89,20 @@ class Differences:
         """The gradient of the exact mode."""
         return self.autograd("exact")
 
+    @cached_property
+    def rounding(self) -> Tensor:
+        """What rounding leaves of the slopes of a constant at the largest h, shape (N, 1)."""
+        out = self.subject.value(self.points, self.subject.omega(len(self.points)))
+        terms = (out * self.weight).double().abs().flatten(1).sum(1, keepdim=True).cpu()
+        return terms * torch.finfo(out.dtype).eps / LOCAL[-1]
+
     def errors(self, gradient: Tensor) -> Tensor:
         """Return the relative error of each image and direction at the step size that agrees best, shape (N, K)."""
         a, s = self.along(gradient), self.slopes[: len(LOCAL)]
         # A direction in which nothing happens to change is measured against the others of its image.
         usual = torch.maximum(s.abs().median(0).values, a.abs()).square().mean(1, keepdim=True).sqrt()
         scale = torch.maximum(torch.maximum(s.abs(), a.abs()), 0.1 * usual)
-        error = torch.where(scale > 0, (s - a).abs() / scale, torch.zeros_like(s))
+        error = torch.where(scale > 0, ((s - a).abs() - self.rounding).clamp(min=0) / scale, torch.zeros_like(s))
         return error.nan_to_num(nan=1.0).min(0).values if bool(gradient.isfinite().all()) else torch.ones_like(a)
 
     @property
@@ -138,16 +143,11 @@ class Differences:
 
 
 def measure(subject: Subject, images: int, directions: int) -> Differences:
-    """Measure the slopes of a part.
-
-    Arguments:
-        subject: The part.
-        images: How many of its images.
-        directions: Directions of each: random signs, the last of them constant over blocks of pixels.
-    """
+    """Measure slopes in directions of random signs, of which the last one is constant over blocks of pixels."""
     images = min(images, len(subject.images))
     x, omega = _generic(subject.images[:images]), subject.omega(images)
-    u = _directions(x, directions)
+    inside = ((0.499999 - (x - 0.5).abs()) / ATTACK[-1]).clamp(max=1)  # a part may refuse what is outside of [0, 1]
+    u = _directions(x, directions) * inside.unsqueeze(1)
     weight = subject.weight(subject.value(x[:1], omega.part(0, 1)))
     return Differences(subject, _slopes(subject, x, u, weight, (*LOCAL, *ATTACK)), x, u.double().cpu(), weight)
 
@@ -265,10 +265,6 @@ def elsewhere(found: Differences, subject: Subject) -> Check:
     A backward pass is linear: the gradient of c times the weights is c times the gradient. One that clips, lets what
     is small underflow, normalises or passes one sign alone is right at one size, and attacks ask at others: those of
     a mean over draws, and of a cross-entropy that is nearly 0.
-
-    Arguments:
-        found: The slopes, in float64.
-        subject: The part as it is.
     """
     part, count = subject.part, len(found.points)
     weight, omega = found.weight.to(subject.images), subject.omega(count)
@@ -277,12 +273,15 @@ def elsewhere(found: Differences, subject: Subject) -> Check:
     alone = subject.gradient(x[last:], omega.part(last, last + 1), weight)[1]
     copies = replace(omega, image_ids=(omega.image_ids[last],) * 5, draws=(omega.draws[last],) * 5)
     many = subject.gradient(x[last:].expand(5, *x.shape[1:]), copies, weight)[1]
-    large = replace(omega, image_ids=(omega.image_ids[last],) * LARGE, draws=(omega.draws[last],) * LARGE)
-    crowd = subject.gradient(x[last:].expand(LARGE, *x.shape[1:]), large, weight)[1]
+    chosen, crowd, theirs = subject.crowd(x, omega)
+    clean = subject.images[:count]
+    there = subject.gradient(clean, omega, weight)[1]
     apart = {
         "alone": _relative(alone, together[last:]),
         "in a batch of five": _relative(many[:1], together[last:]),
-        f"in a batch of {LARGE}": _relative(crowd[:1], together[last:]),
+        f"in a batch of {LARGE}": _relative(subject.gradient(crowd, theirs, weight)[1], together[chosen]),
+        "after another call": _relative(subject.gradient(x, omega, weight, apart=True)[1], together),
+        "at the images, where it is not finite,": _relative(there, there),
     }
     for factor, words in _WEIGHTS.items():
         apart[words] = _relative(subject.gradient(x, omega, factor * weight)[1] / factor, together)
@@ -296,7 +295,7 @@ def elsewhere(found: Differences, subject: Subject) -> Check:
         spread = (value - value.mean(0)).abs().mean()  # an offset of all images is no part of the answer
         error = (out.double() - value).abs().mean()
         apart["in float32, of the value,"] = float(error / spread) if float(spread) else 0.0
-    way = max(apart, key=lambda name: apart[name])
+    way = max(apart, key=lambda name: (math.isnan(apart[name]), apart[name]))
     return answer("gradient-elsewhere", part, apart[way], f"{way} it differs by {apart[way]:.2g}")
 
 

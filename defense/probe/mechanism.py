@@ -26,13 +26,8 @@ _COSINE = 0.9
 
 
 def mechanism(subject: Subject, draws: int) -> tuple[Number, ...]:
-    """Measure how a purifier works.
-
-    Arguments:
-        subject: A purifier.
-        draws: Draws whose gradients are compared, at least 2.
-    """
-    x, omega = subject.images, subject.omega()
+    """Measure how a purifier works, with the gradients of so many draws."""
+    x, omega = 0.5 + (1 - 2.1 * _SIZE) * (subject.images - 0.5), subject.omega()  # all stays in the range
     generator = torch.Generator().manual_seed(5)
     delta = _SIZE * (2 * torch.randint(0, 2, x.shape, generator=generator).to(x) - 1)
     plain, moved = subject.value(x, omega), subject.value(x + delta, omega)

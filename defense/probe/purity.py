@@ -2,14 +2,17 @@
 
 import contextlib
 import math
+import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 import defense
 from defense.gradients import purify
 from defense.probe.record import Check, answer, not_applicable
-from defense.probe.subject import LARGE, Subject, largest_difference
+from defense.probe.subject import LARGE, Subject, largest_difference, seeded, settings
 from defense.purifiers.base import Purifier
 from defense.randomness import Omega, relabelled
 
@@ -77,12 +80,7 @@ def _plain(subject: Subject, x: Tensor, omega: Omega) -> Tensor:
 
 
 def under_global_seeds(compute: Callable[[], T]) -> tuple[list[T], bool]:
-    """Compute under two global seeds, and leave the global generators as they were found.
-
-    Returns:
-        The two results, and whether the second call moved a global generator. The first one may import what draws
-        while it is imported.
-    """
+    """Return the results under two global seeds, and whether the second call moved a generator; imports may draw."""
     saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
     results: list[T] = []
     moved = False
@@ -122,7 +120,7 @@ def global_randomness(subject: Subject) -> Check:
     texts = []
     if moved:
         texts.append(f"the {what} drew from a global random generator, or seeded one")
-    gradients = first[1] is None or second[1] is None or torch.equal(first[1], second[1])
+    gradients = first[1] is None or second[1] is None or not largest_difference(first[1], second[1])
     values = not largest_difference(first[0], second[0])
     changed = not (values and gradients)
     if changed:
@@ -139,14 +137,15 @@ def batch(subject: Subject) -> Check:
     turned = subject.value(x.flip(0), omega.select(range(last, -1, -1))).flip(0)
     copies = Omega.of(omega.spec_id, omega.seed, omega.role, [omega.image_ids[last]] * 5, [0, 1, 2, 3, 4])
     many = subject.value(x[last:].expand(5, *x.shape[1:]).clone(), copies)
-    crowd = replace(copies, image_ids=(omega.image_ids[last],) * LARGE, draws=tuple(range(LARGE)))
-    large = subject.value(x[last:].expand(LARGE, *x.shape[1:]).clone(), crowd)
+    chosen, crowd, theirs = subject.crowd(x, omega)
     ways = {
         "alone": (subject.value(x[last:], omega.part(last, last + 1)), whole[last:]),
         "in another order": (turned, whole),
         "beside copies of itself": (many[:1], whole[last:]),
-        f"in a batch of {LARGE}": (large[:1], whole[last:]),
+        f"in a batch of {LARGE}": (subject.value(crowd, theirs), whole[chosen]),
     }
+    with contextlib.suppress(RuntimeError):  # of `view`, which says so itself
+        ways["in another memory layout"] = (subject.value(x.mT.contiguous().mT, omega), whole)
     apart = {way: largest_difference(a, b, subject.part) for way, (a, b) in ways.items()}
     way = max(apart, key=lambda name: apart[name])
     name = "an image" if subject.part == "purifier" else "a logit of an image"
@@ -163,7 +162,9 @@ def gradient_recording(subject: Subject) -> Check:
         ways["inference mode"] = subject(x.clone(), omega).clone()
     ways["gradients enabled and none wanted"] = subject(x.clone(), omega)
     ways["plain autograd"] = subject(x.clone().requires_grad_(), omega)
+    ways["images that were computed"] = subject(x.clone().requires_grad_() * 1, omega)
     if subject.part == "purifier":
+        ways["the soft mode"] = subject.in_mode(x.clone().requires_grad_(), omega, "soft")
         ways["the exact mode"] = subject.in_mode(x.clone().requires_grad_(), omega, "exact")
         ways["bpda"] = subject.in_mode(x.clone().requires_grad_(), omega, "bpda")
     apart = {way: largest_difference(out.detach(), plain, subject.part) for way, out in ways.items()}
@@ -174,14 +175,7 @@ def gradient_recording(subject: Subject) -> Check:
 
 
 def state(subject: Subject, first: Tensor, slope: Tensor | None, before: dict[str, Tensor]) -> Check:
-    """Compare the very first answer and gradient with those after all other calls, and the state with that of then.
-
-    Arguments:
-        subject: What was probed.
-        first: Its first answer, on all images.
-        slope: Its first gradient, on two images, see :func:`first_slope`.
-        before: Its state at that time, see :func:`snapshot`.
-    """
+    """Compare the first answer, gradient and state with those after all other calls, and of a part built anew."""
     calls = subject.calls
     found = largest_difference(subject.value(subject.images, subject.omega()), first, subject.part)
     if found:
@@ -198,9 +192,36 @@ def state(subject: Subject, first: Tensor, slope: Tensor | None, before: dict[st
             return answer("state", subject.part, drift, text)
     after = subject.module.state_dict()
     changed = [name for name, value in before.items() if name not in after or not torch.equal(after[name], value)]
+    changed += _left(subject)
     if changed:
         return answer("state", subject.part, len(changed), f"a call changed {', '.join(changed[:3])}")
+    if subject.build is not None and (found := _first_image(subject, first, subject.build)):
+        text = f"a {subject.part} whose first image was another has other answers"
+        return answer("state", subject.part, found, text)
     return answer("state", subject.part, 0.0, f"after {calls} calls the first answer is the same")
+
+
+def _left(subject: Subject) -> list[str]:
+    """Return what a call does not leave as it was."""
+    left = ["settings of torch"] if settings() != subject.settings else []
+    given, leaf = subject.images.clone(), subject.images.clone().requires_grad_()
+    with torch.no_grad():
+        subject.given(given, subject.omega())
+        left += ["the grad mode"] if torch.is_grad_enabled() else []
+    left += ["what its input wants"] if given.requires_grad else []
+    subject(leaf, subject.omega())
+    return left + (["the gradient of its input"] if leaf.grad is not None else [])
+
+
+def _first_image(subject: Subject, first: Tensor, build: Callable[[], nn.Module]) -> float:
+    """Return how far answers differ where a dim image came first."""
+    anew = replace(subject, module=build())
+    x, dim, omega, part = subject.images, subject.images[:1] / 2, subject.omega(), subject.part
+    before = anew.value(dim, omega.part(0, 1))
+    apart = largest_difference(anew.value(x, omega), first, part)
+    if apart and largest_difference(replace(subject, module=build()).value(x, omega), first, part):
+        apart = 0.0  # what is another whenever it is built has a check of its own
+    return max(apart, largest_difference(anew.value(dim, omega.part(0, 1)), before, part))
 
 
 def role(subject: Subject) -> Check:
@@ -239,9 +260,20 @@ def role(subject: Subject) -> Check:
         )
     with ThreadPoolExecutor(1) as other:  # the grad mode is a thread's own, and `value` sets it there
         compare("another thread", lambda: (other.submit(subject.value, x, omega).result(), None))
-    with _as_the_main_thread():
+    # Workers compute in another thread than the main one, where a probe is in another as well.
+    with patch("threading._main_thread", threading.current_thread()):
         compare("the main thread", lambda: (subject.value(x, omega), None))
+    now = time.time
+    with (
+        patch("os.getpid", lambda: 1),
+        patch("os.environ", {**os.environ, "RANK": "7", "LOCAL_RANK": "7"}),
+        patch("socket.gethostname", lambda: "another"),
+        patch("time.time", lambda: now() + 100),
+    ):
+        compare("another process, host and minute", lambda: (subject.value(x, omega), None))
     if isinstance(module, Purifier):
+        with seeded(), torch.no_grad():
+            compare("the judge of levels", lambda: (module.with_levels(x, omega)[0], None))
         training = module.training
         module.training = not training  # its own flag: layers inside may have every right to look at theirs
         try:
@@ -265,17 +297,6 @@ def role(subject: Subject) -> Check:
     if different:
         text = f"another answer: {', '.join(different)}"
     return answer("role", subject.part, len(different), text)
-
-
-@contextlib.contextmanager
-def _as_the_main_thread() -> Iterator[None]:
-    """Let this thread be taken for the main one: workers compute in another, where a probe is in another as well."""
-    main = threading.main_thread()
-    threading._main_thread = threading.current_thread()  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        threading._main_thread = main  # type: ignore[attr-defined]
 
 
 def first_slope(subject: Subject) -> Tensor | None:

@@ -30,13 +30,8 @@ Part = Literal["purifier", "classifier"]
 class Check:
     """One question to one part of a defence, and its answer.
 
-    Arguments:
-        name: Name of the check, in kebab case; :data:`defense.probe.DEMANDS` says what it asks.
-        part: Which part was asked.
-        verdict: Whether it holds; ``not-applicable`` where it cannot be asked, and ``text`` says why.
-        text: What was found.
-        measured: The measured number; None where nothing could be measured.
-        threshold: What it is held against, likewise.
+    :data:`defense.probe.DEMANDS` says what the check asks, and ``text`` what was found, or why it cannot be asked.
+    ``measured`` is None where nothing could be measured, and so is the ``threshold`` that it is held against.
     """
 
     name: str
@@ -57,11 +52,9 @@ class ModeGradient:
     """The gradient of one gradient mode beside central differences of the function.
 
     Arguments:
-        part: Whose function.
         mode: The gradient mode; ``autograd`` for a classifier.
-        exact: Whether this mode is meant to be the gradient of the function.
         error: Median over images and directions of the relative error, each at the step size that agrees best.
-        share: Share of images and directions whose relative error exceeds the tolerance at every step size.
+        share: That of images and directions that disagree at every step size.
         cosine: Cosine of autograd's slopes and the differences at the scale of an attack's steps, over images and
             directions; None where neither moves.
     """
@@ -76,13 +69,7 @@ class ModeGradient:
 
 @dataclass(frozen=True)
 class Number:
-    """A number of the mechanism, which has no verdict.
-
-    Arguments:
-        name: Its name, in kebab case.
-        value: Its value; None where it has none, and ``meaning`` says why.
-        meaning: What it is, in a sentence.
-    """
+    """A number of the mechanism, which has no verdict, or None, and what it means or why there is none."""
 
     name: str
     value: float | None
@@ -91,15 +78,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Probe:
-    """All that a probe found of a defence.
-
-    Arguments:
-        label: Name of the defence.
-        checks: The checks, in order.
-        gradients: Gradients by mode.
-        mechanism: Numbers without a verdict.
-        seconds: How long it took; no part of equality.
-    """
+    """All that a probe found of a defence; how long it took is no part of equality."""
 
     label: str
     checks: tuple[Check, ...]

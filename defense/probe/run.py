@@ -1,8 +1,11 @@
 """Probe a purifier or a classifier: every check, guarded, the first answer kept for the last question."""
 
+import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +43,10 @@ def probe_purifier(
     reference: Tensor | None = None,
     label: str | None = None,
 ) -> Probe:
-    """Probe a purifier.
+    """Probe a purifier, not called before if possible: the first answer is compared with later ones.
 
-    Arguments:
-        purifier: The purifier, not called before if possible: the first answer is compared with later ones.
-        images: At least two different images in [0, 1], shape (N, C, H, W), on its device.
-        config: Its config, for what it says of itself.
-        models: Where its networks come from, to build it anew and to count their evaluations; None for neither.
-        reference: Images of the test set, to look for among its outputs.
-        label: Its name, by default that of the config or the class.
+    ``images`` are at least two different ones in [0, 1], shape (N, C, H, W), on its device; from ``models`` its
+    networks come, to build it anew and to count their evaluations; ``reference`` are images of the test set.
     """
     said = Claims() if config is None else claims.claims_of(config)
     subject = Subject(
@@ -69,14 +67,7 @@ def probe_purifier(
 def probe_classifier(
     classifier: nn.Module, images: Tensor, *, config: ClassifierConfig | None = None, label: str | None = None
 ) -> Probe:
-    """Probe a classifier, or anything from images to logits that has no randomness to be handed.
-
-    Arguments:
-        classifier: Images in [0, 1] to logits, not called before if possible.
-        images: At least two different images in [0, 1], shape (N, C, H, W), on its device.
-        config: Its config.
-        label: Its name, by default that of the config or the class.
-    """
+    """Probe a classifier, or anything from images to logits that has no randomness: see :func:`probe_purifier`."""
     name = label or (type(classifier).__name__ if config is None else config.label())
     said = Claims(stochastic=False, classes=None if config is None else config.architecture.classes)
     subject = Subject(name, "classifier", classifier, images[:IMAGES].clone(), said)
@@ -96,6 +87,9 @@ def probe_subject(subject: Subject, reference: Tensor | None = None) -> Probe:
         raise InvalidInput(f"a probe needs at least two images of shape (N, C, H, W), not {shape}.", where="images")
     begun = time.perf_counter()
     subject, notes = _shortened(subject)
+    if subject.build is None:
+        with contextlib.suppress(Exception):  # not everything can be copied
+            subject = replace(subject, build=partial(copy.deepcopy, copy.deepcopy(subject.module)))
     try:
         first = subject.value(subject.images, subject.omega()).clone()
         before = snapshot(subject.module)

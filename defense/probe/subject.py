@@ -18,23 +18,21 @@ from defense.probe.record import Part
 from defense.purifiers.base import Purifier
 from defense.randomness import Omega
 
-__all__ = ["LARGE", "Claims", "Subject", "largest_difference", "seeded", "snapshot"]
+__all__ = ["LARGE", "Claims", "Subject", "largest_difference", "seeded", "settings", "snapshot"]
 
 _SEED = 20
 
-LARGE = 32
-"""Images of a batch that is larger than all others of the probe: the judge's are larger than an attack's."""
+LARGE = 37
+"""Images of a batch that is larger than all others of the probe, and no multiple of a chunk."""
 
 
 @dataclass(frozen=True)
 class Claims:
-    """What a part says of itself.
+    """What a part says of itself; None where it says nothing.
 
     Arguments:
-        stochastic: Whether the output depends on the randomness; None if it says nothing.
         differentiable: Whether its gradient is meant to be that of the function.
-        evaluations: Evaluations of its networks for one draw of one image; None if it says nothing.
-        classes: Number of logits of a classifier; None if it says nothing.
+        evaluations: Evaluations of its networks for one draw of one image.
         at_most: Whether fewer evaluations may be made: how many decides the image.
         guided: Whether it asks the protected classifier, whose label may decide.
     """
@@ -52,16 +50,12 @@ class Subject:
     """One part of a defence, and what it is probed with.
 
     Arguments:
-        label: Its name.
-        part: Which part it is.
         module: The purifier, or a classifier from images in [0, 1] to logits.
-        images: At least two different images in [0, 1], shape (N, C, H, W).
-        claims: What it says of itself.
         spec_id: Id under which a purifier draws.
-        build: Makes it anew.
+        build: Makes it anew; a copy of a module that has no config.
         count: Runs one purification and returns how often networks were evaluated; None if there is none to count.
-        tolerance: Difference between batches that is rounding, in pixels or relative to the spread of logits.
         calls: Calls so far.
+        settings: Those of torch before them.
     """
 
     label: str
@@ -72,8 +66,8 @@ class Subject:
     spec_id: str = "probe"
     build: Callable[[], nn.Module] | None = None
     count: Callable[[Tensor, Omega], int | None] | None = None
-    tolerance: float = 1e-4
     calls: int = 0
+    settings: tuple[object, ...] = field(default_factory=lambda: settings())
 
     def omega(self, count: int | None = None, draw: int = 0) -> Omega:
         """Return the randomness of the first ``count`` images, as an attack draws it."""
@@ -112,10 +106,17 @@ class Subject:
         with seeded():
             return purify(self.module, x, omega, mode)
 
-    def gradient(self, x: Tensor, omega: Omega, weight: Tensor, mode: str = "exact") -> tuple[Tensor, Tensor]:
-        """Return the output, and the gradient of its inner product with ``weight``; zero where there is none."""
+    def gradient(
+        self, x: Tensor, omega: Omega, weight: Tensor, mode: str = "exact", *, apart: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output, and the gradient of its inner product with ``weight``; zero where there is none.
+
+        With ``apart`` that of images that were computed, after another call.
+        """
         leaf = x.detach().clone().requires_grad_()
-        out = self.in_mode(leaf, omega, mode)
+        out = self.in_mode(leaf * 1 if apart else leaf, omega, mode)
+        if apart:
+            self.in_mode((x / 2).requires_grad_(), omega.select(range(len(x))[::-1]), mode)
         if not out.requires_grad:
             return out.detach(), torch.zeros_like(leaf)
         with seeded():
@@ -125,7 +126,15 @@ class Subject:
     def weight(self, like: Tensor) -> Tensor:
         """Return a fixed random cotangent for outputs, the same for every image, shape (1, ...)."""
         generator = torch.Generator().manual_seed(1)
-        return torch.randn(1, *like.shape[1:], generator=generator, dtype=torch.float64).to(like)
+        weight = torch.randn(1, *like.shape[1:], generator=generator, dtype=torch.float64)
+        if self.part == "classifier" and weight.numel() > 1:
+            weight -= weight.mean()  # an offset of all logits moves no loss, and may be detached
+        return weight.to(like)
+
+    def crowd(self, x: Tensor, omega: Omega) -> tuple[Tensor, Tensor, Omega]:
+        """Return which of some images make a large batch, in no order, the batch, and its randomness."""
+        chosen = torch.randint(len(x), (LARGE,), generator=torch.Generator().manual_seed(9))
+        return chosen, x[chosen], omega.select(chosen.tolist())
 
     def doubled(self) -> Subject:
         """Return the same in float64: every tensor of a copy, in modules or not, and the images."""
@@ -137,6 +146,12 @@ class Subject:
             elif isinstance(held, Tensor) and held.dtype == torch.float32:
                 held.data = held.data.double()
         return replace(self, module=module, images=self.images.double(), calls=0)
+
+
+def settings() -> tuple[object, ...]:
+    """Return torch's global settings that decide results of others."""
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    return torch.get_default_dtype(), torch.get_num_threads(), torch.get_float32_matmul_precision(), *deterministic
 
 
 @contextmanager

@@ -34,13 +34,12 @@ class ProbeStage(StageSpec):
 
     Arguments:
         dataset: Whose images it is asked about, all of which are looked for among its outputs.
-        purifier: The purifier; None to probe the classifier.
-        classifier: The classifier; for a purifier the one that guides it, None if none does.
+        classifier: For a purifier the one that guides it.
         compute: Its threads; nothing else has an influence, and a probe is in full precision.
     """
 
     stage: Literal["probe"] = "probe"
-    version: Literal[4] = 4
+    version: Literal[5] = 5
     dataset: SerializeAsAny[DatasetConfig]
     purifier: SerializeAsAny[PurifierConfig] | None = None
     classifier: SerializeAsAny[ClassifierConfig] | None = None
