@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["prepare"]
+__all__ = ["casts", "prepare"]
 
 _BF16 = torch.bfloat16
 
@@ -27,6 +27,8 @@ class _Cast:
 
     weight: Any
     bias: Any
+    _cast_weight: Any
+    _cast_bias: Any
 
     def _cast(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Return weight and bias as autocast would cast them; None where it would not."""
@@ -94,3 +96,9 @@ def prepare(network: nn.Module) -> int:
         layer._make_casts()  # type: ignore[operator]
         count += 1
     return count
+
+
+def casts(network: nn.Module) -> list[Tensor]:
+    """Return what the prepared layers of a network keep beside their weights."""
+    kept = ((layer._cast_weight, layer._cast_bias) for layer in network.modules() if isinstance(layer, _Cast))
+    return [cast for pair in kept for cast in pair if cast is not None]

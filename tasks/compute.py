@@ -7,7 +7,9 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from pydantic import Field
@@ -17,7 +19,7 @@ from defense.classifiers import ClassifierConfig
 from defense.compiled import compile_network
 from defense.held_graphs import HeldGraphs, holding
 from defense.models import Loadable, Models
-from defense.prepared import prepare
+from defense.prepared import casts, prepare
 from defense.purifiers import Purifier, PurifierConfig
 from defense.randomness import NoiseVersion
 from defense.spec import Spec
@@ -113,6 +115,7 @@ class Context:
         self._purifiers: dict[tuple[str, str], Purifier] = {}
         self._data: dict[str, ImageSet] = {}
         self._microbatch: dict[str, int] = {}
+        self._uncast: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
         self.memory_retries = 0
         self.loading_seconds = 0.0
         self.shared_bytes = 0
@@ -146,7 +149,7 @@ class Context:
         if self._compute.precision != "bf16-all":
             return network
         if not self._compute.compile:
-            prepare(network)
+            self._prepare(network)
         return _Autocast(network)
 
     def purifier(self, config: PurifierConfig, protecting: ClassifierConfig | None) -> Purifier:
@@ -164,7 +167,7 @@ class Context:
                 models = Models(None if guide is None else self._load(guide, Compute()), self.load)
                 self._purifiers[key] = config.build(models).to(self.device)
         if self._compute.casts and not self._compute.compile:
-            prepare(self._purifiers[key])
+            self._prepare(self._purifiers[key])
         return self._purifiers[key]
 
     def load(self, config: Loadable[M]) -> M:
@@ -200,7 +203,23 @@ class Context:
             return build()
         network, shared = shared_weights.built(build, key)
         self.shared_bytes += shared
+        if shared:
+            self._uncast[key] = network
         return network
+
+    def _prepare(self, module: nn.Module) -> None:
+        """Have weights cast once; workers share the casts of what they share the weights of."""
+        parts = set(module.modules())
+
+        def cast(network: nn.Module) -> nn.Module:
+            prepare(network)
+            return network
+
+        for key in [key for key, network in self._uncast.items() if network in parts]:
+            with self._loading():
+                build = partial(cast, self._uncast.pop(key))
+                self.shared_bytes += shared_weights.built(build, f"{key}-bf16", casts)[1]
+        prepare(module)
 
     def images(self, config: DatasetConfig) -> ImageSet:
         """Return the loaded data set, its digest checked once per worker."""
