@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["casts", "prepare"]
+__all__ = ["prepare"]
 
 _BF16 = torch.bfloat16
 
@@ -27,8 +27,6 @@ class _Cast:
 
     weight: Any
     bias: Any
-    _cast_weight: Any
-    _cast_bias: Any
 
     def _cast(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Return weight and bias as autocast would cast them; None where it would not."""
@@ -73,7 +71,7 @@ class _Conv2d(_Cast, nn.Conv2d):
 _PREPARED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _Linear, nn.Conv1d: _Conv1d, nn.Conv2d: _Conv2d}
 
 
-def prepare(network: nn.Module) -> int:
+def prepare(network: nn.Module) -> list[Tensor]:
     """Have the frozen linear and convolutional layers of a network keep their bfloat16 weights.
 
     Layers of other classes, derived ones among them, compute as they did: what they do with their weights is theirs.
@@ -83,22 +81,16 @@ def prepare(network: nn.Module) -> int:
         network: The network, on its device; its layers are changed in place.
 
     Returns:
-        The number of layers that were prepared by this call.
+        What its layers keep, those that were prepared before too.
     """
-    count = 0
+    kept: list[Tensor | None] = []
     for layer in network.modules():
         prepared = _PREPARED.get(type(layer))
-        if prepared is None or any(weight.requires_grad for weight in layer.parameters(recurse=False)):
-            continue
-        layer.register_buffer("_cast_weight", None, persistent=False)  # so that it moves with the layer
-        layer.register_buffer("_cast_bias", None, persistent=False)
-        layer.__class__ = prepared
-        layer._make_casts()  # type: ignore[operator]
-        count += 1
-    return count
-
-
-def casts(network: nn.Module) -> list[Tensor]:
-    """Return what the prepared layers of a network keep beside their weights."""
-    kept = ((layer._cast_weight, layer._cast_bias) for layer in network.modules() if isinstance(layer, _Cast))
-    return [cast for pair in kept for cast in pair if cast is not None]
+        if prepared is not None and not any(weight.requires_grad for weight in layer.parameters(recurse=False)):
+            layer.register_buffer("_cast_weight", None, persistent=False)  # so that it moves with the layer
+            layer.register_buffer("_cast_bias", None, persistent=False)
+            layer.__class__ = prepared
+            layer._make_casts()  # type: ignore[operator]
+        if isinstance(layer, _Cast):
+            kept += [layer._cast_weight, layer._cast_bias]
+    return [cast for cast in kept if cast is not None]

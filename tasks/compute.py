@@ -19,7 +19,7 @@ from defense.classifiers import ClassifierConfig
 from defense.compiled import compile_network
 from defense.held_graphs import HeldGraphs, holding
 from defense.models import Loadable, Models
-from defense.prepared import casts, prepare
+from defense.prepared import prepare
 from defense.purifiers import Purifier, PurifierConfig
 from defense.randomness import NoiseVersion
 from defense.spec import Spec
@@ -210,15 +210,10 @@ class Context:
     def _prepare(self, module: nn.Module) -> None:
         """Have weights cast once; workers share the casts of what they share the weights of."""
         parts = set(module.modules())
-
-        def cast(network: nn.Module) -> nn.Module:
-            prepare(network)
-            return network
-
         for key in [key for key, network in self._uncast.items() if network in parts]:
             with self._loading():
-                build = partial(cast, self._uncast.pop(key))
-                self.shared_bytes += shared_weights.built(build, f"{key}-bf16", casts)[1]
+                build = partial(self._uncast.pop, key)
+                self.shared_bytes += shared_weights.built(build, f"{key}-bf16", prepare)[1]
         prepare(module)
 
     def images(self, config: DatasetConfig) -> ImageSet:

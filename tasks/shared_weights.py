@@ -5,8 +5,8 @@ any file system (``memfd_create(2)``), sealed so that nobody can write to it aga
 next worker loads the network too, compares it byte by byte with what lies there, and where it is equal maps that and
 drops its own. So no worker believes anything of another, whatever kind of file the weights came from and whatever
 code built the network, and a stage computes with the same numbers, at addresses that are aligned as PyTorch's own. A
-write to a weight, which nothing here does, would go to a private copy of its page. The casts of prepared layers
-(:mod:`defense.prepared`) go the same way.
+write to a weight, which nothing here does, would go to a private copy of its page. Casts (:mod:`defense.prepared`)
+go the same way.
 
 Loading is done one process after the other, so that a machine holds at most one network twice. What is there is
 written down in a file of the user's in the folder for temporary files, one line a process: the memory's name, the
@@ -82,11 +82,11 @@ def file_bytes(config: object) -> int:
         return 0
 
 
-def _tensors(network: nn.Module) -> Iterable[Tensor]:
-    return (*network.parameters(), *network.buffers())
-
-
-def built(build: Callable[[], M], name: str, tensors: Callable[[M], Iterable[Tensor]] = _tensors) -> tuple[M, int]:
+def built(
+    build: Callable[[], M],
+    name: str,
+    tensors: Callable[[M], Iterable[Tensor]] = lambda network: (*network.parameters(), *network.buffers()),
+) -> tuple[M, int]:
     """Build a network whose frozen weights are those that another process of this user holds, where they are equal.
 
     Arguments:
