@@ -81,7 +81,7 @@ def prepare(network: nn.Module) -> list[Tensor]:
         network: The network, on its device; its layers are changed in place.
 
     Returns:
-        What its layers keep, those that were prepared before too.
+        What all its layers keep.
     """
     kept: list[Tensor | None] = []
     for layer in network.modules():

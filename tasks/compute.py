@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
-from weakref import WeakValueDictionary
 
 import torch
 from pydantic import Field
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from defense.classifiers import ClassifierConfig
 from defense.compiled import compile_network
+from defense.errors import no_memory
 from defense.held_graphs import HeldGraphs, holding
 from defense.models import Loadable, Models
 from defense.prepared import prepare
@@ -25,7 +25,7 @@ from defense.randomness import NoiseVersion
 from defense.spec import Spec
 from tasks import shared_weights
 from tasks.datasets import DatasetConfig, ImageSet
-from tasks.memory import ended, machine_memory
+from tasks.memory import machine_memory
 
 __all__ = ["Compute", "Context"]
 
@@ -115,7 +115,7 @@ class Context:
         self._purifiers: dict[tuple[str, str], Purifier] = {}
         self._data: dict[str, ImageSet] = {}
         self._microbatch: dict[str, int] = {}
-        self._uncast: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
+        self._uncast: set[str] = set()
         self.memory_retries = 0
         self.loading_seconds = 0.0
         self.shared_bytes = 0
@@ -204,16 +204,17 @@ class Context:
         network, shared = shared_weights.built(build, key)
         self.shared_bytes += shared
         if shared:
-            self._uncast[key] = network
+            self._uncast.add(key)
         return network
 
     def _prepare(self, module: nn.Module) -> None:
         """Have weights cast once; workers share the casts of what they share the weights of."""
         parts = set(module.modules())
-        for key in [key for key, network in self._uncast.items() if network in parts]:
+        for key in [key for key in self._uncast if self._models.get(key) in parts]:
+            self._uncast.remove(key)
             with self._loading():
-                build = partial(self._uncast.pop, key)
-                self.shared_bytes += shared_weights.built(build, f"{key}-bf16", prepare)[1]
+                network = partial(self._models.__getitem__, key)
+                self.shared_bytes += shared_weights.built(network, f"{key}-bf16", prepare)[1]
         prepare(module)
 
     def images(self, config: DatasetConfig) -> ImageSet:
@@ -261,7 +262,7 @@ class Context:
                 done.append(work(start, stop))
             except (RuntimeError, MemoryError) as error:
                 held = self.graphs.held > 0
-                if (stop - start <= 1 and not held) or not ended(error):
+                if (stop - start <= 1 and not held) or not no_memory(error):
                     raise
             else:
                 start = stop

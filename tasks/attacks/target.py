@@ -159,8 +159,8 @@ class Target:
     def logits(self, x: Tensor) -> Tensor:
         """Return logits of the next K draws, shape (B, K, classes), in the graph of ``x`` if it has one."""
         _, parts = self._next(x)
-        target = self._forgetting()
-        return self._by_image(x, [target.answer(*part) for part in parts])
+        answer = self._forgetting().answer
+        return self._by_image(x, [answer(*part) for part in parts])
 
     def answer(self, x: Tensor, omega: Omega | None) -> Tensor:
         """Return the logits of one batch of draws, shape (B, classes)."""

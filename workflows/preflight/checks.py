@@ -23,7 +23,7 @@ from torch import Tensor
 
 from defense.classifiers import ClassifierConfig
 from defense.code import is_foreign
-from defense.errors import InvalidInput, PuregridError
+from defense.errors import InvalidInput, PuregridError, no_memory
 from defense.gradients import GradientMode
 from defense.purifiers import NoPurifierConfig, Purifier, PurifierConfig
 from defense.randomness import Omega
@@ -389,12 +389,12 @@ def ask(checks: Sequence[Check], device: str) -> Iterator[Answer]:
         try:
             with context.settings(check.stage.settings()):
                 check.run(context)
-        except (torch.OutOfMemoryError, MemoryError):
-            skipped = "there is not enough memory for it now"
-        except _Blamed as blamed:
-            failed, error = blamed.check, _explained(blamed.check, blamed.error)
         except Exception as raised:  # whatever a part raises, it would raise it in every unit
-            error = _explained(check, raised)
+            failed, raised = (raised.check, raised.error) if isinstance(raised, _Blamed) else (check, raised)
+            if no_memory(raised):
+                skipped = "there is not enough memory for it now"
+            else:
+                error = _explained(failed, raised)
         yield Answer(failed, time.perf_counter() - begun, error, skipped)
         if error is not None:
             return
