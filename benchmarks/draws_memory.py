@@ -4,7 +4,7 @@ The digits classifier behind Gaussian noise, and behind the digits denoiser with
 4 images in batches of 4. Printed are the most bytes that autograd keeps at once for 1 and for ``--draws`` draws,
 their ratio, and seconds of processor; both ways in one run, and their gradients must have equal bits.
 
-    python benchmarks/draws_memory.py [--draws 20]
+    python benchmarks/draws_memory.py [--draws 20] [--attacked mean-loss]
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "tasks"))
 
 import torch
@@ -24,11 +26,13 @@ from defense import ClassifierConfig, DiffPureConfig, DiffusersConfig
 from defense.purifiers import PURIFIERS
 from tasks.attacks import Target
 from tasks.attacks.losses import point_loss
+from tasks.attacks.target import Attacked
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--attacked", choices=get_args(Attacked), default="mean-loss")
     options = parser.parse_args()
     torch.set_num_threads(1)
     network = ClassifierConfig(classifier="digits-cnn").resolved(Path()).build()
@@ -43,7 +47,7 @@ def main() -> None:
         for how, kind in (("at once", AtOnce), ("batch by batch", Target)):
             most, took = [], 0.0
             for draws in (1, options.draws):
-                target = made(kind, purifier, network, draws, len(X))
+                target = made(kind, purifier, network, draws, len(X), options.attacked)
                 began = time.process_time()
                 with remembered() as peak:
                     found = target.differentiate(X, point_loss("ce"))

@@ -45,7 +45,8 @@ def main() -> None:
     path = Path(defense.__file__).parent / "assets" / "digits-ddpm"
     config = DiffusersConfig(schedule="linear-1000", path=str(path)).resolved(Path())
     plain, prepared = config.build(), config.build()
-    layers = prepare(prepared)
+    prepare(prepared)
+    layers = sum(hasattr(layer, "_cast_weight") for layer in prepared.modules())
     z = torch.randn(options.batch, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     times: dict[str, list[float]] = {"plain": [], "prepared": []}
     answers, operations = {}, {}

@@ -5,7 +5,9 @@ load it as a worker does and ask it, first each with weights of its own, then sh
 proportional set size (``Pss`` of ``/proc/PID/smaps_rollup``: a page that n processes map counts 1/n for each of
 them) while all of them are there, and the most that it held at once; the bits of the answers are compared.
 
-    python benchmarks/shared_weights.py [--workers 2] [--width 160]
+With ``--precision bf16`` they keep the casts of the weights, too.
+
+    python benchmarks/shared_weights.py [--workers 2] [--width 160] [--precision fp32]
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ def pss(kind: str = "Pss:") -> float:
     raise SystemExit("this system does not say what processes share")
 
 
-def work(folder: str, share: bool, barrier: Barrier, answers: Any) -> None:
+def work(folder: str, share: bool, precision: Any, barrier: Barrier, answers: Any) -> None:
     """One worker."""
-    from defense import DiffusersConfig
+    from defense import DiffPureConfig, DiffusersConfig, Omega
     from defense.torchvision_cpu import allow_torchvision_import
     from tasks import shared_weights
     from tasks.allocator import keep_freed_memory
@@ -45,20 +47,22 @@ def work(folder: str, share: bool, barrier: Barrier, answers: Any) -> None:
     if not share:
         shared_weights.LARGE = 1 << 60
     context, images = Context(), torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    config = DiffusersConfig(schedule="linear-1000", path=folder).resolved(Path())
+    denoiser = DiffusersConfig(schedule="linear-1000", path=folder)
+    config = DiffPureConfig(denoiser=denoiser, schedule="linear-1000", t_star=10, steps=1).resolved(Path())
+    compute, omega = Compute(precision=precision), Omega.of("benchmark", 0, "judge", [0])
     allow_torchvision_import()
     from diffusers import UNet2DModel  # noqa: F401  # once and not while the network is loaded
 
     idle, began = pss(), time.perf_counter()
-    with context.settings(Compute()), torch.no_grad():
-        network = context.load(config)
+    with context.settings(compute), torch.no_grad(), context.autocast(compute):
+        purifier = context.purifier(config, None)
         seconds = time.perf_counter() - began
-        answer = network(images, 10)  # which touches every weight
+        answer = purifier(images, omega).float()  # which touches every weight
         barrier.wait()
         loaded = pss()
         barrier.wait()
         started = time.process_time()
-        network(images, 10)
+        purifier(images, omega)
         forward = time.process_time() - started
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     barrier.wait()
@@ -70,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--width", type=int, default=160)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with TemporaryDirectory() as folder:
@@ -79,7 +84,8 @@ def main() -> None:
         for share in (False, True):
             barrier, answers = spawn.Barrier(options.workers), spawn.Queue()
             processes = [
-                spawn.Process(target=work, args=(folder, share, barrier, answers)) for _ in range(options.workers)
+                spawn.Process(target=work, args=(folder, share, options.precision, barrier, answers))
+                for _ in range(options.workers)
             ]
             for process in processes:
                 process.start()

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 
 from defense.redaction import redacted
 
-__all__ = ["InvalidInput", "PuregridError", "StoreError", "inside", "nearest"]
+__all__ = ["InvalidInput", "PuregridError", "StoreError", "inside", "nearest", "no_memory"]
+
+_REFUSED = ("can't allocate memory", "not enough memory")
+"""What PyTorch's allocator for processors says."""
 
 
 _LONGEST = 8000
@@ -98,3 +101,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Valid names: {', '.join(names)}."
+
+
+def no_memory(error: BaseException) -> bool:
+    """Return whether an error says that there was no memory: of a GPU, or of the machine."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSED)

@@ -71,7 +71,7 @@ class _Conv2d(_Cast, nn.Conv2d):
 _PREPARED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _Linear, nn.Conv1d: _Conv1d, nn.Conv2d: _Conv2d}
 
 
-def prepare(network: nn.Module) -> int:
+def prepare(network: nn.Module) -> list[Tensor]:
     """Have the frozen linear and convolutional layers of a network keep their bfloat16 weights.
 
     Layers of other classes, derived ones among them, compute as they did: what they do with their weights is theirs.
@@ -81,16 +81,16 @@ def prepare(network: nn.Module) -> int:
         network: The network, on its device; its layers are changed in place.
 
     Returns:
-        The number of layers that were prepared by this call.
+        What all its layers keep.
     """
-    count = 0
+    kept: list[Tensor | None] = []
     for layer in network.modules():
         prepared = _PREPARED.get(type(layer))
-        if prepared is None or any(weight.requires_grad for weight in layer.parameters(recurse=False)):
-            continue
-        layer.register_buffer("_cast_weight", None, persistent=False)  # so that it moves with the layer
-        layer.register_buffer("_cast_bias", None, persistent=False)
-        layer.__class__ = prepared
-        layer._make_casts()  # type: ignore[operator]
-        count += 1
-    return count
+        if prepared is not None and not any(weight.requires_grad for weight in layer.parameters(recurse=False)):
+            layer.register_buffer("_cast_weight", None, persistent=False)  # so that it moves with the layer
+            layer.register_buffer("_cast_bias", None, persistent=False)
+            layer.__class__ = prepared
+            layer._make_casts()  # type: ignore[operator]
+        if isinstance(layer, _Cast):
+            kept += [layer._cast_weight, layer._cast_bias]
+    return [cast for cast in kept if cast is not None]

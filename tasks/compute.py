@@ -7,6 +7,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from defense.classifiers import ClassifierConfig
 from defense.compiled import compile_network
+from defense.errors import no_memory
 from defense.held_graphs import HeldGraphs, holding
 from defense.models import Loadable, Models
 from defense.prepared import prepare
@@ -23,7 +25,7 @@ from defense.randomness import NoiseVersion
 from defense.spec import Spec
 from tasks import shared_weights
 from tasks.datasets import DatasetConfig, ImageSet
-from tasks.memory import ended, machine_memory
+from tasks.memory import machine_memory
 
 __all__ = ["Compute", "Context"]
 
@@ -113,6 +115,7 @@ class Context:
         self._purifiers: dict[tuple[str, str], Purifier] = {}
         self._data: dict[str, ImageSet] = {}
         self._microbatch: dict[str, int] = {}
+        self._uncast: set[str] = set()
         self.memory_retries = 0
         self.loading_seconds = 0.0
         self.shared_bytes = 0
@@ -146,7 +149,7 @@ class Context:
         if self._compute.precision != "bf16-all":
             return network
         if not self._compute.compile:
-            prepare(network)
+            self._prepare(network)
         return _Autocast(network)
 
     def purifier(self, config: PurifierConfig, protecting: ClassifierConfig | None) -> Purifier:
@@ -164,7 +167,7 @@ class Context:
                 models = Models(None if guide is None else self._load(guide, Compute()), self.load)
                 self._purifiers[key] = config.build(models).to(self.device)
         if self._compute.casts and not self._compute.compile:
-            prepare(self._purifiers[key])
+            self._prepare(self._purifiers[key])
         return self._purifiers[key]
 
     def load(self, config: Loadable[M]) -> M:
@@ -200,7 +203,19 @@ class Context:
             return build()
         network, shared = shared_weights.built(build, key)
         self.shared_bytes += shared
+        if shared:
+            self._uncast.add(key)
         return network
+
+    def _prepare(self, module: nn.Module) -> None:
+        """Have weights cast once; workers share the casts of what they share the weights of."""
+        parts = set(module.modules())
+        for key in [key for key in self._uncast if self._models.get(key) in parts]:
+            self._uncast.remove(key)
+            with self._loading():
+                network = partial(self._models.__getitem__, key)
+                self.shared_bytes += shared_weights.built(network, f"{key}-bf16", prepare)[1]
+        prepare(module)
 
     def images(self, config: DatasetConfig) -> ImageSet:
         """Return the loaded data set, its digest checked once per worker."""
@@ -247,7 +262,7 @@ class Context:
                 done.append(work(start, stop))
             except (RuntimeError, MemoryError) as error:
                 held = self.graphs.held > 0
-                if (stop - start <= 1 and not held) or not ended(error):
+                if (stop - start <= 1 and not held) or not no_memory(error):
                     raise
             else:
                 start = stop

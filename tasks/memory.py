@@ -1,4 +1,4 @@
-"""The most memory that a unit took: of the GPU, or of the worker's process without one; and whether it ran out."""
+"""The most memory that a unit took: of the GPU, or of the worker's process without one."""
 
 import contextlib
 import os
@@ -8,14 +8,11 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["HELD", "IDLE", "PEAK", "crowded", "ended", "machine_memory", "peak_memory", "resident"]
+__all__ = ["HELD", "IDLE", "PEAK", "crowded", "machine_memory", "peak_memory", "resident"]
 
 PEAK, IDLE, HELD = "peak_mib", "idle_mib", "held_mib"
 """Notes of a unit: the MiB that it took at most, those of the worker's process before it had loaded anything, and
 those of graphs that exact gradients held because there was room (:mod:`defense.held_graphs`)."""
-
-_REFUSED = ("can't allocate memory", "not enough memory")
-"""What PyTorch's allocator for processors says, whose errors are no ``OutOfMemoryError``."""
 
 _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")
@@ -36,13 +33,6 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], float | None]]:
         yield lambda: torch.cuda.max_memory_allocated(device) / 2**20
     else:
         yield _most if _reset() else lambda: None
-
-
-def ended(error: BaseException) -> bool:
-    """Return whether an error says that there was no memory: of a GPU, or of the machine."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSED)
 
 
 def machine_memory() -> int:

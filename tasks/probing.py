@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from defense.classifiers import Architecture, ClassifierConfig
 from defense.defended import Defended
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, no_memory
 from defense.models import Models
 from defense.probe import IMAGES, Probe, probe_classifier, probe_purifier
 from defense.purifiers.base import Purifier, PurifierConfig
@@ -85,9 +85,9 @@ def probe(
 def _built(config: PurifierConfig, models: Models) -> Purifier:
     try:
         return config.build(models)
-    except (InvalidInput, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # code from elsewhere raises whatever it raises
+        if isinstance(error, InvalidInput) or no_memory(error):
+            raise
         raise InvalidInput(
             f"purifier {config.label()!r} cannot be built: {type(error).__name__}: {error}", where="defence"
         ) from error

@@ -5,7 +5,8 @@ any file system (``memfd_create(2)``), sealed so that nobody can write to it aga
 next worker loads the network too, compares it byte by byte with what lies there, and where it is equal maps that and
 drops its own. So no worker believes anything of another, whatever kind of file the weights came from and whatever
 code built the network, and a stage computes with the same numbers, at addresses that are aligned as PyTorch's own. A
-write to a weight, which nothing here does, would go to a private copy of its page.
+write to a weight, which nothing here does, would go to a private copy of its page. Casts (:mod:`defense.prepared`)
+go the same way.
 
 Loading is done one process after the other, so that a machine holds at most one network twice. What is there is
 written down in a file of the user's in the folder for temporary files, one line a process: the memory's name, the
@@ -23,7 +24,7 @@ import stat
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -81,12 +82,17 @@ def file_bytes(config: object) -> int:
         return 0
 
 
-def built(build: Callable[[], M], name: str) -> tuple[M, int]:
+def built(
+    build: Callable[[], M],
+    name: str,
+    tensors: Callable[[M], Iterable[Tensor]] = lambda network: (*network.parameters(), *network.buffers()),
+) -> tuple[M, int]:
     """Build a network whose frozen weights are those that another process of this user holds, where they are equal.
 
     Arguments:
         build: Returns the network, on the processor.
         name: What it is: the same network in the same form has the same name on all workers.
+        tensors: Those of the network that are shared; by default all.
 
     Returns:
         The network, and the bytes of its weights that lie in shared memory.
@@ -99,7 +105,7 @@ def built(build: Callable[[], M], name: str) -> tuple[M, int]:
             log.warning("networks are loaded without sharing them: %s", error)
             return build(), 0
         network = build()
-        weights = _weights(network)
+        weights = _weights(tensors(network))
         if not weights:
             return network, 0
         size = weights[-1].end
@@ -152,11 +158,11 @@ class _Weight:
         self.tensor.data = flat.as_strided(self.tensor.shape, self.tensor.stride())
 
 
-def _weights(network: nn.Module) -> list[_Weight]:
-    """Return the frozen tensors of a network that lie densely in memory, each with a place of its own."""
+def _weights(tensors: Iterable[Tensor]) -> list[_Weight]:
+    """Return the frozen tensors that lie densely in memory, each with a place of its own."""
     weights: list[_Weight] = []
     end = 0
-    for tensor in (*network.parameters(), *network.buffers()):
+    for tensor in tensors:
         if tensor.requires_grad or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
             continue
         order = tuple(sorted(range(tensor.dim()), key=lambda i: (-tensor.stride()[i], i)))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, no_memory
 
 __all__ = ["examine", "logits_of"]
 
@@ -121,9 +121,9 @@ def _logits_of(classifier: nn.Module, x: Tensor, who: str, classes: int) -> Tens
         logits = classifier(x)
     except InvalidInput as error:
         raise InvalidInput(f"{who}: {error.message}", where=error.where) from error
-    except (torch.OutOfMemoryError, MemoryError):
-        raise  # the machine's trouble, not the classifier's
     except Exception as error:  # a network raises whatever its code raises
+        if no_memory(error):  # the machine's trouble, not the classifier's
+            raise
         cause = str(error).strip().splitlines() or [""]
         raise InvalidInput(
             f"{who} fails on images of shape {tuple(x.shape)} ({type(error).__name__}: {cause[0][:200]}). Is it "

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import defense
+from defense.errors import no_memory
 from defense.gradients import purify
 from defense.probe.record import Check, answer, not_applicable
 from defense.probe.subject import LARGE, Subject, largest_difference, seeded, settings
@@ -304,9 +305,9 @@ def first_slope(subject: Subject) -> Tensor | None:
     x, omega = subject.images[:2], subject.omega(2)
     try:
         return subject.gradient(x, omega, subject.weight(subject.value(x, omega)))[1]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
+    except Exception as error:
+        if no_memory(error):
+            raise
         return None
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from defense.classifiers import ClassifierConfig
-from defense.errors import InvalidInput
+from defense.errors import InvalidInput, no_memory
 from defense.models import Models
 from defense.probe import borders, claims, differences, mechanism, memory, purity
 from defense.probe.demands import DEMANDS
@@ -94,9 +94,9 @@ def probe_subject(subject: Subject, reference: Tensor | None = None) -> Probe:
         first = subject.value(subject.images, subject.omega()).clone()
         before = snapshot(subject.module)
         slope = purity.first_slope(subject)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if no_memory(error):
+            raise
         raised = Check("output", subject.part, "fail", _raised(error))
         others = [not_applicable(name, subject.part, "it raises") for name in DEMANDS if name != "output"]
         return Probe(subject.label, (raised, *others), seconds=time.perf_counter() - begun)
@@ -163,9 +163,9 @@ def _gradients(subject: Subject, ill: list[str]) -> tuple[list[Check], tuple[Mod
     images, directions = next((given[1:] for given in _EFFORT if cost <= given[0]), _EFFORT[-1][1:])
     try:
         found = differences.measure(in_double(subject), images, directions)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if no_memory(error):
+            raise
         return [*(Check(name, part, "fail", _raised(error)) for name in names), loss], ()
     checks = [
         _guarded("gradient", part, lambda: differences.gradient(found)),
@@ -179,9 +179,9 @@ def _gradients(subject: Subject, ill: list[str]) -> tuple[list[Check], tuple[Mod
     for mode in _modes(subject.module):
         try:
             modes.append(differences.mode_gradient(found, mode, exact=exact and mode == "exact"))
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # of the exact mode the checks have said so
+            if no_memory(error):
+                raise
             if mode != "exact":
                 checks.append(Check("gradient", part, "fail", f"gradient mode {mode}: {_raised(error)}"))
     return checks, tuple(modes)
@@ -202,9 +202,9 @@ def in_double(subject: Subject) -> Subject:
     try:
         double = subject.doubled()
         out = double.value(double.images[:1], double.omega(1))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
+    except Exception as error:
+        if no_memory(error):
+            raise
         return subject
     return double if out.dtype == torch.float64 else subject
 
@@ -214,18 +214,18 @@ def _numbers(subject: Subject) -> tuple[Number, ...]:
         return ()
     try:
         return mechanism.mechanism(subject, _DRAWS)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if no_memory(error):
+            raise
         return (Number("mechanism", None, _raised(error)),)
 
 
 def _guarded(name: str, part: Part, check: Callable[[], Check]) -> Check:
     try:
         return check()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a part raises is a finding about it
+        if no_memory(error):
+            raise
         return Check(name, part, "fail", _raised(error))
 
 

@@ -23,6 +23,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from defense.gradients import GradientMode, purify, purify_and_deviate
 from defense.purifiers import Purifier
@@ -158,7 +159,8 @@ class Target:
     def logits(self, x: Tensor) -> Tensor:
         """Return logits of the next K draws, shape (B, K, classes), in the graph of ``x`` if it has one."""
         _, parts = self._next(x)
-        return self._by_image(x, [self.answer(*part) for part in parts])
+        answer = self._forgetting().answer
+        return self._by_image(x, [answer(*part) for part in parts])
 
     def answer(self, x: Tensor, omega: Omega | None) -> Tensor:
         """Return the logits of one batch of draws, shape (B, classes)."""
@@ -171,9 +173,9 @@ class Target:
             InvalidInput: The purifier has no forward process, or the mode does not go through it.
         """
         _, parts = self._next(x)
-        logits, deviations = [], []
+        logits, deviations, target = [], [], self._forgetting()
         for part, omega in parts:
-            z, deviation = self._scaled(partial(self._deviating, omega), part)
+            z, deviation = self._scaled(partial(target._deviating, omega), part)
             logits.append(z)
             deviations.append(deviation)
         return self._by_image(x, logits), torch.cat(deviations).reshape(len(x), -1)
@@ -320,6 +322,12 @@ class Target:
 
     def _classify(self, purified: Tensor) -> Tensor:
         return self.classifier(purified.float() if purified.dtype == torch.bfloat16 else purified)
+
+    def _forgetting(self) -> Target:
+        """Return the target; where draws are several batches, its classifier is asked again on the way back."""
+        if self.batch is None or len(self) * self.draws <= self.batch:
+            return self
+        return replace(self, classifier=partial(checkpoint, self.classifier, use_reentrant=False))
 
     def _by_image(self, x: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """Return values of all draws, shape (B, K, ...)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -207,3 +207,12 @@ def test_weights_of_another_width_are_read_as_float32(
         expected = net.float()(x)
         assert torch.equal(classifier(x), expected)
     assert classifier(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_memory_that_ends_is_not_the_classifiers_fault(error: Exception) -> None:
+    def refused(_: Tensor) -> NoReturn:
+        raise error
+
+    with pytest.raises(type(error)):
+        examine(Net(out=refused).eval(), name="mine", image_shape=SHAPE, classes=CLASSES)

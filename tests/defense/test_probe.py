@@ -10,6 +10,7 @@ import pytest
 import torch
 from loops import tiers
 from planted import IMAGES, TEST_SET, Faulty, Net, PlantedConfig, probed_config
+from torch import nn
 
 from defense import Models, Omega
 from defense.errors import InvalidInput
@@ -248,3 +249,34 @@ def test_a_part_that_writes_into_its_input_changes_no_images_of_its_probe() -> N
     found = probe_purifier(config.build(), images, config=config, models=Models(), reference=TEST_SET)
     assert torch.equal(images, IMAGES)
     assert "changed its input in place" in found.check("output").text
+
+
+class Refused(nn.Module):
+    """Is refused memory in one of its calls, as PyTorch's allocator for processors says it, or NumPy's."""
+
+    def __init__(self, inner: nn.Module, at: int, error: Exception) -> None:
+        super().__init__()
+        self.inner, self.at, self.error, self.calls = inner, at, error, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error
+        answer: torch.Tensor = self.inner(x)
+        return answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()],
+    ids=lambda e: type(e).__name__,
+)
+def test_memory_that_ends_is_the_machines_trouble_and_no_finding(error: Exception) -> None:
+    """Whichever check asks for it: the rows of a probe would say for ever that the part raises."""
+    whole = Refused(Net(), 0, error).eval()
+    assert probe_classifier(whole, IMAGES).failures == ()
+    assert whole.calls > 20
+    for at in (1, 2, *range(3, whole.calls, whole.calls // 8), whole.calls):
+        with pytest.raises(type(error)):
+            probe_classifier(Refused(Net(), at, error).eval(), IMAGES)

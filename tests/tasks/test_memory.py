@@ -10,8 +10,9 @@ import torch
 from loops import every
 
 import tasks.memory
+from defense.errors import no_memory
 from tasks.compute import Context
-from tasks.memory import ended, peak_memory, resident
+from tasks.memory import peak_memory, resident
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,7 @@ def test_where_nobody_counts_there_is_no_figure(monkeypatch: pytest.MonkeyPatch,
     ],
 )
 def test_errors_for_want_of_memory_are_told_from_others(error: Exception, expected: bool) -> None:
-    assert ended(error) is expected
+    assert no_memory(error) is expected
 
 
 def test_where_the_system_refuses_memory_parts_get_smaller_and_what_was_computed_stays() -> None:

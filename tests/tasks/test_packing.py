@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loops import every
 from torch import Tensor, nn
 
@@ -71,6 +73,18 @@ def evaluate(batch: int, draws: int) -> EvaluateStage:
     )
 
 
+def measured(batch: int) -> QualityStage:
+    return QualityStage(
+        dataset=DigitsConfig(),
+        source=None,
+        classifier=None,
+        purifier=NOISE,
+        quality=QualityConfig(),
+        seed=SEED,
+        compute=Compute(batch=batch),
+    )
+
+
 @pytest.mark.parametrize(
     ("images", "draws", "batch", "calls"),
     [(20, 20, 400, 1), (20, 20, 399, 2), (7, 5, 10, 4), (100, 3, 100, 3), (30, 2, 7, 9), (1, 1, 100, 1)],
@@ -84,6 +98,30 @@ def test_evaluate_asks_ceil_of_images_x_draws_by_batch_times(
     assert all(len(call) == batch for call in context.calls[:-1])
     seen = [element for call in context.calls for element in call]
     assert sorted(seen) == [(image, draw) for image in chunk.ids for draw in range(draws)]
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_every_judging_stage_asks_as_few_times_as_its_batch_allows(data: st.DataObject) -> None:
+    """Of any sizes: what is left of a batch is filled, no batch is larger, and every element is asked once."""
+    images, draws, batch = (data.draw(st.integers(1, most)) for most in (12, 9, 40))
+    chunk, context = Chunk(tuple(range(10, 10 + images))), Counting()
+    elements = [(image, draw) for image in chunk.ids for draw in range(draws)]
+    first = batch * data.draw(st.integers(0, 2))  # a range of estimation samples begins with a batch
+    for stage, asked in {
+        evaluate(batch, draws): elements,
+        measured(batch): [(image, 0) for image in chunk.ids],
+        sampled("certify-estimate", images, first, draws, batch)[0]: [(i, first + k) for i, k in elements],
+        sampled("certify-select", images, 0, draws, batch)[0]: elements,
+    }.items():
+        context.calls.clear()
+        stage.run(chunk, {}, context)
+        assert sorted(element for call in context.calls for element in call) == asked
+        assert max(map(len, context.calls)) <= batch
+        whole = isinstance(stage, SampleStage) and stage.role == "certify-select" and draws < batch
+        expected = ceil(images / (batch // draws)) if whole else ceil(len(asked) / batch)  # those are never divided
+        assert len(context.calls) == expected
 
 
 @pytest.mark.slow
@@ -136,16 +174,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_rest_goes_on(
 
 @pytest.mark.slow
 def test_quality_asks_for_one_draw_of_each_image(context: Counting) -> None:
-    stage = QualityStage(
-        dataset=DigitsConfig(),
-        source=None,
-        classifier=None,
-        purifier=NOISE,
-        quality=QualityConfig(),
-        seed=SEED,
-        compute=Compute(batch=8),
-    )
-    stage.run(Chunk(tuple(range(20))), {}, context)
+    measured(8).run(Chunk(tuple(range(20))), {}, context)
     assert [len(call) for call in context.calls] == [8, 8, 4]
 
 

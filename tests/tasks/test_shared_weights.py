@@ -6,21 +6,23 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import defense
-from defense import DiffusersConfig
+from defense import DiffPureConfig, DiffusersConfig, Omega
 from tasks import shared_weights
 from tasks.compute import Compute, Context
 from tasks.shared_weights import built, can_share, file_bytes
 
 pytestmark = pytest.mark.skipif(not can_share(), reason="memory without a name is Linux's")
 PATH = Path(defense.__file__).parent / "assets" / "digits-ddpm"
+DIGITS = DiffusersConfig(schedule="linear-1000", path=str(PATH))
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +166,7 @@ def test_errors_leave_no_descriptor_open_and_what_was_moved_counts(
 
 
 def test_the_files_of_a_config_are_counted(tmp_path: Path) -> None:
-    config = DiffusersConfig(schedule="linear-1000", path=str(PATH)).resolved(Path())
+    config = DIGITS.resolved(Path())
     expected = sum(path.stat().st_size for path in PATH.iterdir())
     assert file_bytes(config) == expected > 1e6
     assert file_bytes({"several": [config, (config, "linear-1000")], "none": 3}) == 2 * expected
@@ -173,7 +175,7 @@ def test_the_files_of_a_config_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_worker_shares_large_networks_and_computes_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = DiffusersConfig(schedule="linear-1000", path=str(PATH)).resolved(Path())
+    config = DIGITS.resolved(Path())
     z = torch.rand((3, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     for compute in (Compute(), Compute(layout="channels-last")):
         own = Context()
@@ -187,6 +189,43 @@ def test_a_worker_shares_large_networks_and_computes_the_same_bits(monkeypatch: 
                 with context.settings(compute), torch.no_grad():
                     assert torch.equal(context.load(config)(z, 10), expected)
                 assert context.shared_bytes > 1e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_workers_share_the_casts_of_what_they_share_and_compute_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, layout: Any
+) -> None:
+    """Once each, whichever of two purifiers of a denoiser comes first, and with the weights' own end."""
+    one, two = (DiffPureConfig(denoiser=DIGITS, schedule="linear-1000", t_star=t, steps=1) for t in (10, 20))
+    one, two = (config.resolved(Path()) for config in (one, two))
+    x, omega = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0)), Omega.of("p", 0, "judge", (0, 1))
+
+    def asked(context: Context, precision: Any, configs: Sequence[DiffPureConfig]) -> dict[int, bytes]:
+        compute, found = Compute(precision=precision, layout=layout), {}
+        with context.settings(compute), torch.no_grad():
+            for config in configs:
+                purifier = context.purifier(config, None)
+                with context.autocast(compute):
+                    found[config.t_star] = purifier(x, omega).float().numpy().tobytes()
+        return found
+
+    expected = {precision: asked(Context(), precision, (one, two)) for precision in ("fp32", "bf16")}
+    monkeypatch.setattr(shared_weights, "LARGE", 1)
+    first, second = Context(), Context()
+    assert asked(first, "fp32", (one,)).items() <= expected["fp32"].items()
+    (weights,), whole = memories(), first.shared_bytes
+    assert asked(first, "bf16", (one, two)) == asked(second, "bf16", (two, one)) == expected["bf16"]
+    assert len(memories()) == 2 and memories() >= {weights}
+    assert first.shared_bytes == second.shared_bytes and 0.4 < first.shared_bytes / whole - 1 < 0.55
+    assert asked(second, "fp32", (one, two)) == expected["fp32"]
+    with first.settings(Compute(layout=layout)):
+        written = next(layer for layer in first.purifier(one, None).modules() if type(layer).__name__ == "_Conv2d")
+    written.weight.zero_()  # type: ignore[operator]  # nobody does; if somebody did, its cast would be his own
+    assert asked(first, "bf16", (one,)) != expected["bf16"] and asked(second, "bf16", (one, two)) == expected["bf16"]
+    del first, second, written
+    gc.collect()
+    assert memories() == set()
 
 
 OTHER = """

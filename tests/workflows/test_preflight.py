@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 from helpers_small import ASSETS, small_sweep
@@ -13,11 +15,13 @@ from naps import SharedRay
 from seconds import spent
 from typer.testing import CliRunner
 
+from tasks.compute import Compute
 from workflows.assets.bundled import bundled_sweeps
 from workflows.cli import app
 from workflows.planning.plan import make_plan
 from workflows.preflight import checks_of, preflight
 from workflows.preflight.asking import Answer, ask
+from workflows.preflight.checks import Blamed
 from workflows.store import Store
 
 HERE = Path(__file__).parent
@@ -454,3 +458,16 @@ def test_twelve_defences_take_seconds_of_a_processor(tmp_path: Path) -> None:
     preflight(sweep, committed, store, said.append)
     assert spent() - begun < 1 and len(said) == 1
     print(said[0])
+
+
+@every("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+@every("together", [False, True])
+def test_memory_that_ends_refuses_no_sweep(error: Exception, together: bool) -> None:
+    """Alone, or of one of the parts that are asked together."""
+
+    def run(_: object) -> NoReturn:
+        raise Blamed(check, error) if together else error
+
+    check: Any = SimpleNamespace(stage=SimpleNamespace(settings=Compute), run=run)
+    (answer,) = ask([check], "cpu")
+    assert answer.error is None and answer.skipped == "there is not enough memory for it now"

@@ -5,11 +5,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from defense.classifiers import ClassifierConfig
 from defense.code import is_foreign
-from defense.errors import InvalidInput, PuregridError
+from defense.errors import InvalidInput, PuregridError, no_memory
 from defense.purifiers import Purifier, PurifierConfig
 from tasks.compute import Context
 from workflows.preflight.checks import Blamed, Check
@@ -60,12 +58,12 @@ def ask(checks: Sequence[Check], device: str) -> Iterator[Answer]:
         try:
             with context.settings(check.stage.settings()):
                 check.run(context)
-        except (torch.OutOfMemoryError, MemoryError):
-            skipped = "there is not enough memory for it now"
-        except Blamed as blamed:
-            failed, error = blamed.check, _explained(blamed.check, blamed.error)
         except Exception as raised:  # whatever a part raises, it would raise it in every unit
-            error = _explained(check, raised)
+            failed, raised = (raised.check, raised.error) if isinstance(raised, Blamed) else (check, raised)
+            if no_memory(raised):
+                skipped = "there is not enough memory for it now"
+            else:
+                error = _explained(failed, raised)
         yield Answer(failed, time.perf_counter() - begun, error, skipped)
         if error is not None:
             return
