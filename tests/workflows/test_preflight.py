@@ -223,7 +223,10 @@ FOUND_BY_ASKING = {
     "an attack that returns another shape": (
         sweep("{attack: 'preflight_parts:BadAttackConfig', norm: linf, eps: 0.1, how: shape}"),
         8,
-        ("attacks.0", "returns (1, 1, 7, 8) for images of shape (1, 1, 8, 8)"),
+        (
+            "attacks.0",
+            "'images' as torch.float32 of shape (1, 1, 7, 8), for float32 images of shape (1, 1, 8, 8)",
+        ),
     ),
     "an attack that is a rung": (
         sweep(

@@ -28,7 +28,8 @@ from defense.gradients import GradientMode
 from defense.purifiers import NoPurifierConfig, Purifier, PurifierConfig
 from defense.randomness import Omega
 from defense.spec import digest
-from tasks.attacks import AttackConfig, AttackResult, Target
+from tasks.attacks import AttackConfig, Target
+from tasks.attacks.base import checked_result
 from tasks.attacks.losses import margin
 from tasks.attacks.shortlist import AscentConfig
 from tasks.compute import Compute, Context
@@ -263,15 +264,7 @@ class AttackCheck(Check):
                 result = self.attack.run(limited, x, omega)
         except _Enough:
             return
-        images = getattr(result, "images", None)
-        if not isinstance(result, AttackResult) or not isinstance(images, Tensor) or images.shape != x.shape:
-            have = tuple(images.shape) if isinstance(images, Tensor) else type(result).__name__
-            raise InvalidInput(
-                f"{self.what} returns {have} for images of shape {tuple(x.shape)}: an AttackResult with images of "
-                "that shape is needed."
-            )
-        if not bool(images.isfinite().all()):
-            raise InvalidInput(f"{self.what} makes NaN or infinite pixels of image {self.image}.")
+        checked_result(result, x, self.what)
 
 
 @dataclass(frozen=True)
