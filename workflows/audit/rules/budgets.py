@@ -174,7 +174,7 @@ def fewer_steps(all_views: Sequence[View]) -> Iterator[Finding]:
             "fewer-steps",
             "warning",
             views,
-            f"{attack.label()} says {steps} steps, and asked for {most:g} gradients or fewer of "
+            f"{attack.label()} says {steps} steps, and asked for {most:g} gradients at most on "
             f"{int((asked[left] <= most).sum())} of the {int(left.sum())} images that it left right.",
             {"gradients": most, "steps": steps},
             "Look for a loop that ends too early, and for images that are passed over.",
