@@ -58,11 +58,14 @@ class Foreign(AttackConfig):
             current = self._stepped(region, current, gradient)
         # A restart that was never compared with anything.
         images = region.random_start(omega, 5) if how == "start returned" else current
+        if how == "numbers of its own":
+            images = region.project(x + self.eps * (2 * torch.rand_like(x) - 1))
         if how == "one perturbation for all":
             images = region.project(x + (current - x)[:1])
         if how == "two images":
             images = torch.where((torch.arange(len(x)) < 2).view(-1, 1, 1, 1), current, region.random_start(omega, 5))
-        return self._returned(images, target.evaluate(images, ce).loss)
+        result: AttackResult = self._returned(images, target.evaluate(images, ce).loss)
+        return result
 
     def _stepped(self, region: Region, current: Tensor, gradient: Tensor) -> Tensor:
         how, x, size = self.how, region.x, 2.5 * self.eps / self.steps

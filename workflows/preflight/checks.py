@@ -252,19 +252,26 @@ class AttackCheck(Check):
         assert isinstance(stage, AttackStage)
         x, y = self._image(context, stage.dataset)
         omega = Omega.of(self.attack.id, stage.seed, "preflight", (self.image,), noise=stage.compute.noise)
-        target = stage.target(context, y, omega)
-        seconds = _FOREIGN_SECONDS if self.attack.code() is not None else 0.0
-        given = {each.name: getattr(target, each.name) for each in fields(target)}
-        given["draws"] = min(target.draws, _DRAWS)
-        limited = _Limited(**given, questions=_Questions(seconds))
-        try:
-            if isinstance(self.attack, AscentConfig) and self.attack.warm:  # rungs before it would give it images
-                result = self.attack.run_from(limited, x, omega, x)
-            else:
-                result = self.attack.run(limited, x, omega)
-        except _Enough:
-            return
-        checked_result(result, x, self.what)
+        foreign = self.attack.code() is not None
+        made = []
+        for _ in range(1 + foreign):
+            target = stage.target(context, y, omega)
+            given = {each.name: getattr(target, each.name) for each in fields(target)}
+            given["draws"] = min(target.draws, _DRAWS)
+            limited = _Limited(**given, questions=_Questions(_FOREIGN_SECONDS if foreign else 0.0))
+            try:
+                if isinstance(self.attack, AscentConfig) and self.attack.warm:  # rungs before it would give it images
+                    result = self.attack.run_from(limited, x, omega, x)
+                else:
+                    result = self.attack.run(limited, x, omega)
+            except _Enough:
+                return
+            made.append(checked_result(result, x, self.what).images)
+        if context.device.type == "cpu" and not torch.equal(made[0], made[-1]):  # elsewhere sums may round otherwise
+            raise InvalidInput(
+                f"{self.what} makes another image when it is run again: something in it keeps state, or draws random "
+                "numbers elsewhere than from omega, so that no seed repeats it."
+            )
 
 
 @dataclass(frozen=True)
