@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def of_each(results: Results) -> list[dict[str, Finding]]:
 def attacks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Finding]]:
     names = ["sound", *ATTACKS]
     entries = [f'{{attack: "planted_foreign:Foreign", norm: linf, eps: 0.1, how: {how}}}' for how in names]
-    results = computed(tmp_path_factory.mktemp("f"), datasets=DIGITS, attacks=", ".join(["none", *entries]))
+    # Random starts depend on the code of an attack: so many images that no draw of them matters.
+    datasets = "{dataset: digits, images: {first: 300}}"
+    results = computed(tmp_path_factory.mktemp("f"), datasets=datasets, attacks=", ".join(["none", *entries]))
     return dict(zip(names, of_each(results), strict=True))
 
 
@@ -62,10 +65,12 @@ def test_attacks(attacks: dict[str, dict[str, Finding]], how: str) -> None:
 @pytest.mark.slow
 def test_what_a_finding_says(attacks: dict[str, dict[str, Finding]]) -> None:
     helped = attacks["targeted at the label"]["surer-than-clean"]
-    assert helped.evidence["risen"] >= 0.9 * helped.evidence["changed"] and helped.evidence["images"] == 90
+    assert helped.evidence["risen"] >= 0.9 * helped.evidence["changed"] and helped.evidence["images"] == 300
     assert helped.evidence["p"] < 1e-9
     assert attacks["first ten"]["fewer-steps"].evidence == {"gradients": 0, "steps": 10}
-    assert "asked for 0 gradients at most on 79 of the 83 images" in attacks["first ten"]["fewer-steps"].text
+    assert re.search(
+        r"says 10 steps, .* 0 gradients at most on 2\d\d of the 2", attacks["first ten"]["fewer-steps"].text
+    )
     assert attacks["upper half"]["budget-not-used"].evidence["share"] == 0.5
 
 
