@@ -144,6 +144,22 @@ def test_weak_attacks_on_random_defences_are_not_taken_for_helpers(tmp_path: Pat
     assert {finding.rule for finding in findings(results) if finding.severity != "note"} == set()
 
 
+@pytest.mark.slow
+def test_an_identity_in_the_place_of_a_rounding_is_not_taken_for_a_helper(tmp_path: Path) -> None:
+    attacks = "none, {attack: pgd, norm: linf, eps: [0.02, 0.1], steps: 2, gradient: [exact, bpda]}"
+    target = '{attack: "planted_foreign:Foreign", norm: linf, eps: 0.1, gradient: exact, how: targeted at the label}'
+    results = computed(
+        tmp_path,
+        datasets="{dataset: digits, images: {first: 300}}",
+        defences="{purifier: bit-depth, bits: 1}, {purifier: jpeg, quality: 10}",
+        attacks=f"{attacks}, {target}",
+    )
+    labels = results.sweep.labels
+    found = [finding for finding in findings(results) if finding.rule == "surer-than-clean"]
+    assert {labels[cell]["attack"] for f in found for cell in f.cells} == {"clean", "targeted at the label exact"}
+    assert {labels[f.cells[0]]["defence"] for f in found} == {"bit-depth 1", "jpeg q=10"}
+
+
 # -------------------------------------------------------------------------------------------------- data sets
 
 DATA = (

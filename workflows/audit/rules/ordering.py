@@ -87,11 +87,12 @@ def attacked_above_clean(all_views: Sequence[View]) -> Iterator[Finding]:
 def surer_than_clean(all_views: Sequence[View]) -> Iterator[Finding]:
     """An attack by gradients makes answers surer of the true class than they are on the clean image.
 
-    The attacker may leave an image as it is. Sound attacks, also short ones, raise the probability of the true class
-    on next to no image; one whose loss has the wrong sign, label or target, whose gradients belong to other images or
-    pixels, or that passes images over, raises it on many. Counted are images on which it changes at all (within what
-    float32 resolves), and rises by more than 0.1 log odds; a warning where more than 2 % do (5 % of a random defence;
-    binomial test, p < .001).
+    The attacker may leave an image as it is. Sound attacks on a classifier, also short ones, raise the probability of
+    the true class on next to no image; one whose loss has the wrong sign, label or target, whose gradients belong to
+    other images or pixels, or that passes images over, raises it on many. Counted are images on which it changes at
+    all (within what float32 resolves), and rises by more than 0.1 log odds; a warning where more than 2 % do
+    (binomial test, p < .001). Behind a purifier 25 %: one draw of its gradient, or an identity in the place of a
+    rounding, raises it on up to 19 % of them.
     """
     for members in group_by([view for view in all_views if view.judged], "defended"):
         clean = next((view for view in members if view.attack is None), None)
@@ -104,7 +105,7 @@ def surer_than_clean(all_views: Sequence[View]) -> Iterator[Finding]:
             moved, risen = int((change != 0).sum()), int((change > 0.1).sum())
             if moved < LEAST:
                 continue
-            p = float(stats.binomtest(risen, moved, 0.05 if view.stochastic else 0.02, "greater").pvalue)
+            p = float(stats.binomtest(risen, moved, 0.02 if view.bare else 0.25, "greater").pvalue)
             if p < FAR_BELOW:
                 yield about(
                     "surer-than-clean",
