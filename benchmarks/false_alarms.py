@@ -171,7 +171,9 @@ class SoundResults(Results):
     def _judged(self, cell: Cell) -> pd.DataFrame:
         p = self._p(cell.attack_stage, cell)
         right = self._rng.random((len(p), cell.defence.draws)) < p[:, None]
-        probability = np.where(right, 0.9, 0.05) + 0.01 * self._rng.random(right.shape)
+        # Attacks lower the probability of the true class on every image; jitter is of answers alone.
+        odds = self._honest.difficulty - (0.0 if cell.attack is None else 0.2 + self._honest.small["blind"])
+        probability = 0.9 / (1 + np.exp(-odds[:, None])) + 1e-4 * self._rng.random(right.shape)
         return pd.DataFrame(
             {
                 **self._head(),

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -160,7 +161,9 @@ def read_text(
         raise _error(name, what, "is not UTF-8 text", where) from error
 
 
-def writable(name: str | Path, what: str, *, where: str | None = None, make_folder: bool = False) -> Path:
+def writable(
+    name: str | Path, what: str, *, where: str | None = None, make_folder: bool = False, read: Iterable[str] = ()
+) -> Path:
     """Return the path of a file that can be written, as far as can be known without writing it.
 
     Arguments:
@@ -168,10 +171,11 @@ def writable(name: str | Path, what: str, *, where: str | None = None, make_fold
         what: See there.
         where: See there.
         make_folder: Whether its folder will be made if it is missing.
+        read: Names of what the command reads, files among them.
 
     Raises:
-        InvalidInput: As :func:`path_of`; or it is a folder, a device, a pipe, a link to nothing, in a folder that is
-            not there, or may not be written.
+        InvalidInput: As :func:`path_of`; or it is one of those that are read, a folder, a device, a pipe, a link to
+            nothing, in a folder that is not there, or may not be written.
     """
     path = _on_disk(name, what, where)
     try:
@@ -182,6 +186,8 @@ def writable(name: str | Path, what: str, *, where: str | None = None, make_fold
         problem = None if error.errno == errno.ENOENT else _why(path, error)
     if problem is None and os.path.islink(_absolute(name)) and not path.exists():
         problem = _why(_absolute(name), FileNotFoundError(errno.ENOENT, ""))
+    if any(os.path.isfile(other) and path == path_of(other, what) for other in read):
+        problem = "is a file that this command reads"
     if problem is not None:
         raise _error(name, what, problem, where)
     if make_folder:

@@ -1,4 +1,4 @@
-"""Write ``workflows/assets/catalogue.json``, by which ``puregrid list`` answers without importing torch.
+"""Write ``workflows/assets/catalogue.zlib``, by which ``puregrid list`` answers without importing torch.
 
 Needed after an attack, denoiser format or purifier, or one of its fields, was added or changed; a test says so.
 
@@ -7,7 +7,9 @@ Needed after an attack, denoiser format or purifier, or one of its fields, was a
 
 from __future__ import annotations
 
+import zlib
+
 from workflows.assets.catalogue import WRITTEN, written
 
 if __name__ == "__main__":
-    WRITTEN.write_text(written(), encoding="utf-8")
+    WRITTEN.write_bytes(zlib.compress(written().encode(), 9))

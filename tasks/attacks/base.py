@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from defense.spec import Spec, Spelling
 from tasks.attacks.region import Norm, Region
 from tasks.attacks.target import Attacked, Target
 
-__all__ = ["ATTACKS", "EPS", "EPS_255", "AttackConfig", "AttackResult", "Region"]
+__all__ = ["ATTACKS", "EPS", "EPS_255", "AttackConfig", "AttackResult", "Region", "checked_result"]
 
 Knowledge = Literal["classifier", "purifier", "randomness"]
 
@@ -62,6 +63,27 @@ class AttackResult:
     loss: Tensor
     notes: dict[str, int | float | str] = field(default_factory=dict)
     columns: dict[str, Tensor] = field(default_factory=dict)
+
+
+_COUNTED = {"gradients", "gradient_zero", "gradient_nan"}
+"""Columns that puregrid fills itself."""
+
+
+def checked_result(result: Any, x: Tensor, attack: str) -> AttackResult:
+    """Return what an attack made of images ``x``; raise InvalidInput where it is no such thing."""
+    if not isinstance(result, AttackResult):
+        raise InvalidInput(f"{attack} returns {type(result).__name__}, not an AttackResult.")
+    for name, values in {"images": result.images, "loss": result.loss, **result.columns}.items():
+        shape = tuple(values.shape) if isinstance(values, Tensor) else None
+        what = type(values).__name__ if shape is None else f"{values.dtype} of shape {shape}"
+        wanted = {"images": x.shape, "loss": x.shape[:1]}.get(name, (len(x), *(shape or ())[1:]))
+        if shape != wanted or (name == "images" and values.dtype != torch.float32):
+            raise InvalidInput(f"{attack} returns {name!r} as {what}, for float32 images of shape {tuple(x.shape)}.")
+        if name in _COUNTED:
+            raise InvalidInput(f"{attack} has a column {name!r}, which puregrid counts itself: name it otherwise.")
+    if bad := int((~result.images.isfinite().flatten(1).all(1)).sum()):
+        raise InvalidInput(f"{attack} makes NaN or infinite pixels of {bad} of {len(x)} images.")
+    return replace(result, images=result.images.detach(), loss=result.loss.detach())
 
 
 _EFFORT = ("steps", "eot", "restarts", "queries", "samples", "targets", "losses")

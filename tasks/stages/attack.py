@@ -18,7 +18,7 @@ from defense.gradients import GradientMode
 from defense.purifiers import IterativePurifier, Purifier, PurifierConfig, Sequence
 from defense.randomness import Omega
 from tasks.attacks import AttackConfig, DerivedAttackConfig, Given, LadderConfig, Target, perturbation_norms
-from tasks.attacks.base import AttackResult
+from tasks.attacks.base import AttackResult, checked_result
 from tasks.attacks.budgets import format_eps
 from tasks.attacks.shortlist import AscentConfig
 from tasks.compute import Compute, Context
@@ -128,6 +128,7 @@ class AttackStage(StageSpec):
                 result = self._rest(target, x, omega_part, _part(before, start, stop, context))
             else:
                 result = self.attack.run(target, x, omega_part)
+            result = checked_result(result, x, f"attack {self.attack.label()!r}")
             _add(notes, result.notes)
             names = ("evaluations", "gradients", "zero", "nan", "points")
             counters = {name: getattr(target.tally, name) for name in names}

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -74,11 +75,10 @@ def test_what_is_written_down_is_what_the_classes_say() -> None:
     """Otherwise `python -m scripts.catalogue` writes it anew."""
     from workflows.assets.catalogue import WRITTEN, catalogue, written
 
-    assert WRITTEN.read_text(encoding="utf-8") == written()
-    apgd = next(entry for entry in catalogue("attacks") if entry["name"] == "apgd")
-    assert {"eps", "steps=100", "restarts=1"} < set(apgd["fields"])
+    assert zlib.decompress(WRITTEN.read_bytes()).decode() == written()
     listed = json.loads(modules("list", "attacks", "--json")[0])
-    assert [entry["fields"] for entry in listed] == [entry["fields"] for entry in catalogue("attacks")]
+    assert listed == catalogue("attacks")
+    assert {entry["name"] for entry in listed} >= {"pgd", "strongest", "ladder"}
 
 
 @pytest.mark.slow

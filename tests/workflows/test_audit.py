@@ -103,7 +103,9 @@ def test_tables_show_each_finding_with_its_cells_numbers_and_remedy(tmp_path: Pa
         assert rendered(audited, how) == rendered(audited, how, [])
     table = pd.read_csv(io.StringIO(rendered(audited, "csv", audited.found)))
     assert table["findings"].tolist() == [rules_on(audited.found, {cell.id}) for cell in audited.sweep.cells]
-    assert table["findings"][0] == "error: attacked-above-clean, beats-bare-classifier; note: few-images"
+    assert table["findings"][0] == (
+        "error: attacked-above-clean, beats-bare-classifier; warning: surer-than-clean; note: few-images"
+    )
     without = pd.read_csv(io.StringIO(rendered(audited, "csv", [])))
     assert without["findings"].isna().all() and "findings" not in rendered(audited, "csv")
 
@@ -168,7 +170,7 @@ def test_the_report_counts_findings_at_its_top_and_shows_them_after_the_tables(t
     assert page.index(">Findings: ") < page.index("<h2>Leaderboard</h2>") < page.index("<h2>Findings</h2>")
     for finding in audited.found:
         assert f'<li class="finding {finding.severity}">' in page and f"<code>{finding.rule}</code>" in page
-    assert page.count('<li class="finding ') == len(audited.found)
-    clean = Audited(tmp_path / "clean", by_threat({"clean": 0.9}))
+    assert page.count('<li class="finding ') == len(findings(audited.results))
+    clean = Audited(tmp_path / "clean", by_threat({"clean": 0.99}))
     page = report(Analysis(clean.results), command="c")
     assert ">Findings: " not in page and '<li class="finding ' not in page and "rules found nothing" in page

@@ -122,7 +122,7 @@ def test_accuracy_that_rises_with_the_budget(tmp_path: Path) -> None:
     assert Audited(tmp_path / "b", sound, attacks=attacks).found == []
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 1.0), ("l2", 8.0)])  # 64 pixel values
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.5), ("l2", 4.0)])  # 64 pixel values
 def test_above_chance_where_every_image_may_be_submitted(tmp_path: Path, norm: str, eps: float) -> None:
     attacks = f"none, {{attack: pgd, norm: {norm}, eps: [{0.5 * eps}, {eps}], steps: 20}}"
     audited = Audited(tmp_path / "a", by_threat({"clean": 0.95, "pgd": 0.2}), attacks=attacks)

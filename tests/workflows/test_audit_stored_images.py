@@ -132,7 +132,7 @@ def test_rows_that_lie_about_their_norms(tmp_path: Path) -> None:
 
 
 def test_images_that_cannot_be_read_are_reported_as_unchecked(tmp_path: Path) -> None:
-    audited = Audited(tmp_path, by_threat({"clean": 0.95}, 0.5), attacks=f"none, {PGD}")
+    audited = Audited(tmp_path, by_threat({"clean": 0.99}, 0.5), attacks=f"none, {PGD}")
     attack = audited.sweep.cells[1].evaluate.source
     assert attack is not None and audited.found == []
     chunk = audited.sweep.cells[1].images.chunks[1].name

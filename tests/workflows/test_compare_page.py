@@ -165,3 +165,17 @@ def test_two_equal_runs_say_that_nothing_moved(runs: tuple) -> None:  # type: ig
     assert "a &lt;b&gt;" in text and "Nothing: both runs have the same specs." in text
     assert "0 are better in the second run and 0 worse" in text and "In 2 cells no image changed sides" in text
     assert puregrid("compare", "x", "y", "--out", "/nowhere/at/all.html").exit_code == 2
+
+
+def test_a_page_does_not_take_the_place_of_what_it_compares(tmp_path: Path) -> None:
+    baseline = tmp_path / "night.json"
+    baseline.write_text("precious")
+    for command in (
+        ("compare", baseline, "results", "--out", f"{tmp_path}/./night.json"),
+        ("compare", f"{baseline}@results", baseline, "--out", baseline),
+        ("check", "s.yaml", "--baseline", baseline, "--junit", baseline),
+        ("promote", baseline, "--to", baseline),
+    ):
+        refused = puregrid(*command)
+        assert refused.exit_code == 2 and "is a file that this command reads" in refused.stderr, command
+    assert baseline.read_text() == "precious"

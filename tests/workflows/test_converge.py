@@ -165,6 +165,8 @@ def test_ids_do_not_depend_on_converge(tmp_path: Path) -> None:
         ("converge: {steps: 16, eot: 4, restarts: 2, warm: false}", "converge: sometimes", r"attacks\.1\.converge"),
         ("eot: 4, restarts", "eott: 4, restarts", "did you mean 'eot'"),
         ("steps: 16", "steps: 0", r"attacks\.1\.converge\.steps"),
+        ("steps: 1\n", "steps: 10\n", r"steps: .* has 10 steps, and 16 at most leaves no room .*: write 40 or more"),
+        ("eot: 1\n", "eot: 5\n", r"converge\.eot: .* has 5 eot, and 4 at most"),
         ("restarts: 2,", "select: 9,", r"attacks\.1\.converge\.select: .* has no select"),
         ("chunk: 30", "chunk: 30\nprecision: {decide: {threshold: 50}}", "stops before they are known"),
         ("warm: false", "warm: 3", r"attacks\.1\.converge\.warm"),

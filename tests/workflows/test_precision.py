@@ -148,6 +148,7 @@ def test_a_sweep_in_python_and_its_record_say_the_same(tmp_path: Path) -> None:
         ("{halfwidth: 2}", "did you mean 'half_width'"),
         ("{half_width: 2, of: everything}", "precision.of"),
         ("{decide: {threshold: 100}}", r"decide\.threshold"),
+        ("{decide: {threshold: 0.5}}", r"threshold = 0\.5 .*It is in %, like 50"),
         ("{decide: {between: [none]}}", "two defences"),
         ("{decide: {threshold: 50, between: [none, jpeg]}}", "and not both"),
         ("{decide: {between: [none, diffpure]}}", r"between\.1: 'diffpure' matches no defence"),

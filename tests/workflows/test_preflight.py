@@ -227,7 +227,15 @@ FOUND_BY_ASKING = {
     "an attack that returns another shape": (
         sweep("{attack: 'preflight_parts:BadAttackConfig', norm: linf, eps: 0.1, how: shape}"),
         8,
-        ("attacks.0", "returns (1, 1, 7, 8) for images of shape (1, 1, 8, 8)"),
+        (
+            "attacks.0",
+            "'images' as torch.float32 of shape (1, 1, 7, 8), for float32 images of shape (1, 1, 8, 8)",
+        ),
+    ),
+    "an attack whose random numbers nobody can repeat": (
+        sweep("{attack: 'planted_foreign:Foreign', norm: linf, eps: 0.1, how: numbers of its own}"),
+        8,
+        ("attacks.0", "makes another image when it is run again", "elsewhere than from omega"),
     ),
     "an attack that is a rung": (
         sweep(
@@ -283,6 +291,9 @@ def test_what_raises_on_one_image_is_found_by_asking(name: str, tmp_path: Path) 
 
 
 GOOD_ENOUGH = {
+    "an attack of others makes the same twice": sweep(
+        "{attack: 'planted_foreign:Foreign', norm: linf, eps: 0.1, how: sound}"
+    ),
     "four classes have a targeted dlr loss": sweep(
         "{attack: apgd, norm: linf, eps: 0.1, loss: dlr-targeted, targets: 3}", **FOUR
     ),

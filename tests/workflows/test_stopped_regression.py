@@ -204,6 +204,11 @@ def test_a_night_stops_when_all_is_well(nightly: tuple[Sweep, Store], tmp_path: 
     needed(asked, plan, committed, store)
     assert committed.spared == 3 * 3  # of four chunks of attack and two judgements the first is needed
 
+    # One that has none of the cells decides nothing.
+    (tmp_path / "night.json").write_text(to_text(replace(from_text(baseline.read_text(), "file"), cells=())))
+    with pytest.raises(InvalidInput, match=r"s\.yaml:7: .*night\.json has none of the sweep's cells"):
+        referenced(swept(tmp_path, text))
+    baseline.write_text(complete_text(Results(store, sweep)))
     # A baseline on which everything was right: 30 % fewer are a fall that shows on the images that there are.
     content = from_text(baseline.read_text(), "file")
     high = Shares(np.ones(len(content.cells[1].images), dtype=np.int64), 1)

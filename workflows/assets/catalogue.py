@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import zlib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,7 +23,7 @@ __all__ = ["KINDS", "WRITTEN", "catalogue", "details", "kinds", "written"]
 
 # Each kind imports what it needs on first use: a list of sweeps needs no torch.
 
-WRITTEN = Path(__file__).with_name("catalogue.json")
+WRITTEN = Path(__file__).with_name("catalogue.zlib")
 """The entries of kinds whose classes import torch, written by ``python -m scripts.catalogue``."""
 
 _GROUPS = {
@@ -47,18 +48,14 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
     if kind in _GROUPS:
         module, group = _GROUPS[kind]
         if module not in sys.modules and not entry_points(group=group):
-            text = json.loads(WRITTEN.read_text(encoding="utf-8"))
-            return [{**entry, "fields": [text["fields"][place] for place in entry["fields"]]} for entry in text[kind]]
+            entries: list[dict[str, Any]] = json.loads(zlib.decompress(WRITTEN.read_bytes()))[kind]
+            return entries
     return KINDS[kind][1]()
 
 
 def written() -> str:
-    """Return what :data:`WRITTEN` is to hold: the entries of the classes themselves, each field's text once."""
-    groups = {kind: KINDS[kind][1]() for kind in _GROUPS}
-    places: dict[str, int] = {}
-    for entry in itertools.chain(*groups.values()):
-        entry["fields"] = [places.setdefault(text, len(places)) for text in entry["fields"]]
-    return json.dumps({"fields": list(places), **groups}, separators=(",", ":")) + "\n"
+    """Return what :data:`WRITTEN` is to hold, compressed: the entries of the classes themselves."""
+    return json.dumps({kind: KINDS[kind][1]() for kind in _GROUPS}, separators=(",", ":")) + "\n"
 
 
 def details(kind: str, name: str) -> dict[str, Any]:

@@ -76,6 +76,7 @@ RULES: tuple[Rule, ...] = (
 
 COMPARISONS: tuple[Rule, ...] = (
     ordering.attacked_above_clean,
+    ordering.surer_than_clean,
     ordering.beats_bare_classifier,
     ordering.adaptive_weaker_than_static,
     ordering.black_box_beats_white_box,
@@ -120,8 +121,10 @@ CORRUPTED_RULES: tuple[CorruptedRule, ...] = (
 )
 """Those that look at corruptions, likewise."""
 
-OWN_CORRECTION = frozenset({"certified-above-attacked", "certified-above-clean"})
-"""Rules that correct their p themselves, for all tests that they make."""
+OWN_CORRECTION = frozenset(
+    {"certified-above-attacked", "certified-above-clean", "clean-below-card", "surer-than-clean"}
+)
+"""Rules that correct their p themselves, or ask for one (p < .001) that sound sweeps are far from."""
 
 
 def findings(results: Results, *, images: bool = True) -> list[Finding]:

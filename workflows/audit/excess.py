@@ -21,6 +21,7 @@ from workflows.statistics.proportions import average
 from workflows.statistics.sequences import evidence
 
 __all__ = [
+    "FAR_BELOW",
     "LEVEL",
     "REPORT_LEVEL",
     "Comparisons",
@@ -35,6 +36,9 @@ __all__ = [
 
 LEVEL = 0.01
 """A comparison counts where p is below this."""
+
+FAR_BELOW = 0.001
+"""What p is below, of tests that are not counted: sound sweeps are far from what they ask for."""
 
 REPORT_LEVEL = 0.02
 """And where p, times the number of comparisons in the report, is below this."""

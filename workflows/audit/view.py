@@ -160,8 +160,15 @@ class View:
         """The attacks in it that follow a gradient of the whole defence: itself, or rungs of a ladder; often none."""
         if self.adaptive and self.attack is not None:
             return (self.attack,)
-        rungs = self.attack.rungs if isinstance(self.attack, LadderConfig) and not self.bare else ()
+        rungs = self.tried if self.ladder and not self.bare else ()
         return tuple(rung for rung in rungs if not (rung.static or rung.black_box))
+
+    @property
+    def tried(self) -> tuple[AttackConfig, ...]:
+        """The rungs of a ladder, or the attack itself."""
+        if isinstance(self.attack, LadderConfig):
+            return self.attack.rungs
+        return () if self.attack is None else (self.attack,)
 
     @property
     def modes(self) -> frozenset[str]:

@@ -59,7 +59,7 @@ def compare(
         if out is not None and whole:
             writable_folder(out, "the folder of the pages", where="--out")
         elif out is not None:
-            writable(out, "the page", where="--out")
+            writable(out, "the page", where="--out", read=(one.partition("@")[0] for one in (first, other)))
         from workflows.monitoring.mlflow_client import named_uri
         from workflows.regression.baselines import load_pair
         from workflows.regression.compare import compare_runs
@@ -119,7 +119,7 @@ def check(
 
         gate = Gate(margin, alpha, detect, cost_margin, seconds_margin)
         if junit is not None:
-            writable(junit, "the JUnit file", where="--junit")
+            writable(junit, "the JUnit file", where="--junit", read=(sweep, baseline))
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.monitoring.mlflow_client import named_uri
         from workflows.regression.baselines import load
@@ -182,7 +182,7 @@ def promote(
     """Make the results of a sweep the baseline of `puregrid check`: in MLflow, or in a file."""
     with errors(plugins=not no_plugins):
         if to is not None:
-            writable(to, "the baseline", where="--to")
+            writable(to, "the baseline", where="--to", read=(sweep,))
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.monitoring.mlflow_client import named_uri
         from workflows.regression.baselines import complete_text

@@ -188,7 +188,7 @@ def show(
         if images == "sixel" and not is_terminal(sys.stdout):
             raise InvalidInput("stdout is no terminal, and nothing else shows sixel images.", where="--images")
         if html is not None:
-            writable(html, "the page", where="--html")
+            writable(html, "the page", where="--html", read=(sweep,))
         loaded, opened = open_sweep(sweep, set_, store)
         from workflows.images import find_cell, single
         from workflows.report.single import single_json, single_page, single_text
@@ -235,7 +235,7 @@ def rows(
         if format_ == "parquet" and out is None:
             raise InvalidInput("parquet is no text: give a file with --out.", where="--out")
         if out is not None:
-            writable(out, "the rows", where="--out")
+            writable(out, "the rows", where="--out", read=(sweep,))
         from workflows.images.rows import Condition, flat_rows, image_rows, markdown_rows
 
         conditions = [Condition.parse(text) for text in where or ()]

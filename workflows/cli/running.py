@@ -156,7 +156,7 @@ def run(
 
             per_gpu(gpus_per_worker)  # refuses what is no share of a GPU
         if log is not None:
-            writable(log, "the log", where="--log")
+            writable(log, "the log", where="--log", read=(sweep,))
         wanted = "--strict-tracking" if strict_tracking else ""
         tracker = open_tracker(mlflow, loaded, opened.uri, strict=strict_tracking, wanted=wanted)
         if tracker is not None:

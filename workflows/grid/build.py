@@ -299,8 +299,15 @@ class Builder(Settings):
         converge = validate(self.document, place, Converge, fields)
         for config in configs:
             for axis in AXES:
-                if getattr(converge, axis) is not None and config.parameter(axis) is None:
+                most, has = getattr(converge, axis), config.parameter(axis)
+                if most is not None and has is None:
                     raise self.document.error((*place, axis), f"{config.label()} has no {axis}.")
+                if most is not None and most != has and most < 2 * has:
+                    raise self.document.error(
+                        (*place, axis),
+                        f"{config.label()} has {has} {axis}, and {most} at most leaves no room to double them: write "
+                        f"{4 * has} or more, or {has} where they shall stay.",
+                    )
         self._converges.update((id(config), converge) for config in configs)
         return configs
 

@@ -47,7 +47,7 @@ class Decide(Spec):
 
     bounds: ClassVar[dict[str, Bound]] = {"threshold": Bound(100, "an accuracy in %")}
 
-    threshold: float | None = Field(default=None, gt=0, lt=100)
+    threshold: float | None = Field(default=None, ge=1, lt=100, description="It is in %, like 50.")
     between: tuple[Any, ...] | None = None
     baseline: str | None = None
     drop: float | None = Field(default=None, gt=100 * MARGIN, le=100, description="It is in points, like 5.")

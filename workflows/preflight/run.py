@@ -25,7 +25,7 @@ from workflows.store import Record, Store, StoreUnavailable
 
 __all__ = ["Ask", "PreflightRecord", "preflight"]
 
-_VERSION = 1
+_VERSION = 2
 """Raised when a check asks more than it did."""
 
 _FOLDER = "preflight"

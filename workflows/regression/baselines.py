@@ -288,7 +288,7 @@ def referenced(sweep: Sweep) -> Sweep:
     A cell without a counterpart, or on other data, has nothing to be held against and is computed in full.
 
     Raises:
-        InvalidInput: The baseline is not there or cannot be read, or has no such measure.
+        InvalidInput: The baseline is not there or cannot be read, or has no such measure or none of the cells.
     """
     decide = None if sweep.precision is None else sweep.precision.decide
     if sweep.precision is None or decide is None or decide.baseline is None:
@@ -310,6 +310,10 @@ def referenced(sweep: Sweep) -> Sweep:
         shares = pair.first.values.get(_MEASURES[sweep.precision.measure])
         if shares is not None:
             references[positions[id(pair.second)]] = dict(zip(pair.first.images, shares.values.tolist(), strict=True))
+    if not references:
+        raise sweep.document.error(
+            keys, f"{decide.baseline} has none of the sweep's cells: nothing could be decided."
+        )
     return sweep.with_references(references)
 
 

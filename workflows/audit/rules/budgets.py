@@ -14,6 +14,9 @@ __all__ = ["budget_not_used", "fewer_steps", "implausible_eps", "step_size"]
 
 GREY_LEVEL = 1 / 255
 
+OF_LINF = 16 / 255
+"""Largest budget that is usual in l_inf."""
+
 USED = 0.5
 """Share of the radius that a maximising attack uses at least on half of the images that it could not break."""
 
@@ -32,27 +35,33 @@ def implausible_eps(all_views: Sequence[View]) -> Iterator[Finding]:
 
     l_inf beyond 1 (l_2: :math:`\sqrt n`, l_1: n, for n pixel values) is more than the ball that holds every image:
     ``eps: 8`` where 8/255 was meant. Below half a grey level, 1/510, no pixel of an 8-bit image changes under l_inf;
-    in l_2 and l_1 below 1/255 not one does: ``eps_255: 0.03`` where ``eps: 0.03`` was meant.
+    in l_2 and l_1 below 1/255 not one does: ``eps_255: 0.03`` where ``eps: 0.03`` was meant. Where no l_2 or l_1
+    budget of the sweep is above 16/255, ``norm: linf`` was.
     """
     for members in group_by([view for view in all_views if view.attack is not None], "images"):
         pixels = float(np.prod(members[0].cell.images.dataset.image_shape))
+        budgets = _by_budget(members)
         whole = {"linf": 1.0, "l2": float(np.sqrt(pixels)), "l1": pixels}
-        least = {"linf": GREY_LEVEL / 2, "l2": GREY_LEVEL, "l1": GREY_LEVEL}
-        for (norm, eps), views in _by_budget(members).items():
-            if norm not in whole or least[norm] * (1 - 1e-9) <= eps <= whole[norm] * (1 + 1e-9):
+        for (norm, eps), views in budgets.items():
+            if norm not in whole:
                 continue
-            large = eps > whole[norm]
-            what = (
-                f"larger than the whole image range ({whole[norm]:.4g}); was {format_eps(eps)}/255 meant?"
-                if large
-                else f"below what an 8-bit image can show ({least[norm]:.4g}); was eps {255 * eps:.4g} meant?"
-            )
+            limit, least = whole[norm], GREY_LEVEL / 2 if norm == "linf" else GREY_LEVEL
+            if eps > limit * (1 + 1e-9):
+                what = f"larger than the whole image range ({limit:.4g}); was {format_eps(eps)}/255 meant?"
+            elif eps < least * (1 - 1e-9):
+                what = f"below what an 8-bit image can show ({least:.4g}); was eps {255 * eps:.4g} meant?"
+                limit = least
+            elif norm != "linf" and max(other for its, other in budgets if its == norm) <= OF_LINF:
+                what = f"no more than one of all pixels usually is ({format_eps(OF_LINF)}); was `norm: linf` meant?"
+                limit = OF_LINF
+            else:
+                continue
             yield about(
                 "implausible-eps",
                 "warning",
                 views,
                 f"The budget {norm} {format_eps(eps)}, in units of [0, 1] pixels, is {what}",
-                {"eps": eps, "eps_255": 255 * eps, "limit": whole[norm] if large else least[norm]},
+                {"eps": eps, "eps_255": 255 * eps, "limit": limit},
                 "Write `eps` in units of [0, 1] pixels or `eps_255` in grey levels.",
             )
 
@@ -142,7 +151,10 @@ def _by_stage(all_views: Sequence[View]) -> Iterable[list[View]]:
 
 
 def fewer_steps(all_views: Sequence[View]) -> Iterator[Finding]:
-    """No image that was left right has seen half as many gradients as the attack says steps: its loop ends early."""
+    """Images that were left right have seen less than half as many gradients as the attack says steps.
+
+    Its loop ends early, or some images are passed over: 5 % of them are enough where answers are certain.
+    """
     for views in _by_stage(all_views):
         view, attack = views[0], views[0].attack
         assert attack is not None
@@ -152,15 +164,20 @@ def fewer_steps(all_views: Sequence[View]) -> Iterator[Finding]:
         if attack.parameter("eot_by") == "cosine" or attack.parameter("abort_early"):
             continue
         left = view.right_before & (view.right_after > USED)
-        if left.sum() < LEAST or not 0 < (most := float(asked[left].max())) < USED * steps:
+        if left.sum() < LEAST or not asked.any():
+            continue
+        # Where answers are certain, what is still right has been attacked to the end, each image of it.
+        most = float(np.quantile(asked[left], 1 if view.stochastic else SPARSE))
+        if most >= USED * steps:
             continue
         yield about(
             "fewer-steps",
             "warning",
             views,
-            f"{attack.label()} asked for {most:g} gradients of each image, and says {steps} steps.",
+            f"{attack.label()} says {steps} steps, and asked for {most:g} gradients at most on "
+            f"{int((asked[left] <= most).sum())} of the {int(left.sum())} images that it left right.",
             {"gradients": most, "steps": steps},
-            "Look for a loop that ends too early.",
+            "Look for a loop that ends too early, and for images that are passed over.",
         )
 
 

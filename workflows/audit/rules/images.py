@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import yaml
+from scipy import stats
 
 from defense.checkpoints import sha256_file
 from defense.errors import PuregridError
 from tasks.datasets import DatasetConfig, ImageSet
 from tasks.image_checks import DUPLICATES, ONE_CLASS
-from workflows.audit.about import about
+from workflows.audit.about import about, percent
 from workflows.audit.data import DataSets
+from workflows.audit.excess import FAR_BELOW
 from workflows.audit.finding import Finding
 from workflows.audit.rules.stored_images import unread
 from workflows.audit.view import View, group_by
+from workflows.statistics.proportions import wilson
 
 __all__ = ["check_data", "training_split"]
 
@@ -66,6 +69,7 @@ def check_data(all_views: Sequence[View], sets: DataSets) -> Iterator[Finding]:
     card_of, known_to = cache(_card), cache(_known)  # once for all cells, and again in the next report
     for members in group_by(all_views, "images"):
         dataset = members[0].cell.images.dataset
+        yield from _below_card(members, card_of)
         ids = sorted({int(i) for view in members for i in view.image_ids})
         try:
             data = sets.load(dataset)
@@ -173,6 +177,33 @@ def _trained_on(
                 {"seen": seen, "images": len(marks), "share": seen / len(marks)},
                 "Judge on images that no part of the defence was trained on.",
             )
+
+
+def _below_card(members: Sequence[View], card_of: Callable[[Path], _Card | None]) -> Iterator[Finding]:
+    """The classifier alone is less accurate than on the test images of its training card: these are other images.
+
+    They have another range, size, colour or label than those that it knows, or it another mean and std than it had.
+    """
+    place = getattr(members[0].cell.classifier, "weights", None)
+    card = card_of(Path(place)) if isinstance(place, str) else None
+    claimed = {} if card is None else card.content.get("measured", {})
+    clean = [view.correct[:, 0] for view in members if view.cell.adversarial and view.bare and view.attack is None]
+    found = clean or [view.right_before for view in members if not view.attack_rows.empty]
+    if not found or not {"test_accuracy", "test_images"} <= claimed.keys():
+        return
+    right, images, accuracy = int(found[0].sum()), len(found[0]), float(claimed["test_accuracy"])
+    low = wilson(accuracy, claimed["test_images"])[0]
+    p = float(stats.binomtest(right, images, low, alternative="less").pvalue)
+    if p < FAR_BELOW:
+        yield about(
+            "clean-below-card",
+            "warning",
+            members,
+            f"The classifier alone has {percent(right / images)} of these {images} clean images right; its training "
+            f"card says {percent(accuracy)}.",
+            {"accuracy": right / images, "card": accuracy, "images": images, "p": p},
+            "Check range, colours, size and labels of the images, and mean and std of the classifier.",
+        )
 
 
 @dataclass(frozen=True, eq=False)

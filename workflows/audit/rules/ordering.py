@@ -14,12 +14,22 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from tasks.attacks.budgets import format_eps
 from workflows.audit.about import about, percent
-from workflows.audit.excess import LEVEL, Excess, common_images, count_comparison, exceeds, significant_excess
+from workflows.audit.excess import (
+    FAR_BELOW,
+    LEVEL,
+    Excess,
+    common_images,
+    count_comparison,
+    exceeds,
+    significant_excess,
+)
 from workflows.audit.finding import Finding
+from workflows.audit.rules.budgets import LEAST
 from workflows.audit.view import View, group_by, strongest
 from workflows.statistics.proportions import wilson
 
@@ -35,6 +45,7 @@ __all__ = [
     "not_monotone_in_eps",
     "nothing_changed",
     "single_step_beats_iterative",
+    "surer_than_clean",
 ]
 
 BUDGETS = ("steps", "iterations", "n_iter", "queries", "n_queries", "restarts", "n_restarts", "eot")
@@ -71,6 +82,47 @@ def attacked_above_clean(all_views: Sequence[View]) -> Iterator[Finding]:
                 excess.evidence("attacked", "clean"),
                 "Check the sign of the attack's loss and whether labels reach the images that it submits.",
             )
+
+
+def surer_than_clean(all_views: Sequence[View]) -> Iterator[Finding]:
+    """An attack by gradients makes answers surer of the true class than they are on the clean image.
+
+    The attacker may leave an image as it is. Sound attacks on a classifier, also short ones, raise the probability of
+    the true class on next to no image; one whose loss has the wrong sign, label or target, whose gradients belong to
+    other images or pixels, or that passes images over, raises it on many. Counted are images on which it changes at
+    all (within what float32 resolves), and rises by more than 0.1 log odds; a warning where more than 2 % do
+    (binomial test, p < .001). Behind a purifier 25 %: one draw of its gradient, or an identity in the place of a
+    rounding, raises it on up to 19 % of them.
+    """
+    for members in group_by([view for view in all_views if view.judged], "defended"):
+        clean = next((view for view in members if view.attack is None), None)
+        for view in members:
+            gradients = view.attack is not None and not view.black_box and (view.bare or view.followed)
+            if clean is None or not gradients or view.cell.defence.until:
+                continue
+            i, j = common_images(view, clean)
+            change = _log_odds(view)[i] - _log_odds(clean)[j]
+            moved, risen = int((change != 0).sum()), int((change > 0.1).sum())
+            if moved < LEAST:
+                continue
+            p = float(stats.binomtest(risen, moved, 0.02 if view.bare else 0.25, "greater").pvalue)
+            if p < FAR_BELOW:
+                yield about(
+                    "surer-than-clean",
+                    "warning",
+                    (view, clean),
+                    f"Under attack the probability of the true class changes on {moved} images and rises on {risen}. "
+                    "An attacker can leave an image as it is.",
+                    {"risen": risen, "changed": moved, "images": len(i), "p": p},
+                    "Check sign, labels and target of the loss, and whether all images and pixels are attacked.",
+                )
+
+
+def _log_odds(view: View) -> npt.NDArray[np.float64]:
+    """Of the true class, by its mean probability over draws."""
+    p = np.stack(view.rows["label_probability"].to_list()).mean(1, dtype=np.float64).clip(1e-6, 1 - 1e-6)
+    odds: npt.NDArray[np.float64] = np.log(p / (1 - p))
+    return odds
 
 
 def beats_bare_classifier(all_views: Sequence[View]) -> Iterator[Finding]:
@@ -243,8 +295,8 @@ def not_monotone_in_eps(all_views: Sequence[View]) -> Iterator[Finding]:
 def chance_at_full_budget(all_views: Sequence[View]) -> Iterator[Finding]:
     r"""Above chance where the attacker may submit any image at all.
 
-    A ball of l_inf radius 1 (l_1: the number of pixel values; l_2: its square root) holds the whole image range. The
-    attacker can submit one grey image for all, so no defence is above chance, 1 / classes (Carlini et al., arXiv
+    A ball of l_inf radius 1/2 (l_1: n/2 for n pixel values; l_2: half of its root) holds one grey image whatever its
+    centre. The attacker can submit it for all, so no defence is above chance, 1 / classes (Carlini et al., arXiv
     1902.06705, section 4.3). One-sided binomial test of :math:`\lfloor\sum_i c_i/N\rfloor` successes, conservative
     for means over draws. For a static attack on a purifier this is a warning: it is an upper bound in any case.
     """
@@ -253,7 +305,7 @@ def chance_at_full_budget(all_views: Sequence[View]) -> Iterator[Finding]:
         if attack is None:
             continue
         pixels = float(np.prod(view.cell.images.dataset.image_shape))
-        whole = {"linf": 1.0, "l2": float(np.sqrt(pixels)), "l1": pixels}.get(attack.norm)
+        whole = {"linf": 0.5, "l2": float(np.sqrt(pixels)) / 2, "l1": pixels / 2}.get(attack.norm)
         if whole is None or attack.eps < whole:  # no flow or perceptual distance holds all images
             continue
         count_comparison()
@@ -265,7 +317,7 @@ def chance_at_full_budget(all_views: Sequence[View]) -> Iterator[Finding]:
                 "error" if view.bare or view.black_box or view.followed else "warning",
                 (view,),
                 f"Accuracy is {percent(view.accuracy)} at eps {format_eps(attack.eps)}, where the attacker may "
-                f"submit any image; chance is {percent(chance)}.",
+                f"submit one grey image for all; chance is {percent(chance)}.",
                 {"accuracy": view.accuracy, "chance": chance, "p": p, "images": n, "eps": attack.eps},
                 "The attack does not work: check its gradients, step size and loss before any smaller budget counts.",
             )

@@ -11,7 +11,7 @@ from defense.errors import PuregridError
 from tasks.attacks import AttackConfig
 from tasks.attacks.budgets import format_eps
 from tasks.stages import images_from_table
-from workflows.audit.about import about
+from workflows.audit.about import about, percent
 from workflows.audit.data import DataSets
 from workflows.audit.finding import Finding
 from workflows.audit.rules.budgets import STILL
@@ -25,6 +25,9 @@ Pixels = npt.NDArray[np.float32]
 
 TOLERATED = 0.05
 """Share of images on which an attack may fail to act."""
+
+ENOUGH, LEFT_OUT = 20, 0.25
+"""Images among whose pixel values so large a share is not left as it was by accident."""
 
 _ULP = 2.0**-24
 """Largest rounding error of a float32 in [0, 1]."""
@@ -116,19 +119,19 @@ def no_gradient(all_views: Sequence[View]) -> Iterator[Finding]:
 
 
 def not_a_number(all_views: Sequence[View]) -> Iterator[Finding]:
-    """The attack's loss is NaN: it has followed nothing, and kept what it happened to hold."""
+    """The attack's loss is NaN or infinite: it has followed nothing, and kept what it happened to hold."""
     for view, members in _distinct(all_views):
         # The last iterate may be returned without a look at its loss.
         unknown = view.attack is not None and view.attack.loss_unknown
         if view.black_box or unknown or "loss" not in view.attack_rows.columns:
             continue
-        bad = int(pd.isna(view.attack_rows["loss"]).sum())
+        bad = int((~np.isfinite(view.attack_rows["loss"].to_numpy(np.float64, na_value=np.nan))).sum())
         if bad:
             yield about(
                 "loss-not-a-number",
                 "error",
                 members,
-                f"The attack's loss is NaN on {bad} of {len(view.attack_rows)} images.",
+                f"The attack's loss is NaN or infinite on {bad} of {len(view.attack_rows)} images.",
                 {"images": bad, "share": bad / len(view.attack_rows)},
                 "Look for overflow (bf16) or a division by zero in the loss or the purifier.",
             )
@@ -146,6 +149,7 @@ class _Excess:
     highest: float = -np.inf
     mismatched: int = 0
     mismatch: float = 0.0
+    still: npt.NDArray[np.bool_] | None = None
 
     def add(self, images: Pixels, clean: Pixels, rows: pd.DataFrame, attack: AttackConfig) -> None:
         """Count one chunk."""
@@ -153,6 +157,8 @@ class _Excess:
         delta = np.abs(flat - base)
         norms = {"linf": delta.max(1), "l2": np.sqrt(np.square(delta).sum(1)), "l1": delta.sum(1)}
         pixels = flat.shape[1]
+        still = (delta <= STILL).all(0).reshape(images.shape[1], -1)
+        self.still = still if self.still is None else self.still & still
         self.images += len(images)
         if attack.norm in norms:  # a flow or a perceptual distance bounds none of these
             slack = _ULP * {"linf": 1.0, "l2": float(np.sqrt(pixels)), "l1": float(pixels)}[attack.norm]
@@ -190,7 +196,25 @@ def check_images(all_views: Sequence[View], store: Store, data: DataSets) -> Ite
             yield unread(error, members)
             continue
         yield from _verdicts(excess, attack, members)
+        yield from _left_out(excess, attack, members)
         yield from starts.verdict(view, members)
+
+
+def _left_out(excess: _Excess, attack: AttackConfig, members: Sequence[View]) -> Iterator[Finding]:
+    """Pixels that no image of the attack has changed: a whole channel, or a quarter of all under l_inf."""
+    if excess.still is None or excess.images < ENOUGH or attack.norm not in ("linf", "l2", "l1"):
+        return
+    share, channels = float(excess.still.mean()), int(excess.still.all(1).sum())
+    if channels or (share > LEFT_OUT and attack.norm == "linf"):
+        yield about(
+            "budget-not-used",
+            "warning",
+            members,
+            f"{percent(share)} of the pixel values, {channels} whole channels among them, are as they were in all "
+            f"{excess.images} images.",
+            {"share": share, "channels": channels, "images": excess.images},
+            "Look for an index, a mask or a gradient that leaves channels or rows out.",
+        )
 
 
 def unread(error: Exception, members: Sequence[View]) -> Finding:

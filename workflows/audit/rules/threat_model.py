@@ -11,6 +11,7 @@ import pandas as pd
 from defense.denoisers import DenoiserConfig
 from defense.schedules import SCHEDULES, get_schedule
 from defense.spec import Spec
+from tasks.attacks import AttackConfig
 from workflows.audit.about import about
 from workflows.audit.finding import Finding, Severity
 from workflows.audit.view import Judged, View, group_by, strongest
@@ -204,7 +205,11 @@ def only_static(all_views: Sequence[View]) -> Iterator[Finding]:
     for members in group_by(all_views, "defended"):
         attacked = [view for view in members if view.attack is not None]
         best = strongest(attacked)
-        if best is None or best.bare or not all(view.attack and view.attack.static for view in attacked):
+        if best is None:
+            continue
+        tried = [attack for view in attacked for attack in view.tried]
+        if best.bare or not all(attack.static for attack in tried):
+            yield from _gradient_not_followed(attacked, best, tried)
             continue
         yield Finding(
             "only-static-attacks",
@@ -214,6 +219,34 @@ def only_static(all_views: Sequence[View]) -> Iterator[Finding]:
             {"accuracy": best.accuracy, "attacks": len(attacked)},
             "Add attacks with `gradient: bpda`, `surrogate(K)` and `exact`, with eot 10 or more.",
         )
+
+
+def _gradient_not_followed(attacked: Sequence[View], best: View, tried: Sequence[AttackConfig]) -> Iterator[Finding]:
+    """No attack follows the gradient of what it attacks, or all put another in the place of a network's.
+
+    What scores or noise find, or the gradient of something else, is an upper bound. (Guided purifiers have a rule of
+    their own, and filters often a stand-in that is as good.)
+    """
+    purifier = best.cell.defence.purifier
+    if all(attack.black_box or (attack.static and not best.bare) for attack in tried):
+        what = "No attack follows a gradient of what it attacks"
+    elif (
+        purifier.differentiable
+        and purifier.evaluations
+        and not best.guided
+        and not any(mode.startswith("exact") for view in attacked for mode in view.modes)
+    ):
+        what = "All attacks replace the purifier's gradient by another"
+    else:
+        return
+    yield Finding(
+        "gradient-not-followed",
+        "warning",
+        _cells(attacked),
+        f"{what}: {100 * best.accuracy:.1f} % is an upper bound.",
+        {"accuracy": best.accuracy, "attacks": len(attacked)},
+        "Add pgd" + ("." if best.bare else " with `gradient: exact`."),
+    )
 
 
 def _as_precise_as_asked(view: Judged) -> bool:
