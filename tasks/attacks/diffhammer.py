@@ -212,6 +212,7 @@ class DiffHammerConfig(AscentConfig):
                 part = target.select(left)
                 self._run(part, x[left], omega.select(left.tolist()), begun, restart, loss, some)
                 best.see_at(left, some)
+                target.calls = part.calls  # the next restart has fresh draws, whoever took part in this one
             best.end_run()
         target.evaluations = sum(target.tally.evaluations.values())
         return self.result(target, best, losses[0])

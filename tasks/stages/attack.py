@@ -36,11 +36,12 @@ class AttackStage(StageSpec):
         sources: The stages of whose images the attack is made, for attacks that are made of others'.
         after: A ladder of earlier rungs: images that it has broken are passed on as they are, or a warm rung starts
             from its images.
-        version: 5 where votes are attacked, since the tiny gradients of their draws keep their digits there; else 4.
+        version: 5 where votes are attacked, since the tiny gradients of their draws keep their digits there; 6 where
+            DiffHammer leaves images out behind a purifier, since the draws of one no longer depend on others; else 4.
     """
 
     stage: Literal["attack"] = "attack"
-    version: Literal[4, 5] = 4
+    version: Literal[4, 5, 6] = 4
     dataset: SerializeAsAny[DatasetConfig]
     classifier: SerializeAsAny[ClassifierConfig]
     purifier: SerializeAsAny[PurifierConfig] | None = None
@@ -52,9 +53,11 @@ class AttackStage(StageSpec):
 
     @model_validator(mode="before")
     @classmethod
-    def _version_of_votes(cls, data: Any) -> Any:
-        attacked = getattr(data["attack"], "attacked", None) if isinstance(data, dict) and "attack" in data else None
-        return {"version": 5, **data} if attacked == "vote" else data
+    def _version_of_attack(cls, data: Any) -> Any:
+        attack = data.get("attack") if isinstance(data, dict) else None
+        if getattr(attack, "restart_up_to", None) is not None and data.get("purifier") is not None:
+            return {"version": 6, **data}
+        return {"version": 5, **data} if getattr(attack, "attacked", None) == "vote" else data
 
     def inputs(self) -> dict[str, StageSpec]:
         """Return the sources in order, and the ladder so far."""

@@ -445,6 +445,19 @@ class TestMostFooled:
         assert [count == 25 for count in fewer] == enough.tolist()
         assert torch.equal(found.images[enough], one.images[enough])
 
+    def test_the_draws_of_an_image_do_not_depend_on_who_else_takes_part(self, net: nn.Module, x: Tensor) -> None:
+        y = net(x).argmax(1)  # so that some image needs all restarts
+        config = attack("diffhammer", **{**self.FIELDS, "losses": ("margin", "ce", "margin")}, restart_up_to=0.5)
+        together = config.run(self.target(net, y), x, omega("attack"))
+        counts = set()
+        for i in range(COUNT):
+            target = self.target(net, y).select(torch.tensor([i]))
+            alone = config.run(target, x[i : i + 1], omega("attack").part(i, i + 1))
+            torch.testing.assert_close(alone.images[0], together.images[i], atol=1e-5, rtol=0)
+            torch.testing.assert_close(alone.loss[0], together.loss[i], atol=1e-4, rtol=1e-4)
+            counts.add(target.evaluations)
+        assert counts == {25, 75}
+
     def test_a_share_needs_a_count(self) -> None:
         with pytest.raises(InvalidInput, match="write that too"):
             attack("diffhammer", keep="highest-loss", restart_up_to=0.5)

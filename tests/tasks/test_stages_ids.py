@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from defense import ClassifierConfig, DiffPureConfig, DiffusersConfig, NoPurifierConfig
 from defense.purifiers import PurifierConfig
 from defense.spec import CODE, digest
-from tasks.attacks import PGDConfig
+from tasks.attacks import DiffHammerConfig, PGDConfig
 from tasks.compute import Compute
 from tasks.datasets import DigitsConfig
 from tasks.stages import AttackStage, Chunk, EvaluateStage, images_from_table, images_to_table
@@ -127,7 +127,7 @@ def test_the_version_of_the_code_is_in_the_ids(attack: AttackStage, evaluate: Ev
         assert changed(evaluate, source=raised).id != evaluate.id
 
 
-def test_attacks_on_votes_are_of_a_version_of_their_own_and_others_keep_their_ids(
+def test_attacks_on_votes_and_diffhammer_are_of_versions_of_their_own_and_others_keep_their_ids(
     attack: AttackStage, cnn: ClassifierConfig, denoiser: DiffusersConfig
 ) -> None:
     purifier = DiffPureConfig(denoiser=denoiser, schedule="linear-1000", t_star=60, steps=2)
@@ -141,6 +141,10 @@ def test_attacks_on_votes_are_of_a_version_of_their_own_and_others_keep_their_id
     }
     versions = {way: AttackStage.model_validate(fields).version for way, fields in ways.items()}
     assert versions == {"mean-loss": 4, "mean-logits": 4, "mean-probability": 4, "vote": 5}
+    given = {name: getattr(attack, name) for name in AttackStage.model_fields if name != "version"}
+    for behind, up_to, version in ((purifier, 0.5, 6), (purifier, None, 4), (None, 0.5, 4)):
+        hammer = DiffHammerConfig(norm="linf", eps=0.15, restart_up_to=up_to)
+        assert AttackStage(**{**given, "purifier": behind, "attack": hammer}).version == version
     # One that is on record is read as what it is.
     assert AttackStage.model_validate({**ways["vote"], "version": 4}).version == 4
 
