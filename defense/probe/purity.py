@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ __all__ = [
     "frozen",
     "global_randomness",
     "gradient_recording",
+    "passed_over",
     "role",
     "same_randomness",
     "state",
@@ -145,7 +146,7 @@ def batch(subject: Subject) -> Check:
         "beside copies of itself": (many[:1], whole[last:]),
         f"in a batch of {LARGE}": (subject.value(crowd, theirs), whole[chosen]),
     }
-    with contextlib.suppress(RuntimeError):  # of `view`, which says so itself
+    with passed_over():  # `view` says so itself
         ways["in another memory layout"] = (subject.value(x.mT.contiguous().mT, omega), whole)
     apart = {way: largest_difference(a, b, subject.part) for way, (a, b) in ways.items()}
     way = max(apart, key=lambda name: apart[name])
@@ -159,7 +160,7 @@ def gradient_recording(subject: Subject) -> Check:
     plain = subject.value(x, omega)
     ways: dict[str, Tensor] = {}
     # Who is guided by a gradient cannot run in inference mode, and need not: nothing of puregrid uses it.
-    with contextlib.suppress(RuntimeError), torch.inference_mode():
+    with passed_over(), torch.inference_mode():
         ways["inference mode"] = subject(x.clone(), omega).clone()
     ways["gradients enabled and none wanted"] = subject(x.clone(), omega)
     ways["plain autograd"] = subject(x.clone().requires_grad_(), omega)
@@ -303,12 +304,20 @@ def role(subject: Subject) -> Check:
 def first_slope(subject: Subject) -> Tensor | None:
     """Return the gradient on the first two images; None where its computation raises, which has checks of its own."""
     x, omega = subject.images[:2], subject.omega(2)
+    slope = None
+    with passed_over(Exception):
+        slope = subject.gradient(x, omega, subject.weight(subject.value(x, omega)))[1]
+    return slope
+
+
+@contextlib.contextmanager
+def passed_over(kind: type[Exception] = RuntimeError) -> Iterator[None]:
+    """Pass over what a part raises where it is asked in a way that it need not bear; not that memory has ended."""
     try:
-        return subject.gradient(x, omega, subject.weight(subject.value(x, omega)))[1]
-    except Exception as error:
+        yield
+    except kind as error:
         if no_memory(error):
             raise
-        return None
 
 
 def _template(call: Callable[[], Any]) -> Any:

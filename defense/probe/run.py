@@ -1,6 +1,5 @@
 """Probe a purifier or a classifier: every check, guarded, the first answer kept for the last question."""
 
-import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
@@ -88,7 +87,7 @@ def probe_subject(subject: Subject, reference: Tensor | None = None) -> Probe:
     begun = time.perf_counter()
     subject, notes = _shortened(subject)
     if subject.build is None:
-        with contextlib.suppress(Exception):  # not everything can be copied
+        with purity.passed_over(Exception):  # not everything can be copied
             subject = replace(subject, build=partial(copy.deepcopy, copy.deepcopy(subject.module)))
     try:
         first = subject.value(subject.images, subject.omega()).clone()
