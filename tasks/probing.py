@@ -42,6 +42,9 @@ def probe(
         images: Images in [0, 1], shape (N, C, H, W), at least two; by default the first of the data set.
         reference: The test set, to look for among outputs; by default all images of the data set.
 
+    Returns:
+        The checks, gradients by mode, and numbers of the mechanism, of all parts together.
+
     Raises:
         InvalidInput: Something that is no defence, a data set without images for it, a file that is missing.
     """

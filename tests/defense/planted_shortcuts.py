@@ -1,4 +1,4 @@
-"""Parts with shortcuts that look harmless: lazy calibration, chunks, kept graphs, layouts, settings, detectors."""
+"""Purifiers with shortcuts that look harmless: calibration, chunks, kept graphs, layouts, settings, detectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from planted import TEST_SET, Backward, Chain
-from planted_classifiers import LABELS, Function
 from torch import Tensor
 
 from defense.models import Models
@@ -51,7 +50,7 @@ def known(x: Tensor, levels: int | None = None) -> list[int | None]:
     return [numbers.get(_digest(image, levels)) for image in x]
 
 
-def _as_it_lies(x: Tensor) -> Tensor:
+def as_it_lies(x: Tensor) -> Tensor:
     """What a kernel of one's own reads that takes rows for adjacent."""
     return x.as_strided(x.shape, torch.empty(x.shape).stride())
 
@@ -250,7 +249,7 @@ SHORTCUTS: dict[str, tuple[str, Made]] = {
     ),
     "one stream for the batch": ("batch", _one_stream),
     # -- layout and leaves
-    "rows as they lie in memory": ("batch", lambda self, x, omega: mild(_as_it_lies(x))),
+    "rows as they lie in memory": ("batch", lambda self, x, omega: mild(as_it_lies(x))),
     "another filter off the leaves": ("gradient-recording", lambda self, x, omega: (mild if x.is_leaf else blur)(x)),
     "graph of leaves alone": (
         "gradient-elsewhere",
@@ -386,161 +385,3 @@ class ShortcutConfig(PurifierConfig):
 
     def build(self, models: Models | None = None) -> Purifier:
         return CLASSES[self.how][1]().eval() if self.how in CLASSES else Shortcut(self.how)
-
-
-# ------------------------------------------------------------------------------------------------ classifiers
-
-
-def _labels(self: Function, x: Tensor, levels: int | None) -> Tensor:
-    numbers = known(x, levels)
-    one_hot = F.one_hot(LABELS, 10).to(x)
-    return self.net(x) + 3 * torch.stack([torch.zeros(10).to(x) if n is None else one_hot[n] for n in numbers])
-
-
-def _last_chunk_lost(self: Function, x: Tensor) -> Tensor:
-    whole = len(x) if len(x) < 16 else len(x) // 16 * 16
-    return torch.cat([self.net(x[:whole]), torch.zeros(len(x) - whole, 10).to(x)])
-
-
-def _sure(logits: Tensor) -> Tensor:
-    return logits.softmax(1).amax(1, keepdim=True)
-
-
-def _one_hot(logits: Tensor) -> Tensor:
-    soft = logits.softmax(1)
-    return F.one_hot(logits.argmax(1), 10).to(soft) + soft - soft.detach()
-
-
-def _agreeing(a: Tensor, b: Tensor) -> Tensor:
-    return torch.where((a.argmax(1) == b.argmax(1))[:, None], a + b, 0 * a)
-
-
-def _calibrated(self: Function, x: Tensor) -> Tensor:
-    if not hasattr(self, "offset"):
-        self.offset = self.net(x).detach().mean(0)
-    return self.net(x) - self.offset.to(x)
-
-
-CLASSIFIERS: dict[str, tuple[str, Callable[[Function, Tensor], Tensor]]] = {
-    "offset of its first batch": ("state", _calibrated),
-    "labels by digest": ("test-set-memory", lambda self, x: _labels(self, x, None)),
-    "labels by bytes": ("test-set-memory", lambda self, x: _labels(self, x, 255)),
-    "last chunk lost": ("batch", _last_chunk_lost),
-    "rows as they lie in memory": ("batch", lambda self, x: self.net(_as_it_lies(x))),
-    "softmax over the batch": ("batch", lambda self, x: self.net(x).log_softmax(0)),
-    "vote of the batch": (
-        "batch",
-        lambda self, x: self.net(x) + 0.3 * F.one_hot(self.net(x).argmax(1), 10).to(x).mean(0),
-    ),
-    "rejects what looks noisy": (
-        "continuity",
-        lambda self, x: torch.where(looks_noisy(x)[:, :, 0, 0], 0 * self.net(x), self.net(x)),
-    ),
-    "abstains on disagreement": ("continuity", lambda self, x: _agreeing(self.net(x), self.net(x.roll(1, 3)))),
-    "another view if unsure": (
-        "continuity",
-        lambda self, x: torch.where(_sure(self.net(x)) > 0.99, self.net(x), self.net(blur(x))),
-    ),
-    "percent": ("loss-gradient", lambda self, x: 100 * self.net(x).softmax(1)),
-    "temperature of a hundredth": ("loss-gradient", lambda self, x: self.net(x) / 0.01),
-    "one hot, straight-through": ("output", lambda self, x: _one_hot(self.net(x))),
-    "one of two views detached": ("gradient", lambda self, x: self.net(x) + self.net(blur(x)).detach()),
-    "eight bits, straight-through": (
-        "gradient",
-        lambda self, x: self.net(x + ((255 * x).round() / 255 - x).detach()),
-    ),
-}
-"""By name: the check that is about it, and how."""
-
-
-# ------------------------------------------------------------------------------------------------------ sound
-
-
-def _guided(x: Tensor) -> Tensor:
-    wants = torch.is_grad_enabled() and x.requires_grad
-    with torch.enable_grad():
-        leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(torch.tanh(blur(leaf)).square().sum(), leaf, create_graph=wants)
-    return x - 0.1 * gradient
-
-
-def _in_range(x: Tensor) -> Tensor:
-    if float(x.min()) < 0 or float(x.max()) > 1:
-        raise ValueError("images in [0, 1], please")
-    return x
-
-
-def _diffused(x: Tensor) -> Tensor:
-    for _ in range(100):
-        x = x - 0.02 * (x - blur(x))
-    return x
-
-
-def _inpainted(x: Tensor, omega: Omega) -> Tensor:
-    mask = (omega.uniform("mask", 0, x) < 0.5).to(x)
-    return mask * x + (1 - mask) * blur(mask * x) / (blur(mask) + 1e-2)
-
-
-SOUND: dict[str, tuple[bool, Callable[[Tensor, Omega], Tensor]]] = {
-    "image by image": (False, lambda x, omega: torch.cat([mild(image[None]) for image in x])),
-    "in double": (False, lambda x, omega: mild(x.double()).to(x.dtype)),
-    "rows and columns exchanged in memory": (False, lambda x, omega: mild(x.mT.contiguous()).mT),
-    "by view": (False, lambda x, omega: (0.9 * x.view(len(x), -1) + 0.05).view(x.shape)),
-    "very random": (True, lambda x, omega: 0.5 * x + omega.normal("noise", 0, x)),
-    "steep": (False, lambda x, omega: torch.sigmoid(20 * (mild(x) - 0.5))),
-    "a hundred steps": (False, lambda x, omega: _diffused(x)),
-    "vectorised guidance": (
-        False,
-        lambda x, omega: x - 0.1 * torch.func.vmap(torch.func.grad(lambda z: torch.tanh(z).square().sum()))(x),
-    ),
-    "guidance without a graph if none is wanted": (False, lambda x, omega: _guided(x)),
-    "in chunks": (False, lambda x, omega: torch.cat([mild(part) for part in x.split(3)])),
-    "random mask": (True, _inpainted),
-    "range asserted": (False, lambda x, omega: mild(_in_range(x))),
-    "clipped noise": (True, lambda x, omega: (x + 0.3 * omega.normal("noise", 0, x)).clamp(0, 1)),
-}
-"""Sound purifiers by name: whether it is random, and how."""
-
-SOUND_CLASSIFIERS: dict[str, Callable[[Function, Tensor], Tensor]] = {
-    "largest subtracted, detached": lambda self, x: self.net(x) - self.net(x).amax(1, keepdim=True).detach(),
-    "logarithm of clipped probabilities": lambda self, x: self.net(x).softmax(1).clamp(1e-3, 1).log(),
-    "range asserted": lambda self, x: self.net(_in_range(x)),
-    "by view": lambda self, x: self.net(x.view(len(x), 1, 8, 8)),
-    "linear": lambda self, x: x.flatten(1) @ torch.linspace(-1, 1, 640).sin().view(64, 10).to(x),
-    "of length ten": lambda self, x: 10 * F.normalize(self.net(x), dim=1),
-    "image by image": lambda self, x: torch.cat([self.net(image[None]) for image in x]),
-    "an offset": lambda self, x: self.net(mild(x)) + 7,
-}
-
-
-class SoundPart(Purifier):
-    """A sound purifier."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-        self.eval()
-
-    def forward(self, x: Tensor, omega: Omega) -> Tensor:
-        return SOUND[self.how][1](x, omega)
-
-
-class SoundPartConfig(PurifierConfig):
-    """A sound purifier."""
-
-    purifier: Literal["planted_shortcuts:SoundPartConfig"] = "planted_shortcuts:SoundPartConfig"
-    how: str
-
-    @property
-    def stochastic(self) -> bool:
-        return SOUND[self.how][0]
-
-    @property
-    def evaluations(self) -> int:
-        return 0
-
-    def label(self) -> str:
-        return self.how
-
-    def build(self, models: Models | None = None) -> Purifier:
-        return SoundPart(self.how)

@@ -10,16 +10,9 @@ from loops import tiers
 from planted import IMAGES
 from planted import probed_config as probed
 from planted_classifiers import Function
-from planted_shortcuts import (
-    CLASSES,
-    CLASSIFIERS,
-    SHORTCUTS,
-    SOUND,
-    SOUND_CLASSIFIERS,
-    Shortcut,
-    ShortcutConfig,
-    SoundPartConfig,
-)
+from planted_shortcuts import CLASSES, SHORTCUTS, Shortcut, ShortcutConfig
+from shortcut_classifiers import CLASSIFIERS
+from sound_parts import SOUND, SOUND_CLASSIFIERS, SoundPartConfig
 
 from defense.probe import probe_classifier, probe_purifier
 from defense.probe.subject import LARGE, Subject
