@@ -189,9 +189,9 @@ def test_claims_are_compared_on_the_same_data_at_the_same_budget_alone(made: Mad
 
     # A claim that stands on two lines is one claim, compared twice.
     twice = replace(compared, lines=(line, replace(line)))
-    said = [text for text in claims_in_short(made.board, [twice]) if "can be compared" in text]
-    assert len(said) == 1 and said[0].startswith("Of 1 claim that can be compared here, 2 comparisons, ")
-    (said,) = [text for text in claims_in_short(made.board, [compared]) if "can be compared" in text]
+    said = [text for text in claims_in_short(made.board, [twice]) if "survive in shape" in text]
+    assert len(said) == 1 and said[0].startswith("Of 2 comparisons with 1 claim, ")
+    (said,) = [text for text in claims_in_short(made.board, [compared]) if "survive in shape" in text]
     assert said.startswith("Of 1 claim that can be compared here, ") and "comparisons" not in said
 
 

@@ -117,10 +117,12 @@ def claims_in_short(board: Board, claims: Sequence[Claim]) -> Iterator[str]:
         number = {name: len(judged[name]) for name in _SHAPES}
         one = len({claim.key for pairs in judged.values() for claim, _ in pairs})
         together = sum(number.values())
-        several = f", {together} comparisons, since some stand on several lines" if together > one else ""
+        what = f"{_count(one, 'claim')} that can be compared here"
+        if together > one:  # a claim stands on several lines
+            what = f"{together} comparisons with {_count(one, 'claim')}"
         yield (
-            f"Of {_count(one, 'claim')} that can be compared here{several}, {number['survives']} survive in "
-            f"shape, {number['falls']} fall and {number['open']} are open at so many images."
+            f"Of {what}, {number['survives']} survive in shape, {number['falls']} fall and {number['open']} are "
+            "open at so many images."
         )
     elif claims:
         yield "What was published of these defences cannot be compared with what was measured here."
